@@ -1,0 +1,153 @@
+"""Layer bodies and embeddings that our own networks are made of."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from rl_skip.errors import UserError
+from rl_skip.inputs import Inputs
+from rl_skip.stack import masked_mean
+
+__all__ = ["AttentionBlock", "ClassifierHead", "Embedding", "FrameEmbedding", "PatchEmbedding", "embedding_from_json", "embedding_to_json"]
+
+
+class AttentionBlock(nn.Module):
+    """A pre-norm transformer block, (B, T, D) → (B, T, D); tokens that `mask` calls padding are not attended to."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: int = 4, dropout: float = 0.0) -> None:
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise UserError(f"a width of {width} does not divide into {heads} heads; set --width to a multiple of --heads")
+        self.heads, self.mlp_ratio = heads, mlp_ratio
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.project_in, self.project_out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, mlp_ratio * width), nn.GELU(), nn.Linear(mlp_ratio * width, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        return hidden + self.update(hidden, mask)
+
+    def update(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the block adds to the hidden state, (B, T, D)."""
+        B, T, D = hidden.shape
+        heads = self.project_in(self.norm_attention(hidden)).view(B, T, 3, self.heads, D // self.heads)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / heads)
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=_attention_mask(mask))
+        attention = self.dropout(self.project_out(attended.transpose(1, 2).reshape(B, T, D)))
+        return attention + self.dropout(self.mlp(self.norm_mlp(hidden + attention)))
+
+
+def _attention_mask(mask: Tensor | None) -> Tensor | None:
+    """(B, T) → (B, 1, 1, T). A row without a real token attends to its first, so that softmax has something to sum."""
+    if mask is None:
+        return None
+    first = torch.zeros_like(mask)
+    first[:, 0] = ~mask.any(dim=1)
+    return (mask | first)[:, None, None, :]
+
+
+class ClassifierHead(nn.Module):
+    """Mean over the real tokens, layer norm, linear: (B, T, D) → (B, classes)."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.linear(masked_mean(self.norm(hidden), mask))
+
+
+@dataclass(frozen=True)
+class PatchEmbedding:
+    """Images (B, C, H, W) or (B, H, W) cut into square patches, each a token."""
+
+    height: int
+    image_width: int
+    channels: int
+    patch: int
+
+    @property
+    def tokens(self) -> int:
+        """T, the number of tokens of one image."""
+        return (self.height // self.patch) * (self.image_width // self.patch)
+
+    def build(self, width: int) -> nn.Module:
+        """The module that embeds, images → (B, T, D)."""
+        return _Patches(self, width)
+
+
+class _Patches(nn.Module):
+    def __init__(self, shape: PatchEmbedding, width: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(shape.channels, width, shape.patch, stride=shape.patch)
+        self.place = nn.Parameter(torch.randn(1, shape.tokens, width) * 0.02)
+
+    def forward(self, images: Inputs) -> Tensor:
+        assert isinstance(images, Tensor)
+        images = images.unsqueeze(1) if images.dim() == 3 else images
+        return self.project(images).flatten(2).transpose(1, 2) + self.place
+
+
+@dataclass(frozen=True)
+class FrameEmbedding:
+    """Frames {"frames": (B, F, features), "mask": (B, F)}; every `stride` of them become one token."""
+
+    frames: int
+    features: int
+    stride: int
+
+    @property
+    def tokens(self) -> int:
+        """T, the number of tokens of one padded sequence."""
+        return -(-self.frames // self.stride)
+
+    def build(self, width: int) -> nn.Module:
+        """The module that embeds, frames → (B, T, D) and its mask (B, T)."""
+        return _Frames(self, width)
+
+
+class _Frames(nn.Module):
+    def __init__(self, shape: FrameEmbedding, width: int) -> None:
+        super().__init__()
+        self.stride, self.tokens = shape.stride, shape.tokens
+        self.project = nn.Linear(shape.features * shape.stride, width)
+        self.place = nn.Parameter(torch.randn(1, shape.tokens, width) * 0.02)
+
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        assert isinstance(inputs, dict)
+        frames, mask = inputs["frames"] * inputs["mask"].unsqueeze(-1), inputs["mask"].bool()
+        missing = self.tokens * self.stride - frames.shape[1]
+        frames, mask = nn.functional.pad(frames, (0, 0, 0, missing)), nn.functional.pad(mask, (0, missing))
+        B = frames.shape[0]
+        tokens = self.project(frames.reshape(B, self.tokens, -1)) + self.place
+        return tokens, mask.view(B, self.tokens, self.stride).any(dim=2)
+
+
+Embedding = PatchEmbedding | FrameEmbedding | Callable[[int], nn.Module]
+"""How a task's inputs become tokens: one of ours, or a function width → module."""
+
+_KINDS: dict[str, type[PatchEmbedding] | type[FrameEmbedding]] = {"patches": PatchEmbedding, "frames": FrameEmbedding}
+
+
+def embedding_to_json(embedding: Embedding) -> dict[str, Any] | None:
+    """The embedding in JSON; None for a person's own function, which a file cannot hold."""
+    for kind, cls in _KINDS.items():
+        if isinstance(embedding, cls):
+            return {"kind": kind, **asdict(embedding)}
+    return None
+
+
+def embedding_from_json(described: dict[str, Any]) -> PatchEmbedding | FrameEmbedding:
+    """The inverse of `embedding_to_json`."""
+    arguments = dict(described)
+    kind = arguments.pop("kind", None)
+    if kind not in _KINDS:
+        raise UserError(f"unknown embedding {kind!r}; known are {', '.join(_KINDS)}")
+    try:
+        return _KINDS[kind](**arguments)
+    except TypeError as error:
+        raise UserError(f"the embedding {kind!r} is described wrongly: {error}") from None

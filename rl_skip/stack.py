@@ -1,0 +1,183 @@
+"""The contract between a model and everything else: a stack of layers that rows may skip."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor, nn
+
+from rl_skip.costs import count_flops
+from rl_skip.inputs import Inputs
+
+__all__ = ["Carry", "LayerStack", "ModuleStack", "masked_mean"]
+
+
+@dataclass
+class Carry:
+    """What a batch takes with it from layer to layer. Every tensor has the rows first."""
+
+    hidden: Tensor
+    """The hidden state, (B, T, D) or any other shape with B first."""
+    full_flops: float
+    """Operations of one row through all layers, the unit of compute."""
+    mask: Tensor | None = None
+    """(B, T), true where a token is real and not padding; None where all are."""
+    origin: Tensor | None = None
+    """(B, T, D), the stack's input, kept by stacks whose jumps mix it in again."""
+    memory: Tensor | None = None
+    """(B, 1, D), the working memory, kept by stacks that have one."""
+
+    def take(self, rows: Tensor) -> "Carry":
+        """A carry of the named rows alone."""
+        return replace(self, **{name: tensor.index_select(0, rows) for name, tensor in self._tensors().items()})
+
+    def put(self, rows: Tensor, other: "Carry") -> None:
+        """Overwrites the named rows with those of `other`, which has exactly these rows, in order."""
+        for name, tensor in self._tensors().items():
+            setattr(self, name, tensor.index_copy(0, rows, getattr(other, name)))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)}
+
+
+def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the tokens of (B, T, D) that `mask` (B, T) calls real. Returns (B, D)."""
+    if mask is None:
+        return hidden.mean(dim=1)
+    weight = mask.to(hidden.dtype).unsqueeze(-1)  # (B, T, 1)
+    return (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
+
+
+class LayerStack(nn.Module):
+    """A stack of L layers of which each row of a batch runs some.
+
+    Subclasses set `depth`, `width` and the buffer `layer_flops`, and implement `begin`, `run` and `finish`;
+    `pooled`, `memory` and `jumped` have defaults that suit hidden states of shape (B, T, D).
+    """
+
+    depth: int
+    """L, the number of layers that may be skipped."""
+    width: int
+    """D, the width of the pooled hidden state."""
+    layer_flops: Tensor
+    """(L,), operations of each layer for one row of nominal length."""
+
+    @property
+    def layer_costs(self) -> Tensor:
+        """(L,), share of each layer in the cost of running all of them. Sums to 1."""
+        return self.layer_flops / self.layer_flops.sum()
+
+    def begin(self, inputs: Inputs) -> Carry:
+        """Everything before layer 0."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it begins")
+
+    def run(self, i: int, carry: Carry, rows: Tensor | None) -> Tensor:
+        """Runs layer `i` on the named rows (None: all rows, without a gather) and writes them back to `carry`.
+
+        Returns:
+            (R,), the compute that each of these rows spent, in units of the whole stack at full depth.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it runs a layer")
+
+    def finish(self, carry: Carry) -> Tensor:
+        """Everything after the last layer. Returns the outputs, rows first."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it finishes")
+
+    def pooled(self, carry: Carry, rows: Tensor | None) -> Tensor:
+        """(R, D), the mean of the hidden state over the real tokens of the named rows."""
+        mask = carry.mask
+        if rows is None:
+            return masked_mean(carry.hidden, mask)
+        return masked_mean(carry.hidden.index_select(0, rows), None if mask is None else mask.index_select(0, rows))
+
+    def memory(self, carry: Carry, rows: Tensor | None) -> Tensor | None:
+        """(R, D), the working memory of the named rows; None where the stack has none."""
+        if carry.memory is None:
+            return None
+        memory = carry.memory if rows is None else carry.memory.index_select(0, rows)
+        return memory.squeeze(1)
+
+    def jumped(self, carry: Carry, rows: Tensor, jumps: Tensor) -> None:
+        """Called after the policy chose `jumps` (R,) for `rows`; stacks that mark a jump in the hidden state do it here."""
+
+
+class ModuleStack(LayerStack):
+    """A stack of any PyTorch modules: `embed`, then layers that keep the shape, then `head`.
+
+    Args:
+        embed: inputs → hidden state (B, ..., D), or a pair of it and a mask (B, T) that is true on real tokens.
+        layers: modules that map the hidden state to one of the same shape; with `layers_take_mask` they are called
+            as `layer(hidden, mask)`.
+        head: (hidden, mask) → outputs with `layers_take_mask`, else hidden → outputs.
+        width: D, the size of the hidden state's channel dimension.
+        layer_flops: operations of each layer for one row. None: counted on `example`.
+        example: inputs of a few rows, on which the operations are counted.
+        channel_dim: where the D channels are; 1 for images (B, D, H, W).
+
+    Example:
+        >>> layers = [nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8)) for _ in range(4)]
+        >>> stack = ModuleStack(nn.Linear(3, 8), layers, nn.Linear(8, 2), width=8, example=torch.zeros(1, 5, 3))
+        >>> stack.layer_costs.tolist()
+        [0.25, 0.25, 0.25, 0.25]
+    """
+
+    def __init__(
+        self,
+        embed: nn.Module,
+        layers: Sequence[nn.Module],
+        head: nn.Module,
+        *,
+        width: int,
+        layer_flops: Sequence[float] | None = None,
+        example: Inputs | None = None,
+        layers_take_mask: bool = False,
+        channel_dim: int = -1,
+    ) -> None:
+        super().__init__()
+        self.embed, self.layers, self.head = embed, nn.ModuleList(layers), head
+        self.depth, self.width = len(self.layers), width
+        self.layers_take_mask, self.channel_dim = layers_take_mask, channel_dim
+        self.full_flops = 1.0
+        if layer_flops is None:
+            if example is None:
+                raise ValueError("the cost of the layers is unknown: pass layer_flops, or example inputs to count them on")
+            layer_flops = self._count_layer_flops(example)
+        if len(layer_flops) != self.depth:
+            raise ValueError(f"layer_flops has {len(layer_flops)} entries for {self.depth} layers")
+        self.register_buffer("layer_flops", torch.tensor(list(layer_flops), dtype=torch.float32), persistent=False)
+        self.full_flops = float(sum(layer_flops))
+
+    def begin(self, inputs: Inputs) -> Carry:
+        embedded = self.embed(inputs)
+        hidden, mask = embedded if isinstance(embedded, tuple) else (embedded, None)
+        return Carry(hidden=hidden, full_flops=self.full_flops, mask=mask)
+
+    def run(self, i: int, carry: Carry, rows: Tensor | None) -> Tensor:
+        call = self._caller(self.layers[i])
+        if rows is None:
+            carry.hidden = call(carry.hidden, carry.mask)
+            return self.layer_costs[i].expand(carry.hidden.shape[0])
+        mask = None if carry.mask is None else carry.mask.index_select(0, rows)
+        moved = call(carry.hidden.index_select(0, rows), mask)
+        carry.hidden = carry.hidden.index_copy(0, rows, moved.to(carry.hidden.dtype))
+        return self.layer_costs[i].expand(rows.shape[0])
+
+    def finish(self, carry: Carry) -> Tensor:
+        return self._caller(self.head)(carry.hidden, carry.mask)
+
+    def pooled(self, carry: Carry, rows: Tensor | None) -> Tensor:
+        if carry.mask is not None:
+            return super().pooled(carry, rows)
+        hidden = carry.hidden if rows is None else carry.hidden.index_select(0, rows)
+        hidden = hidden.movedim(self.channel_dim, -1)
+        return hidden.flatten(1, -2).mean(dim=1) if hidden.dim() > 2 else hidden
+
+    def _caller(self, module: nn.Module) -> Callable[[Tensor, Tensor | None], Tensor]:
+        return module if self.layers_take_mask else lambda hidden, _mask: module(hidden)
+
+    def _count_layer_flops(self, example: Inputs) -> list[float]:
+        with torch.no_grad():
+            carry = self.begin(example)
+            rows = carry.hidden.shape[0]
+            calls = [lambda call=self._caller(layer): call(carry.hidden, carry.mask) for layer in self.layers]
+            return [count_flops(call, layer) / rows for call, layer in zip(calls, self.layers, strict=True)]

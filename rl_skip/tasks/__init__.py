@@ -1,0 +1,148 @@
+"""Tasks: data with labels in three splits, and how its inputs become tokens.
+
+A task of your own is a function in a Python file that returns a `Task`; `--task my_file.py:my_task --data PATH` calls
+it with the path (None without `--data`).
+"""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rl_skip.blocks import Embedding
+from rl_skip.errors import UserError
+from rl_skip.inputs import Inputs, map_inputs, row_count, take_rows
+
+__all__ = ["Examples", "Split", "Task", "load_task", "stratified_split"]
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N rows with their labels."""
+
+    inputs: Inputs
+    labels: Tensor
+    """(N,) long."""
+
+    def __len__(self) -> int:
+        return row_count(self.inputs)
+
+    def take(self, rows: Tensor | slice) -> "Examples":
+        """The named rows."""
+        return Examples(take_rows(self.inputs, rows), self.labels[rows])
+
+    def to(self, device: torch.device | str) -> "Examples":
+        """The same rows on a device."""
+        return Examples(map_inputs(self.inputs, lambda tensor: tensor.to(device)), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a network is trained and measured on.
+
+    Example:
+        >>> def my_task(path: str | None) -> Task:
+        ...     def load(split: Split) -> Examples:
+        ...         generator = torch.Generator().manual_seed(len(split))
+        ...         x = torch.randn(300, 5, 3, generator=generator)  # N rows of 5 tokens with 3 features
+        ...         return Examples(x, (x.sum(dim=(1, 2)) > 0).long())
+        ...     return Task("signs", ("minus", "plus"), load, embedding=lambda width: torch.nn.Linear(3, width), tokens=5)
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    load: Callable[[Split], Examples]
+    """Reads one split. Test is asked for by evaluation alone."""
+    embedding: Embedding
+    """How inputs become tokens: `PatchEmbedding`, `FrameEmbedding`, or a function width → module."""
+    tokens: int
+    """T, tokens of one row, for the cost of a layer."""
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """(B,), cross-entropy of each row."""
+        return torch.nn.functional.cross_entropy(outputs, labels, reduction="none")
+
+    def accuracy(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """(B,), 1 where the likeliest class is the label, else 0."""
+        return (outputs.argmax(dim=1) == labels).float()
+
+    def probability(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """(B,), the probability that the outputs give to the label."""
+        return torch.softmax(outputs, dim=1).gather(1, labels.unsqueeze(1)).squeeze(1)
+
+
+def stratified_split(labels: Tensor, fractions: tuple[float, float, float] = (0.6, 0.2, 0.2), seed: int = 0) -> dict[Split, Tensor]:
+    """Splits rows into train, validation and test so that each class has the same share in all three.
+
+    The split depends on `seed` alone, not on the seed of a run: runs with different seeds are measured on the same rows.
+
+    Returns:
+        The row numbers of each split, sorted.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    for label in labels.unique().tolist():
+        rows = (labels == label).nonzero().squeeze(1)
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        first = round(len(rows) * fractions[0])
+        second = first + round(len(rows) * fractions[1])
+        for part, chunk in zip(parts, (rows[:first], rows[first:second], rows[second:]), strict=True):
+            part.append(chunk)
+    train, validation, test = (torch.cat(part).sort().values for part in parts)
+    return {"train": train, "validation": validation, "test": test}
+
+
+@cache
+def load_task(name: str, data: str | None = None) -> Task:
+    """The task `name`: "digits", "speech", "images", or "file.py:function" for one of your own.
+
+    Args:
+        data: where its data are; digits needs none.
+
+    Raises:
+        UserError: if there is no such task, or the data cannot be read.
+    """
+    if name == "digits":
+        from rl_skip.tasks.digits import digits
+
+        return digits()
+    if name in ("speech", "images"):
+        if data is None:
+            raise UserError(f"the task {name!r} needs data; set --data PATH")
+        if not Path(data).exists():
+            raise UserError(f"there is nothing at {data}; set --data to a path that exists")
+        if name == "speech":
+            from rl_skip.tasks.speech import speech
+
+            return speech(Path(data))
+        from rl_skip.tasks.images import images
+
+        return images(Path(data))
+    return _own_task(name, data)
+
+
+def _own_task(name: str, data: str | None) -> Task:
+    file, separator, function = name.rpartition(":")
+    path = Path(file)
+    if not separator or path.suffix != ".py":
+        raise UserError(f"there is no task {name!r}; set --task to digits, speech, images, or file.py:function for your own")
+    if not path.is_file():
+        raise UserError(f"there is no file {file} with a task; set --task to file.py:function")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make = getattr(module, function, None)
+    if not callable(make):
+        raise UserError(f"{file} has no function {function!r}; set --task to file.py:function")
+    task = make(data)
+    if not isinstance(task, Task):
+        raise UserError(f"{function} in {file} returned {type(task).__name__}, not a rl_skip.Task")
+    return task
