@@ -1,0 +1,1 @@
+"""What trains: agents, prices, telemetry, checkpoints and the run folder."""

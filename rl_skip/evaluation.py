@@ -1,0 +1,229 @@
+"""Measuring: the policy, full depth, fixed routes and random routes, on the same rows, by accuracy, compute and time."""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rl_skip.policy import JumpPolicy
+from rl_skip.routing import sweep
+from rl_skip.stack import LayerStack
+from rl_skip.tasks import Examples, Task
+
+__all__ = ["Evaluation", "all_routes", "best_fixed_route", "evaluate", "evaluate_routes", "random_routes", "seconds_per_batch"]
+
+EXHAUSTIVE_DEPTH = 12
+BEAM = 32
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a policy, or a route, does on a split."""
+
+    price: float
+    """The price at which the reward is reckoned, and which the policy saw."""
+    route: Tensor
+    """(N, L) bool."""
+    correct: Tensor
+    """(N,) float, 1 where the likeliest class is the label."""
+    compute_by_row: Tensor
+    """(N,), compute of each row's route."""
+    prediction: Tensor
+    """(N,) long, the likeliest class."""
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return self.correct.shape[0]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of rows that are right."""
+        return float(self.correct.double().mean())
+
+    @property
+    def compute(self) -> float:
+        """Mean compute."""
+        return float(self.compute_by_row.double().mean())
+
+    @property
+    def reward(self) -> float:
+        """accuracy − price · compute."""
+        return self.accuracy - self.price * self.compute
+
+    @property
+    def distinct_routes(self) -> int:
+        """How many different routes the rows took."""
+        return len(self.route.unique(dim=0))
+
+
+@torch.no_grad()
+def evaluate(
+    stack: LayerStack,
+    policy: JumpPolicy | None,
+    task: Task,
+    examples: Examples,
+    *,
+    price: float = 0.0,
+    route: Tensor | None = None,
+    batch_size: int = 256,
+) -> Evaluation:
+    """Runs all examples greedily, in evaluation mode, on the device where they are.
+
+    Args:
+        policy: who decides; None with a given `route`.
+        route: (L,) or (N, L) bool, followed instead of asking the policy.
+    """
+    training = stack.training
+    stack.eval()
+    parts: list[tuple[Tensor, ...]] = []
+    for start in range(0, len(examples), batch_size):
+        batch = examples.take(slice(start, start + batch_size))
+        chosen = route if route is None or route.dim() == 1 else route[start : start + batch_size]
+        rollout = sweep(stack, policy, batch.inputs, price=price, route=chosen)
+        parts.append((rollout.route, task.accuracy(rollout.outputs, batch.labels), rollout.compute, rollout.outputs.argmax(dim=-1)))
+    stack.train(training)
+    routes, correct, compute, prediction = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    return Evaluation(price, routes, correct, compute, prediction)
+
+
+def all_routes(depth: int, allow_exit: bool) -> Tensor:
+    """Every route that a policy without a limit on its jumps can take, (R, L) bool. Layer 0 always runs."""
+    free = depth - 1 if allow_exit else max(depth - 2, 0)
+    middle = torch.tensor(list(itertools.product([False, True], repeat=free)), dtype=torch.bool).view(-1, free)
+    always = torch.ones(len(middle), 1, dtype=torch.bool)
+    last = always[:, : depth - 1 - free]
+    return torch.cat([always, middle, last], dim=1)
+
+
+@torch.no_grad()
+def evaluate_routes(stack: LayerStack, task: Task, examples: Examples, routes: Tensor) -> tuple[Tensor, Tensor]:
+    """Every route on every example; routes that begin alike share the work.
+
+    Args:
+        routes: (R, L) bool, layer 0 run in all of them.
+
+    Returns:
+        Whether each row is right, (R, N) float, and its compute, (R, N).
+    """
+    training = stack.training
+    stack.eval()
+    N, depth = len(examples), stack.depth
+    correct, compute = torch.zeros(len(routes), N), torch.zeros(len(routes), N)
+    begun = stack.begin(examples.inputs)
+
+    def descend(i: int, chosen: Tensor, carry, last: int, spent: Tensor) -> None:  # type: ignore[no-untyped-def]
+        """Follows the routes `chosen` (indices) from layer i on; they agree on everything before."""
+        if i == depth:
+            _mark_jump(stack, carry, N, depth - last - 1)
+            right = task.accuracy(stack.finish(carry), examples.labels).cpu()
+            correct[chosen], compute[chosen] = right, spent.cpu()
+            return
+        for run in (False, True):
+            part = chosen[routes[chosen, i] == run]
+            if len(part) == 0:
+                continue
+            if not run:
+                descend(i + 1, part, copy(carry), last, spent)
+                continue
+            forked = copy(carry)
+            if i > 0:
+                _mark_jump(stack, forked, N, i - last - 1)
+            cost = stack.run(i, forked, None)
+            descend(i + 1, part, forked, i, spent + cost)
+
+    descend(0, torch.arange(len(routes)), begun, -1, torch.zeros(N, device=begun.hidden.device))
+    stack.train(training)
+    return correct, compute
+
+
+def _mark_jump(stack: LayerStack, carry, rows: int, jump: int) -> None:  # type: ignore[no-untyped-def]
+    index = torch.arange(rows, device=carry.hidden.device)
+    stack.jumped(carry, index, torch.full_like(index, jump))
+
+
+def best_fixed_route(stack: LayerStack, task: Task, validation: Examples, *, max_compute: float, allow_exit: bool = False) -> Tensor:
+    """The single route of highest validation accuracy whose mean compute stays within `max_compute`.
+
+    All routes for up to 12 layers; above, a beam search that adds one layer at a time to the best routes so far.
+
+    Returns:
+        (L,) bool. The cheapest route where none is cheap enough.
+    """
+    if stack.depth <= EXHAUSTIVE_DEPTH:
+        routes = all_routes(stack.depth, allow_exit)
+        return _best_within(routes, *_means(evaluate_routes(stack, task, validation, routes)), max_compute)[0]
+    shortest = torch.zeros(1, stack.depth, dtype=torch.bool)
+    shortest[:, 0] = True
+    shortest[:, -1] = not allow_exit
+    beam, seen = shortest, [(shortest, *_means(evaluate_routes(stack, task, validation, shortest)))]
+    while True:
+        grown = torch.stack([route | one for route in beam for one in torch.eye(stack.depth, dtype=torch.bool) if not (route & one).any()] or [beam[0]]).unique(dim=0)
+        accuracy, compute = _means(evaluate_routes(stack, task, validation, grown))
+        cheap = compute <= max_compute
+        if not cheap.any() or grown.all():
+            routes, accuracies, computes = (torch.cat(parts) for parts in zip(*seen, strict=True))
+            return _best_within(routes, accuracies, computes, max_compute)[0]
+        seen.append((grown[cheap], accuracy[cheap], compute[cheap]))
+        beam = grown[cheap][accuracy[cheap].argsort(descending=True)[:BEAM]]
+
+
+def _means(measured: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return measured[0].double().mean(dim=1), measured[1].double().mean(dim=1)
+
+
+def _best_within(routes: Tensor, accuracy: Tensor, compute: Tensor, max_compute: float) -> tuple[Tensor, float]:
+    allowed = compute <= max_compute + 1e-6
+    if not allowed.any():
+        allowed = compute <= compute.min()
+    best = torch.where(allowed, accuracy - 1e-6 * compute, -1.0).argmax()
+    return routes[best], float(accuracy[best])
+
+
+def random_routes(rows: int, stack: LayerStack, compute: float, *, allow_exit: bool = False, seed: int = 0) -> Tensor:
+    """(N, L) bool, random routes whose mean compute is `compute`, for layers of equal cost.
+
+    Each row runs layer 0 (and the last, where exits are not allowed) and a random choice of the others, as many as
+    the compute allows, rounded up or down at random.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    depth = stack.depth
+    routes = torch.zeros(rows, depth, dtype=torch.bool)
+    routes[:, 0] = True
+    routes[:, -1] |= not allow_exit
+    free = (~routes[0]).nonzero().squeeze(1)
+    wanted = min(max(compute * depth - float(routes[0].sum()), 0.0), float(len(free)))
+    count = (wanted + torch.rand(rows, generator=generator)).floor().clamp(max=len(free))  # (N,)
+    rank = torch.rand(rows, len(free), generator=generator).argsort(dim=1).argsort(dim=1)
+    routes[:, free] = rank < count.unsqueeze(1)
+    return routes
+
+
+@torch.no_grad()
+def seconds_per_batch(calls: dict[str, Callable[[], object]], device: torch.device, repeats: int = 15) -> dict[str, float]:
+    """Median seconds of each call, the calls taking turns so that noise falls on all alike."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for name, call in itertools.chain.from_iterable(_turns(calls, repeats + 2)):
+        _synchronise(device)
+        begun = time.perf_counter()
+        call()
+        _synchronise(device)
+        times[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(taken[2:]) for name, taken in times.items()}
+
+
+def _turns(calls: dict[str, Callable[[], object]], repeats: int) -> Iterator[list[tuple[str, Callable[[], object]]]]:
+    for _ in range(repeats):
+        yield list(calls.items())
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
