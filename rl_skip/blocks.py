@@ -63,17 +63,21 @@ class ClassifierHead(nn.Module):
 
 @dataclass(frozen=True)
 class PatchEmbedding:
-    """Images (B, C, H, W) or (B, H, W) cut into square patches, each a token."""
+    """Images (B, C, H, W) or (B, H, W) cut into patches, each a token."""
 
     height: int
     image_width: int
     channels: int
     patch: int
+    """Height of a patch, and its width too where `patch_width` is None."""
+    patch_width: int | None = None
+    overlap: int = 0
+    """Pixels that a patch sees beyond its edge on every side. Some overlap helps small data sets."""
 
     @property
     def tokens(self) -> int:
         """T, the number of tokens of one image."""
-        return (self.height // self.patch) * (self.image_width // self.patch)
+        return (self.height // self.patch) * (self.image_width // (self.patch_width or self.patch))
 
     def build(self, width: int) -> nn.Module:
         """The module that embeds, images → (B, T, D)."""
@@ -83,8 +87,9 @@ class PatchEmbedding:
 class _Patches(nn.Module):
     def __init__(self, shape: PatchEmbedding, width: int) -> None:
         super().__init__()
-        self.project = nn.Conv2d(shape.channels, width, shape.patch, stride=shape.patch)
-        self.place = nn.Parameter(torch.randn(1, shape.tokens, width) * 0.02)
+        patch, margin = (shape.patch, shape.patch_width or shape.patch), 2 * shape.overlap
+        self.project = nn.Conv2d(shape.channels, width, (patch[0] + margin, patch[1] + margin), stride=patch, padding=shape.overlap)
+        self.place = nn.Parameter(torch.randn(1, shape.tokens, width) * 0.2)
 
     def forward(self, images: Inputs) -> Tensor:
         assert isinstance(images, Tensor)
@@ -115,7 +120,7 @@ class _Frames(nn.Module):
         super().__init__()
         self.stride, self.tokens = shape.stride, shape.tokens
         self.project = nn.Linear(shape.features * shape.stride, width)
-        self.place = nn.Parameter(torch.randn(1, shape.tokens, width) * 0.02)
+        self.place = nn.Parameter(torch.randn(1, shape.tokens, width) * 0.2)
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         assert isinstance(inputs, dict)

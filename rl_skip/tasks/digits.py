@@ -10,7 +10,7 @@ __all__ = ["digits"]
 
 
 def digits() -> Task:
-    """The task `digits`: 16 tokens of 2 × 2 pixels; 60% train, 20% validation, 20% test."""
+    """The task `digits`: 8 tokens, each a row of pixels and its neighbours; 60% train, 20% validation, 20% test."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -23,5 +23,5 @@ def digits() -> Task:
     def load(split: Split) -> Examples:
         return Examples(images[rows[split]], labels[rows[split]])
 
-    embedding = PatchEmbedding(height=8, image_width=8, channels=1, patch=2)
+    embedding = PatchEmbedding(height=8, image_width=8, channels=1, patch=1, patch_width=8, overlap=1)
     return Task("digits", tuple(str(digit) for digit in range(10)), load, embedding, embedding.tokens)
