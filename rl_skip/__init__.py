@@ -1,6 +1,7 @@
 """rl_skip: networks that skip the layers an input does not need, by a policy learned with reinforcement."""
 
 from rl_skip.errors import UserError
+from rl_skip.export import SkipModel, load, load_policy, save
 from rl_skip.gated import SkipLayer
 from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.routing import Rollout, sweep
@@ -18,8 +19,12 @@ __all__ = [
     "ObservationLayout",
     "Rollout",
     "SkipLayer",
+    "SkipModel",
     "Split",
     "Task",
     "UserError",
+    "load",
+    "load_policy",
+    "save",
     "sweep",
 ]

@@ -294,6 +294,7 @@ class SkipLayer(GatedStack):
         super().__init__(dims, head, layer, **options)  # type: ignore[arg-type]
         self.policy = JumpPolicy(JumpRules.reaching(ObservationLayout(dims, layer), max_jump, allow_exit=allow_exit, scope=scope))
         self.price = price
+        self.arguments: dict[str, object] = {"dims": dims, "head": head, "layer": layer, **options}
         self.logs: dict[str, Tensor] = {}
         self._rollout: Rollout | None = None
         self._running_loss: float | None = None

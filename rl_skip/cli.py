@@ -1,0 +1,197 @@
+"""`python -m rl_skip`: measure a run, export its policy, say what a folder holds."""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from rl_skip.errors import UserError
+from rl_skip.evaluation import evaluate
+from rl_skip.export import MODEL, copy_export, load, load_policy, read_description
+from rl_skip.fields import Fields
+from rl_skip.runs import CONFIG, FORMAT_VERSION, is_run, load_run, read_run
+from rl_skip.tasks import Split
+
+__all__ = ["console", "main"]
+
+Report = dict[str, Any]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the words after the program's name; those of the process by default.
+
+    Returns:
+        0, or 2 for a user's mistake, which is told in one line on standard error.
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+        if arguments.threads is not None:
+            torch.set_num_threads(arguments.threads)
+        command: Callable[[argparse.Namespace], Report] = arguments.command
+        report = command(arguments)
+    except (UserError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    if arguments.json:
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        _print_table(report)
+    return 0
+
+
+def console() -> NoReturn:
+    """The console script."""
+    sys.exit(main())
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help lists the options")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="rl-skip", description="Measure, export and describe what train.py wrote.", allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    measure = _command(commands, "eval", _eval, "run a trained network on its data and report accuracy and compute")
+    measure.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    measure.add_argument("--split", choices=("validation", "test"), default="test", help="which rows to measure on (default: %(default)s)")
+    measure.add_argument("--data", help="where the data are, if not where the run read them")
+    dial = measure.add_mutually_exclusive_group()
+    dial.add_argument("--price", type=_price, help="what a unit of compute costs; higher skips more (default: the operating price of the policy)")
+    dial.add_argument("--budget", type=_budget, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
+    measure.add_argument("--batch-size", type=_count, default=256, help="rows that run together (default: %(default)s)")
+    measure.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run (default: %(default)s)")
+
+    copy = _command(commands, "export", _export, "copy a run's policy, checked, into a folder of its own")
+    copy.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    copy.add_argument("folder", type=Path, metavar="DIR", help="the folder to make; it must not exist")
+
+    describe = _command(commands, "info", _info, "say what a run or an exported policy is")
+    describe.add_argument("folder", type=Path, metavar="DIR", help="a run or an exported policy")
+    return parser
+
+
+def _command(commands: Any, name: str, function: Callable[[argparse.Namespace], Report], summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--threads", type=_count, help="threads that PyTorch may use on the CPU")
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _eval(arguments: argparse.Namespace) -> Report:
+    device = _device(arguments.device)
+    model, task = load_run(arguments.run, data=arguments.data, price=arguments.price, budget=arguments.budget, device=device)
+    split: Split = arguments.split
+    examples = task.load(split).to(device)
+    measured = evaluate(model.stack, model.policy, task, examples, price=model.price, batch_size=arguments.batch_size)
+    everything = torch.ones(model.stack.depth, dtype=torch.bool)
+    full_depth = evaluate(model.stack, None, task, examples, route=everything, batch_size=arguments.batch_size)
+    return {
+        "accuracy": measured.accuracy,
+        "compute": measured.compute,
+        "reward": measured.reward,
+        "price": model.price,
+        "rows": measured.rows,
+        "split": split,
+        "full_depth_accuracy": full_depth.accuracy,
+        "distinct_routes": measured.distinct_routes,
+    }
+
+
+def _export(arguments: argparse.Namespace) -> Report:
+    source = read_run(arguments.run).policy
+    copy_export(source, arguments.folder)
+    return {"folder": str(arguments.folder), "files": sorted(file.name for file in arguments.folder.iterdir())}
+
+
+def _info(arguments: argparse.Namespace) -> Report:
+    folder: Path = arguments.folder
+    run = read_run(folder) if is_run(folder) else None
+    export = folder if run is None else run.policy
+    description = read_description(export)
+    if description.network is not None and (export / MODEL).is_file():
+        weights = load(export).stack
+        network_weights = sum(parameter.numel() for parameter in weights.parameters())
+    else:
+        network_weights = None
+    policy_weights = sum(parameter.numel() for parameter in load_policy(export).parameters())
+    settings = {} if run is None else {"run": Fields.read(folder / CONFIG, FORMAT_VERSION).values}
+    return {
+        "kind": "export" if run is None else "run",
+        "folder": str(folder),
+        **settings,
+        "policy": description.to_json(),
+        "policy_weights": policy_weights,
+        "network_weights": network_weights,
+    }
+
+
+def _device(name: str) -> torch.device:
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    if not available[name]:
+        raise UserError(f"there is no {name} device here; set --device to auto or cpu")
+    return torch.device(name)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _price(text: str) -> float:
+    price = _number(text)
+    if not (math.isfinite(price) and price >= 0):
+        raise argparse.ArgumentTypeError(f"a price is a finite number of at least 0, got {text!r}")
+    return price
+
+
+def _budget(text: str) -> float:
+    budget = _number(text)
+    if not 0 < budget <= 1:
+        raise argparse.ArgumentTypeError(f"a budget is a mean compute in (0, 1], got {text!r}")
+    return budget
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _print_table(report: Report) -> None:
+    rows = list(_flat(report, ""))
+    widest = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{widest}}  {value}")
+
+
+def _flat(value: Any, name: str) -> Any:
+    """Pairs of dotted names and short texts."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for n, inner in enumerate(value):
+            yield name + f"[{n}]", ", ".join(f"{key} {_short(one)}" for key, one in inner.items())
+    else:
+        yield name, ", ".join(map(_short, value)) if isinstance(value, list) else _short(value)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)

@@ -1,0 +1,182 @@
+"""`policy.json`: what an exported policy is, in words and numbers; checked field by field when read."""
+
+import json
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from rl_skip.blocks import embedding_from_json
+from rl_skip.dial import PricePoint, PriceTable
+from rl_skip.errors import UserError
+from rl_skip.fields import Fields
+from rl_skip.gated import BodyName
+from rl_skip.network import NetworkConfig, StackKind
+from rl_skip.policy import JumpRules, ObservationLayout, PolicyScope, longest_jump
+
+__all__ = ["FORMAT_VERSION", "Description", "read_network_config"]
+
+FORMAT_VERSION = 1
+COST_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Description:
+    """The contents of `policy.json`."""
+
+    rules: JumpRules
+    layer_costs: tuple[float, ...]
+    """Share of each of the L layers in the cost of all; sums to 1."""
+    price: float
+    """The operating price, chosen on validation data."""
+    table: PriceTable = PriceTable()
+    """Which price led to which compute; empty where the policy knows one price."""
+    trained_on: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, Any] | None = None
+    """What the network is rebuilt from; None where only its maker can."""
+    versions: dict[str, str] = field(default_factory=lambda: _versions())
+
+    def to_json(self) -> dict[str, Any]:
+        """What the file holds."""
+        rules, layout = self.rules, self.rules.layout
+        return {
+            "format_version": FORMAT_VERSION,
+            "observation": {"layout": _parts(layout.width), "price_low": layout.price_low, "price_high": layout.price_high},
+            "depth": layout.depth,
+            "width": layout.width,
+            "max_jump": rules.max_jump,
+            "allow_exit": rules.allow_exit,
+            "policy_scope": rules.scope,
+            "hidden": rules.hidden,
+            "layer_costs": list(self.layer_costs),
+            "price": self.price,
+            "price_table": [point._asdict() for point in self.table.points],
+            "trained_on": self.trained_on,
+            "versions": self.versions,
+            "network": self.network,
+        }
+
+    def write(self, file: Path) -> None:
+        """Writes the file.
+
+        Raises:
+            UserError: if `trained_on` or `network` holds what JSON cannot.
+        """
+        try:
+            text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"trained_on and network must be plain JSON: {error}") from None
+        file.write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, file: Path) -> "Description":
+        """Reads the file and checks every field.
+
+        Raises:
+            UserError: naming the field that is missing or wrong.
+        """
+        fields = Fields.read(file, FORMAT_VERSION)
+        depth, width = fields.integer("depth"), fields.integer("width")
+        allow_exit = fields.flag("allow_exit")
+        scope: PolicyScope = "input" if fields.text("policy_scope", get_args(PolicyScope)) == "input" else "state"
+        longest = longest_jump(depth, allow_exit)
+        if longest < 1:
+            raise fields.wrong("depth", "deep enough to leave a choice, 3 layers or 2 with allow_exit")
+        max_jump, hidden = fields.integer("max_jump", 1, longest), fields.integer("hidden")
+        return cls(
+            rules=JumpRules(_read_layout(fields.object("observation"), width, depth), max_jump, allow_exit, scope, hidden),
+            layer_costs=_read_costs(fields, depth),
+            price=fields.number("price"),
+            table=_read_table(fields),
+            trained_on=fields.object("trained_on").values,
+            network=None if fields.get("network") is None else _read_network(fields.object("network"), width, depth),
+            versions={name: fields.object("versions").text(name) for name in _versions()},
+        )
+
+
+def read_network_config(fields: Fields) -> NetworkConfig:
+    """A `NetworkConfig` from JSON, checked field by field."""
+    layers, width, heads = fields.integer("layers"), fields.integer("width"), fields.integer("heads")
+    if width % heads:
+        raise fields.wrong("heads", f"a divisor of the width {width}")
+    stack: StackKind = "skip-layer" if fields.text("stack", get_args(StackKind)) == "skip-layer" else "blocks"
+    body: BodyName = "adapter" if fields.text("body", get_args(BodyName)) == "adapter" else "attention"
+    dropout = fields.number("dropout")
+    if dropout >= 1:
+        raise fields.wrong("dropout", "a number in [0, 1)")
+    return NetworkConfig(layers, width, heads, stack, body, dropout)
+
+
+def _versions() -> dict[str, str]:
+    from rl_skip import __version__
+
+    return {"rl_skip": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _parts(width: int) -> list[dict[str, Any]]:
+    sizes = {"hidden": width, "memory": width, "position": 1, "compute": 1, "price": 1}
+    return [{"name": name, "size": size} for name, size in sizes.items()]
+
+
+def _read_layout(fields: Fields, width: int, depth: int) -> ObservationLayout:
+    parts = [{"name": part.text("name"), "size": part.integer("size")} for part in fields.objects("layout")]
+    if parts != _parts(width):
+        names = " · ".join(f"{part['name']} ({part['size']})" for part in _parts(width))
+        raise fields.wrong("layout", f"{names}, for a width of {width}")
+    low = fields.number("price_low")
+    high = fields.number("price_high")
+    if not 0 < low < high:
+        raise fields.wrong("price_low", f"above 0 and below price_high, {high:g}")
+    return ObservationLayout(width, depth, low, high)
+
+
+def _read_costs(fields: Fields, depth: int) -> tuple[float, ...]:
+    costs = fields.numbers("layer_costs", depth)
+    if abs(sum(costs) - 1) > COST_TOLERANCE:
+        raise fields.wrong("layer_costs", "shares that sum to 1")
+    return costs
+
+
+def _read_table(fields: Fields) -> PriceTable:
+    rows = fields.objects("price_table")
+    points = tuple(PricePoint(row.number("price"), row.number("compute"), row.number("accuracy", 0.0, 1.0)) for row in rows)
+    try:
+        return PriceTable(points)
+    except ValueError as error:
+        raise UserError(f"{fields.source}: price_table: {error}; write the file anew") from None
+
+
+def _read_network(fields: Fields, width: int, depth: int) -> dict[str, Any]:
+    if "kind" in fields.values:
+        fields.text("kind", ("SkipLayer",))
+        _same(fields, "dims", width)
+        _same(fields, "layer", depth)
+        for name in ("head", "keys", "tokens"):
+            fields.integer(name)
+        fields.text("body", get_args(BodyName))
+        fields.number("threshold", 0.0, 1.0)
+        for name in ("memory_gate", "jump_mixing"):
+            fields.flag(name)
+        if fields.values["body"] == "attention" and width % fields.values["head"]:
+            raise fields.wrong("head", f"a divisor of dims, {width}")
+        return fields.values
+    read_network_config(fields)
+    _same(fields, "width", width)
+    _same(fields, "layers", depth)
+    for name in ("tokens", "classes"):
+        fields.integer(name)
+    embedding = fields.object("embedding")
+    for name in embedding.values.keys() - {"kind"}:
+        embedding.integer(name)
+    try:
+        embedding_from_json(embedding.values)
+    except UserError as error:
+        raise UserError(f"{fields.source}: network.embedding: {error}; write the file anew") from None
+    return fields.values
+
+
+def _same(fields: Fields, name: str, expected: int) -> None:
+    if fields.integer(name) != expected:
+        raise fields.wrong(name, f"{expected}, as the policy's own")

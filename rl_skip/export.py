@@ -1,0 +1,325 @@
+"""The exported policy: a folder of safetensors and JSON that runs without anything that trained it."""
+
+import inspect
+import math
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rl_skip.card import model_card
+from rl_skip.description import Description
+from rl_skip.dial import PriceTable
+from rl_skip.errors import UserError
+from rl_skip.gated import GatedStack, SkipLayer
+from rl_skip.inputs import Inputs
+from rl_skip.network import network_from_json
+from rl_skip.policy import JumpPolicy, JumpRules
+from rl_skip.routing import Rollout, sweep
+from rl_skip.stack import LayerStack
+
+__all__ = ["FILES", "SkipModel", "copy_export", "load", "load_policy", "place", "read_description", "save"]
+
+M = TypeVar("M", bound=nn.Module)
+RIGHT_NETWORK = "the policy goes with the network that it was trained on"
+DESCRIPTION, POLICY, MODEL, CARD = FILES = ("policy.json", "policy.safetensors", "model.safetensors", "README.md")
+COST_TOLERANCE = 1e-4
+
+
+class SkipModel(nn.Module):
+    """A stack that runs under its policy: inputs → outputs, each row on its own route, the likeliest jump taken.
+
+    Example:
+        >>> from rl_skip import JumpPolicy, JumpRules, ModuleStack, ObservationLayout
+        >>> layers = [nn.Linear(8, 8) for _ in range(4)]
+        >>> stack = ModuleStack(nn.Linear(3, 8), layers, nn.Linear(8, 2), width=8, layer_flops=[1.0] * 4)
+        >>> model = SkipModel(stack, JumpPolicy(JumpRules.reaching(ObservationLayout(8, 4))), price=0.1)
+        >>> model(torch.zeros(5, 3)).shape
+        torch.Size([5, 2])
+        >>> model.last.route.shape
+        torch.Size([5, 4])
+    """
+
+    def __init__(self, stack: LayerStack, policy: JumpPolicy, *, price: float, table: PriceTable | None = None) -> None:
+        super().__init__()
+        self.stack, self.policy, self.table = stack, policy, PriceTable() if table is None else table
+        self.price = price
+        self.last: Rollout | None = None
+        """What the last call did, without its outputs and without gradients."""
+
+    @property
+    def rules(self) -> JumpRules:
+        """What the policy may do and see."""
+        return self.policy.rules
+
+    @property
+    def price(self) -> float:
+        """What the policy is told a unit of compute costs. Higher skips more."""
+        return self._price
+
+    @price.setter
+    def price(self, price: float) -> None:
+        self._price = checked_price(price)
+
+    @property
+    def budget(self) -> float | None:
+        """The mean compute that the price led to on validation data; None without a table. Set it, and the price follows.
+
+        Setting raises `UserError` for a budget outside (0, 1] or below the smallest compute of the table.
+        """
+        return self.table.compute_for(self.price)
+
+    @budget.setter
+    def budget(self, budget: float) -> None:
+        self.price = self.table.price_for(budget)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        rollout = sweep(self.stack, self.policy, inputs, price=self.price)
+        kept = {field.name: getattr(rollout, field.name).detach() for field in fields(rollout)}
+        self.last = Rollout(**{**kept, "outputs": rollout.outputs.new_empty(0)})
+        return rollout.outputs
+
+
+def checked_price(price: float) -> float:
+    """The price, if it is one: finite and at least 0.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if not (math.isfinite(price) and price >= 0):
+        raise UserError(f"a price is a finite number of at least 0, got {price}; set --price, or price=")
+    return float(price)
+
+
+def save(
+    folder: Path | str,
+    model: JumpPolicy | SkipLayer,
+    *,
+    stack: LayerStack | None = None,
+    weights: bool = True,
+    network: dict[str, Any] | None = None,
+    price: float | None = None,
+    price_table: PriceTable | Iterable[tuple[float, float, float]] = (),
+    trained_on: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes an export, all of it or nothing.
+
+    Args:
+        folder: what to make; its parents are made too.
+        model: the policy, or a `SkipLayer` with its policy inside.
+        stack: what the policy was trained on; a `SkipLayer` is its own.
+        weights: whether to write the stack's weights too. False for a pretrained network that its user has anyway.
+        network: from `network_to_json`, with which `load` rebuilds the stack; without it, `load` asks for the stack.
+        price: the operating price, chosen on validation data; that of the `SkipLayer` by default.
+        price_table: measured (price, compute, accuracy) on validation data; dominated points are dropped.
+        trained_on: task, rows, seed, agent and whatever else is worth knowing; plain JSON.
+        overwrite: replaces an export that exists.
+
+    Raises:
+        UserError: if the folder exists, or price or trained_on are not what they must be.
+    """
+    if isinstance(model, SkipLayer):
+        stack, policy, price = model, model.policy, model.price if price is None else price
+    else:
+        policy = model
+    if stack is None or price is None:
+        raise ValueError("a JumpPolicy is saved with the stack it was trained on and its price: save(folder, policy, stack=…, price=…)")
+    if (policy.rules.layout.depth, policy.rules.layout.width) != (stack.depth, stack.width):
+        raise ValueError(f"the policy does not fit the stack of {stack.depth} layers of width {stack.width}")
+    description = Description(
+        rules=policy.rules,
+        layer_costs=tuple(stack.layer_costs.tolist()),
+        price=checked_price(price),
+        table=price_table if isinstance(price_table, PriceTable) else PriceTable.monotone(price_table),
+        trained_on=trained_on or {},
+        network=_skip_layer_to_json(stack) if isinstance(stack, SkipLayer) else network,
+    )
+
+    def fill(new: Path) -> None:
+        description.write(new / DESCRIPTION)
+        _save_weights(new / POLICY, policy.state_dict())
+        if weights:
+            _save_weights(new / MODEL, _network_state(stack))
+        (new / CARD).write_text(model_card(description, weights), encoding="utf-8")
+
+    place(Path(folder), fill, overwrite=overwrite)
+
+
+def copy_export(source: Path, folder: Path, *, overwrite: bool = False) -> None:
+    """Copies an export after checking all of it that can be checked without its maker's code."""
+    description = read_description(source)
+    if description.network is None:
+        load_policy(source)
+    else:
+        load(source)
+
+    def fill(new: Path) -> None:
+        for name in FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, new / name)
+
+    place(folder, fill, overwrite=overwrite)
+
+
+def place(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
+    """Makes a folder beside its place, lets `fill` write into it, and renames it into place.
+
+    Raises:
+        UserError: if something is in its place that may not be overwritten.
+    """
+    if folder.is_symlink() or folder.exists():
+        if not overwrite:
+            raise UserError(f"{folder} exists and is left as it is; name another folder, or overwrite it with overwrite=True")
+        if not (folder / DESCRIPTION).is_file():
+            raise UserError(f"{folder} is not an exported policy, so it is not overwritten; name another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
+        new, old = Path(staging, "new"), Path(staging, "old")
+        new.mkdir()
+        fill(new)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+
+
+def read_description(folder: Path | str) -> Description:
+    """What an exported policy is.
+
+    Raises:
+        UserError: if the folder is none, or a field of its `policy.json` is missing or wrong.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"there is no folder {folder}; name an exported policy, the folder with a {DESCRIPTION}")
+    return Description.read(Path(folder, DESCRIPTION))
+
+
+def load_policy(folder: Path | str) -> JumpPolicy:
+    """The exported policy alone, in evaluation mode.
+
+    Raises:
+        UserError: if a file is missing, a field is wrong, or the weights do not fit.
+    """
+    rules = read_description(folder).rules
+    return _build(Path(folder, POLICY), lambda: JumpPolicy(replace(rules)))  # a copy, whose cached masks are on its own device
+
+
+def load(
+    folder: Path | str,
+    stack: LayerStack | None = None,
+    *,
+    price: float | None = None,
+    budget: float | None = None,
+    device: torch.device | str = "cpu",
+) -> SkipModel:
+    """An exported policy with its network, in evaluation mode.
+
+    Args:
+        folder: the export.
+        stack: the network, for an export that does not describe it; takes the exported weights where there are any.
+        price: what the policy is told a unit of compute costs; the export's own by default.
+        budget: the mean compute allowed, in (0, 1], in place of the price.
+        device: where to run.
+
+    Raises:
+        UserError: if a file is missing, a field is wrong, the weights or the stack do not fit, or the budget is too small.
+    """
+    if price is not None and budget is not None:
+        raise UserError("a price and a budget exclude each other; set one of --price and --budget")
+    description, policy, file = read_description(folder), load_policy(folder), Path(folder, MODEL)
+    if stack is None:
+        stack = _build_network(description, file)
+    else:
+        _check_fit(description, stack, folder)
+        if file.is_file():
+            state = _read_weights(file, _network_state(stack), same_dtype=True)
+            stack.load_state_dict(state, strict=False)
+    _check_costs(description, stack, folder)
+    if isinstance(stack, SkipLayer):
+        stack.policy = policy
+    model = SkipModel(stack, policy, price=description.price if price is None else price, table=description.table)
+    if budget is not None:
+        model.budget = budget
+    return model.to(device).eval()
+
+
+def _build_network(description: Description, file: Path) -> LayerStack:
+    network = description.network
+    if network is None:
+        raise UserError(f"{file.parent} does not describe its network; pass the network that the policy was trained on: load(folder, stack)")
+    if "kind" not in network:
+        return _build(file, lambda: network_from_json(network))
+    options = {name: value for name, value in network.items() if name != "kind"}
+    rules = description.rules
+    return _build(
+        file, lambda: SkipLayer(**options, max_jump=rules.max_jump, scope=rules.scope, allow_exit=rules.allow_exit, price=description.price)
+    )
+
+
+def _build(file: Path, make: Callable[[], M]) -> M:
+    """What `make` makes, with the weights in `file`, in evaluation mode; made only once the weights are known to fit."""
+    with torch.device("meta"):
+        expected = _network_state(make())
+    state = _read_weights(file, expected)
+    with torch.random.fork_rng(devices=[]):  # loading draws nothing from the caller's random numbers
+        module = make()
+    module.load_state_dict(state, strict=False, assign=True)
+    return module.eval()
+
+
+def _read_weights(file: Path, expected: dict[str, Tensor], same_dtype: bool = False) -> dict[str, Tensor]:
+    """The tensors in `file`, which must have the names and shapes of `expected`, and the types with `same_dtype`."""
+    if not file.is_file():
+        raise UserError(f"there is no {file.name} in {file.parent}; export the policy again")
+    try:
+        state = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is not a readable safetensors file ({error}); export the policy again") from None
+    for name, tensor in expected.items():
+        if name not in state:
+            raise UserError(f"{file}: the weight {name} is missing; {RIGHT_NETWORK}")
+        found = state[name]
+        if found.shape != tensor.shape:
+            raise UserError(f"{file}: the weight {name} has shape {tuple(found.shape)}, expected {tuple(tensor.shape)}; {RIGHT_NETWORK}")
+        if same_dtype and found.dtype != tensor.dtype:
+            raise UserError(f"{file}: the weight {name} is {found.dtype}, expected {tensor.dtype}; convert the network with .to() before loading")
+    if unknown := sorted(state.keys() - expected.keys()):
+        raise UserError(f"{file}: the weight {unknown[0]} is unknown; {RIGHT_NETWORK}")
+    return state
+
+
+def _save_weights(file: Path, state: dict[str, Tensor]) -> None:
+    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}, file)
+
+
+def _network_state(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of a network; a `SkipLayer`'s policy is written apart."""
+    state = module.state_dict()
+    return {name: tensor for name, tensor in state.items() if not (isinstance(module, SkipLayer) and name.startswith("policy."))}
+
+
+def _skip_layer_to_json(layer: SkipLayer) -> dict[str, Any] | None:
+    """The constructor's arguments; None for bodies of a person's own, which a file cannot hold."""
+    bound = inspect.signature(GatedStack).bind(**layer.arguments)
+    bound.apply_defaults()
+    return None if callable(bound.arguments["body"]) else {"kind": "SkipLayer", **bound.arguments}
+
+
+def _check_fit(description: Description, stack: LayerStack, folder: Path | str) -> None:
+    layout = description.rules.layout
+    for name, mine, theirs in (("depth", layout.depth, stack.depth), ("width", layout.width, stack.width)):
+        if mine != theirs:
+            raise UserError(f"{Path(folder, DESCRIPTION)}: {name} is {mine}, the given stack has {theirs}; {RIGHT_NETWORK}")
+
+
+def _check_costs(description: Description, stack: LayerStack, folder: Path | str) -> None:
+    for i, (mine, theirs) in enumerate(zip(description.layer_costs, stack.layer_costs.tolist(), strict=True)):
+        if not abs(mine - theirs) <= COST_TOLERANCE:
+            raise UserError(f"{Path(folder, DESCRIPTION)}: layer_costs[{i}] is {mine:.5f}, the network's is {theirs:.5f}; {RIGHT_NETWORK}")

@@ -1,0 +1,115 @@
+"""Reading JSON files that may be damaged or edited: what is missing or wrong is refused in one line that names the field and the file."""
+
+import json
+import math
+import reprlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rl_skip.errors import UserError
+
+__all__ = ["Fields"]
+
+
+class Fields:
+    """The fields of one JSON object. Every getter raises `UserError` for a field that is missing or of the wrong type.
+
+    Args:
+        values: the object.
+        source: the file that it stands in, for messages.
+        prefix: where in the file it stands, such as "network.".
+    """
+
+    def __init__(self, values: dict[str, Any], source: Path, prefix: str = "") -> None:
+        self.values, self.source, self.prefix = values, source, prefix
+
+    @classmethod
+    def read(cls, file: Path, newest: int) -> "Fields":
+        """The object in `file`, whose `format_version` may be up to `newest`."""
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{file} cannot be read ({error.strerror}); name a folder that rl_skip wrote") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file} is not JSON ({error}); write it anew") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{file} must hold one JSON object, got {reprlib.repr(values)}; write it anew")
+        fields = cls(values, file)
+        version = fields.integer("format_version")
+        if version > newest:
+            raise UserError(f"{file}: format_version is {version}, this rl_skip reads up to {newest}; upgrade rl_skip")
+        return fields
+
+    def wrong(self, name: str, expected: str) -> UserError:
+        """The error that says what the field was expected to be."""
+        return UserError(f"{self.source}: {self.prefix}{name} must be {expected}, got {reprlib.repr(self.values[name])}; write the file anew")
+
+    def get(self, name: str) -> Any:
+        """The field, of any type."""
+        if name not in self.values:
+            raise UserError(f"{self.source}: {self.prefix}{name} is missing; write the file anew")
+        return self.values[name]
+
+    def integer(self, name: str, low: int = 1, high: int | None = None) -> int:
+        """A whole number in low..high."""
+        value = self.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
+            raise self.wrong(name, f"a whole number of at least {low}" if high is None else f"a whole number in {low}..{high}")
+        return value
+
+    def number(self, name: str, low: float = 0.0, high: float = math.inf) -> float:
+        """A finite number in [low, high]."""
+        value = self.get(name)
+        if not _is_number(value) or not low <= value <= high:
+            raise self.wrong(name, f"a finite number of at least {low:g}" if high == math.inf else f"a number in [{low:g}, {high:g}]")
+        return float(value)
+
+    def numbers(self, name: str, length: int) -> tuple[float, ...]:
+        """A list of `length` finite numbers of at least 0."""
+        value = self.get(name)
+        if not isinstance(value, list) or len(value) != length:
+            raise self.wrong(name, f"a list of {length} numbers")
+        inner = Fields({f"[{n}]": one for n, one in enumerate(value)}, self.source, f"{self.prefix}{name}")
+        return tuple(inner.number(key) for key in inner.values)
+
+    def flag(self, name: str) -> bool:
+        """true or false."""
+        value = self.get(name)
+        if not isinstance(value, bool):
+            raise self.wrong(name, "true or false")
+        return value
+
+    def text(self, name: str, among: Sequence[str] | None = None) -> str:
+        """A string, one of `among` if given."""
+        value = self.get(name)
+        if not isinstance(value, str) or (among is not None and value not in among):
+            raise self.wrong(name, "a string" if among is None else f"one of {', '.join(among)}")
+        return value
+
+    def text_or_none(self, name: str) -> str | None:
+        """A string or null."""
+        return None if self.get(name) is None else self.text(name)
+
+    def object(self, name: str) -> "Fields":
+        """An object inside this one."""
+        value = self.get(name)
+        if not isinstance(value, dict):
+            raise self.wrong(name, "an object")
+        return Fields(value, self.source, f"{self.prefix}{name}.")
+
+    def objects(self, name: str) -> "list[Fields]":
+        """A list of objects."""
+        value = self.get(name)
+        if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+            raise self.wrong(name, "a list of objects")
+        return [Fields(one, self.source, f"{self.prefix}{name}[{n}].") for n, one in enumerate(value)]
+
+
+def _is_number(value: object) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the largest float
+        return False
