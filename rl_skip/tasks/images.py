@@ -68,7 +68,10 @@ def images(path: Path) -> Task:
     rows = split_rows(labels[0], path) if len(parts) == 1 else _official_rows(labels[0], labels[1], path)
     channels, height, width = parts[0].pixels.shape[1:]
     if parts[-1].pixels.shape[1:] != parts[0].pixels.shape[1:]:
-        raise UserError(f"the test images in {path} have shape {tuple(parts[-1].pixels.shape[1:])}, the training images {(channels, height, width)}")
+        shape = tuple(parts[-1].pixels.shape[1:])
+        raise UserError(
+            f"the test images in {path} have shape {shape}, the training images {(channels, height, width)}; set --data to images of one shape"
+        )
     deviation, mean = torch.std_mean(parts[0].pixels[rows["train"]].float(), dim=(0, 2, 3), correction=0, keepdim=True)  # (1, C, 1, 1)
     deviation = torch.where(deviation > 0, deviation, 1.0)
     patch, (missing_rows, missing_columns) = patch_and_padding(height, width)
@@ -149,7 +152,10 @@ def _npz_parts(path: Path) -> list[_Part]:
         import numpy as np
     except ImportError:
         raise UserError("an .npz needs NumPy; pip install 'rl-skip[tasks]'") from None
-    with reading(path, "an .npz with images and labels, without pickled objects"), np.load(path, allow_pickle=False) as file:
+    with reading(path, "an .npz with images and labels, without pickled objects"):
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array")
         for pairs in NPZ_KEYS:
             if all(key in file for pair in pairs for key in pair):
                 return [_Part(f"{path} ({x}, {y})", _pixels(file[x], f"{x} in {path}"), _labels(file[y], f"{y} in {path}")) for x, y in pairs]

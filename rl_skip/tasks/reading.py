@@ -17,7 +17,7 @@ from rl_skip.tasks import Split, stratified_split
 
 __all__ = ["class_indices", "class_names", "reading", "split_rows"]
 
-_UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, zlib.error, lzma.LZMAError, tarfile.TarError, wave.Error, zipfile.BadZipFile)
+_UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, RuntimeError, zlib.error, lzma.LZMAError, tarfile.TarError, wave.Error, zipfile.BadZipFile)
 
 
 @contextmanager
