@@ -131,7 +131,7 @@ def test_an_npz_that_names_its_test_part(tmp_path: Path) -> None:
     assert_same_images(*all_rows(task, ("test",)), test[:, None], [str(label + 8) for label in labels_of(9)])
 
 
-def pictures(root: Path, count: int, seed: int = 0, mode: str = "RGB", suffix: str = ".png", size: int = 8) -> tuple[Any, list[str]]:
+def pictures(root: Path, count: int, seed: int = 0, mode: str = "RGB", suffix: str = ".png", size: tuple[int, int] = (8, 10)) -> tuple[Any, list[str]]:
     """A folder per class with `count` pictures each; returns them (N, C, H, W) with their classes."""
     Image = pytest.importorskip("PIL.Image")
     rng = np.random.default_rng(seed)
@@ -139,7 +139,7 @@ def pictures(root: Path, count: int, seed: int = 0, mode: str = "RGB", suffix: s
     for name in ("cat", "dog"):
         (root / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            raw.append(rng.integers(0, 256, (size, size, 3) if mode == "RGB" else (size, size), dtype="uint8"))
+            raw.append(rng.integers(0, 256, (*size, 3) if mode == "RGB" else size, dtype="uint8"))
             names.append(name)
             Image.fromarray(raw[-1]).save(root / name / f"{i}{suffix}")
     array = np.stack(raw)
@@ -168,14 +168,14 @@ def test_folders_per_class_below_train_and_test(tmp_path: Path) -> None:
 
 
 def test_pictures_of_other_sizes_are_brought_to_the_common_one(tmp_path: Path) -> None:
-    pictures(tmp_path, 10, size=12, suffix=".jpg")
-    pictures(tmp_path, 4, seed=1, size=300, suffix=".jpeg")
+    pictures(tmp_path, 10, size=(12, 15), suffix=".jpg")
+    pictures(tmp_path, 4, seed=1, size=(300, 375), suffix=".jpeg")
     train = images(tmp_path).load("train").inputs
-    assert isinstance(train, torch.Tensor) and train.shape[1:] == (3, 12, 12)
+    assert isinstance(train, torch.Tensor) and train.shape[1:] == (3, 12, 15)
 
 
 def test_large_pictures_are_scaled_down(tmp_path: Path) -> None:
-    pictures(tmp_path, 4, size=256, mode="L")
+    pictures(tmp_path, 4, size=(256, 256), mode="L")
     task = images(tmp_path)
     train = task.load("train").inputs
     assert isinstance(train, torch.Tensor) and train.shape[1:] == (1, 128, 128)
