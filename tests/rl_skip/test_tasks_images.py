@@ -131,7 +131,9 @@ def test_an_npz_that_names_its_test_part(tmp_path: Path) -> None:
     assert_same_images(*all_rows(task, ("test",)), test[:, None], [str(label + 8) for label in labels_of(9)])
 
 
-def pictures(root: Path, count: int, seed: int = 0, mode: str = "RGB", suffix: str = ".png", size: tuple[int, int] = (8, 10)) -> tuple[Any, list[str]]:
+def pictures(
+    root: Path, count: int, seed: int = 0, mode: str = "RGB", suffix: str = ".png", size: tuple[int, int] = (8, 10)
+) -> tuple[Any, list[str]]:
     """A folder per class with `count` pictures each; returns them (N, C, H, W) with their classes."""
     Image = pytest.importorskip("PIL.Image")
     rng = np.random.default_rng(seed)
