@@ -3,5 +3,5 @@
 __all__ = ["UserError"]
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """A mistake of the user's, told in one line; the command lines print it and leave with exit code 2."""

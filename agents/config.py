@@ -1,0 +1,177 @@
+"""Every option of a training run, with its meaning; `train.py --help` shows these texts."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from rl_skip.errors import UserError
+from rl_skip.network import NetworkConfig
+from rl_skip.policy import JumpRules, ObservationLayout, PolicyScope
+
+__all__ = ["AgentName", "PolicyConfig", "PriceConfig", "ReinforceConfig", "ScheduleConfig", "TrainConfig"]
+
+AgentName = Literal["reinforce"]
+ScoreName = Literal["accuracy", "probability"]
+BaselineName = Literal["value", "leave-one-out"]
+
+
+def _positive(name: str, value: float, flag: str, zero: bool = False) -> None:
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise UserError(f"{name} must be a finite number {'of at least' if zero else 'above'} 0, got {value}; set {flag}")
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What the policy may do and see."""
+
+    max_jump: int | None = None
+    """Longest jump. Default: every later layer can be reached; smaller cannot go below a compute of 1 / (jump + 1)."""
+    allow_exit: bool = False
+    """Lets a jump leave the stack before the last layer, which otherwise always runs."""
+    policy_scope: PolicyScope = "state"
+    """"state" looks at the hidden state after every layer, "input" at the embedded input only."""
+    policy_hidden: int = 128
+    """Width of the policy's hidden layer. More sees finer differences and costs more at every decision; 32 to 256."""
+
+    def rules(self, depth: int, width: int, price_range: tuple[float, float]) -> JumpRules:
+        """The rules for a stack."""
+        layout = ObservationLayout(width, depth, *price_range)
+        options = {"allow_exit": self.allow_exit, "scope": self.policy_scope, "hidden": self.policy_hidden}
+        return JumpRules.reaching(layout, self.max_jump, **options)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class PriceConfig:
+    """What a unit of compute costs, in units of score. Default: a price drawn for every row from a range."""
+
+    price: float | None = None
+    """One fixed price. Higher skips more; 0.01 to 1."""
+    price_range: tuple[float, float] = (0.01, 1.0)
+    """Range of the price that is drawn for every row, evenly in its logarithm, and shown to the policy."""
+
+    def __post_init__(self) -> None:
+        if self.price is not None:
+            _positive("the price", self.price, "--price", zero=True)
+        low, high = self.price_range
+        _positive("the price range's low end", low, "--price-range")
+        _positive("the price range's high end", high, "--price-range")
+        if low >= high:
+            raise UserError(f"the price range must ascend, got {low} {high}; set --price-range LOW HIGH")
+
+    @property
+    def seen_range(self) -> tuple[float, float]:
+        """The prices that the policy's observation can tell apart."""
+        return self.price_range if self.price is None else (0.001, 10.0)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How long and how fast."""
+
+    warmup_epochs: int = 30
+    """Passes over the data before the policy starts: supervised, at full depth and on random routes. Without any, the run collapses to chance."""
+    epochs: int = 40
+    """Passes over the data with network and policy trained together."""
+    batch_size: int = 64
+    """Inputs of one update."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of the network; a short rise, then a cosine down to 1% of it."""
+    policy_learning_rate: float = 1e-3
+    """Peak learning rate of the policy and its critic, falling to a tenth."""
+    weight_decay: float = 0.01
+    """Decay of the network's weights (AdamW)."""
+    max_grad_norm: float = 1.0
+    """Gradients longer than this are cut, network and policy each."""
+    random_route_weight: float = 1.0
+    """Weight of the loss on random routes in the warm-up. More makes the network stand skips better; 0 to 1."""
+    full_depth_weight: float = 0.5
+    """Weight of the full-depth loss beside the sampled routes. Without it full depth is forgotten; 0 to 1."""
+    eval_epochs: int = 5
+    """Passes between two validations."""
+
+    def __post_init__(self) -> None:
+        for name in ("warmup_epochs", "epochs", "batch_size", "eval_epochs"):
+            if getattr(self, name) < (0 if name == "warmup_epochs" else 1):
+                raise UserError(f"{name} is too small: {getattr(self, name)}; set --{name.replace('_', '-')}")
+        for name in ("learning_rate", "policy_learning_rate", "max_grad_norm"):
+            _positive(name, getattr(self, name), f"--{name.replace('_', '-')}")
+        for name in ("weight_decay", "random_route_weight", "full_depth_weight"):
+            _positive(name, getattr(self, name), f"--{name.replace('_', '-')}", zero=True)
+
+
+@dataclass(frozen=True)
+class ReinforceConfig:
+    """REINFORCE."""
+
+    routes_per_input: int = 2
+    """Routes sampled for each input. More lowers the variance of the gradient and costs that many partial forward passes; 2 to 8."""
+    baseline: BaselineName = "value"
+    """"value": a learned critic; "leave-one-out": the mean reward of the input's other routes."""
+    score: ScoreName = "accuracy"
+    """What the policy is rewarded for: being right, or the probability given to the label."""
+    entropy_start: float = 0.1
+    """Weight of the entropy bonus at the start. Too low, and the policy freezes on the first route that works; 0.02 to 0.1."""
+    entropy_end: float = 0.001
+    """Weight of the entropy bonus from four fifths of the run on."""
+    value_weight: float = 1.0
+    """Weight of the critic's loss."""
+
+    def __post_init__(self) -> None:
+        if self.routes_per_input < (2 if self.baseline == "leave-one-out" else 1):
+            raise UserError(f"a {self.baseline} baseline cannot do with {self.routes_per_input} routes per input; raise --routes-per-input")
+        for name in ("entropy_start", "entropy_end", "value_weight"):
+            _positive(name, getattr(self, name), f"--{name.replace('_', '-')}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Trains a network and its jump policy together."""
+
+    task: str = "digits"
+    """digits, speech, images, or file.py:function for a task of your own."""
+    data: str | None = None
+    """Where the task's data are; digits needs none."""
+    out: str | None = None
+    """The run folder. Default: runs/<task>-<agent>-<seed>."""
+    overwrite: bool = False
+    """Replaces the run folder if it exists."""
+    agent: AgentName = "reinforce"
+    """Who trains the policy."""
+    seed: int = 0
+    """Seeds everything: same seed, same machine, same result."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; auto takes cuda, then mps, then cpu."""
+    threads: int | None = None
+    """CPU threads of PyTorch. Default: PyTorch's own choice."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    pricing: PriceConfig = field(default_factory=PriceConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    reinforce: ReinforceConfig = field(default_factory=ReinforceConfig)
+
+    def __post_init__(self) -> None:
+        if self.agent not in get_args(AgentName):
+            raise UserError(f"an agent is one of {', '.join(get_args(AgentName))}, got {self.agent!r}; set --agent")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"at least 1 thread is needed, got {self.threads}; set --threads")
+        self.policy.rules(self.network.layers, self.network.width, self.pricing.seen_range)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.out) if self.out else Path("runs") / f"{self.task_label}-{self.agent}-{self.seed}"
+
+    @property
+    def task_label(self) -> str:
+        """The task's name in file names: for a task of one's own, its function's."""
+        return self.task.rpartition(":")[2]
+
+    def to_json(self) -> dict[str, Any]:
+        """What config.json holds."""
+        described = asdict(self)
+        own = self.task.rpartition(":")[1] == ":"
+        task = str(Path(self.task.rpartition(":")[0]).resolve()) + ":" + self.task_label if own else self.task
+        described["task"] = {"name": task, "data": None if self.data is None else str(Path(described.pop("data")).resolve())}
+        described.pop("data", None)
+        return {"format_version": 1, **described}

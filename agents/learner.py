@@ -1,0 +1,149 @@
+"""Network, policy and critic with their optimisers, and the updates that every agent shares."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.config import TrainConfig
+from rl_skip.network import build_network
+from rl_skip.policy import JumpPolicy, JumpRules
+from rl_skip.routing import sweep
+from rl_skip.tasks import Examples, Split, Task
+
+__all__ = ["Critic", "Learner", "pick_device"]
+
+RISE_UPDATES = 50
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `--device` names; auto takes cuda, then mps, then cpu."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+class Critic(nn.Module):
+    """Observation (N, 2 D + 3) → expected reward to go, (N,). Of the policy's shape, but never exported."""
+
+    def __init__(self, rules: JumpRules) -> None:
+        super().__init__()
+        self.body = JumpPolicy(rules)
+        self.body.leave = nn.Linear(rules.hidden, 1)
+        self.body.legal = torch.ones(rules.layout.depth, 1, dtype=torch.bool)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return self.body(observation).squeeze(1)
+
+
+class Learner:
+    """What learns: a network on a task, a jump policy, a critic.
+
+    One update at a time; which batch belongs to which update depends on the seed and the update's number alone, so a
+    run that stops can go on exactly.
+    """
+
+    def __init__(self, config: TrainConfig, task: Task, device: torch.device) -> None:
+        self.config, self.task, self.device = config, task, device
+        torch.manual_seed(config.seed)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.train, self.validation = self._examples("train"), self._examples("validation")
+        network = config.network
+        self.stack = build_network(network, task.embedding, task.tokens, len(task.classes)).to(device)
+        self.rules = config.policy.rules(network.layers, network.width, config.pricing.seen_range)
+        self.policy, self.critic = JumpPolicy(self.rules).to(device), Critic(self.rules).to(device)
+        schedule = config.schedule
+        self.network_optimizer = torch.optim.AdamW(self.stack.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+        deciding = [*self.policy.parameters(), *self.critic.parameters()]
+        self.policy_optimizer = torch.optim.Adam(deciding, lr=schedule.policy_learning_rate)
+        self.full_route = torch.ones(network.layers, dtype=torch.bool, device=device)
+        self.updates_per_epoch = max(len(self.train) // schedule.batch_size, 1)
+        self.warmup_updates = schedule.warmup_epochs * self.updates_per_epoch
+        self.updates = self.warmup_updates + schedule.epochs * self.updates_per_epoch
+
+    def _examples(self, split: Split) -> Examples:
+        return self.task.load(split).to(self.device)
+
+    def batch(self, update: int) -> Examples:
+        """The inputs of an update: each epoch sees all examples once, in an order of its own."""
+        epoch, part = divmod(update, self.updates_per_epoch)
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch))
+        size = self.config.schedule.batch_size
+        return self.train.take(order[part * size : (part + 1) * size].to(self.device))
+
+    def joint_progress(self, update: int) -> float:
+        """How much of the joint training has passed, 0 to 1."""
+        return max(update - self.warmup_updates, 0) / max(self.updates - self.warmup_updates, 1)
+
+    def set_learning_rates(self, update: int) -> float:
+        """Sets both optimisers' rates for an update; returns the network's."""
+        schedule = self.config.schedule
+        cosine = 0.5 * (1 + math.cos(math.pi * update / self.updates))
+        rate = schedule.learning_rate * min(1.0, (update + 1) / RISE_UPDATES) * max(cosine, 0.01)
+        for group in self.network_optimizer.param_groups:
+            group["lr"] = rate
+        for group in self.policy_optimizer.param_groups:
+            group["lr"] = schedule.policy_learning_rate * (1 - 0.9 * self.joint_progress(update))
+        return rate
+
+    def full_depth_loss(self, batch: Examples) -> tuple[Tensor, Tensor]:
+        """Mean loss at full depth, and accuracy, both scalars."""
+        outputs = sweep(self.stack, None, batch.inputs, route=self.full_route).outputs
+        return self.task.loss(outputs, batch.labels).mean(), self.task.accuracy(outputs, batch.labels).mean()
+
+    def warmup_update(self, update: int) -> dict[str, Tensor]:
+        """One supervised update at full depth and on random routes, before the policy starts."""
+        rate, batch = self.set_learning_rates(update), self.batch(update)
+        self.stack.train()
+        loss, accuracy = self.full_depth_loss(batch)
+        if (weight := self.config.schedule.random_route_weight) > 0:
+            outputs = sweep(self.stack, None, batch.inputs, route=self.random_routes(len(batch))).outputs
+            loss = loss + weight * self.task.loss(outputs, batch.labels).mean()
+        norm = self.apply(loss)
+        return {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate), "warmup/accuracy": accuracy}
+
+    def random_routes(self, rows: int) -> Tensor:
+        """(B, L) bool: each row keeps its layers with a probability of its own, even in [0, 1]."""
+        depth = self.stack.depth
+        routes = torch.rand(rows, depth, generator=self.generator) < torch.rand(rows, 1, generator=self.generator)
+        routes[:, 0] = True
+        routes[:, -1] |= not self.rules.allow_exit
+        return routes.to(self.device)
+
+    def apply(self, loss: Tensor) -> Tensor:
+        """One step of both optimisers down the gradient of `loss`. Returns the norm of the network's gradient."""
+        self.network_optimizer.zero_grad()
+        self.policy_optimizer.zero_grad()
+        loss.backward()
+        limit = self.config.schedule.max_grad_norm
+        norm = nn.utils.clip_grad_norm_(self.stack.parameters(), limit)
+        nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
+        nn.utils.clip_grad_norm_(self.critic.parameters(), limit)
+        self.network_optimizer.step()
+        self.policy_optimizer.step()
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on."""
+        return {
+            "stack": self.stack.state_dict(),
+            "policy": self.policy.state_dict(),
+            "critic": self.critic.state_dict(),
+            "network_optimizer": self.network_optimizer.state_dict(),
+            "policy_optimizer": self.policy_optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "torch_random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to where `state_dict` was taken."""
+        for name in ("stack", "policy", "critic", "network_optimizer", "policy_optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.generator.set_state(state["generator"].cpu())
+        torch.set_rng_state(state["torch_random"].cpu())
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state_all([random.cpu() for random in state["cuda_random"]])

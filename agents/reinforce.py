@@ -1,0 +1,114 @@
+"""REINFORCE (Williams 1992) on jumps, beside the supervised loss on the very routes that were sampled."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agents.config import ReinforceConfig
+from agents.learner import Learner
+from agents.prices import PriceSource
+from agents.telemetry import rollout_metrics
+from rl_skip.routing import Rollout, sweep
+
+__all__ = ["Reinforce", "entropy_weight", "leave_one_out_advantage", "reinforce_loss"]
+
+ANNEALED_AT = 0.8
+
+
+def leave_one_out_advantage(reward_BG: Tensor) -> Tensor:
+    """Advantage of each sampled route over the other routes of the same input.
+
+    The mean reward of an input's other G - 1 routes is an unbiased baseline that needs no critic
+    (Kool et al. 2019, "Buy 4 REINFORCE Samples, Get a Baseline for Free!").
+
+    Args:
+        reward_BG: one reward for each of the G routes of each of the B inputs, in units of score.
+
+    Returns:
+        Same shape. Sums to zero over G for every input.
+
+    Raises:
+        ValueError: if G < 2, since one route has no others to be compared with.
+    """
+    group_size = reward_BG.shape[1]
+    if group_size < 2:
+        raise ValueError(f"a leave-one-out baseline needs at least 2 routes per input, got {group_size}; raise --routes-per-input")
+    others_BG = (reward_BG.sum(dim=1, keepdim=True) - reward_BG) / (group_size - 1)  # (B, G)
+    return reward_BG - others_BG
+
+
+def entropy_weight(config: ReinforceConfig, progress: float) -> float:
+    """Weight of the entropy bonus: falls geometrically from its start to its end, reached after four fifths of the run."""
+    return config.entropy_start * (config.entropy_end / config.entropy_start) ** min(progress / ANNEALED_AT, 1.0)
+
+
+@dataclass
+class PolicyLosses:
+    """The parts of the policy's loss, scalars."""
+
+    policy: Tensor
+    """−log π · advantage, summed over a route's decisions."""
+    value: Tensor
+    """Squared error of the critic, summed likewise."""
+    entropy: Tensor
+    """Entropy of the decisions, summed likewise."""
+
+
+def reinforce_loss(rollout: Rollout, score: Tensor, price: Tensor, config: ReinforceConfig) -> PolicyLosses:
+    """REINFORCE with reward to go: what a decision earned is the score less the price of all compute after it.
+
+    Sums run over a route's decisions and means over the rows: never divided by the route's own length, since here the
+    length is the cost.
+
+    Args:
+        rollout: of B · G rows, the G routes of an input side by side.
+        score: (B · G,), of each row's prediction.
+        price: (B · G,), the same for the G routes of an input.
+    """
+    taken = rollout.decided.float()  # (B G, L)
+    to_go = score.unsqueeze(1) - price.unsqueeze(1) * rollout.compute_to_go()  # (B G, L)
+    if config.baseline == "leave-one-out":
+        reward_BG = (score - price * rollout.compute).view(-1, config.routes_per_input)
+        advantage = leave_one_out_advantage(reward_BG).view(-1, 1)  # (B G, 1)
+    else:
+        advantage = (to_go - rollout.values).detach()  # (B G, L)
+    return PolicyLosses(
+        policy=-(rollout.log_probs * advantage * taken).sum(dim=1).mean(),
+        value=((rollout.values - to_go).square() * taken).sum(dim=1).mean(),
+        entropy=(rollout.entropies * taken).sum(dim=1).mean(),
+    )
+
+
+class Reinforce:
+    """The agent: one update samples G routes for each input of a batch and learns from them, network and policy at once."""
+
+    def __init__(self, learner: Learner, prices: PriceSource) -> None:
+        self.learner, self.prices, self.config = learner, prices, learner.config.reinforce
+
+    def update(self, update: int) -> dict[str, Tensor]:
+        """One update; returns its metrics as scalars on the device."""
+        learner, config, schedule = self.learner, self.config, self.learner.config.schedule
+        rate, batch = learner.set_learning_rates(update), learner.batch(update)
+        learner.stack.train()
+        G = config.routes_per_input
+        routes = batch.take(torch.arange(len(batch), device=learner.device).repeat_interleave(G))  # B G rows
+        price = self.prices.draw(len(batch), learner.generator).repeat_interleave(G).to(learner.device)  # (B G,)
+        rollout = sweep(learner.stack, learner.policy, routes.inputs, price=price, mode="sample", critic=learner.critic)
+        accuracy = learner.task.accuracy(rollout.outputs, routes.labels)
+        score = (accuracy if config.score == "accuracy" else learner.task.probability(rollout.outputs, routes.labels)).detach()
+        losses = reinforce_loss(rollout, score, price, config)
+        supervised = learner.task.loss(rollout.outputs, routes.labels).mean()
+        loss = supervised + losses.policy - entropy_weight(config, learner.joint_progress(update)) * losses.entropy
+        if config.baseline == "value":
+            loss = loss + config.value_weight * losses.value
+        if schedule.full_depth_weight > 0:
+            loss = loss + schedule.full_depth_weight * learner.full_depth_loss(batch)[0]
+        norm = learner.apply(loss)
+        return rollout_metrics(rollout, score, accuracy, price) | {
+            "train/policy_loss": losses.policy,
+            "train/value_loss": losses.value,
+            "train/supervised_loss": supervised,
+            "train/grad_norm": norm,
+            "train/learning_rate": torch.tensor(rate),
+        }

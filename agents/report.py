@@ -1,0 +1,70 @@
+"""The table at the end of a run: the policy beside full depth, the best fixed route and random routes, on test data."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from agents.learner import Learner
+from rl_skip.dial import PriceTable
+from rl_skip.evaluation import best_fixed_route, evaluate, random_routes, seconds_per_batch
+from rl_skip.routing import sweep
+
+__all__ = ["final_report", "print_report"]
+
+TIMED_ROWS = 64
+
+
+def final_report(learner: Learner, table: PriceTable, price: float, seconds: float) -> dict[str, Any]:
+    """Measures on test data at the operating price; everything in it was chosen on validation data before.
+
+    Returns:
+        For each way of running: accuracy, compute, reward, and milliseconds for a batch; and the dial's points.
+    """
+    stack, task, rules = learner.stack, learner.task, learner.rules
+    test = task.load("test").to(learner.device)
+    policy = evaluate(stack, learner.policy, task, test, price=price)
+    fixed = best_fixed_route(stack, task, learner.validation, max_compute=policy.compute, allow_exit=rules.allow_exit)
+    chance = random_routes(len(test), stack, policy.compute, allow_exit=rules.allow_exit)
+    routes = {"full depth": learner.full_route, "best fixed route": fixed.to(learner.device), "random routes": chance.to(learner.device)}
+    found = {"policy": policy} | {name: evaluate(stack, None, task, test, price=price, route=route) for name, route in routes.items()}
+    times = _milliseconds(learner, price, routes)
+    report: dict[str, Any] = {
+        name: {"accuracy": one.accuracy, "compute": one.compute, "reward": one.reward, "milliseconds": times[name]} for name, one in found.items()
+    }
+    report["policy"]["distinct_routes"] = policy.distinct_routes
+    report["best fixed route"]["layers"] = fixed.nonzero().squeeze(1).tolist()
+    dial = [evaluate(stack, learner.policy, task, test, price=point.price) for point in table.points]
+    report["dial"] = [{"price": one.price, "accuracy": one.accuracy, "compute": one.compute} for one in dial]
+    return report | {"price": price, "seconds": seconds, "rows": len(test), "split": "test", "timed_rows": min(TIMED_ROWS, len(test))}
+
+
+def _milliseconds(learner: Learner, price: float, routes: dict[str, Tensor]) -> dict[str, float]:
+    stack = learner.stack.eval()
+    inputs = learner.validation.take(slice(0, TIMED_ROWS)).inputs
+    rows = min(TIMED_ROWS, len(learner.validation))
+    calls = {"policy": lambda: sweep(stack, learner.policy, inputs, price=price)}
+    for name, route in routes.items():
+        calls[name] = lambda route=route: sweep(stack, None, inputs, route=route if route.dim() == 1 else route[:rows])
+    with torch.no_grad():
+        return {name: 1000 * seconds for name, seconds in seconds_per_batch(calls, learner.device).items()}
+
+
+def print_report(report: dict[str, Any], folder: Path, console: Console) -> None:
+    """Prints the table, the dial and the three next commands."""
+    table = Table(title=f"{report['rows']} test rows, price {report['price']:.3g}, {report['seconds']:.0f} s of training", title_justify="left")
+    for column in ("", "accuracy", "compute", f"ms per {report['timed_rows']} rows"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name in ("policy", "full depth", "best fixed route", "random routes"):
+        row = report[name]
+        table.add_row(name, f"{row['accuracy']:.1%}", f"{row['compute']:.3f}", f"{row['milliseconds']:.1f}")
+    console.print(table)
+    if report["dial"]:
+        points = "  ".join(f"{point['accuracy']:.1%} at {point['compute']:.3f}" for point in report["dial"])
+        console.print(f"the dial on test data: {points}")
+    if report["policy"]["milliseconds"] >= report["full depth"]["milliseconds"]:
+        console.print("on this machine, at this batch size, skipping is not faster than running every layer")
+    console.print(f"next:\n  tensorboard --logdir {folder.parent}\n  python -m rl_skip eval {folder}\n  python -m rl_skip export {folder} {folder.name}-policy")
