@@ -167,14 +167,24 @@ def _read_network(fields: Fields, width: int, depth: int) -> dict[str, Any]:
     _same(fields, "layers", depth)
     for name in ("tokens", "classes"):
         fields.integer(name)
-    embedding = fields.object("embedding")
-    for name in embedding.values.keys() - {"kind"}:
-        embedding.integer(name)
-    try:
-        embedding_from_json(embedding.values)
-    except UserError as error:
-        raise UserError(f"{fields.source}: network.embedding: {error}; write the file anew") from None
+    _check_embedding(fields.object("embedding"))
     return fields.values
+
+
+def _check_embedding(fields: Fields) -> None:
+    if fields.text("kind", ("patches", "frames")) == "frames":
+        expected = {"frames", "features", "stride"}
+    else:
+        expected = {"height", "image_width", "channels", "patch"}
+        fields.integer("overlap", 0)
+        if fields.get("patch_width") is not None:
+            fields.integer("patch_width")
+    for name in sorted(expected):
+        fields.integer(name)
+    try:
+        embedding_from_json(fields.values)
+    except UserError as error:
+        raise UserError(f"{fields.source}: {fields.prefix.rstrip('.')}: {error}; write the file anew") from None
 
 
 def _same(fields: Fields, name: str, expected: int) -> None:

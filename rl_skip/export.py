@@ -292,7 +292,7 @@ def _read_weights(file: Path, expected: dict[str, Tensor], same_dtype: bool = Fa
             raise UserError(f"{file}: the weight {name} is {found.dtype}, expected {tensor.dtype}; convert the network with .to() before loading")
     if unknown := sorted(state.keys() - expected.keys()):
         raise UserError(f"{file}: the weight {unknown[0]} is unknown; {RIGHT_NETWORK}")
-    return state
+    return {name: tensor.clone() for name, tensor in state.items()}  # in the file they are not aligned, which changes the last bit of sums
 
 
 def _save_weights(file: Path, state: dict[str, Tensor]) -> None:
