@@ -32,13 +32,28 @@ class AttentionBlock(nn.Module):
         return hidden + self.update(hidden, mask)
 
     def update(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the block adds to the hidden state, (B, T, D)."""
+        """What the block adds to the hidden state, (B, T, D): nothing at padding, whose projections and MLP are not computed."""
         B, T, D = hidden.shape
-        heads = self.project_in(self.norm_attention(hidden)).view(B, T, 3, self.heads, D // self.heads)
+        real = None if mask is None else mask.flatten().nonzero().squeeze(1)  # (N,)
+        tokens = _pack(hidden, real)  # (N, D)
+        heads = _unpack(self.project_in(self.norm_attention(tokens)), real, (B, T)).view(B, T, 3, self.heads, D // self.heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / heads)
         attended = scaled_dot_product_attention(query, key, value, attn_mask=_attention_mask(mask))
-        attention = self.dropout(self.project_out(attended.transpose(1, 2).reshape(B, T, D)))
-        return attention + self.dropout(self.mlp(self.norm_mlp(hidden + attention)))
+        attention = self.dropout(self.project_out(_pack(attended.transpose(1, 2), real)))
+        return _unpack(attention + self.dropout(self.mlp(self.norm_mlp(tokens + attention))), real, (B, T))
+
+
+def _pack(hidden: Tensor, real: Tensor | None) -> Tensor:
+    """The tokens of (B, T, ...) that `real` numbers, (N, D); None: all of them."""
+    flat = hidden.flatten(2).flatten(0, 1)
+    return flat if real is None else flat.index_select(0, real)
+
+
+def _unpack(tokens: Tensor, real: Tensor | None, shape: tuple[int, int]) -> Tensor:
+    """The inverse of `_pack`, with zeros where a token is not real."""
+    if real is not None:
+        tokens = tokens.new_zeros(shape[0] * shape[1], tokens.shape[1]).index_copy(0, real, tokens)
+    return tokens.view(*shape, -1)
 
 
 def _attention_mask(mask: Tensor | None) -> Tensor | None:

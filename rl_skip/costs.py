@@ -3,14 +3,15 @@
 Only matrix products are counted, as `torch.utils.flop_counter` does, and the tests hold each formula against it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["attention_block_flops", "attention_pair_flops", "attention_token_flops", "count_flops", "linear_flops"]
+__all__ = ["attention_block_flops", "attention_pair_flops", "attention_token_flops", "count_flops", "counting", "linear_flops"]
 
 
 def linear_flops(inputs: int, outputs: int) -> int:
@@ -33,18 +34,27 @@ def attention_block_flops(tokens: int | Tensor, width: int, mlp_ratio: int = 4) 
     return tokens * attention_token_flops(width, mlp_ratio) + tokens * tokens * attention_pair_flops(width)
 
 
-def count_flops(call: Callable[[], object], module: nn.Module) -> float:
-    """Operations of one call, counted on the operators that run.
+@contextmanager
+def counting(module: nn.Module) -> Iterator[None]:
+    """Within it, calls of `module` run the operators that can be counted, and leave no trace in the module.
 
-    Fused attention and the fast path of `nn.TransformerEncoderLayer` count as zero, so the call is made with the math
-    backend and with `module` in training mode, where the fast path does not apply.
+    Fused attention and the fast path of `nn.TransformerEncoderLayer` count as zero, so both are off. Evaluation mode keeps
+    batch norm from taking the example into its running statistics, and dropout from drawing random numbers.
     """
-    training = {part: part.training for part in module.modules()}
-    module.train()
+    training, fast = {part: part.training for part in module.modules()}, torch.backends.mha.get_fastpath_enabled()
+    module.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            call()
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for part, mode in training.items():
             part.training = mode
+
+
+def count_flops(call: Callable[[], object]) -> float:
+    """Operations of one call, counted on the operators that run; to be called within `counting`."""
+    with FlopCounterMode(display=False) as counter:
+        call()
     return float(counter.get_total_flops())

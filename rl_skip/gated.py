@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.nn.functional import normalize
 from rl_skip.blocks import AttentionBlock
 from rl_skip.costs import attention_block_flops, linear_flops
 from rl_skip.inputs import Inputs
-from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout, PolicyScope
+from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout, PolicyScope, longest_jump
 from rl_skip.routing import Rollout, sweep
 from rl_skip.stack import Carry, LayerStack, masked_mean
 
@@ -23,12 +24,12 @@ CLIP = 1.0
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, score: Tensor, threshold: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+    def forward(ctx, score: Tensor, threshold: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.save_for_backward((score - threshold).abs() <= CLIP)
         return (score > threshold).to(score.dtype)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         (near,) = ctx.saved_tensors
         return gradient * near, None
 
@@ -68,9 +69,9 @@ class MemoryGate(nn.Module):
         return linear_flops(width, keys) + linear_flops(keys, 1) + linear_flops(width, width // 2) + linear_flops(width // 2, 1) + linear_flops(2, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(B, T, D) → (B, T), 1 where a token is active and 0 where not, with the straight-through gradient."""
-        likeness = normalize(hidden, dim=-1) @ normalize(self.keys, dim=-1).T  # (B, T, M)
-        recalled = torch.softmax(likeness / math.sqrt(hidden.shape[-1]), dim=-1) @ self.values  # (B, T, 1)
+        """(..., D) → (...), 1 where a token is active and 0 where not, with the straight-through gradient."""
+        likeness = normalize(hidden, dim=-1) @ normalize(self.keys, dim=-1).T  # (..., M)
+        recalled = torch.softmax(likeness / math.sqrt(hidden.shape[-1]), dim=-1) @ self.values  # (..., 1)
         score = self.join(torch.cat([recalled, self.mlp(hidden)], dim=-1)).squeeze(-1)
         return straight_through(score, self.threshold)
 
@@ -177,28 +178,28 @@ class GatedStack(LayerStack):
     def begin(self, inputs: Inputs) -> Carry:
         """Takes x (B, T, D), or {"x": x, "mask": (B, T)}."""
         hidden, mask = (inputs, None) if isinstance(inputs, Tensor) else (inputs["x"], inputs.get("mask"))
-        full_flops = float(self._body_flops(hidden.shape[1]).sum())
-        memory = self.first_memory.expand(hidden.shape[0], -1, -1)
+        B, T, _ = hidden.shape
+        mask = None if mask is None else mask.bool()
+        tokens = torch.full((B,), float(T), device=hidden.device) if mask is None else mask.sum(dim=1).clamp(min=1).float()
+        full_flops = torch.stack([body.flops(tokens) for body in self._typed_bodies()]).sum(dim=0)  # (B,), of real tokens
+        memory = self.first_memory.expand(B, -1, -1)
         return Carry(hidden=hidden, full_flops=full_flops, mask=mask, origin=hidden, memory=memory)
 
     def run(self, i: int, carry: Carry, rows: Tensor | None) -> Tensor:
         body = self.bodies[i]
         assert isinstance(body, Body) and carry.memory is not None
-        mine = carry if rows is None else carry.take(rows)
+        mine = carry if rows is None else replace(carry, origin=None).take(rows)
         assert mine.memory is not None
         R, T, D = mine.hidden.shape
-        gate_flops = linear_flops(D, 1)
-        if self.gates is None:
-            active, length = mine.mask, torch.full((R,), float(T), device=mine.hidden.device)
-            opened = None
-        else:
+        tokens = torch.full((R,), float(T), device=mine.hidden.device) if mine.mask is None else mine.mask.sum(dim=1).float()
+        flops, opened, active = torch.full_like(tokens, linear_flops(D, 1)), None, mine.mask
+        if self.gates is not None:
             gate = self.gates[i]
             assert isinstance(gate, MemoryGate)
-            opened = gate(mine.hidden)  # (R, T), with gradient
-            active = opened.bool() if mine.mask is None else opened.bool() & mine.mask
-            gate_flops += T * gate.flops
-        if active is not None:
-            length = active.sum(dim=1).float()
+            opened = _on_real_tokens(gate, mine.hidden, mine.mask)  # (R, T), with gradient
+            active = opened.bool()
+            flops = flops + tokens * gate.flops
+            tokens = active.sum(dim=1).float()
         mine.hidden = _on_active_tokens(body, mine.hidden, active, opened)
         seen = masked_mean(mine.hidden, mine.mask).unsqueeze(1)  # (R, 1, D)
         keep = torch.sigmoid(self.memory_gate(seen))
@@ -207,7 +208,7 @@ class GatedStack(LayerStack):
             assert carry.memory is not None
             carry.hidden = carry.hidden.index_copy(0, rows, mine.hidden.to(carry.hidden.dtype))
             carry.memory = carry.memory.index_copy(0, rows, mine.memory.to(carry.memory.dtype))
-        return (body.flops(length) + gate_flops) / carry.full_flops
+        return (body.flops(tokens) + flops) / mine.full_flops
 
     def jumped(self, carry: Carry, rows: Tensor, jumps: Tensor) -> None:
         """A jump of a ≥ 1: x ← x + w_a · x_in + (1 − w_a) · m."""
@@ -225,6 +226,14 @@ class GatedStack(LayerStack):
     def finish(self, carry: Carry) -> Tensor:
         x = carry.hidden
         return x + torch.sigmoid(self.close_gate(x)) * self.close_mlp(self.close_norm(x))
+
+
+def _on_real_tokens(gate: MemoryGate, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """What the gate says of (R, T, D), 0 at padding, (R, T)."""
+    if mask is None:
+        return gate(hidden)
+    opened = gate(hidden[mask])  # (N,)
+    return opened.new_zeros(mask.shape).masked_scatter(mask, opened)
 
 
 def _on_active_tokens(body: Body, hidden: Tensor, active: Tensor | None, opened: Tensor | None) -> Tensor:
@@ -265,7 +274,7 @@ class SkipLayer(GatedStack):
 
     Args:
         dims, head, layer: width D, attention heads, number of layers L.
-        max_jump: J, the longest jump; None reaches every later layer.
+        max_jump: J, the longest jump, shortened to what the depth leaves; None reaches every later layer.
         scope, allow_exit: see `JumpRules`.
         price: what a unit of compute costs, in units of score. Higher skips more; 0.01 to 1.
         options: of `GatedStack`.
@@ -292,7 +301,9 @@ class SkipLayer(GatedStack):
         **options: object,
     ) -> None:
         super().__init__(dims, head, layer, **options)  # type: ignore[arg-type]
-        self.policy = JumpPolicy(JumpRules.reaching(ObservationLayout(dims, layer), max_jump, allow_exit=allow_exit, scope=scope))
+        longest = longest_jump(layer, allow_exit)
+        jump = longest if max_jump is None else min(max_jump, max(longest, 1))
+        self.policy = JumpPolicy(JumpRules(ObservationLayout(dims, layer), jump, allow_exit=allow_exit, scope=scope))
         self.price = price
         self.arguments: dict[str, object] = {"dims": dims, "head": head, "layer": layer, **options}
         self.logs: dict[str, Tensor] = {}
@@ -324,9 +335,14 @@ class SkipLayer(GatedStack):
         surrogate = rollout.log_probs * (to_go - baseline) * taken + entropy * rollout.entropies
         return -surrogate.sum(dim=1).mean()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy or a saved module has no use for the graph of the last forward pass, and could not take it along.
+        return {**self.__dict__, "_rollout": None}
+
     @torch.no_grad()
-    def update_threshold(self, loss: float, lr: float = 0.01) -> None:
+    def update_threshold(self, loss: float | Tensor, lr: float = 0.01) -> None:
         """Moves the gates' thresholds: a loss above its running level activates more tokens, one below it fewer."""
+        loss = float(loss)
         if not math.isfinite(loss):
             raise ValueError(f"update_threshold needs a finite loss, got {loss}")
         level = loss if self._running_loss is None else self._running_loss

@@ -87,7 +87,7 @@ class Walk:
     def charge_decision(self, rows: Tensor) -> None:
         """Charges rows for asking the policy once."""
         assert self.rules is not None
-        self.spent[rows, self.position[rows]] += self.rules.decision_flops / self.carry.full_flops
+        self.spent[rows, self.position[rows]] += self.rules.decision_flops / self.carry.full_flops[rows]
 
     def jump(self, rows: Tensor, jumps: Tensor) -> None:
         """Sends rows on by `jumps` (R,): past the last layer they land on it, or leave where exits are allowed."""
@@ -101,9 +101,25 @@ class Walk:
         self.stack.jumped(self.carry, rows, landing - self.position[rows] - 1)
         self.landing[rows] = landing
 
+    def restart(self, rows: Tensor, inputs: Inputs, price: Tensor | float) -> None:
+        """Puts new inputs, one for each of `rows`, in the place of the old ones; they land on layer 0.
+
+        The inputs must have the shapes of the old ones: an environment takes both from the same examples.
+        """
+        fresh = Walk(self.stack, self.rules, inputs, price)
+        self.carry.put(rows, fresh.carry)
+        for name in ("price", "landing", "position", "route", "spent"):
+            getattr(self, name)[rows] = getattr(fresh, name)
+        if self.first_look is not None and fresh.first_look is not None:
+            (hidden, memory), (new_hidden, new_memory) = self.first_look, fresh.first_look
+            # Not in place: a working memory may still be the parameter it began as, seen by every row.
+            both = None if memory is None or new_memory is None else memory.index_copy(0, rows, new_memory)
+            self.first_look = (hidden.index_copy(0, rows, new_hidden), both)
+
     def _look(self, rows: Tensor | None) -> Look:
         memory = self.stack.memory(self.carry, rows)
-        return self.stack.pooled(self.carry, rows).detach(), None if memory is None else memory.detach()
+        # A copy, for the parts of the first look outlive the carry that they may be views of.
+        return self.stack.pooled(self.carry, rows).detach().clone(), None if memory is None else memory.detach().clone()
 
 
 def _index(look: Look, rows: Tensor) -> Look:
@@ -144,7 +160,8 @@ def sweep(
         generator: where the random numbers of "sample" come from.
 
     Raises:
-        ValueError: if there is neither policy nor route, or one of them does not fit the stack.
+        ValueError: if there is neither policy nor route, one of them does not fit the stack, or the route is one that
+            the policy's rules do not allow.
     """
     if policy is None and route is None:
         raise ValueError("sweep needs a policy that decides or a route to follow")
@@ -154,7 +171,7 @@ def sweep(
             f"the policy is for {rules.layout.depth} layers of width {rules.layout.width}, the stack has {stack.depth} of width {stack.width}"
         )
     walk = Walk(stack, rules, inputs, price)
-    landings = None if route is None else next_landings(_whole_route(route, walk.route))
+    landings = None if route is None else next_landings(_whole_route(route, walk.route, rules))
     taken = _Decisions()
     for i in range(stack.depth):
         rows = walk.visit(i)
@@ -188,10 +205,18 @@ def _choose(log_probs: Tensor, mode: str, generator: torch.Generator | None) -> 
     return torch.multinomial(log_probs.exp(), 1, generator=generator).squeeze(1)
 
 
-def _whole_route(route: Tensor, like: Tensor) -> Tensor:
+def _whole_route(route: Tensor, like: Tensor, rules: JumpRules | None) -> Tensor:
     route = route.to(device=like.device, dtype=torch.bool)
     if route.shape not in (like.shape, like.shape[1:]):
         raise ValueError(f"a route must have shape {tuple(like.shape[1:])} or {tuple(like.shape)}, got {tuple(route.shape)}")
+    if not route[..., 0].all():
+        raise ValueError("layer 0 always runs, and the route leaves it out")
+    if rules is not None:
+        depth = route.shape[-1]
+        jumps = next_landings(route.reshape(-1, depth)) - torch.arange(1, depth + 1, device=route.device)
+        longest = rules.legal.sum(dim=1).to(route.device) - 1  # (L,)
+        if (route & (jumps > longest)).any():
+            raise ValueError(f"the route makes a jump that the policy may not: max_jump is {rules.max_jump}, allow_exit {rules.allow_exit}")
     return route.expand_as(like)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from rl_skip.costs import count_flops
+from rl_skip.costs import count_flops, counting
 from rl_skip.inputs import Inputs
 
 __all__ = ["Carry", "LayerStack", "ModuleStack", "masked_mean"]
@@ -18,8 +18,8 @@ class Carry:
 
     hidden: Tensor
     """The hidden state, (B, T, D) or any other shape with B first."""
-    full_flops: float
-    """Operations of one row through all layers, the unit of compute."""
+    full_flops: Tensor
+    """(B,), operations of each row through all layers, the unit of compute."""
     mask: Tensor | None = None
     """(B, T), true where a token is real and not padding; None where all are."""
     origin: Tensor | None = None
@@ -144,13 +144,15 @@ class ModuleStack(LayerStack):
             layer_flops = self._count_layer_flops(example)
         if len(layer_flops) != self.depth:
             raise ValueError(f"layer_flops has {len(layer_flops)} entries for {self.depth} layers")
+        if not sum(layer_flops) > 0:
+            raise ValueError(f"the {self.depth} layers cost nothing, so no share of it can be taken: pass layer_flops above 0")
         self.register_buffer("layer_flops", torch.tensor(list(layer_flops), dtype=torch.float32), persistent=False)
         self.full_flops = float(sum(layer_flops))
 
     def begin(self, inputs: Inputs) -> Carry:
         embedded = self.embed(inputs)
         hidden, mask = embedded if isinstance(embedded, tuple) else (embedded, None)
-        return Carry(hidden=hidden, full_flops=self.full_flops, mask=mask)
+        return Carry(hidden=hidden, full_flops=torch.full(hidden.shape[:1], self.full_flops, device=hidden.device), mask=mask)
 
     def run(self, i: int, carry: Carry, rows: Tensor | None) -> Tensor:
         call = self._caller(self.layers[i])
@@ -176,8 +178,7 @@ class ModuleStack(LayerStack):
         return module if self.layers_take_mask else lambda hidden, _mask: module(hidden)
 
     def _count_layer_flops(self, example: Inputs) -> list[float]:
-        with torch.no_grad():
+        with counting(self):
             carry = self.begin(example)
-            rows = carry.hidden.shape[0]
             calls = [lambda call=self._caller(layer): call(carry.hidden, carry.mask) for layer in self.layers]
-            return [count_flops(call, layer) / rows for call, layer in zip(calls, self.layers, strict=True)]
+            return [count_flops(call) / carry.hidden.shape[0] for call in calls]
