@@ -1,0 +1,103 @@
+"""What the adapters share: spaces, actions to tensors, ends to info dictionaries, routes to lines of text."""
+
+from typing import Any, SupportsIndex
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from envs.core import Ends, SkipCore
+from rl_skip.errors import UserError
+from rl_skip.policy import STATE_BOUND, JumpRules
+
+__all__ = ["Array", "METADATA", "action_space", "check_render_mode", "draw", "end_infos", "jumps_from", "observation_space", "to_numpy"]
+
+Array = NDArray[Any]
+METADATA = {"render_modes": ["ansi"], "render_fps": 4}
+RAN, JUMPED, AHEAD = "■", "□", "·"
+
+
+def observation_space(rules: JumpRules) -> spaces.Space[NDArray[np.float32]]:
+    """The observation as `ObservationLayout` describes it, with bounds that it cannot leave."""
+    layout = rules.layout
+    low = np.full(layout.size, -STATE_BOUND, dtype=np.float32)
+    high = np.full(layout.size, STATE_BOUND, dtype=np.float32)
+    low[-3:], high[-3:] = (0, 0, -1), (1, STATE_BOUND, 1)
+    return spaces.Box(low, high, dtype=np.float32)
+
+
+def action_space(rules: JumpRules) -> spaces.Discrete[np.int64]:
+    """The jumps 0 … J."""
+    return spaces.Discrete(rules.max_jump + 1)
+
+
+def check_render_mode(render_mode: str | None) -> str | None:
+    """The mode itself.
+
+    Raises:
+        UserError: if there is no such mode.
+    """
+    if render_mode is not None and render_mode != "ansi":
+        raise UserError(f'the render mode is "ansi" or None, got {render_mode!r}; set render_mode')
+    return render_mode
+
+
+def jumps_from(actions: ArrayLike | SupportsIndex, core: SkipCore) -> Tensor:
+    """Actions of N environments → jumps (N,) long on the core's device.
+
+    Raises:
+        ValueError: if they are not N jumps in 0..J.
+    """
+    jumps, longest = np.asarray(actions), core.rules.max_jump
+    if jumps.shape != (core.num_envs,) or jumps.dtype.kind not in "iu":
+        raise ValueError(f"actions must be {core.num_envs} integers, got shape {jumps.shape} of {jumps.dtype}")
+    if jumps.min() < 0 or jumps.max() > longest:
+        raise ValueError(f"actions must lie in 0..{longest}, got {jumps.min()} to {jumps.max()}")
+    return torch.as_tensor(jumps.astype(np.int64), device=core.everyone.device)
+
+
+def to_numpy(tensor: Tensor) -> Array:
+    """The values of a tensor that nobody else holds."""
+    return tensor.cpu().numpy()
+
+
+def end_infos(ends: Ends) -> list[dict[str, Any]]:
+    """One info dictionary for each episode that ended."""
+    route = to_numpy(ends.route)
+    columns = [column.tolist() for column in (ends.compute, ends.scores, ends.labels, ends.predictions, ends.prices)]
+    return [
+        {
+            "route": route[r].copy(),
+            "compute": compute,
+            "score": score,
+            "label": label,
+            "prediction": prediction,
+            "is_success": score > 0.5,
+            "price": price,
+        }
+        for r, (compute, score, label, prediction, price) in enumerate(zip(*columns, strict=True))
+    ]
+
+
+def draw(core: SkipCore, ends: Ends | None) -> list[str]:
+    """One line for each environment: ■ layers that ran, □ layers jumped over, · layers ahead.
+
+    Where an episode ended in the last step, `ends`, that episode is drawn and not the next one.
+    """
+    walk = core.walk
+    if walk is None:
+        raise ValueError("no episode has begun; call reset() before render()")
+    position, compute, price = walk.position.tolist(), walk.spent.sum(dim=1).tolist(), walk.price.tolist()
+    lines = [_line(route, position[n], compute[n], price[n]) for n, route in enumerate(walk.route.tolist())]
+    for row, info in zip(ends.rows.tolist(), end_infos(ends), strict=True) if ends is not None else ():
+        whole = _line(info["route"].tolist(), core.stack.depth, info["compute"], info["price"])
+        lines[row] = f"{whole}  score {info['score']:.3f}  label {info['label']}  prediction {info['prediction']}"
+    return lines
+
+
+def _line(route: list[bool], position: int, compute: float, price: float) -> str:
+    marks = [RAN if ran else JUMPED if i < position else AHEAD for i, ran in enumerate(route)]
+    layers = " ".join(f"{i}{mark}" for i, mark in enumerate(marks))
+    return f"{layers}  compute {compute:.3f}  price {price:.3f}"

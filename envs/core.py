@@ -1,0 +1,207 @@
+"""The batched environment core: N episodes on the device, one row of a walk each."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl_skip.errors import UserError
+from rl_skip.inputs import Inputs, take_rows
+from rl_skip.policy import JumpRules
+from rl_skip.routing import Walk
+from rl_skip.stack import LayerStack
+from rl_skip.tasks import Examples
+
+__all__ = ["Ends", "Price", "Score", "SkipCore", "Step"]
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""(outputs, labels) → (B,), the quality of each prediction."""
+Price = float | tuple[float, float]
+"""What a unit of compute costs: one number, or the range (low, high) from which each episode draws log-uniformly."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The R episodes that ended in one step."""
+
+    rows: Tensor
+    """(R,) long, the environments in which they ended."""
+    observations: Tensor
+    """(R, S), what was seen at the end."""
+    route: Tensor
+    """(R, L) bool, the layers that ran."""
+    compute: Tensor
+    """(R,), compute of the route, decisions included."""
+    scores: Tensor
+    """(R,), quality of the prediction."""
+    labels: Tensor
+    """(R,) long."""
+    predictions: Tensor
+    """(R,) long, the likeliest class."""
+    prices: Tensor
+    """(R,), what a unit of compute cost."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of N environments gave. No tensor of it is used again by the core."""
+
+    observations: Tensor
+    """(N, S); of the new episode where one ended and the core restarts by itself."""
+    rewards: Tensor
+    """(N,), −price · compute spent by the step, and the score where an episode ended."""
+    terminated: Tensor
+    """(N,) bool, where an episode ended."""
+    ends: Ends | None
+    """The episodes that ended; None where none did."""
+
+
+class SkipCore:
+    """N environments, in each of which one example at a time passes the stack.
+
+    When an episode begins, layer 0 has run and the example waits for a jump. A step sends every row on, to the next
+    layer after which there is a choice, or to the end. The rewards of an episode sum to score − price · compute, with
+    the compute that `sweep` finds for the same route: layer 0 is paid for with the first step. A jump that is illegal
+    after its layer is shortened to the longest legal one. Each environment draws its examples from a random stream of
+    its own, so what happens in one does not depend on how many others there are.
+
+    The stack is put in evaluation mode here, and is called in whichever mode it is in later. Its weights may change
+    between steps: rows on their way keep the hidden state they have.
+
+    Args:
+        stack: the network; its layers are what is skipped.
+        rules: what a policy may do and see.
+        examples: where episodes come from, drawn uniformly with replacement; on the device of the stack.
+        score: quality of a prediction, added to the last reward.
+        num_envs: N.
+        price: see `Price`. May be set between steps; counts for episodes that begin later.
+        seed: environment i draws from the stream seed + i. None: from unforeseeable ones.
+        autoreset: whether a row whose episode ended begins the next one in the same step.
+
+    Raises:
+        UserError: if there are no examples, no environments, or the price is not one.
+    """
+
+    def __init__(
+        self,
+        stack: LayerStack,
+        rules: JumpRules,
+        examples: Examples,
+        score: Score,
+        *,
+        num_envs: int,
+        price: Price = 0.1,
+        seed: int | None = None,
+        autoreset: bool = True,
+    ) -> None:
+        if num_envs < 1:
+            raise UserError(f"there must be at least 1 environment, got {num_envs}; set num_envs")
+        if len(examples) == 0:
+            raise UserError("there are no examples to draw episodes from; give at least one row")
+        if (rules.layout.depth, rules.layout.width) != (stack.depth, stack.width):
+            raise UserError(
+                f"the rules are for {rules.layout.depth} layers of width {rules.layout.width}, "
+                f"the stack has {stack.depth} of width {stack.width}; make the rules for this stack"
+            )
+        self.stack, self.rules, self.examples, self.score = stack.eval(), rules, examples, score
+        self.num_envs, self.autoreset = num_envs, autoreset
+        self.price = price
+        self.streams = [np.random.default_rng(None if seed is None else seed + i) for i in range(num_envs)]
+        device = examples.labels.device
+        self.legal = rules.legal.to(device)  # (L, J + 1)
+        self.everyone = torch.arange(num_envs, device=device)
+        self.drawn = torch.zeros_like(self.everyone)  # (N,), which example each environment shows
+        self.walk: Walk | None = None
+
+    @property
+    def price(self) -> Price:
+        """What a unit of compute costs in episodes that begin from now on."""
+        return self._price
+
+    @price.setter
+    def price(self, price: Price) -> None:
+        low, high = price if isinstance(price, tuple) else (price, price)
+        if isinstance(price, tuple) and not 0 < low <= high < math.inf:
+            raise UserError(f"a price range must be 0 < low <= high, got {low} to {high}; set price_range")
+        if not 0 <= low < math.inf:
+            raise UserError(f"a price must be a number of at least 0, got {price}; set price")
+        self._price = price
+
+    @torch.no_grad()
+    def reset(self, seeds: Sequence[int | None] | None = None) -> Tensor:
+        """Begins an episode in every environment. Returns the observations (N, S).
+
+        Args:
+            seeds: new random streams for the environments, one number for each; None goes on with the old stream.
+        """
+        for i, seed in enumerate(seeds or ()):
+            if seed is not None:
+                self.streams[i] = np.random.default_rng(seed)
+        self.walk = Walk(self.stack, self.rules, *self._draw(self.everyone))
+        self.walk.visit(0)
+        self.paid = torch.zeros_like(self.walk.price)  # (N,), compute that earlier rewards have charged
+        return self.walk.observe(self.everyone)
+
+    @torch.no_grad()
+    def step(self, jumps: Tensor) -> Step:
+        """Sends every row on by `jumps` (N,) long, and runs the layers it lands on until there is a choice again."""
+        walk = self._begun()
+        walk.charge_decision(self.everyone)
+        walk.jump(self.everyone, jumps)  # past the last layer lands on it: what is illegal ends as the longest legal jump
+        for i in range(1, self.stack.depth):
+            rows = walk.visit(i)
+            if rows is not None and not self.rules.choices[i]:
+                walk.jump(rows, torch.zeros_like(rows))
+        spent = walk.spent.sum(dim=1)
+        rewards = -walk.price * (spent - self.paid)
+        self.paid = spent
+        terminated = walk.landing == self.stack.depth
+        ended = terminated.nonzero().squeeze(1)
+        if ended.shape[0] == 0:
+            return Step(walk.observe(self.everyone), rewards, terminated, None)
+        ends = self._end(ended)
+        rewards[ended] += ends.scores
+        if self.autoreset:
+            walk.restart(ended, *self._draw(ended))
+            walk.visit(0)  # after layer 0 there always is a choice: rules without one are refused
+            self.paid[ended] = 0.0
+        return Step(walk.observe(self.everyone), rewards, terminated, ends)
+
+    def masks(self) -> Tensor:
+        """(N, J + 1) bool, the jumps that are legal now."""
+        return self.legal[self._begun().position]
+
+    def _end(self, rows: Tensor) -> Ends:
+        walk, labels = self._begun(), self.examples.labels[self.drawn[rows]]
+        outputs = self.stack.finish(walk.carry.take(rows))
+        return Ends(
+            rows=rows,
+            observations=walk.observe(rows),
+            route=walk.route[rows],
+            compute=walk.spent[rows].sum(dim=1),
+            scores=self.score(outputs, labels).float(),
+            labels=labels,
+            predictions=outputs.argmax(dim=1),
+            prices=walk.price[rows],
+        )
+
+    def _draw(self, rows: Tensor) -> tuple[Inputs, Tensor]:
+        """New examples and prices for `rows`, each from its own stream."""
+        streams = [self.streams[i] for i in rows.tolist()]
+        device = rows.device
+        chosen = torch.tensor([int(stream.integers(len(self.examples))) for stream in streams], device=device)
+        self.drawn[rows] = chosen
+        if isinstance(self.price, tuple):
+            low, high = math.log(self.price[0]), math.log(self.price[1])
+            price = torch.tensor([math.exp(stream.uniform(low, high)) for stream in streams], device=device, dtype=torch.float32)
+        else:
+            price = torch.full(rows.shape, self.price, device=device, dtype=torch.float32)
+        return take_rows(self.examples.inputs, chosen), price
+
+    def _begun(self) -> Walk:
+        if self.walk is None:
+            raise ValueError("no episode has begun; call reset() first")
+        return self.walk

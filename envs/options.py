@@ -1,0 +1,159 @@
+"""The options that every environment takes, and the core that they describe."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from envs.core import Price, Score, SkipCore
+from rl_skip.errors import UserError
+from rl_skip.export import SkipModel
+from rl_skip.gated import BodyName
+from rl_skip.network import NetworkConfig, StackKind, build_network
+from rl_skip.policy import JumpRules, ObservationLayout, PolicyScope
+from rl_skip.runs import load_run
+from rl_skip.stack import LayerStack
+from rl_skip.tasks import Examples, Split, Task, load_task
+
+__all__ = ["EnvOptions", "ScoreName"]
+
+ScoreName = Literal["accuracy", "probability"]
+DEFAULT_PRICE = 0.1
+
+
+@dataclass(frozen=True)
+class EnvOptions:
+    """Where the network and its examples come from, and what a jump costs.
+
+    With a `task` alone the network is freshly built and untrained, the same for the same `seed`: good for trying things
+    out, and for training it alongside the policy. `run` takes the trained network of a finished run, `stack` one of
+    your own.
+    """
+
+    task: str | Task | None = None
+    """A task's name, "file.py:function", or a `Task`. None: that of the run, or digits."""
+    data: str | None = None
+    """Where the task's data are. None: where the run found them; digits needs none."""
+    run: str | Path | None = None
+    """The folder of a finished run, whose network and rules are taken."""
+    stack: LayerStack | StackKind | None = None
+    """A network of your own, or the kind that is built: "blocks" or "skip-layer"."""
+    examples: Examples | None = None
+    """Examples of your own instead of a task's."""
+    layers: int | None = None
+    """Layers of the network that is built."""
+    width: int | None = None
+    """Width of the network that is built."""
+    heads: int | None = None
+    """Attention heads of the network that is built."""
+    body: BodyName | None = None
+    """What a layer of "skip-layer" computes."""
+    price: float | None = None
+    """What a unit of compute costs, in units of score. Higher rewards skipping more; 0.01 to 1. None: the run's, or 0.1."""
+    price_range: tuple[float, float] | None = None
+    """Instead of one price: each episode draws its own from here, log-uniformly, and sees it."""
+    max_jump: int | None = None
+    """The longest jump. None: the run's, or the one that reaches every later layer."""
+    allow_exit: bool | None = None
+    """Whether a jump past the last layer leaves the stack. None: the run's, or no."""
+    policy_scope: PolicyScope | None = None
+    """Whether "state" after every layer is observed or "input" alone. None: the run's, or "state"."""
+    score: ScoreName | Score = "accuracy"
+    """What the last reward adds: 1 for a right prediction, the label's probability, or (outputs, labels) → (B,) of your own."""
+    split: Split = "train"
+    """Which of the task's examples are shown."""
+    device: str | torch.device | None = None
+    """Where everything happens. None: where the given stack is, else the CPU."""
+    seed: int | None = None
+    """Decides the weights of a network that is built (None: 0), and the episodes until `reset` is given a seed."""
+
+    def core(self, num_envs: int, *, autoreset: bool = True) -> SkipCore:
+        """The environments that these options describe.
+
+        Raises:
+            UserError: if options contradict each other, or what they name cannot be had.
+        """
+        self._check()
+        model, task = (None, self._task()) if self.run is None else self._trained(self.run)
+        stack = self._network(task) if model is None else model.stack
+        device = self._device(stack)
+        return SkipCore(
+            stack.to(device),
+            self._rules(stack, None if model is None else model.rules),
+            task.load(self.split).to(device),
+            self.score if callable(self.score) else getattr(task, self.score),
+            num_envs=num_envs,
+            price=self._price(DEFAULT_PRICE if model is None else model.price),
+            seed=self.seed,
+            autoreset=autoreset,
+        )
+
+    def _check(self) -> None:
+        built = isinstance(self.stack, str) or (self.stack is None and self.run is None)
+        if self.run is not None and self.stack is not None:
+            raise UserError("run and stack both name a network; give one of them")
+        if not built and any(option is not None for option in (self.layers, self.width, self.heads, self.body)):
+            raise UserError("layers, width, heads and body describe a network that is built; leave them out with a run or a stack of your own")
+        if self.examples is not None and (self.task is not None or self.data is not None):
+            raise UserError("examples and task both say where episodes come from; give one of them")
+        if self.examples is not None and built:
+            raise UserError("examples of your own need a network that takes them; give stack or run, or a Task instead of examples")
+        if self.price is not None and self.price_range is not None:
+            raise UserError("price and price_range exclude each other; give one of them")
+        if not callable(self.score) and self.score not in get_args(ScoreName):
+            raise UserError(f"the score is one of {', '.join(get_args(ScoreName))} or a function, got {self.score!r}; set score")
+        if self.split not in get_args(Split):
+            raise UserError(f"the split is one of {', '.join(get_args(Split))}, got {self.split!r}; set split")
+
+    def _trained(self, run: str | Path) -> tuple[SkipModel, Task]:
+        """The model of a run, and the task asked for, else the run's own."""
+        model, task = load_run(run, data=self.data)
+        return model, task if self.task is None and self.examples is None else self._task()
+
+    def _task(self) -> Task:
+        if self.examples is not None:
+            return _task_of(self.examples)
+        if isinstance(self.task, Task):
+            return self.task
+        return load_task(self.task or "digits", self.data)
+
+    def _network(self, task: Task) -> LayerStack:
+        if isinstance(self.stack, LayerStack):
+            return self.stack
+        given = {"layers": self.layers, "width": self.width, "heads": self.heads, "body": self.body, "stack": self.stack}
+        config = NetworkConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0 if self.seed is None else self.seed)
+            return build_network(config, task.embedding, task.tokens, len(task.classes))
+
+    def _rules(self, stack: LayerStack, rules: JumpRules | None) -> JumpRules:
+        given = {"max_jump": self.max_jump, "allow_exit": self.allow_exit, "scope": self.policy_scope}
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return JumpRules.reaching(ObservationLayout(stack.width, stack.depth), **chosen) if rules is None else replace(rules, **chosen)
+
+    def _price(self, default: float) -> Price:
+        if self.price_range is None:
+            return default if self.price is None else self.price
+        if len(self.price_range) != 2:
+            raise UserError(f"a price range is (low, high), got {self.price_range}; set price_range")
+        low, high = self.price_range
+        return low, high
+
+    def _device(self, stack: LayerStack) -> torch.device:
+        if self.device is None:
+            first = next(stack.parameters(), None)
+            return torch.device("cpu") if first is None else first.device
+        try:
+            return torch.empty(0, device=self.device).device
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"the device {self.device!s} cannot be used ({str(error).splitlines()[0]}); set device") from None
+
+
+def _task_of(examples: Examples) -> Task:
+    """A task with the same examples in every split, for a network that is at hand."""
+
+    def embedding(_width: int) -> torch.nn.Module:
+        raise UserError("examples do not say how they become tokens; give a stack")
+
+    return Task("examples", (), lambda _split: examples, embedding, tokens=0)
