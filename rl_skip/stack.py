@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -180,5 +181,5 @@ class ModuleStack(LayerStack):
     def _count_layer_flops(self, example: Inputs) -> list[float]:
         with counting(self):
             carry = self.begin(example)
-            calls = [lambda call=self._caller(layer): call(carry.hidden, carry.mask) for layer in self.layers]
-            return [count_flops(call) / carry.hidden.shape[0] for call in calls]
+            rows = carry.hidden.shape[0]
+            return [count_flops(partial(self._caller(layer), carry.hidden, carry.mask)) / rows for layer in self.layers]

@@ -152,7 +152,7 @@ def test_sweep_is_the_slow_loop(rows: int, padded: bool, allow_exit: bool, scope
     inputs, price = _inputs(rows, padded), torch.rand(rows)
     routes = _routes(rows, allow_exit) if decide == "route" else None
     rollout = sweep(stack, policy, inputs, price=price, mode="sample" if decide == "sample" else "greedy", route=routes, critic=critic)
-    assert len(rollout.route.unique(dim=0)) > min(rows - 1, 2)
+    assert len(rollout.route.unique(dim=0)) > min(rows - 1, 1)
     followed = rollout.route if decide == "sample" else routes
     expected = _one_row_at_a_time(stack, policy, inputs, price, followed, critic)
     _compare(rollout, expected, rows)
