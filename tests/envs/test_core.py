@@ -19,7 +19,7 @@ def examples_of(kind: str, rows: int = 40) -> Examples:
     generator = torch.Generator().manual_seed(5)
     frames = torch.randn(rows, 6, 3, generator=generator) + 5 * torch.randn(rows, 1, 3, generator=generator)  # rows that look different
     labels = torch.randint(0, 4, (rows,), generator=generator)
-    length = torch.randint(1, 7, (rows, 1), generator=generator) if kind == "padded" else torch.full((rows, 1), 6)
+    length = torch.randint(1, 7, (rows, 1), generator=generator) if kind != "blocks" else torch.full((rows, 1), 6)
     return Examples({"frames": frames, "mask": torch.arange(6) < length}, labels)
 
 
