@@ -9,9 +9,11 @@ from rl_skip.errors import UserError
 from rl_skip.network import NetworkConfig
 from rl_skip.policy import JumpRules, ObservationLayout, PolicyScope
 
-__all__ = ["AgentName", "PolicyConfig", "PriceConfig", "ReinforceConfig", "ScheduleConfig", "TrainConfig"]
+__all__ = ["PRICE_BOUNDS", "AgentName", "PolicyConfig", "PpoConfig", "PriceConfig", "ReinforceConfig", "ScheduleConfig", "TrainConfig"]
 
-AgentName = Literal["reinforce"]
+AgentName = Literal["reinforce", "ppo", "maskable-ppo"]
+PRICE_BOUNDS = (0.001, 10.0)
+"""The lowest and highest price that a policy for one price, or for one budget, can tell apart."""
 ScoreName = Literal["accuracy", "probability"]
 BaselineName = Literal["value", "leave-one-out"]
 
@@ -49,8 +51,23 @@ class PriceConfig:
     """One fixed price. Higher skips more; 0.01 to 1."""
     price_range: tuple[float, float] = (0.01, 1.0)
     """Range of the price that is drawn for every row, evenly in its logarithm, and shown to the policy."""
+    budget: float | None = None
+    """Mean compute allowed, in (0, 1]: the price is steered until the routes cost that much."""
+    budget_price: float = 0.1
+    """Where a steered price starts."""
+    budget_integral: float = 0.05
+    """How far a steered price moves at each update, in its logarithm, per unit of compute over the budget. More is faster and oscillates; 0.01 to 0.1."""
+    budget_proportional: float = 0.5
+    """How much a steered price answers the present excess at once. Some calms it; 0 to 2."""
 
     def __post_init__(self) -> None:
+        if self.price is not None and self.budget is not None:
+            raise UserError("a price and a budget exclude each other; set one of --price and --budget")
+        if self.budget is not None and not 0 < self.budget <= 1:
+            raise UserError(f"a budget is a mean compute in (0, 1], got {self.budget}; set --budget")
+        _positive("the price a budget starts from", self.budget_price, "--budget-price")
+        _positive("budget_integral", self.budget_integral, "--budget-integral")
+        _positive("budget_proportional", self.budget_proportional, "--budget-proportional", zero=True)
         if self.price is not None:
             _positive("the price", self.price, "--price", zero=True)
         low, high = self.price_range
@@ -62,7 +79,7 @@ class PriceConfig:
     @property
     def seen_range(self) -> tuple[float, float]:
         """The prices that the policy's observation can tell apart."""
-        return self.price_range if self.price is None else (0.001, 10.0)
+        return self.price_range if self.price is None and self.budget is None else PRICE_BOUNDS
 
 
 @dataclass(frozen=True)
@@ -125,6 +142,34 @@ class ReinforceConfig:
 
 
 @dataclass(frozen=True)
+class PpoConfig:
+    """PPO; its rewards, entropy and value weights are those of REINFORCE."""
+
+    num_envs: int = 128
+    """Inputs that pass the stack at once while PPO collects. More makes larger batches; 32 to 512."""
+    steps: int = 16
+    """Decisions of each of them between two trainings of PPO. More steadies the gradient and learns less often; 8 to 64."""
+    minibatch: int = 512
+    """Decisions of one gradient step of PPO; at most num_envs times steps."""
+    passes: int = 4
+    """Times that PPO goes over what it collected. More squeezes it harder; 2 to 10."""
+    gae_lambda: float = 0.95
+    """1 trusts the rewards alone, lower trusts the critic more; 0.9 to 1."""
+    clip_range: float = 0.2
+    """How far one training may move the policy; 0.1 to 0.3."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_envs", "steps", "minibatch", "passes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}; set --{name.replace('_', '-')}")
+        if self.num_envs * self.steps % self.minibatch:
+            raise UserError(f"{self.num_envs} x {self.steps} decisions do not divide into minibatches of {self.minibatch}; set --minibatch")
+        for name in ("gae_lambda", "clip_range"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"{name} must lie in (0, 1], got {getattr(self, name)}; set --{name.replace('_', '-')}")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Trains a network and its jump policy together."""
 
@@ -149,6 +194,7 @@ class TrainConfig:
     pricing: PriceConfig = field(default_factory=PriceConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     reinforce: ReinforceConfig = field(default_factory=ReinforceConfig)
+    ppo: PpoConfig = field(default_factory=PpoConfig)
 
     def __post_init__(self) -> None:
         if self.agent not in get_args(AgentName):

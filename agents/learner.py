@@ -10,6 +10,7 @@ from agents.config import TrainConfig
 from rl_skip.network import build_network
 from rl_skip.policy import JumpPolicy, JumpRules
 from rl_skip.routing import sweep
+from rl_skip.stack import LayerStack
 from rl_skip.tasks import Examples, Split, Task
 
 __all__ = ["Critic", "Learner", "pick_device"]
@@ -44,22 +45,27 @@ class Learner:
 
     One update at a time; which batch belongs to which update depends on the seed and the update's number alone, so a
     run that stops can go on exactly.
+
+    Args:
+        config: the options.
+        task: what is learned.
+        device: where.
+        stack: a network of one's own in place of the one that the options describe.
     """
 
-    def __init__(self, config: TrainConfig, task: Task, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, task: Task, device: torch.device, stack: LayerStack | None = None) -> None:
         self.config, self.task, self.device = config, task, device
         torch.manual_seed(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.train, self.validation = self._examples("train"), self._examples("validation")
-        network = config.network
-        self.stack = build_network(network, task.embedding, task.tokens, len(task.classes)).to(device)
-        self.rules = config.policy.rules(network.layers, network.width, config.pricing.seen_range)
+        self.stack = (build_network(config.network, task.embedding, task.tokens, len(task.classes)) if stack is None else stack).to(device)
+        self.rules = config.policy.rules(self.stack.depth, self.stack.width, config.pricing.seen_range)
         self.policy, self.critic = JumpPolicy(self.rules).to(device), Critic(self.rules).to(device)
         schedule = config.schedule
         self.network_optimizer = torch.optim.AdamW(self.stack.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
         deciding = [*self.policy.parameters(), *self.critic.parameters()]
         self.policy_optimizer = torch.optim.Adam(deciding, lr=schedule.policy_learning_rate)
-        self.full_route = torch.ones(network.layers, dtype=torch.bool, device=device)
+        self.full_route = torch.ones(self.stack.depth, dtype=torch.bool, device=device)
         self.updates_per_epoch = max(len(self.train) // schedule.batch_size, 1)
         self.warmup_updates = schedule.warmup_epochs * self.updates_per_epoch
         self.updates = self.warmup_updates + schedule.epochs * self.updates_per_epoch

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from agents.calibration import calibrate
 from agents.config import TrainConfig
 from agents.learner import Learner, pick_device
-from agents.prices import PriceRange, price_source
+from agents.ppo import Ppo
+from agents.prices import price_source
 from agents.reinforce import Reinforce
 from agents.report import final_report, print_report
 from agents.telemetry import Averages, Display, Telemetry
-from rl_skip.dial import PricePoint, PriceTable
+from rl_skip.dial import PriceTable
 from rl_skip.errors import UserError
 from rl_skip.evaluation import Evaluation, evaluate
 from rl_skip.export import save
@@ -26,8 +28,6 @@ from rl_skip.tasks import Task, load_task
 
 __all__ = ["Session", "train"]
 
-GRID_POINTS = 17
-OPERATING_TOLERANCE = 0.005
 REPORTS_PER_EPOCH = 2
 
 
@@ -72,14 +72,14 @@ class Session:
         self.config, self.task = config, task
         self.learner = Learner(config, task, device)
         self.prices = price_source(config.pricing)
-        self.agent = Reinforce(self.learner, self.prices)
+        self.agent = Reinforce(self.learner, self.prices) if config.agent == "reinforce" else Ppo(self.learner, self.prices)
 
     def run(self, folder: Path, console: Console) -> None:
         """Trains, then calibrates, exports and reports."""
         telemetry = Telemetry(folder)
         begun = time.monotonic()
         self._train(telemetry, console)
-        table, price = self.calibrate()
+        table, price = calibrate(self.learner, self.prices)
         self._export(folder / "policy", table, price)
         report = final_report(self.learner, table, price, seconds=time.monotonic() - begun)
         telemetry.heat_map(self.learner.updates)
@@ -99,7 +99,7 @@ class Session:
                 averages.add(learner.warmup_update(update) if warming else self.agent.update(update))
                 samples += self.config.schedule.batch_size
                 if (update + 1) % every == 0 or update + 1 == learner.updates:
-                    values = averages.read() | {"time/samples_per_second": samples / (time.monotonic() - since)}
+                    values = averages.read() | self.prices.metrics() | {"time/samples_per_second": samples / (time.monotonic() - since)}
                     since, samples = time.monotonic(), 0
                     telemetry.scalars(update + 1, values | self._validate(update + 1))
                     display.show("warm-up" if warming else self.config.agent, update + 1, values)
@@ -117,22 +117,6 @@ class Session:
         """The greedy policy on validation data."""
         learner = self.learner
         return evaluate(learner.stack, learner.policy, self.task, learner.validation, price=price)
-
-    def calibrate(self) -> tuple[PriceTable, float]:
-        """The price table from validation data, and the operating price.
-
-        The operating price is the fixed price where there is one; otherwise that of the smallest compute whose
-        validation accuracy is within half a point of the best in the table.
-        """
-        if not isinstance(self.prices, PriceRange):
-            return PriceTable(), self.prices.typical
-        points = []
-        for price in self.prices.grid(GRID_POINTS):
-            found = self.measure(price)
-            points.append(PricePoint(price, found.compute, found.accuracy))
-        table = PriceTable.monotone(points)
-        enough = table.points[-1].accuracy - OPERATING_TOLERANCE
-        return table, next(point.price for point in table.points if point.accuracy >= enough)
 
     def _export(self, folder: Path, table: PriceTable, price: float) -> None:
         config, learner, task = self.config, self.learner, self.task

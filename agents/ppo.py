@@ -1,0 +1,146 @@
+"""Stable-Baselines3's PPO (Schulman et al. 2017) on the jump policy, with supervised updates between its rollouts."""
+
+from typing import Any
+
+import torch
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from stable_baselines3 import PPO
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.vec_env import VecMonitor
+from torch import Tensor, nn
+
+from agents.learner import Critic, Learner
+from agents.prices import PriceSource
+from agents.reinforce import entropy_weight
+from agents.telemetry import rollout_metrics
+from envs import Price, SB3SkipVecEnv, SkipCore
+from rl_skip.policy import JumpPolicy
+from rl_skip.routing import sweep
+
+__all__ = ["Ppo", "actor_critic"]
+
+
+class _Heads(nn.Module):
+    """What Stable-Baselines3 calls the extractor: here it holds all there is of actor and critic."""
+
+    latent_dim_vf = 1
+
+    def __init__(self, policy: JumpPolicy, critic: Critic) -> None:
+        super().__init__()
+        self.policy, self.critic = policy, critic
+        self.latent_dim_pi = policy.rules.max_jump + 1
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward_actor(observation), self.forward_critic(observation)
+
+    def forward_actor(self, observation: Tensor) -> Tensor:
+        logits: Tensor = self.policy(observation)  # (R, J + 1), illegal jumps at -1e9
+        return logits
+
+    def forward_critic(self, observation: Tensor) -> Tensor:
+        value: Tensor = self.critic(observation)
+        return value.unsqueeze(1)
+
+
+def actor_critic(base: type[ActorCriticPolicy] | type[MaskableActorCriticPolicy], policy: JumpPolicy, critic: Critic) -> type[ActorCriticPolicy]:
+    """A policy class for Stable-Baselines3 whose actor is `policy` itself, not a copy, and whose critic is `critic`."""
+
+    class JumpActorCritic(base):  # type: ignore[misc, valid-type]
+        def _build_mlp_extractor(self) -> None:
+            self.mlp_extractor = _Heads(policy, critic)
+
+        def _build(self, lr_schedule: Schedule) -> None:
+            super()._build(lr_schedule)
+            self.action_net, self.value_net = nn.Identity(), nn.Identity()
+            self.optimizer = self.optimizer_class(self.mlp_extractor.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+    return JumpActorCritic
+
+
+def _price(prices: PriceSource) -> Price:
+    low, high = prices.range
+    return low if low == high else (low, high)
+
+
+class Ppo:
+    """The agent: once an epoch, one rollout and one training of PPO; between them the network learns on sampled routes."""
+
+    def __init__(self, learner: Learner, prices: PriceSource) -> None:
+        self.learner, self.prices, self.config = learner, prices, learner.config.ppo
+        config, seed = self.config, learner.config.seed
+        reinforce = learner.config.reinforce
+        score = learner.task.accuracy if reinforce.score == "accuracy" else learner.task.probability
+        core = SkipCore(learner.stack, learner.rules, learner.train, score, num_envs=config.num_envs, price=_price(prices))
+        self.core, self.env = core, SB3SkipVecEnv(core)
+        masked = learner.config.agent == "maskable-ppo"
+        algorithm, base = (MaskablePPO, MaskableActorCriticPolicy) if masked else (PPO, ActorCriticPolicy)
+        options: dict[str, Any] = {
+            "n_steps": config.steps,
+            "batch_size": config.minibatch,
+            "n_epochs": config.passes,
+            "gamma": 1.0,
+            "gae_lambda": config.gae_lambda,
+            "clip_range": config.clip_range,
+            "normalize_advantage": False,
+            "vf_coef": reinforce.value_weight,
+            "max_grad_norm": learner.config.schedule.max_grad_norm,
+            "policy_kwargs": {"ortho_init": False},
+        }
+        policy = actor_critic(base, learner.policy, learner.critic)
+        self.model: PPO = algorithm(policy, VecMonitor(self.env), device=learner.device, **options)  # type: ignore[assignment, arg-type]
+        torch.manual_seed(seed)
+        self.model.set_logger(Logger(folder=None, output_formats=[]))
+
+    def update(self, update: int) -> dict[str, Tensor]:
+        """One supervised update, and before the first of each epoch one rollout of PPO; returns metrics."""
+        told = self._improve_policy(update) if (update - self.learner.warmup_updates) % self.learner.updates_per_epoch == 0 else {}
+        return told | self._improve_network(update)
+
+    def _improve_policy(self, update: int) -> dict[str, Tensor]:
+        learner, model = self.learner, self.model
+        progress = learner.joint_progress(update)
+        rate = learner.config.schedule.policy_learning_rate * (1 - 0.9 * progress)
+        model.lr_schedule = lambda _remaining: rate
+        model.ent_coef = entropy_weight(learner.config.reinforce, progress)
+        self.core.price = _price(self.prices)
+        self.env.seed(learner.config.seed * 1_000_003 + update)  # each rollout begins anew: nothing of the last one is needed to resume
+        model._last_obs = None
+        learner.stack.eval()
+        model.learn(self.config.steps * self.config.num_envs, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+        told = {name: torch.tensor(float(value)) for name, value in model.logger.name_to_value.items() if name.startswith("train/")}
+        told.pop("train/learning_rate", None)  # the network's is reported
+        return told | {"train/policy_loss": told["train/policy_gradient_loss"]}
+
+    def _improve_network(self, update: int) -> dict[str, Tensor]:
+        learner, schedule = self.learner, self.learner.config.schedule
+        rate, batch = learner.set_learning_rates(update), learner.batch(update)
+        learner.stack.train()
+        price = self.prices.draw(len(batch), learner.generator).to(learner.device)
+        with torch.no_grad():
+            route = sweep(learner.stack, learner.policy, batch.inputs, price=price, mode="sample")
+        outputs = sweep(learner.stack, None, batch.inputs, route=route.route).outputs
+        supervised = learner.task.loss(outputs, batch.labels).mean()
+        loss = supervised
+        if schedule.full_depth_weight > 0:
+            loss = loss + schedule.full_depth_weight * learner.full_depth_loss(batch)[0]
+        norm = learner.apply(loss)
+        accuracy = learner.task.accuracy(outputs, batch.labels)
+        score = accuracy if learner.config.reinforce.score == "accuracy" else learner.task.probability(outputs, batch.labels)
+        self.prices.observe(float(route.compute.mean()))
+        return rollout_metrics(route, score.detach(), accuracy, price) | {
+            "train/supervised_loss": supervised,
+            "train/grad_norm": norm,
+            "train/learning_rate": torch.tensor(rate),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What PPO needs beside the learner to go on: its optimiser and its count of updates."""
+        return {"optimizer": self.model.policy.optimizer.state_dict(), "timesteps": self.model.num_timesteps, "updates": self.model._n_updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to where `state_dict` was taken."""
+        self.model.policy.optimizer.load_state_dict(state["optimizer"])
+        self.model.num_timesteps, self.model._n_updates = state["timesteps"], state["updates"]
