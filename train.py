@@ -1,21 +1,44 @@
 """Trains a network with a jump policy; `python train.py --help` lists every option."""
 
+import argparse
 import sys
+from collections.abc import Sequence
 
 import tyro
 
+from agents.checkpoints import Stopped
 from agents.config import TrainConfig
 from agents.session import train
 from rl_skip.errors import UserError
 
 
-def main() -> int:
-    """Reads the command line, trains, and returns the exit code: 2 for a mistake of the user's, told in one line."""
+def read_options(arguments: Sequence[str]) -> TrainConfig:
+    """The options on the command line; with --resume, those of that run are what is not given."""
+    beforehand = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    beforehand.add_argument("--resume", nargs="?")
+    run = beforehand.parse_known_args(arguments)[0].resume
+    if run is None:
+        return tyro.cli(TrainConfig, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+    return tyro.cli(TrainConfig, args=arguments, default=TrainConfig.from_json(run), config=(tyro.conf.OmitArgPrefixes,))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains as the command line says.
+
+    Returns:
+        The exit code: 2 for a mistake of the user's, told in one line; 130 after Ctrl-C and 143 after SIGTERM.
+    """
     try:
-        train(tyro.cli(TrainConfig, config=(tyro.conf.OmitArgPrefixes,)))
+        train(read_options(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        print("stopped before the training began", file=sys.stderr)
+        return 130
     return 0
 
 

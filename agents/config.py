@@ -5,12 +5,26 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from agents.settings import flat, read_settings
 from rl_skip.errors import UserError
+from rl_skip.fields import Fields
 from rl_skip.network import NetworkConfig
 from rl_skip.policy import JumpRules, ObservationLayout, PolicyScope
+from rl_skip.runs import CONFIG, FORMAT_VERSION
 
-__all__ = ["PRICE_BOUNDS", "AgentName", "PolicyConfig", "PpoConfig", "PriceConfig", "ReinforceConfig", "ScheduleConfig", "TrainConfig"]
+__all__ = [
+    "PRICE_BOUNDS",
+    "AgentName",
+    "CheckpointConfig",
+    "PolicyConfig",
+    "PpoConfig",
+    "PriceConfig",
+    "ReinforceConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+]
 
+FREE_ON_RESUME = ("device", "threads", "task/data")
 AgentName = Literal["reinforce", "ppo", "maskable-ppo"]
 PRICE_BOUNDS = (0.001, 10.0)
 """The lowest and highest price that a policy for one price, or for one budget, can tell apart."""
@@ -170,6 +184,24 @@ class PpoConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """How often a run writes down all that it needs to go on."""
+
+    checkpoint_minutes: float = 5.0
+    """Minutes between two checkpoints. One is written at the end, on Ctrl-C and on SIGTERM besides."""
+    checkpoint_updates: int | None = None
+    """Updates between two checkpoints, whichever comes first. Default: the minutes alone decide."""
+    keep_checkpoints: int = 3
+    """Checkpoints that are kept; the best on validation is kept besides."""
+
+    def __post_init__(self) -> None:
+        _positive("the minutes between checkpoints", self.checkpoint_minutes, "--checkpoint-minutes")
+        for name, value in (("checkpoint_updates", self.checkpoint_updates), ("keep_checkpoints", self.keep_checkpoints)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}; set --{name.replace('_', '-')}")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Trains a network and its jump policy together."""
 
@@ -181,6 +213,9 @@ class TrainConfig:
     """The run folder. Default: runs/<task>-<agent>-<seed>."""
     overwrite: bool = False
     """Replaces the run folder if it exists."""
+    resume: str | None = None
+    """A run folder to go on with, exactly where it stood and with its own options; of these only --device, --threads, --data (for data that
+    were moved) and those of the checkpoints may be given anew."""
     agent: AgentName = "reinforce"
     """Who trains the policy."""
     seed: int = 0
@@ -195,6 +230,7 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     reinforce: ReinforceConfig = field(default_factory=ReinforceConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
         if self.agent not in get_args(AgentName):
@@ -206,6 +242,8 @@ class TrainConfig:
     @property
     def folder(self) -> Path:
         """The run folder."""
+        if self.resume is not None:
+            return Path(self.resume)
         return Path(self.out) if self.out else Path("runs") / f"{self.task_label}-{self.agent}-{self.seed}"
 
     @property
@@ -216,8 +254,34 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """What config.json holds."""
         described = asdict(self)
+        del described["resume"]
         own = self.task.rpartition(":")[1] == ":"
         task = str(Path(self.task.rpartition(":")[0]).resolve()) + ":" + self.task_label if own else self.task
         described["task"] = {"name": task, "data": None if self.data is None else str(Path(described.pop("data")).resolve())}
         described.pop("data", None)
-        return {"format_version": 1, **described}
+        return {"format_version": FORMAT_VERSION, **described}
+
+    @classmethod
+    def from_json(cls, folder: Path | str) -> "TrainConfig":
+        """The options of the run in `folder`, with `resume` set to it.
+
+        Raises:
+            UserError: if there is no run, or its config.json has a field that is missing, unknown or wrong, by name.
+        """
+        file = Path(folder) / CONFIG
+        if not file.is_file():
+            raise UserError(f"{folder} is no run folder, it has no {CONFIG}; name one that train.py wrote with --resume")
+        fields = Fields.read(file, FORMAT_VERSION)
+        task = fields.object("task")
+        given = {"task": task.text("name"), "data": task.text_or_none("data"), "resume": str(folder)}
+        del fields.values["format_version"]
+        return read_settings(cls, fields, given)
+
+    def refuse_changes(self, asked: "TrainConfig") -> None:
+        """Raises `UserError` if `asked` differs from these options in one that decides how the run goes on."""
+        mine, other = flat(self.to_json()), flat(asked.to_json())
+        for path, value in mine.items():
+            if value != other[path] and path not in FREE_ON_RESUME and not path.startswith("checkpoints/"):
+                flag = "--task" if path == "task/name" else "--" + path.rpartition("/")[2].replace("_", "-")
+                advice = f"leave {flag} out, or begin a new run with --out"
+                raise UserError(f"the run {self.folder} was begun with {flag} {value}, not {other[path]}; {advice}")

@@ -1,6 +1,7 @@
 """REINFORCE (Williams 1992) on jumps, beside the supervised loss on the very routes that were sampled."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,3 +114,10 @@ class Reinforce:
             "train/grad_norm": norm,
             "train/learning_rate": torch.tensor(rate),
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: all that REINFORCE needs to go on is the learner's."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """There is nothing to go back to."""

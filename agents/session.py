@@ -1,9 +1,12 @@
 """A training run from its options to its folder: warm-up, agent, calibration, export, final table."""
 
 import json
+import math
 import random
+import shlex
 import shutil
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import torch
 from rich.console import Console
 
 from agents.calibration import calibrate
+from agents.checkpoints import Checkpoints, StopRequests, load_random_states, random_states, write_whole
 from agents.config import TrainConfig
 from agents.learner import Learner, pick_device
 from agents.ppo import Ppo
@@ -24,38 +28,57 @@ from rl_skip.errors import UserError
 from rl_skip.evaluation import Evaluation, evaluate
 from rl_skip.export import save
 from rl_skip.network import network_to_json
+from rl_skip.runs import CONFIG, is_run
 from rl_skip.tasks import Task, load_task
 
 __all__ = ["Session", "train"]
 
+REPORT = "report.json"
 REPORTS_PER_EPOCH = 2
+STATEFUL = ("learner", "agent", "prices", "averages")
 
 
 def train(config: TrainConfig, console: Console | None = None) -> Path:
-    """Trains, exports and reports. Returns the run folder.
+    """Trains, exports and reports; or goes on with the run that `config.resume` names. Returns the run folder.
 
     Raises:
         UserError: before anything is written, if the options, the data or the run folder do not allow it.
+        Stopped: on Ctrl-C or SIGTERM, once a checkpoint is written.
     """
     console = console or Console()
+    folder = config.folder
+    if config.resume is not None:
+        TrainConfig.from_json(folder).refuse_changes(config)
+        if (folder / REPORT).is_file() and (folder / "policy").is_dir():
+            _say(console, f"the run {folder} is finished, nothing is left to do; see python -m rl_skip eval {folder}")
+            return folder
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
     device = _available(pick_device(config.device))
     task = load_task(config.task, config.data)
-    folder = config.folder
-    if folder.exists() and not config.overwrite:
-        raise UserError(f"the run folder {folder} exists; name another with --out, or replace it with --overwrite")
-    if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not a run folder, so it is not replaced; name another with --out")
+    if config.resume is None:
+        _refuse_to_replace(folder, config.overwrite)
     session = Session(config, task, device)
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
+    if config.resume is None:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        write_whole(folder / CONFIG, (json.dumps(config.to_json(), indent=2) + "\n").encode())
     session.run(folder, console)
     return folder
+
+
+def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not overwrite:
+        raise UserError(f"the run folder {folder} exists; name another with --out, replace it with --overwrite, or go on with it: --resume {folder}")
+    if folder.exists() and not is_run(folder) and any(folder.iterdir()):
+        raise UserError(f"{folder} is not a run folder, so it is not replaced; name another with --out")
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _available(device: torch.device) -> torch.device:
@@ -73,36 +96,80 @@ class Session:
         self.learner = Learner(config, task, device)
         self.prices = price_source(config.pricing)
         self.agent = Reinforce(self.learner, self.prices) if config.agent == "reinforce" else Ppo(self.learner, self.prices)
+        self.averages = Averages(device)
+        self.done, self.best, self.seconds = 0, -math.inf, 0.0
+        """Updates done, best reward on validation, and seconds of training in earlier sittings."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on: plain tensors, numbers, strings, lists and dictionaries."""
+        parts = {name: getattr(self, name).state_dict() for name in STATEFUL}
+        return {"done": self.done, "best": self.best, "seconds": self.seconds, "random": random_states(), **parts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to where `state_dict` was taken."""
+        try:
+            self.done, self.best, self.seconds = state["done"], state["best"], state["seconds"]
+            for name in STATEFUL:
+                getattr(self, name).load_state_dict(state[name])
+            load_random_states(state["random"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"the checkpoint does not fit the run's options and data ({reason}); restore its {CONFIG}, or set --data") from None
 
     def run(self, folder: Path, console: Console) -> None:
-        """Trains, then calibrates, exports and reports."""
-        telemetry = Telemetry(folder)
-        begun = time.monotonic()
-        self._train(telemetry, console)
+        """Trains from where the run stands, then calibrates, exports and reports."""
+        checkpoints = Checkpoints(folder, self.config.checkpoints)
+        if self.config.resume is not None:
+            self._go_back(folder, checkpoints, console)
+        telemetry = Telemetry(folder, resume_after=None if self.config.resume is None else self.done)
+        with closing(telemetry), StopRequests(f"go on with: python train.py --resume {shlex.quote(str(folder))}") as stop:
+            self._train(telemetry, checkpoints, stop, console)
+            self._finish(folder, telemetry, console)
+
+    def _go_back(self, folder: Path, checkpoints: Checkpoints, console: Console) -> None:
+        state = checkpoints.latest(lambda line: _say(console, line))
+        if state is None:
+            _say(console, f"the run {folder} has no checkpoint that could be used, so it begins at update 0")
+        else:
+            self.load_state_dict(state)
+
+    def _finish(self, folder: Path, telemetry: Telemetry, console: Console) -> None:
         table, price = calibrate(self.learner, self.prices)
         self._export(folder / "policy", table, price)
-        report = final_report(self.learner, table, price, seconds=time.monotonic() - begun)
+        report = final_report(self.learner, table, price, seconds=self.seconds)
         telemetry.heat_map(self.learner.updates)
         final = {f"final/{name}": report["policy"][name] for name in ("accuracy", "compute", "reward")}
         telemetry.hyper_parameters(self.config.to_json(), final)
-        telemetry.close()
-        (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        telemetry.flush()
+        write_whole(folder / REPORT, (json.dumps(report, indent=2) + "\n").encode())
         print_report(report, folder, console)
 
-    def _train(self, telemetry: Telemetry, console: Console) -> None:
-        learner, averages = self.learner, Averages()
+    def _train(self, telemetry: Telemetry, checkpoints: Checkpoints, stop: StopRequests, console: Console) -> None:
+        learner, averages = self.learner, self.averages
         every = max(learner.updates_per_epoch // REPORTS_PER_EPOCH, 1)
+        begun = time.monotonic() - self.seconds
         since, samples = time.monotonic(), 0
-        with Display(console, learner.updates) as display:
-            for update in range(learner.updates):
+        with Display(console, learner.updates, self.done) as display, stop.patiently():
+            for update in range(self.done, learner.updates):
                 warming = update < learner.warmup_updates
                 averages.add(learner.warmup_update(update) if warming else self.agent.update(update))
                 samples += self.config.schedule.batch_size
-                if (update + 1) % every == 0 or update + 1 == learner.updates:
+                self.done, self.seconds = update + 1, time.monotonic() - begun
+                last = self.done == learner.updates
+                if last or self.done % every == 0:
                     values = averages.read() | self.prices.metrics() | {"time/samples_per_second": samples / (time.monotonic() - since)}
                     since, samples = time.monotonic(), 0
-                    telemetry.scalars(update + 1, values | self._validate(update + 1))
-                    display.show("warm-up" if warming else self.config.agent, update + 1, values)
+                    found = self._validate(self.done)
+                    telemetry.scalars(self.done, values | found)
+                    display.show("warm-up" if warming else self.config.agent, self.done, values)
+                    if found and found["eval/reward"] > self.best:
+                        self.best = found["eval/reward"]
+                        checkpoints.write_best(self.state_dict())
+                if last or stop.asked or checkpoints.due(self.done):
+                    telemetry.flush()
+                    checkpoints.write(self.done, self.state_dict())
+                if stop.asked:
+                    break
 
     def _validate(self, done: int) -> dict[str, float]:
         """Validation at the typical price, every few epochs and at the end of the training."""
@@ -122,4 +189,4 @@ class Session:
         config, learner, task = self.config, self.learner, self.task
         trained_on: dict[str, Any] = {"task": task.name, "rows": len(learner.train), "seed": config.seed, "agent": config.agent}
         network = network_to_json(config.network, task.embedding, task.tokens, len(task.classes))
-        save(folder, learner.policy, stack=learner.stack, network=network, price=price, price_table=table, trained_on=trained_on)
+        save(folder, learner.policy, stack=learner.stack, network=network, price=price, price_table=table, trained_on=trained_on, overwrite=True)

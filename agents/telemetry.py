@@ -1,8 +1,11 @@
 """What a run tells: TensorBoard, metrics.jsonl, and the live display."""
 
 import json
+import os
+import struct
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,12 +13,19 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboard.compat.proto.event_pb2 import Event
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from agents.checkpoints import write_whole
+from agents.settings import flat
 from rl_skip.routing import Rollout
 
 __all__ = ["Averages", "Display", "Telemetry", "rollout_metrics"]
+
+EVENT_FILES = "events.out.tfevents.*"
+HEAT_MAP = "layers/run_rates"
+WRITTEN_LAST = (HEAT_MAP, "final/", "_hparams_/")
 
 
 def rollout_metrics(rollout: Rollout, score: Tensor, accuracy: Tensor, price: Tensor) -> dict[str, Tensor]:
@@ -40,14 +50,15 @@ def rollout_metrics(rollout: Rollout, score: Tensor, accuracy: Tensor, price: Te
 class Averages:
     """Means of metrics over several updates, kept on the device until they are read."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
     def add(self, metrics: dict[str, Tensor]) -> None:
         """Adds one update's scalars."""
         for name, value in metrics.items():
-            value = value.detach()
+            value = value.detach().to(self.device, torch.float32)
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
             self._counts[name] = self._counts.get(name, 0) + 1
 
@@ -55,10 +66,19 @@ class Averages:
         """The means as numbers, from one transfer; then starts anew."""
         if not self._sums:
             return {}
-        means = torch.stack([self._sums[name].float() / self._counts[name] for name in self._sums]).tolist()
+        means = torch.stack([self._sums[name] / self._counts[name] for name in self._sums]).tolist()
         found = dict(zip(self._sums, means, strict=True))
         self._sums, self._counts = {}, {}
         return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was added since the last reading."""
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to where `state_dict` was taken."""
+        self._sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        self._counts = dict(state["counts"])
 
 
 class Telemetry:
@@ -66,23 +86,19 @@ class Telemetry:
 
     Args:
         folder: the run folder.
-        purge_step: points from this step on, left by a run that was stopped, are dropped.
+        resume_after: the last step that stands, for a run that goes on; what lies after it is removed from the files.
     """
 
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+    def __init__(self, folder: Path, resume_after: int | None = None) -> None:
         self.folder = folder
-        self.writer = SummaryWriter(str(folder), purge_step=purge_step)
         lines = folder / "metrics.jsonl"
-        if purge_step is not None and lines.exists():
-            kept = [line for line in lines.read_text().splitlines() if _is_whole(line) and json.loads(line)["step"] < purge_step]
-            lines.write_text("".join(line + "\n" for line in kept))
+        if resume_after is not None:
+            _forget_after(folder, lines, resume_after)
+        purge_step = None if resume_after is None else resume_after + 1  # for a TensorBoard that runs, and has read the removed points
+        self.writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=10)
         self._lines = lines.open("a")
-        self._run_rates: list[list[float]] = self._read_run_rates(lines)
-
-    @staticmethod
-    def _read_run_rates(lines: Path) -> list[list[float]]:
         entries = [json.loads(line) for line in lines.read_text().splitlines()]
-        return [_run_rates(entry) for entry in entries if _run_rates(entry)]
+        self._run_rates = [rates for entry in entries if (rates := _run_rates(entry))]
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes numbers under their tags."""
@@ -99,17 +115,20 @@ class Telemetry:
             return
         rates = 1 - torch.tensor(self._run_rates).T  # (L, time)
         wide = rates.repeat_interleave(max(320 // rates.shape[1], 1), dim=1).repeat_interleave(20, dim=0)
-        self.writer.add_image("layers/run_rates", wide.unsqueeze(0), step, dataformats="CHW")
+        self.writer.add_image(HEAT_MAP, wide.unsqueeze(0), step, dataformats="CHW")
 
     def hyper_parameters(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:
-        """Writes the settings with the final metrics, for the HParams tab."""
-        plain = {name: value if isinstance(value, bool | str | float | int) else str(value) for name, value in _flat(settings).items()}
+        """Writes the settings with the final metrics, for the HParams tab; the metrics' names begin with "final/"."""
+        plain = {name: value if isinstance(value, bool | str | float | int) else str(value) for name, value in flat(settings).items()}
         self.writer.add_hparams(plain, metrics, run_name=".")
 
     def flush(self) -> None:
-        """Hands everything to the disk."""
+        """Hands everything to the disk, so that a checkpoint never knows of a point that the files lack."""
         self.writer.flush()
         self._lines.flush()
+        for file in [self.folder / "metrics.jsonl", *self.folder.glob(EVENT_FILES)]:
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
 
     def close(self) -> None:
         """Flushes and closes the files."""
@@ -117,26 +136,43 @@ class Telemetry:
         self._lines.close()
 
 
-def _is_whole(line: str) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+def _forget_after(folder: Path, lines: Path, last_step: int) -> None:
+    """Removes what a stopped run wrote after `last_step`, and all that is written once, at the very end.
+
+    TensorBoard alone would do with a purge step; others that read the files would see the points twice.
+    """
+    for file in folder.glob(EVENT_FILES):
+        version, *records = [*_records(file.read_bytes())] or [b""]
+        if kept := [record for record in records if _stands(Event.FromString(record[12:-4]), last_step)]:
+            write_whole(file, b"".join([version, *kept]))
+        else:
+            file.unlink()
+    if lines.exists():
+        whole = [line for line in lines.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        write_whole(lines, b"".join(line for line in whole if json.loads(line)["step"] <= last_step))
+
+
+def _records(content: bytes) -> Iterator[bytes]:
+    """The records of an event file, each with its frame: length (8 bytes), checksum (4), data, checksum (4). One that was cut short is left out."""
+    begin = 0
+    while begin + 12 <= len(content):
+        end = begin + 16 + struct.unpack_from("<Q", content, begin)[0]
+        if end > len(content):
+            return
+        yield content[begin:end]
+        begin = end
+
+
+def _stands(event: Event, last_step: int) -> bool:
+    tags = [value.tag for value in event.summary.value]
+    return event.step <= last_step and bool(tags) and not any(tag.startswith(WRITTEN_LAST) for tag in tags)
 
 
 def _run_rates(values: dict[str, Any]) -> list[float]:
-    rates = []
+    rates: list[float] = []
     while (name := f"layers/run_rate_{len(rates)}") in values:
         rates.append(values[name])
     return rates
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 class Display:
@@ -144,7 +180,8 @@ class Display:
 
     def __init__(self, console: Console, total: int, done: int = 0) -> None:
         self.console, self.total = console, total
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(), TextColumn("{task.fields[state]}"))
+        texts = [TextColumn(text) for text in ("{task.description}", "{task.percentage:>3.0f}%", "{task.fields[state]}")]
+        columns = (texts[0], BarColumn(bar_width=24), texts[1], TimeRemainingColumn(), texts[2])
         self._progress = Progress(*columns, console=console) if console.is_terminal else None
         self._task = self._progress.add_task("", total=total, completed=done, state="") if self._progress else None
         self._begun, self._first, self._next_line = time.monotonic(), done, 0.0
