@@ -1,9 +1,9 @@
 """The table at the end of a run: the policy beside full depth, the best fixed route and random routes, on test data."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -44,13 +44,15 @@ def final_report(learner: Learner, table: PriceTable, price: float, seconds: flo
 
 def _milliseconds(learner: Learner, price: float, routes: dict[str, Tensor]) -> dict[str, float]:
     stack = learner.stack.eval()
-    inputs = learner.validation.take(slice(0, TIMED_ROWS)).inputs
     rows = min(TIMED_ROWS, len(learner.validation))
-    calls = {"policy": lambda: sweep(stack, learner.policy, inputs, price=price)}
-    for name, route in routes.items():
-        calls[name] = lambda route=route: sweep(stack, None, inputs, route=route if route.dim() == 1 else route[:rows])
-    with torch.no_grad():
-        return {name: 1000 * seconds for name, seconds in seconds_per_batch(calls, learner.device).items()}
+    inputs = learner.validation.take(slice(0, rows)).inputs
+
+    def along(route: Tensor) -> Callable[[], object]:
+        return lambda: sweep(stack, None, inputs, route=route if route.dim() == 1 else route[:rows])
+
+    calls: dict[str, Callable[[], object]] = {"policy": lambda: sweep(stack, learner.policy, inputs, price=price)}
+    calls |= {name: along(route) for name, route in routes.items()}
+    return {name: 1000 * seconds for name, seconds in seconds_per_batch(calls, learner.device).items()}
 
 
 def print_report(report: dict[str, Any], folder: Path, console: Console) -> None:
@@ -67,4 +69,5 @@ def print_report(report: dict[str, Any], folder: Path, console: Console) -> None
         console.print(f"the dial on test data: {points}")
     if report["policy"]["milliseconds"] >= report["full depth"]["milliseconds"]:
         console.print("on this machine, at this batch size, skipping is not faster than running every layer")
-    console.print(f"next:\n  tensorboard --logdir {folder.parent}\n  python -m rl_skip eval {folder}\n  python -m rl_skip export {folder} {folder.name}-policy")
+    console.print("next:", f"  tensorboard --logdir {folder.parent}", f"  python -m rl_skip eval {folder}", sep="\n")
+    console.print(f"  python -m rl_skip export {folder} {folder.name}-policy")

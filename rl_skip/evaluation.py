@@ -3,7 +3,7 @@
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rl_skip.policy import JumpPolicy
 from rl_skip.routing import sweep
-from rl_skip.stack import LayerStack
+from rl_skip.stack import Carry, LayerStack
 from rl_skip.tasks import Examples, Task
 
 __all__ = ["Evaluation", "all_routes", "best_fixed_route", "evaluate", "evaluate_routes", "random_routes", "seconds_per_batch"]
@@ -117,7 +117,7 @@ def evaluate_routes(stack: LayerStack, task: Task, examples: Examples, routes: T
     correct, compute = torch.zeros(len(routes), N), torch.zeros(len(routes), N)
     begun = stack.begin(examples.inputs)
 
-    def descend(i: int, chosen: Tensor, carry, last: int, spent: Tensor) -> None:  # type: ignore[no-untyped-def]
+    def descend(i: int, chosen: Tensor, carry: Carry, last: int, spent: Tensor) -> None:
         """Follows the routes `chosen` (indices) from layer i on; they agree on everything before."""
         if i == depth:
             _mark_jump(stack, carry, N, depth - last - 1)
@@ -142,7 +142,7 @@ def evaluate_routes(stack: LayerStack, task: Task, examples: Examples, routes: T
     return correct, compute
 
 
-def _mark_jump(stack: LayerStack, carry, rows: int, jump: int) -> None:  # type: ignore[no-untyped-def]
+def _mark_jump(stack: LayerStack, carry: Carry, rows: int, jump: int) -> None:
     index = torch.arange(rows, device=carry.hidden.device)
     stack.jumped(carry, index, torch.full_like(index, jump))
 
@@ -163,7 +163,8 @@ def best_fixed_route(stack: LayerStack, task: Task, validation: Examples, *, max
     shortest[:, -1] = not allow_exit
     beam, seen = shortest, [(shortest, *_means(evaluate_routes(stack, task, validation, shortest)))]
     while True:
-        grown = torch.stack([route | one for route in beam for one in torch.eye(stack.depth, dtype=torch.bool) if not (route & one).any()] or [beam[0]]).unique(dim=0)
+        grown = (beam.unsqueeze(1) | torch.eye(stack.depth, dtype=torch.bool)).flatten(0, 1).unique(dim=0)  # one layer more, or the same
+        grown = grown[grown.sum(dim=1) > beam[0].sum()] if not beam[0].all() else grown
         accuracy, compute = _means(evaluate_routes(stack, task, validation, grown))
         cheap = compute <= max_compute
         if not cheap.any() or grown.all():
@@ -205,21 +206,16 @@ def random_routes(rows: int, stack: LayerStack, compute: float, *, allow_exit: b
 
 
 @torch.no_grad()
-def seconds_per_batch(calls: dict[str, Callable[[], object]], device: torch.device, repeats: int = 15) -> dict[str, float]:
+def seconds_per_batch(calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int = 15) -> dict[str, float]:
     """Median seconds of each call, the calls taking turns so that noise falls on all alike."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for name, call in itertools.chain.from_iterable(_turns(calls, repeats + 2)):
+    for name, call in itertools.chain.from_iterable(itertools.repeat(list(calls.items()), repeats + 2)):
         _synchronise(device)
         begun = time.perf_counter()
         call()
         _synchronise(device)
         times[name].append(time.perf_counter() - begun)
     return {name: statistics.median(taken[2:]) for name, taken in times.items()}
-
-
-def _turns(calls: dict[str, Callable[[], object]], repeats: int) -> Iterator[list[tuple[str, Callable[[], object]]]]:
-    for _ in range(repeats):
-        yield list(calls.items())
 
 
 def _synchronise(device: torch.device) -> None:

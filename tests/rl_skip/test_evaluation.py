@@ -1,0 +1,99 @@
+"""Measuring: shared-prefix route search against the sweep, route by route; random routes; time."""
+
+import itertools
+import time
+
+import pytest
+import torch
+
+import rl_skip.evaluation as evaluation
+from rl_skip import JumpPolicy, JumpRules, LayerStack, ObservationLayout, sweep
+from rl_skip.evaluation import all_routes, best_fixed_route, evaluate, evaluate_routes, random_routes, seconds_per_batch
+from rl_skip.network import NetworkConfig, StackKind, build_network
+from rl_skip.tasks import Examples, Task, load_task
+
+DEPTH = 5
+
+
+@pytest.fixture
+def task() -> Task:
+    return load_task("digits")
+
+
+@pytest.fixture
+def few(task: Task) -> Examples:
+    return task.load("validation").take(slice(0, 40))
+
+
+def network(task: Task, kind: StackKind) -> LayerStack:
+    torch.manual_seed(0)
+    stack = build_network(NetworkConfig(layers=DEPTH, width=16, heads=2, stack=kind), task.embedding, task.tokens, 10)
+    for parameter in stack.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return stack.eval()
+
+
+@pytest.mark.parametrize("kind", ["blocks", "skip-layer"])
+@pytest.mark.parametrize("allow_exit", [False, True])
+def test_routes_searched_together_equal_routes_swept_one_by_one(task: Task, few: Examples, kind: StackKind, allow_exit: bool) -> None:
+    stack = network(task, kind)
+    routes = all_routes(DEPTH, allow_exit)
+    correct, compute = evaluate_routes(stack, task, few, routes)
+    for n, route in enumerate(routes):
+        alone = sweep(stack, None, few.inputs, route=route)
+        assert torch.equal(correct[n], task.accuracy(alone.outputs, few.labels))
+        torch.testing.assert_close(compute[n], alone.compute)
+
+
+def test_all_routes_are_those_that_single_jumps_can_make() -> None:
+    for allow_exit in (False, True):
+        expected = {r for r in itertools.product([0, 1], repeat=DEPTH) if r[0] and (allow_exit or r[-1])}
+        found = [tuple(route) for route in all_routes(DEPTH, allow_exit).int().tolist()]
+        assert set(found) == expected and len(found) == len(expected)
+
+
+@pytest.mark.parametrize("max_compute", [0.1, 0.45, 0.65, 1.0])
+def test_the_best_fixed_route_is_the_best_of_all(task: Task, few: Examples, max_compute: float) -> None:
+    stack = network(task, "blocks")
+    best = best_fixed_route(stack, task, few, max_compute=max_compute)
+    measured = [(route, evaluate(stack, None, task, few, route=route)) for route in all_routes(DEPTH, False)]
+    cheap = [one.accuracy for _route, one in measured if one.compute <= max(max_compute, 2 / DEPTH) + 1e-6]
+    assert evaluate(stack, None, task, few, route=best).accuracy == pytest.approx(max(cheap))
+    assert float(best.sum()) / DEPTH <= max(max_compute, 2 / DEPTH) + 1e-6
+
+
+def test_the_beam_finds_what_the_exhaustive_search_finds(task: Task, few: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = network(task, "blocks")
+    exact = [best_fixed_route(stack, task, few, max_compute=compute, allow_exit=True) for compute in (0.2, 0.6, 1.0)]
+    monkeypatch.setattr(evaluation, "EXHAUSTIVE_DEPTH", 1)
+    beam = [best_fixed_route(stack, task, few, max_compute=compute, allow_exit=True) for compute in (0.2, 0.6, 1.0)]
+    assert [route.tolist() for route in beam] == [route.tolist() for route in exact]
+
+
+@pytest.mark.parametrize("compute", [0.4, 0.53, 0.9, 1.0])
+def test_random_routes_cost_what_was_asked(task: Task, compute: float) -> None:
+    routes = random_routes(4000, network(task, "blocks"), compute)
+    assert routes[:, 0].all() and routes[:, -1].all()
+    assert float(routes.float().mean()) == pytest.approx(compute, abs=0.01)
+    middle = routes[:, 1:-1].float().mean(dim=0)
+    assert float(middle.max() - middle.min()) < 0.05
+
+
+def test_evaluate_counts_rewards_and_routes_of_every_batch(task: Task, few: Examples) -> None:
+    stack = network(task, "blocks")
+    policy = JumpPolicy(JumpRules.reaching(ObservationLayout(16, DEPTH)))
+    torch.nn.init.normal_(policy.leave.weight)
+    stack.train()
+    whole, parts = (evaluate(stack, policy, task, few, price=0.3, batch_size=size) for size in (40, 7))
+    assert stack.training, "evaluate leaves the mode as it was"
+    assert torch.equal(whole.route, parts.route) and whole.rows == parts.rows == 40
+    stack.eval()
+    rollout = sweep(stack, policy, few.inputs, price=0.3)
+    right = (rollout.outputs.argmax(dim=1) == few.labels).float()
+    assert whole.reward == pytest.approx(float((right - 0.3 * rollout.compute).mean()), abs=1e-6)
+    assert whole.distinct_routes == len({tuple(route) for route in rollout.route.tolist()}) > 1
+
+
+def test_seconds_are_medians_of_each_call() -> None:
+    took = seconds_per_batch({"slow": lambda: time.sleep(0.01), "fast": lambda: None}, torch.device("cpu"), repeats=3)
+    assert 0.01 <= took["slow"] < 0.1 and took["fast"] < 0.005
