@@ -214,8 +214,7 @@ class TrainConfig:
     overwrite: bool = False
     """Replaces the run folder if it exists."""
     resume: str | None = None
-    """A run folder to go on with, exactly where it stood and with its own options; of these only --device, --threads, --data (for data that
-    were moved) and those of the checkpoints may be given anew."""
+    """A run folder to go on with, exactly where it stood. It keeps its options; only device, threads, data and checkpoints may be set anew."""
     agent: AgentName = "reinforce"
     """Who trains the policy."""
     seed: int = 0

@@ -73,7 +73,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
 def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not overwrite:
         raise UserError(f"the run folder {folder} exists; name another with --out, replace it with --overwrite, or go on with it: --resume {folder}")
-    if folder.exists() and not is_run(folder) and any(folder.iterdir()):
+    if folder.exists() and not is_run(folder) and (folder.is_file() or any(folder.iterdir())):
         raise UserError(f"{folder} is not a run folder, so it is not replaced; name another with --out")
 
 

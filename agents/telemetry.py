@@ -28,12 +28,11 @@ HEAT_MAP = "layers/run_rates"
 WRITTEN_LAST = (HEAT_MAP, "final/", "_hparams_/")
 
 
-def rollout_metrics(rollout: Rollout, score: Tensor, accuracy: Tensor, price: Tensor) -> dict[str, Tensor]:
-    """What one batch of episodes shows, as scalars on the device. All arguments but the first are (B,)."""
+def rollout_metrics(rollout: Rollout, score: Tensor, accuracy: Tensor, price: Tensor, max_jump: int) -> dict[str, Tensor]:
+    """What one batch of episodes shows, as scalars on the device. `score`, `accuracy` and `price` are (B,)."""
     decided = rollout.decided.float()
     decisions = decided.sum().clamp(min=1.0)
     taken = rollout.jumps[rollout.decided]
-    longest = rollout.route.shape[1] - 1
     metrics = {
         "rollout/ep_rew_mean": (score - price * rollout.compute).mean(),
         "rollout/ep_len_mean": decided.sum(dim=1).mean(),
@@ -42,8 +41,8 @@ def rollout_metrics(rollout: Rollout, score: Tensor, accuracy: Tensor, price: Te
         "policy/entropy": rollout.entropies.detach().sum() / decisions,
         "price": price.mean(),
     }
-    shares = torch.bincount(taken, minlength=longest + 1).float() / decisions
-    metrics |= {f"policy/jump_{a}": shares[a] for a in range(longest + 1)}
+    shares = torch.bincount(taken, minlength=max_jump + 1).float() / decisions
+    metrics |= {f"policy/jump_{a}": shares[a] for a in range(max_jump + 1)}
     return metrics | {f"layers/run_rate_{i}": rate for i, rate in enumerate(rollout.route.float().mean(dim=0))}
 
 
