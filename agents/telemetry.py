@@ -24,6 +24,7 @@ from rl_skip.routing import Rollout
 __all__ = ["Averages", "Display", "Telemetry", "rollout_metrics"]
 
 EVENT_FILES = "events.out.tfevents.*"
+HISTORY = "events.out.tfevents.0000000000.resumed"
 HEAT_MAP = "layers/run_rates"
 WRITTEN_LAST = (HEAT_MAP, "final/", "_hparams_/")
 
@@ -138,13 +139,16 @@ class Telemetry:
 def _forget_after(folder: Path, lines: Path, last_step: int) -> None:
     """Removes what a stopped run wrote after `last_step`, and all that is written once, at the very end.
 
-    TensorBoard alone would do with a purge step; others that read the files would see the points twice.
+    TensorBoard alone would do with a purge step; others that read the files would see the points twice. What stands
+    goes into one file whose name is first in order whatever the clocks say, since readers take the files in that order.
     """
-    for file in folder.glob(EVENT_FILES):
-        version, *records = [*_records(file.read_bytes())] or [b""]
-        if kept := [record for record in records if _stands(Event.FromString(record[12:-4]), last_step)]:
-            write_whole(file, b"".join([version, *kept]))
-        else:
+    files, history = sorted(folder.glob(EVENT_FILES)), folder / HISTORY
+    events = {record: Event.FromString(record[12:-4]) for file in files for record in _records(file.read_bytes())}
+    versions = [record for record, event in events.items() if event.file_version]
+    kept = sorted((record for record, event in events.items() if _stands(event, last_step)), key=lambda record: events[record].step)
+    write_whole(history, b"".join(versions[:1] + kept))
+    for file in files:
+        if file != history:
             file.unlink()
     if lines.exists():
         whole = [line for line in lines.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]

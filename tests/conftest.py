@@ -1,0 +1,51 @@
+"""One short real run, trained once and read by many tests."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agents.session
+import train
+from benchmarks.kill import SMALL
+from rl_skip.tasks import Examples, Split, Task, load_task
+
+RUN_OPTIONS = (*SMALL, "--epochs", "4")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What the run left, and in which order it asked for data."""
+
+    folder: Path
+    options: tuple[str, ...]
+    calls: list[str]
+    """"train", "validation", "test" as the splits were loaded, and "final report" where that began."""
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRun]:
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    calls: list[str] = []
+    report = agents.session.final_report
+
+    def watched_task(name: str, data: str | None) -> Task:
+        task = load_task(name, data)
+
+        def load(split: Split) -> Examples:
+            calls.append(split)
+            return task.load(split)
+
+        return replace(task, load=load)
+
+    def watched_report(*arguments: Any, **named: Any) -> dict[str, Any]:
+        calls.append("final report")
+        return report(*arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agents.session, "load_task", watched_task)
+        patch.setattr(agents.session, "final_report", watched_report)
+        assert train.main(["--out", str(folder), *RUN_OPTIONS]) == 0
+    yield FinishedRun(folder, RUN_OPTIONS, calls)

@@ -1,0 +1,135 @@
+"""The command line of training: what it refuses, in one line and before anything is written, and what it explains."""
+
+import re
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+import train
+from agents.config import TrainConfig
+
+TOP = Path(__file__).resolve().parents[1]
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() if file.is_file() else None for file in folder.rglob("*")}
+
+
+def option_names(kind: type) -> list[str]:
+    """The flags of all fields of a dataclass and of those inside it."""
+    names = []
+    for field, hint in ((field, get_type_hints(kind)[field.name]) for field in fields(kind)):
+        names += option_names(hint) if is_dataclass(hint) else ["--" + field.name.replace("_", "-")]
+    return names
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--task", "speech"], "the task 'speech' needs data; set --data PATH"),
+        (["--task", "speech", "--data", "missing.tar.gz"], "there is nothing at missing.tar.gz; set --data"),
+        (["--task", "images", "--data", "missing"], "there is nothing at missing; set --data"),
+        (["--task", "speech", "--data", "empty"], "empty"),
+        (["--task", "images", "--data", "empty"], "empty"),
+        (["--task", "speech", "--data", "zero.tar.gz"], "zero.tar.gz"),
+        (["--task", "images", "--data", "zero.npz"], "zero.npz"),
+        (["--task", "poetry"], "there is no task 'poetry'; set --task"),
+        (["--layers", "0"], "at least 1 layer, got 0; set --layers"),
+        (["--width", "30"], "30 does not divide into 4 heads; set --width"),
+        (["--price", "-1"], "must be a finite number of at least 0, got -1.0; set --price"),
+        (["--price", "nan"], "must be a finite number of at least 0, got nan; set --price"),
+        (["--price-range", "1", "0.1"], "the price range must ascend, got 1.0 0.1; set --price-range"),
+        (["--budget", "0"], "a budget is a mean compute in (0, 1], got 0.0; set --budget"),
+        (["--budget", "0.5", "--price", "0.5"], "a price and a budget exclude each other"),
+        (["--layers", "6", "--max-jump", "6"], "for 6 layers, got 6; set --max-jump"),
+        (["--max-jump", "0"], "got 0; set --max-jump"),
+        (["--epochs", "0"], "set --epochs"),
+        (["--learning-rate", "inf"], "set --learning-rate"),
+        (["--threads", "0"], "got 0; set --threads"),
+        (["--checkpoint-minutes", "0"], "set --checkpoint-minutes"),
+        (["--checkpoint-updates", "0"], "set --checkpoint-updates"),
+        (["--keep-checkpoints", "0"], "set --keep-checkpoints"),
+        (["--out", "a-run"], "the run folder a-run exists; name another with --out"),
+        (["--out", "no-run", "--overwrite"], "no-run is not a run folder, so it is not replaced"),
+        (["--out", "file", "--overwrite"], "file is not a run folder, so it is not replaced"),
+        (["--resume", "no-run"], "no-run is no run folder, it has no config.json"),
+        (["--resume", "nowhere"], "nowhere is no run folder, it has no config.json"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    flags: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("zero.tar.gz", "zero.npz", "file"):
+        (tmp_path / name).touch()
+    for name, file in (("a-run", "config.json"), ("no-run", "thesis.tex")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("years of work")
+    before = contents(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert train.main([*flags, "--threads", "1"] if "--threads" not in flags and "--resume" not in flags else flags) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1 and said.err.startswith("error: ")
+    assert told in said.err
+    assert contents(tmp_path) == before
+
+
+def test_the_process_ends_with_code_2_and_without_a_traceback(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, str(TOP / "train.py"), "--price", "nan"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: the price must be a finite number of at least 0, got nan; set --price\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_run_is_left_byte_for_byte(finished_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(finished_run.folder)
+    assert train.main(["--out", str(finished_run.folder), *finished_run.options]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert contents(finished_run.folder) == before
+
+
+# ---------------------------------------------------------------------------------------------------------- the folder
+
+
+def test_the_run_folder_holds_what_the_next_commands_need(finished_run: Any) -> None:
+    names = {name.partition(".tfevents")[0] for name in contents(finished_run.folder)}
+    assert {"config.json", "metrics.jsonl", "report.json", "events.out", "checkpoints/best.pt"} <= names
+    assert {"policy/policy.json", "policy/policy.safetensors", "policy/model.safetensors", "policy/README.md"} <= names
+
+
+def test_overwrite_replaces_a_run_and_the_same_seed_gives_the_same_policy(finished_run: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "stale").touch()
+    assert train.main(["--out", str(folder), "--overwrite", *finished_run.options]) == 0
+    assert not (folder / "stale").exists()
+    for name in ("policy.safetensors", "model.safetensors"):
+        assert (folder / "policy" / name).read_bytes() == (finished_run.folder / "policy" / name).read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------------------ the help
+
+
+def test_help_explains_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "79")  # one column of options
+    with pytest.raises(SystemExit) as done:
+        train.main(["--help"])
+    assert done.value.code == 0
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    text = "\n".join(line.strip("│╭╮╰╯─ ") for line in text.splitlines())
+    explained = dict(re.findall(r"^(--[a-z][a-z-]+)(.*?)\(default:", text, flags=re.MULTILINE | re.DOTALL))
+    names = option_names(TrainConfig)
+    assert len(names) > 40 and len(set(names)) == len(names)
+    for name in names:
+        shown = re.sub(r"^, --no-\S+|\b[A-Z]{3,}\b|\{.*?\}|\|", "", explained.get(name, ""))  # without the kind of its value
+        assert len(shown.split()) >= 3, f"{name} is explained by {shown!r}"
