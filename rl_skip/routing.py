@@ -118,8 +118,7 @@ class Walk:
 
     def _look(self, rows: Tensor | None) -> Look:
         memory = self.stack.memory(self.carry, rows)
-        # A copy, for the parts of the first look outlive the carry that they may be views of.
-        return self.stack.pooled(self.carry, rows).detach().clone(), None if memory is None else memory.detach().clone()
+        return self.stack.pooled(self.carry, rows).detach(), None if memory is None else memory.detach()
 
 
 def _index(look: Look, rows: Tensor) -> Look:
