@@ -100,9 +100,9 @@ class PriceConfig:
 class ScheduleConfig:
     """How long and how fast."""
 
-    warmup_epochs: int = 30
+    warmup_epochs: int = 15
     """Passes over the data before the policy starts: supervised, at full depth and on random routes. Without any, the run collapses to chance."""
-    epochs: int = 40
+    epochs: int = 25
     """Passes over the data with network and policy trained together."""
     batch_size: int = 64
     """Inputs of one update."""
