@@ -7,10 +7,15 @@ from agents.prices import BudgetPrice, FixedPrice, PriceRange
 from rl_skip.dial import PricePoint, PriceTable
 from rl_skip.evaluation import evaluate
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "price_grid"]
 
 GRID_POINTS = 17
 TOLERANCE = 0.005
+
+
+def price_grid(low: float, high: float) -> list[float]:
+    """The prices that are measured for the table, evenly spaced in their logarithm from `low` to `high`."""
+    return [low * (high / low) ** (k / (GRID_POINTS - 1)) for k in range(GRID_POINTS)]
 
 
 def calibrate(learner: Learner, prices: PriceRange | BudgetPrice | FixedPrice) -> tuple[PriceTable, float]:
@@ -24,8 +29,7 @@ def calibrate(learner: Learner, prices: PriceRange | BudgetPrice | FixedPrice) -
     if low == high:
         return PriceTable(), low
     measured = []
-    for k in range(GRID_POINTS):
-        price = low * (high / low) ** (k / (GRID_POINTS - 1))
+    for price in price_grid(low, high):
         found = evaluate(learner.stack, learner.policy, learner.task, learner.validation, price=price)
         measured.append(PricePoint(price, found.compute, found.accuracy))
     table = PriceTable.monotone(measured)

@@ -14,6 +14,7 @@ from rl_skip.errors import UserError
 from rl_skip.evaluation import evaluate
 from rl_skip.export import MODEL, copy_export, load, load_policy, read_description
 from rl_skip.fields import Fields
+from rl_skip.guarantee import guarantee
 from rl_skip.runs import CONFIG, FORMAT_VERSION, is_run, load_run, read_run
 from rl_skip.tasks import Split
 
@@ -68,6 +69,8 @@ def _parser() -> _Parser:
     dial = measure.add_mutually_exclusive_group()
     dial.add_argument("--price", type=_price, help="what a unit of compute costs; higher skips more (default: the operating price of the policy)")
     dial.add_argument("--budget", type=_budget, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
+    text = "the smallest compute that loses at most so much accuracy against full depth (0.01: one point), with 95%% confidence on validation data"
+    dial.add_argument("--guarantee", type=_tolerance, metavar="TOLERANCE", help=text)
     measure.add_argument("--batch-size", type=_count, default=256, help="rows that run together (default: %(default)s)")
     measure.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run (default: %(default)s)")
 
@@ -92,6 +95,12 @@ def _eval(arguments: argparse.Namespace) -> Report:
     device = _device(arguments.device)
     model, task = load_run(arguments.run, data=arguments.data, price=arguments.price, budget=arguments.budget, device=device)
     split: Split = arguments.split
+    promise: Report = {}
+    if arguments.guarantee is not None:
+        rows = task.load("validation").to(device)
+        found = guarantee(model.stack, model.policy, task, rows, model.table, model.price, arguments.guarantee, arguments.batch_size)
+        model.price = found.price
+        promise = {"guarantee": found.tolerance, "guarantee_price": found.price, "guarantee_rows": found.rows}
     examples = task.load(split).to(device)
     measured = evaluate(model.stack, model.policy, task, examples, price=model.price, batch_size=arguments.batch_size)
     everything = torch.ones(model.stack.depth, dtype=torch.bool)
@@ -105,6 +114,7 @@ def _eval(arguments: argparse.Namespace) -> Report:
         "split": split,
         "full_depth_accuracy": full_depth.accuracy,
         "distinct_routes": measured.distinct_routes,
+        **promise,
     }
 
 
@@ -164,6 +174,13 @@ def _budget(text: str) -> float:
     if not 0 < budget <= 1:
         raise argparse.ArgumentTypeError(f"a budget is a mean compute in (0, 1], got {text!r}")
     return budget
+
+
+def _tolerance(text: str) -> float:
+    tolerance = _number(text)
+    if not 0 < tolerance < 1:
+        raise argparse.ArgumentTypeError(f"a guarantee is a loss of accuracy in (0, 1), 0.01 being one point, got {text!r}")
+    return tolerance
 
 
 def _count(text: str) -> int:
