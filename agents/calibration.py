@@ -21,8 +21,8 @@ def price_grid(low: float, high: float) -> list[float]:
 def calibrate(learner: Learner, prices: PriceRange | BudgetPrice | FixedPrice) -> tuple[PriceTable, float]:
     """The price table from validation data, and the operating price.
 
-    The operating price is the fixed price where there is one; with a budget, the price whose validation compute comes
-    closest to it from below; else that of the smallest compute whose validation accuracy is within half a point of the
+    The operating price is the fixed price where there is one; with a budget, the most accurate of those whose validation
+    compute is within it, the most frugal where none is; else that of the smallest compute whose validation accuracy is within half a point of the
     best in the table.
     """
     low, high = prices.range
@@ -35,7 +35,7 @@ def calibrate(learner: Learner, prices: PriceRange | BudgetPrice | FixedPrice) -
     table = PriceTable.monotone(measured)
     if isinstance(prices, BudgetPrice):
         within = [point for point in measured if point.compute <= prices.budget]
-        best = max(within, key=lambda point: (point.compute, point.accuracy)) if within else min(measured, key=lambda point: point.compute)
+        best = max(within, key=lambda point: (point.accuracy, -point.compute)) if within else min(measured, key=lambda point: point.compute)
         return table, best.price
     enough = table.points[-1].accuracy - TOLERANCE if table.points else math.inf
     return table, next(point.price for point in table.points if point.accuracy >= enough)

@@ -70,7 +70,7 @@ class PriceConfig:
     budget_price: float = 0.1
     """Where a steered price starts."""
     budget_integral: float = 0.05
-    """How far a steered price moves at each update, in its logarithm, per unit of compute over the budget. More is faster and oscillates; 0.01 to 0.1."""
+    """How far a steered price moves at each update, in its logarithm, per unit of compute in excess. More oscillates; 0.01 to 0.1."""
     budget_proportional: float = 0.5
     """How much a steered price answers the present excess at once. Some calms it; 0 to 2."""
 
@@ -101,7 +101,7 @@ class ScheduleConfig:
     """How long and how fast."""
 
     warmup_epochs: int = 15
-    """Passes over the data before the policy starts: supervised, at full depth and on random routes. Without any, the run collapses to chance."""
+    """Passes over the data before the policy starts: supervised, at full depth and on random routes. Without any, runs collapse."""
     epochs: int = 25
     """Passes over the data with network and policy trained together."""
     batch_size: int = 64
