@@ -1,5 +1,7 @@
 """Trains several runs and prints one line of a table for each: the figures of the README.
 
+Flags that are not its own go to train.py.
+
     python benchmarks/study.py digits
     python benchmarks/study.py speech --data recordings.tar.gz
     python benchmarks/study.py budgets --task digits
@@ -46,15 +48,14 @@ def main() -> None:
     parser.add_argument("--agents", nargs="+", default=["reinforce", "ppo"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/study"), help="where the run folders go; those that exist are read, not trained anew")
-    parser.add_argument("flags", nargs="*", help="more flags for train.py, after --")
-    arguments = parser.parse_args()
+    arguments, more_flags = parser.parse_known_args()
     print("| run | accuracy | compute | full depth | best fixed route | random routes | deviation of compute | training, s |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, flags in studies(arguments).items():
         run = arguments.out / name
         if not (run / "report.json").is_file():
             data = ["--data", arguments.data] if arguments.data else []
-            command = [sys.executable, str(TRAIN), *flags, *data, "--out", str(run), "--overwrite", *arguments.flags]
+            command = [sys.executable, str(TRAIN), *flags, *data, "--out", str(run), "--overwrite", *more_flags]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         report = json.loads((run / "report.json").read_text())
         others = " | ".join(f"{report[other]['accuracy']:.1%}" for other in ("full depth", "best fixed route", "random routes"))
