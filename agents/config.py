@@ -67,6 +67,8 @@ class PriceConfig:
     """Range of the price that is drawn for every row, evenly in its logarithm, and shown to the policy."""
     budget: float | None = None
     """Mean compute allowed, in (0, 1]: the price is steered until the routes cost that much."""
+    guarantee: float | None = None
+    """After training, runs at the smallest compute whose validation accuracy is below full depth by no more than this, with 95% confidence."""
     budget_price: float = 0.1
     """Where a steered price starts."""
     budget_integral: float = 0.05
@@ -79,6 +81,8 @@ class PriceConfig:
             raise UserError("a price and a budget exclude each other; set one of --price and --budget")
         if self.budget is not None and not 0 < self.budget <= 1:
             raise UserError(f"a budget is a mean compute in (0, 1], got {self.budget}; set --budget")
+        if self.guarantee is not None and not 0 < self.guarantee < 1:
+            raise UserError(f"a guarantee is a loss of accuracy in (0, 1), got {self.guarantee}; set --guarantee, 0.01 for one point")
         _positive("the price a budget starts from", self.budget_price, "--budget-price")
         _positive("budget_integral", self.budget_integral, "--budget-integral")
         _positive("budget_proportional", self.budget_proportional, "--budget-proportional", zero=True)

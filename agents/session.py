@@ -27,6 +27,7 @@ from rl_skip.dial import PriceTable
 from rl_skip.errors import UserError
 from rl_skip.evaluation import Evaluation, evaluate
 from rl_skip.export import save
+from rl_skip.guarantee import guarantee
 from rl_skip.network import network_to_json
 from rl_skip.runs import CONFIG, is_run
 from rl_skip.tasks import Task, load_task
@@ -135,6 +136,7 @@ class Session:
 
     def _finish(self, folder: Path, telemetry: Telemetry, console: Console) -> None:
         table, price = calibrate(self.learner, self.prices)
+        price = self._guaranteed(table, price, console)
         self._export(folder / "policy", table, price)
         report = final_report(self.learner, table, price, seconds=self.seconds)
         telemetry.heat_map(self.learner.updates)
@@ -143,6 +145,17 @@ class Session:
         telemetry.flush()
         write_whole(folder / REPORT, (json.dumps(report, indent=2) + "\n").encode())
         print_report(report, folder, console)
+
+    def _guaranteed(self, table: PriceTable, price: float, console: Console) -> float:
+        """The price that keeps the guarantee asked for; where the data do not support it, that is said, and the price stays."""
+        learner, tolerance = self.learner, self.config.pricing.guarantee
+        if tolerance is None:
+            return price
+        try:
+            return guarantee(learner.stack, learner.policy, self.task, learner.validation, table, price, tolerance).price
+        except UserError as refusal:
+            _say(console, f"no guarantee: {refusal}")
+            return price
 
     def _train(self, telemetry: Telemetry, checkpoints: Checkpoints, stop: StopRequests, console: Console) -> None:
         learner, averages = self.learner, self.averages

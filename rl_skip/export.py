@@ -297,6 +297,7 @@ def _read_weights(file: Path, expected: dict[str, Tensor], same_dtype: bool = Fa
 
 def _save_weights(file: Path, state: dict[str, Tensor]) -> None:
     save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}, file)
+    file.chmod(0o644)  # safetensors lets nobody but the owner read it
 
 
 def _network_state(module: nn.Module) -> dict[str, Tensor]:
