@@ -226,7 +226,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes cuda, then mps, then cpu."""
     threads: int | None = None
-    """CPU threads of PyTorch. Default: PyTorch's own choice."""
+    """CPU threads of PyTorch. Default: 1 for networks narrower than 256, where more mostly wait for one another; else PyTorch's own choice."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     pricing: PriceConfig = field(default_factory=PriceConfig)

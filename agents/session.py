@@ -36,6 +36,8 @@ __all__ = ["Session", "train"]
 
 REPORT = "report.json"
 REPORTS_PER_EPOCH = 2
+NARROW = 256
+"""Below this width the operations are so short that several threads mostly wait for one another."""
 STATEFUL = ("learner", "agent", "prices", "averages")
 
 
@@ -53,8 +55,8 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
         if (folder / REPORT).is_file() and (folder / "policy").is_dir():
             _say(console, f"the run {folder} is finished, nothing is left to do; see python -m rl_skip eval {folder}")
             return folder
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    if config.threads is not None or config.network.width < NARROW:
+        torch.set_num_threads(config.threads or 1)
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
     device = _available(pick_device(config.device))
