@@ -98,6 +98,8 @@ class JumpRules:
             raise UserError(f"{depth} layers leave nothing to decide: set --layers to at least {2 if self.allow_exit else 3}")
         if not 1 <= self.max_jump <= longest:
             raise UserError(f"the longest jump must lie in 1..{longest} for {depth} layers, got {self.max_jump}; set --max-jump or --layers")
+        if self.hidden < 1:
+            raise UserError(f"the policy's hidden layer needs a width of at least 1, got {self.hidden}; set --policy-hidden")
         if self.scope not in get_args(PolicyScope):
             raise UserError(f"the policy's scope must be one of {', '.join(get_args(PolicyScope))}, got {self.scope!r}")
 

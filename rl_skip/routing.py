@@ -201,6 +201,8 @@ def sweep(
 def _choose(log_probs: Tensor, mode: str, generator: torch.Generator | None) -> Tensor:
     if mode == "greedy":
         return log_probs.argmax(dim=1)
+    if mode != "sample":
+        raise ValueError(f"a sweep's mode is greedy or sample, got {mode!r}")
     return torch.multinomial(log_probs.exp(), 1, generator=generator).squeeze(1)
 
 
