@@ -1,0 +1,120 @@
+"""Calibration of a policy whose routes depend on the price alone, in a known way."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from agents.calibration import calibrate
+from agents.prices import BudgetPrice, FixedPrice, PriceRange
+from rl_skip.dial import PricePoint, PriceTable
+from rl_skip.policy import ILLEGAL, JumpPolicy, JumpRules, ObservationLayout
+from rl_skip.stack import ModuleStack
+from rl_skip.tasks import Examples, Task
+
+DEPTH, ROWS = 6, 400
+LOW, HIGH = 0.01, 1.0
+GRID = [LOW * (HIGH / LOW) ** (k / 16) for k in range(17)]
+
+
+class Count(nn.Module):
+    """A layer that counts that it ran."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + 1.0
+
+
+class PricedPolicy(JumpPolicy):
+    """Jumps once, after layer 0, the further the dearer: over one more layer with every quarter of the range."""
+
+    def forward(self, observation: Tensor) -> Tensor:
+        layer = self.rules.layout.layer_of(observation)
+        jump = ((observation[:, -1] + 1) / 2 * 4 + 1e-4).floor().long() * (layer == 0)
+        return nn.functional.one_hot(jump, self.rules.max_jump + 1).float().masked_fill(~self.legal[layer], ILLEGAL)
+
+
+def _layers_run(price: float) -> int:
+    quarter = math.floor(4 * math.log(price / LOW) / math.log(HIGH / LOW) + 1e-4)
+    return DEPTH - min(max(quarter, 0), 4)
+
+
+class CountTask(Task):
+    """So many rows are right as `right` says for the number of layers that ran."""
+
+    right = {6: 380, 5: 380, 4: 379, 3: 377, 2: 320}
+
+    def accuracy(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        ran = outputs[:, 0].round().long()
+        return (labels < torch.tensor([self.right.get(count, 0) for count in range(DEPTH + 1)])[ran]).float()
+
+
+class DearerIsBetter(CountTask):
+    """More compute that makes things worse."""
+
+    right = {6: 300, 5: 340, 4: 340, 3: 330, 2: 320}
+
+
+def _learner(task: type[CountTask] = CountTask) -> SimpleNamespace:
+    """Of a learner, what calibration needs."""
+    stack = ModuleStack(nn.Identity(), [Count() for _ in range(DEPTH)], nn.Identity(), width=1, layer_flops=[1e6] * DEPTH)
+    policy = PricedPolicy(JumpRules.reaching(ObservationLayout(1, DEPTH, LOW, HIGH)))
+    validation = Examples(torch.zeros(ROWS, 1), torch.arange(ROWS))
+    return SimpleNamespace(stack=stack, policy=policy, task=task("count", ("a",), lambda _split: validation, nn.Identity, 1), validation=validation)
+
+
+def _compute(learner: SimpleNamespace, price: float) -> float:
+    """The layers that ran, and a decision after layer 0 and after each landing but the last two layers."""
+    ran = _layers_run(price)
+    landed = [0, *range(DEPTH - ran + 1, DEPTH)]
+    return (ran * 1e6 + learner.policy.rules.decision_flops * sum(i < DEPTH - 2 for i in landed)) / (DEPTH * 1e6)
+
+
+def test_a_fixed_price_is_kept_and_needs_no_table():
+    assert calibrate(_learner(), FixedPrice(0.3)) == (PriceTable(), 0.3)
+
+
+def test_the_table_holds_what_was_measured_less_what_is_dominated():
+    learner = _learner()
+    table, _ = calibrate(learner, PriceRange(LOW, HIGH))
+    kept = (5, 4, 3, 2)  # six layers are no better than five
+    dearest = {ran: max(price for price in GRID if _layers_run(price) == ran) for ran in kept}
+    expected = [(dearest[ran], _compute(learner, dearest[ran]), CountTask.right[ran] / ROWS) for ran in sorted(kept)]
+    assert [tuple(point) for point in table.points] == [pytest.approx(point, rel=1e-5) for point in expected]
+    assert all(isinstance(point, PricePoint) for point in table.points)
+
+
+def test_of_a_range_the_dearest_price_within_half_a_point_of_the_best_is_run_at():
+    """380 of 400 rows are the best; 379 is a quarter of a point less, 377 three quarters."""
+    _, price = calibrate(_learner(), PriceRange(LOW, HIGH))
+    assert _layers_run(price) == 4
+    assert price == pytest.approx(max(price for price in GRID if _layers_run(price) == 4))
+
+
+def _budget(budget: float) -> BudgetPrice:
+    return BudgetPrice(budget, start=0.18, integral=0.05, proportional=0.5)
+
+
+def _window(budget: float) -> list[float]:
+    low, high = _budget(budget).range
+    return [low * (high / low) ** (k / 16) for k in range(17)]
+
+
+@pytest.mark.parametrize("budget", [0.55, 0.7, 0.95])
+def test_with_a_budget_the_most_accurate_price_within_it_is_run_at(budget):
+    learner, prices = _learner(), _window(budget)
+    within = [price for price in prices if _compute(learner, price) <= budget]
+    assert {_layers_run(price) for price in prices} == {3, 4, 5}
+    _, price = calibrate(learner, _budget(budget))
+    assert _layers_run(price) == max(_layers_run(price) for price in within)
+
+
+def test_with_a_budget_compute_that_buys_nothing_is_not_spent():
+    _, price = calibrate(_learner(DearerIsBetter), _budget(0.95))  # four layers are as good as five
+    assert _layers_run(price) == 4
+
+
+def test_with_a_budget_below_all_the_most_frugal_price_is_run_at():
+    _, price = calibrate(_learner(), _budget(0.2))
+    assert _layers_run(price) == min(_layers_run(price) for price in _window(0.2))
