@@ -25,11 +25,12 @@ def draw_reward(axes: Axes, run: Path) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "rollout/compute" in line]
     steps = [line["step"] for line in lines]
-    curves = (("rollout/ep_rew_mean", "reward", BLUE, "-"), ("rollout/accuracy", "accuracy", GREEN, "--"), ("rollout/compute", "compute", ORANGE, "-."))
+    curves = (("ep_rew_mean", "reward", BLUE, "-"), ("accuracy", "accuracy", GREEN, "--"), ("compute", "compute", ORANGE, "-."))
     for tag, label, colour, style in curves:
-        values = [line[tag] for line in lines]
+        values = [line[f"rollout/{tag}"] for line in lines]
         axes.plot(steps, values, style, color=colour, lw=1.8)
-        axes.annotate(f"{label} {values[-1]:.2f}", (steps[-1], values[-1]), xytext=(4, 0), textcoords="offset points", color=colour, va="center", fontsize=9)
+        end, text = (steps[-1], values[-1]), f"{label} {values[-1]:.2f}"
+        axes.annotate(text, end, xytext=(4, 0), textcoords="offset points", color=colour, va="center", fontsize=9)
     axes.set(xlabel="update", title="sampled routes, training data", ylim=(0, 1.05), xlim=(steps[0], steps[-1] * 1.18))
 
 
@@ -42,8 +43,9 @@ def draw_trade_off(axes: Axes, run: Path) -> None:
     axes.scatter(compute.mean(dim=1), accuracy, s=14, color=GREY, alpha=0.6, label="each fixed route, every row on it")
     axes.scatter([1.0], [accuracy[-1]], s=90, marker="*", color=GREEN, label="full depth", zorder=4)
     low, high = rules.layout.price_low, rules.layout.price_high
-    dial = [evaluate(model.stack, model.policy, task, test, price=low * (high / low) ** (k / 16)) for k in range(17)]
-    axes.plot([one.compute for one in dial], [one.accuracy for one in dial], "o-", color=BLUE, ms=6, label=f"the policy, {len(dial)} prices", zorder=3)
+    prices = [low * (high / low) ** (k / 16) for k in range(17)]
+    dial = [evaluate(model.stack, model.policy, task, test, price=price) for price in prices]
+    axes.plot([one.compute for one in dial], [one.accuracy for one in dial], "o-", color=BLUE, ms=6, label="the policy, 17 prices", zorder=3)
     lowest = min(float(accuracy.min()), min(one.accuracy for one in dial))
     axes.set(xlabel="compute, share of the whole stack", ylabel="accuracy", title=f"{task.name}, {len(test)} test rows", xlim=(0, 1.08))
     axes.set_ylim(min(lowest - 0.01, 0.9), 1.0)

@@ -28,7 +28,8 @@ def studies(arguments: argparse.Namespace) -> dict[str, list[str]]:
             for budget in ("0.25", "0.5", "0.75")
             for seed in seeds
         }
-    return {f"{arguments.study}-{agent}-{seed}": ["--task", arguments.study, "--agent", agent, "--seed", seed] for agent in arguments.agents for seed in seeds}
+    task = arguments.study
+    return {f"{task}-{agent}-{seed}": ["--task", task, "--agent", agent, "--seed", seed] for agent in arguments.agents for seed in seeds}
 
 
 def spread_at_the_end(run: Path) -> float:
@@ -59,8 +60,8 @@ def main() -> None:
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         report = json.loads((run / "report.json").read_text())
         others = " | ".join(f"{report[other]['accuracy']:.1%}" for other in ("full depth", "best fixed route", "random routes"))
-        policy = report["policy"]
-        print(f"| {name} | {policy['accuracy']:.1%} | {policy['compute']:.3f} | {others} | {spread_at_the_end(run):.3f} | {report['seconds']:.0f} |", flush=True)
+        policy, spread = report["policy"], spread_at_the_end(run)
+        print(f"| {name} | {policy['accuracy']:.1%} | {policy['compute']:.3f} | {others} | {spread:.3f} | {report['seconds']:.0f} |", flush=True)
 
 
 if __name__ == "__main__":
