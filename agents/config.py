@@ -238,8 +238,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.agent not in get_args(AgentName):
             raise UserError(f"an agent is one of {', '.join(get_args(AgentName))}, got {self.agent!r}; set --agent")
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"at least 1 thread is needed, got {self.threads}; set --threads")
+        if self.threads is not None and not 1 <= self.threads <= 1024:
+            raise UserError(f"the threads must lie in 1..1024, got {self.threads}; set --threads")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"the seed must lie in 0..2^32 - 1, got {self.seed}; set --seed")
         self.policy.rules(self.network.layers, self.network.width, self.pricing.seen_range)
 
     @property

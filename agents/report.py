@@ -28,7 +28,8 @@ def final_report(learner: Learner, table: PriceTable, price: float, seconds: flo
     test = task.load("test").to(learner.device)
     policy = evaluate(stack, learner.policy, task, test, price=price)
     fixed = best_fixed_route(stack, task, learner.validation, max_compute=policy.compute, allow_exit=rules.allow_exit)
-    chance = random_routes(len(test), stack, policy.compute, allow_exit=rules.allow_exit)
+    full = evaluate(stack, None, task, learner.validation, price=price, route=learner.full_route).compute  # above 1 where there are gates
+    chance = random_routes(len(test), stack, policy.compute, full=full, allow_exit=rules.allow_exit)
     routes = {"full depth": learner.full_route, "best fixed route": fixed.to(learner.device), "random routes": chance.to(learner.device)}
     found = {"policy": policy} | {name: evaluate(stack, None, task, test, price=price, route=route) for name, route in routes.items()}
     times = _milliseconds(learner, price, routes)

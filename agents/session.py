@@ -67,10 +67,17 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     if config.resume is None:
         if folder.exists():
             shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+        _make(folder)
         write_whole(folder / CONFIG, (json.dumps(config.to_json(), indent=2) + "\n").encode())
     session.run(folder, console)
     return folder
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"the run folder {folder} cannot be made ({error.strerror}); name another with --out") from None
 
 
 def _refuse_to_replace(folder: Path, overwrite: bool) -> None:

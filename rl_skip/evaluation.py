@@ -186,8 +186,8 @@ def _best_within(routes: Tensor, accuracy: Tensor, compute: Tensor, max_compute:
     return routes[best], float(accuracy[best])
 
 
-def random_routes(rows: int, stack: LayerStack, compute: float, *, allow_exit: bool = False, seed: int = 0) -> Tensor:
-    """(N, L) bool, random routes whose mean compute is `compute`, for layers of equal cost.
+def random_routes(rows: int, stack: LayerStack, compute: float, *, full: float = 1.0, allow_exit: bool = False, seed: int = 0) -> Tensor:
+    """(N, L) bool, random routes whose mean compute is `compute`, for layers of equal cost; `full` is the compute of all of them.
 
     Each row runs layer 0 (and the last, where exits are not allowed) and a random choice of the others, as many as
     the compute allows, rounded up or down at random.
@@ -198,7 +198,7 @@ def random_routes(rows: int, stack: LayerStack, compute: float, *, allow_exit: b
     routes[:, 0] = True
     routes[:, -1] |= not allow_exit
     free = (~routes[0]).nonzero().squeeze(1)
-    wanted = min(max(compute * depth - float(routes[0].sum()), 0.0), float(len(free)))
+    wanted = min(max(compute / full * depth - float(routes[0].sum()), 0.0), float(len(free)))
     count = (wanted + torch.rand(rows, generator=generator)).floor().clamp(max=len(free))  # (N,)
     rank = torch.rand(rows, len(free), generator=generator).argsort(dim=1).argsort(dim=1)
     routes[:, free] = rank < count.unsqueeze(1)

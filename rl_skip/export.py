@@ -265,8 +265,12 @@ def _build_network(description: Description, file: Path) -> LayerStack:
 
 def _build(file: Path, make: Callable[[], M]) -> M:
     """What `make` makes, with the weights in `file`, in evaluation mode; made only once the weights are known to fit."""
-    with torch.device("meta"):
-        expected = _network_state(make())
+    try:
+        with torch.device("meta"):
+            expected = _network_state(make())
+    except (RuntimeError, TypeError, OverflowError) as error:  # sizes that no tensor can have
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file.parent / DESCRIPTION}: the sizes it names cannot be built ({reason}); restore the file") from None
     state = _read_weights(file, expected)
     with torch.random.fork_rng(devices=[]):  # loading draws nothing from the caller's random numbers
         module = make()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -158,6 +158,8 @@ class GatedStack(LayerStack):
     ) -> None:
         super().__init__()
         self.depth, self.width = layer, dims
+        if not callable(body) and body not in get_args(BodyName):
+            raise ValueError(f"a body is one of {', '.join(get_args(BodyName))} or a function layer → Body, got {body!r}; set body=")
         make = body if callable(body) else (lambda i: AdapterBody(dims, i % 2 == 0)) if body == "adapter" else (lambda i: AttentionBody(dims, head))
         self.bodies = nn.ModuleList(make(i) for i in range(layer))
         self.gates = nn.ModuleList(MemoryGate(dims, keys, threshold) for _ in range(layer)) if memory_gate else None
@@ -330,6 +332,8 @@ class SkipLayer(GatedStack):
         if self._rollout is None:
             raise ValueError("policy_loss needs a forward pass in training mode first: call train(), then the module")
         rollout, taken = self._rollout, self._rollout.decided.float()
+        if score.shape != taken.shape[:1]:
+            raise ValueError(f"policy_loss needs a score for each row, of shape {tuple(taken.shape[:1])}, got {tuple(score.shape)}")
         to_go = score.detach().unsqueeze(1) - self.price * rollout.compute_to_go()  # (B, L)
         baseline = (to_go * taken).sum(dim=0) / taken.sum(dim=0).clamp(min=1.0)  # (L,)
         surrogate = rollout.log_probs * (to_go - baseline) * taken + entropy * rollout.entropies

@@ -133,3 +133,10 @@ def test_help_explains_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     for name in names:
         shown = re.sub(r"^, --no-\S+|\b[A-Z]{3,}\b|\{.*?\}|\|", "", explained.get(name, ""))  # without the kind of its value
         assert len(shown.split()) >= 3, f"{name} is explained by {shown!r}"
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert train.main(["--layers", "4", "--width", "16", "--out", str(tmp_path / "file" / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the run folder") and error.count("\n") == 1 and "--out" in error

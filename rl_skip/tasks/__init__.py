@@ -20,6 +20,7 @@ from rl_skip.inputs import Inputs, map_inputs, row_count, take_rows
 
 __all__ = ["Examples", "Split", "Task", "load_task", "stratified_split"]
 
+BUNDLED = ("digits", "speech", "images")
 Split = Literal["train", "validation", "test"]
 
 
@@ -109,15 +110,17 @@ def load_task(name: str, data: str | None = None) -> Task:
     Raises:
         UserError: if there is no such task, or the data cannot be read.
     """
+    if name in BUNDLED and data is not None and not Path(data).exists():  # what it means to a person's own task is theirs to say
+        raise UserError(f"there is nothing at {data}; set --data to a path that exists")
     if name == "digits":
+        if data is not None:
+            raise UserError(f"the task 'digits' brings its own data and does not read {data}; leave out --data, or set --task")
         from rl_skip.tasks.digits import digits
 
         return digits()
     if name in ("speech", "images"):
         if data is None:
             raise UserError(f"the task {name!r} needs data; set --data PATH")
-        if not Path(data).exists():
-            raise UserError(f"there is nothing at {data}; set --data to a path that exists")
         if name == "speech":
             from rl_skip.tasks.speech import speech
 
@@ -138,11 +141,17 @@ def _own_task(name: str, data: str | None) -> Task:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    make = getattr(module, function, None)
-    if not callable(make):
-        raise UserError(f"{file} has no function {function!r}; set --task to file.py:function")
-    task = make(data)
+    try:
+        spec.loader.exec_module(module)
+        make = getattr(module, function, None)
+        if not callable(make):
+            raise UserError(f"{file} has no function {function!r}; set --task to file.py:function")
+        task = make(data)
+    except UserError:
+        raise
+    except Exception as error:  # a person's own code can fail in any way
+        needed = "" if data is not None else "; it was called without data: set --data if it needs some"
+        raise UserError(f"{function} in {file} failed: {type(error).__name__}: {' '.join(str(error).split())}{needed}") from error
     if not isinstance(task, Task):
         raise UserError(f"{function} in {file} returned {type(task).__name__}, not a rl_skip.Task")
     return task

@@ -97,3 +97,9 @@ def test_evaluate_counts_rewards_and_routes_of_every_batch(task: Task, few: Exam
 def test_seconds_are_medians_of_each_call() -> None:
     took = seconds_per_batch({"slow": lambda: time.sleep(0.01), "fast": lambda: None}, torch.device("cpu"), repeats=3)
     assert 0.01 <= took["slow"] < 0.1 and took["fast"] < 0.005
+
+
+def test_random_routes_of_a_stack_whose_gates_cost_something_keep_to_the_share(task: Task) -> None:
+    full, share = 3.9, 0.6
+    routes = random_routes(4000, network(task, "skip-layer"), share * full, full=full)
+    assert float(routes.float().mean()) == pytest.approx(share, abs=0.01)

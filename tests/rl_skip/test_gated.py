@@ -472,3 +472,12 @@ def test_three_layers_shorten_the_default_jump_and_fewer_are_refused() -> None:
     assert SkipLayer(WIDTH, HEADS, 6).policy.rules.max_jump == 2
     with pytest.raises(UserError, match="nothing to decide"):
         SkipLayer(WIDTH, HEADS, 2)
+
+
+def test_a_score_of_another_shape_and_an_unknown_body_are_refused() -> None:
+    jmp = SkipLayer(16, 2, 4)
+    jmp(torch.randn(3, 5, 16))
+    with pytest.raises(ValueError, match=r"shape \(3,\), got \(3, 1\)"):
+        jmp.policy_loss(torch.rand(3, 1))
+    with pytest.raises(ValueError, match="adapter, attention"):
+        SkipLayer(16, 2, 4, body="foo")

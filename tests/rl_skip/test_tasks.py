@@ -150,3 +150,18 @@ def test_tasks_that_cannot_be_are_refused_in_one_line(own: Callable[[str], str],
     for name in ("speech", "images"):
         with pytest.raises(UserError, match="nothing at .*missing.*--data"):
             load_task(name, str(tmp_path / "missing"))
+
+
+def test_digits_refuses_data_that_it_would_not_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing at"):
+        load_task("digits", str(tmp_path / "missing"))
+    with pytest.raises(UserError, match="leave out --data"):
+        load_task("digits", str(tmp_path))
+
+
+@pytest.mark.parametrize("code", ["def mine(path):\n    return 1 / 0\n", "def mine(path:\n"])
+def test_an_own_task_that_fails_is_told_in_one_line(tmp_path: Path, code: str) -> None:
+    (tmp_path / "own.py").write_text(code)
+    with pytest.raises(UserError, match="mine in .* failed: (ZeroDivisionError|SyntaxError)") as found:
+        load_task(f"{tmp_path / 'own.py'}:mine")
+    assert "\n" not in str(found.value)
