@@ -3,7 +3,7 @@
 import math
 
 from agents.learner import Learner
-from agents.prices import BudgetPrice, FixedPrice, PriceRange
+from agents.prices import BudgetPrice, PriceRange
 from rl_skip.dial import PricePoint, PriceTable
 from rl_skip.evaluation import evaluate
 
@@ -18,7 +18,7 @@ def price_grid(low: float, high: float) -> list[float]:
     return [low * (high / low) ** (k / (GRID_POINTS - 1)) for k in range(GRID_POINTS)]
 
 
-def calibrate(learner: Learner, prices: PriceRange | BudgetPrice | FixedPrice) -> tuple[PriceTable, float]:
+def calibrate(learner: Learner, prices: PriceRange | BudgetPrice) -> tuple[PriceTable, float]:
     """The price table from validation data, and the operating price.
 
     The operating price is the fixed price where there is one; with a budget, the most accurate of those whose validation

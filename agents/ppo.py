@@ -129,7 +129,7 @@ class Ppo:
         norm = learner.apply(loss)
         accuracy = learner.task.accuracy(outputs, batch.labels)
         score = accuracy if learner.config.reinforce.score == "accuracy" else learner.task.probability(outputs, batch.labels)
-        self.prices.observe(float(route.compute.mean()))
+        self.prices.observe(route.compute.mean())
         return rollout_metrics(route, score.detach(), accuracy, price, learner.rules.max_jump) | {
             "train/supervised_loss": supervised,
             "train/grad_norm": norm,

@@ -28,8 +28,8 @@ class PriceSource(Protocol):
         """(B,), on the CPU."""
         ...
 
-    def observe(self, compute: float) -> None:
-        """Is told the mean compute of each update's sampled routes."""
+    def observe(self, compute: Tensor) -> None:
+        """Is told the mean compute of each update's sampled routes, a scalar on the device."""
         ...
 
     def metrics(self) -> dict[str, float]:
@@ -59,7 +59,7 @@ class PriceRange:
     def draw(self, rows: int, generator: torch.Generator) -> Tensor:
         return _log_uniform(*self.range, rows, generator)
 
-    def observe(self, compute: float) -> None:
+    def observe(self, compute: Tensor) -> None:
         """The range stays as it is."""
 
     def metrics(self) -> dict[str, float]:
@@ -72,26 +72,14 @@ class PriceRange:
         """There is nothing to go back to."""
 
 
-class FixedPrice:
-    """The same price for every row."""
+class FixedPrice(PriceRange):
+    """The same price for every row: a range whose ends are one."""
 
     def __init__(self, price: float) -> None:
         self.typical, self.range = price, (price, price)
 
     def draw(self, rows: int, generator: torch.Generator) -> Tensor:
         return torch.full((rows,), self.typical)
-
-    def observe(self, compute: float) -> None:
-        """The price stays as it is."""
-
-    def metrics(self) -> dict[str, float]:
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """There is nothing to go back to."""
 
 
 class BudgetPrice:
@@ -121,8 +109,8 @@ class BudgetPrice:
     def draw(self, rows: int, generator: torch.Generator) -> Tensor:
         return _log_uniform(*self.range, rows, generator)
 
-    def observe(self, compute: float) -> None:
-        self._violation = 0.9 * self._violation + 0.1 * (compute - self.budget)
+    def observe(self, compute: Tensor) -> None:
+        self._violation = 0.9 * self._violation + 0.1 * (float(compute) - self.budget)
         low, high = math.log(PRICE_BOUNDS[0]), math.log(PRICE_BOUNDS[1])
         self._log_price = min(max(self._log_price + self.integral * self._violation, low), high)
 
@@ -136,7 +124,7 @@ class BudgetPrice:
         self._log_price, self._violation = state["log_price"], state["violation"]
 
 
-def price_source(config: PriceConfig) -> FixedPrice | PriceRange | BudgetPrice:
+def price_source(config: PriceConfig) -> PriceRange | BudgetPrice:
     """The source that the options ask for."""
     if config.budget is not None:
         return BudgetPrice(config.budget, config.budget_price, config.budget_integral, config.budget_proportional)

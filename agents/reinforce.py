@@ -106,7 +106,7 @@ class Reinforce:
         if schedule.full_depth_weight > 0:
             loss = loss + schedule.full_depth_weight * learner.full_depth_loss(batch)[0]
         norm = learner.apply(loss)
-        self.prices.observe(float(rollout.compute.mean()))
+        self.prices.observe(rollout.compute.mean())
         return rollout_metrics(rollout, score, accuracy, price, learner.rules.max_jump) | {
             "train/policy_loss": losses.policy,
             "train/value_loss": losses.value,

@@ -19,6 +19,9 @@ __all__ = ["Evaluation", "all_routes", "best_fixed_route", "evaluate", "evaluate
 
 EXHAUSTIVE_DEPTH = 12
 BEAM = 32
+ROWS_AT_ONCE = 512
+SLACK = 1e-6
+"""What rounding may add to a compute."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,13 @@ def evaluate_routes(stack: LayerStack, task: Task, examples: Examples, routes: T
     """
     training = stack.training
     stack.eval()
+    parts = [_routes_at_once(stack, task, examples.take(slice(k, k + ROWS_AT_ONCE)), routes) for k in range(0, len(examples), ROWS_AT_ONCE)]
+    stack.train(training)
+    correct, compute = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+    return correct, compute
+
+
+def _routes_at_once(stack: LayerStack, task: Task, examples: Examples, routes: Tensor) -> tuple[Tensor, Tensor]:
     N, depth = len(examples), stack.depth
     correct, compute = torch.zeros(len(routes), N), torch.zeros(len(routes), N)
     begun = stack.begin(examples.inputs)
@@ -138,7 +148,6 @@ def evaluate_routes(stack: LayerStack, task: Task, examples: Examples, routes: T
             descend(i + 1, part, forked, i, spent + cost)
 
     descend(0, torch.arange(len(routes)), begun, -1, torch.zeros(N, device=begun.hidden.device))
-    stack.train(training)
     return correct, compute
 
 
@@ -157,33 +166,35 @@ def best_fixed_route(stack: LayerStack, task: Task, validation: Examples, *, max
     """
     if stack.depth <= EXHAUSTIVE_DEPTH:
         routes = all_routes(stack.depth, allow_exit)
-        return _best_within(routes, *_means(evaluate_routes(stack, task, validation, routes)), max_compute)[0]
+        nominal = routes.float() @ stack.layer_costs.cpu()  # gates come on top: what is dearer than the limit here is dearer in truth
+        routes = routes[nominal <= max(max_compute, float(nominal.min())) + SLACK]
+        return _best_within(routes, *_means(evaluate_routes(stack, task, validation, routes)), max_compute)
     shortest = torch.zeros(1, stack.depth, dtype=torch.bool)
     shortest[:, 0] = True
     shortest[:, -1] = not allow_exit
     beam, seen = shortest, [(shortest, *_means(evaluate_routes(stack, task, validation, shortest)))]
-    while True:
-        grown = (beam.unsqueeze(1) | torch.eye(stack.depth, dtype=torch.bool)).flatten(0, 1).unique(dim=0)  # one layer more, or the same
-        grown = grown[grown.sum(dim=1) > beam[0].sum()] if not beam[0].all() else grown
+    while not beam[0].all():
+        grown = (beam.unsqueeze(1) | torch.eye(stack.depth, dtype=torch.bool)).flatten(0, 1).unique(dim=0)
+        grown = grown[grown.sum(dim=1) > beam[0].sum()]  # one layer more
         accuracy, compute = _means(evaluate_routes(stack, task, validation, grown))
-        cheap = compute <= max_compute
-        if not cheap.any() or grown.all():
-            routes, accuracies, computes = (torch.cat(parts) for parts in zip(*seen, strict=True))
-            return _best_within(routes, accuracies, computes, max_compute)[0]
+        cheap = compute <= max_compute + SLACK
+        if not cheap.any():
+            break
         seen.append((grown[cheap], accuracy[cheap], compute[cheap]))
         beam = grown[cheap][accuracy[cheap].argsort(descending=True)[:BEAM]]
+    routes, accuracies, computes = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    return _best_within(routes, accuracies, computes, max_compute)
 
 
 def _means(measured: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return measured[0].double().mean(dim=1), measured[1].double().mean(dim=1)
 
 
-def _best_within(routes: Tensor, accuracy: Tensor, compute: Tensor, max_compute: float) -> tuple[Tensor, float]:
-    allowed = compute <= max_compute + 1e-6
+def _best_within(routes: Tensor, accuracy: Tensor, compute: Tensor, max_compute: float) -> Tensor:
+    allowed = compute <= max_compute + SLACK
     if not allowed.any():
         allowed = compute <= compute.min()
-    best = torch.where(allowed, accuracy - 1e-6 * compute, -1.0).argmax()
-    return routes[best], float(accuracy[best])
+    return routes[torch.where(allowed, accuracy - 1e-6 * compute, -1.0).argmax()]
 
 
 def random_routes(rows: int, stack: LayerStack, compute: float, *, full: float = 1.0, allow_exit: bool = False, seed: int = 0) -> Tensor:

@@ -13,7 +13,7 @@ CRITICAL = 1.63 / math.sqrt(DRAWS)
 """Kolmogorov and Smirnov's distance that 1% of samples of this size exceed."""
 
 
-def _draw(prices: PriceRange | BudgetPrice | FixedPrice, rows: int = DRAWS) -> torch.Tensor:
+def _draw(prices: PriceRange | BudgetPrice, rows: int = DRAWS) -> torch.Tensor:
     return prices.draw(rows, torch.Generator().manual_seed(0))
 
 
@@ -40,7 +40,7 @@ def test_draws_depend_on_the_generator_alone():
 
 def test_a_fixed_price_stays():
     prices = FixedPrice(0.3)
-    prices.observe(5.0)
+    prices.observe(torch.tensor(5.0))
     assert torch.equal(_draw(prices, 3), torch.full((3,), 0.3))
     assert prices.range == (0.3, 0.3)
     assert prices.typical == 0.3
@@ -65,7 +65,7 @@ def test_a_budget_price_rises_above_the_budget_and_falls_below(compute, rises):
     prices = _budget_price(0.4)
     seen = [prices.typical]
     for _ in range(20):
-        prices.observe(compute)
+        prices.observe(torch.tensor(compute))
         seen.append(prices.typical)
     assert seen == sorted(seen, reverse=not rises)
     assert seen[-1] != seen[0]
@@ -78,7 +78,7 @@ def _steer(prices: BudgetPrice, response: Callable[[float], float], updates: int
     compute, computes = 0.9, []
     for _ in range(updates):
         compute += lag * (response(prices.typical) - compute)
-        prices.observe(compute + 0.03 * torch.randn((), generator=generator).item())
+        prices.observe(compute + 0.03 * torch.randn((), generator=generator))
         computes.append(compute)
     return computes
 
@@ -103,7 +103,7 @@ def test_a_budget_out_of_reach_winds_nothing_up(budget, compute, bound):
     _steer(prices, lambda _price: compute, 5000)
     assert prices.typical == pytest.approx(bound, rel=1e-6)
     for _ in range(100):
-        prices.observe(1.0 - compute)
+        prices.observe(torch.tensor(1.0 - compute))
     assert abs(math.log(prices.typical / bound)) > 0.5
 
 

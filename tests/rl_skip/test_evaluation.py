@@ -103,3 +103,22 @@ def test_random_routes_of_a_stack_whose_gates_cost_something_keep_to_the_share(t
     full, share = 3.9, 0.6
     routes = random_routes(4000, network(task, "skip-layer"), share * full, full=full)
     assert float(routes.float().mean()) == pytest.approx(share, abs=0.01)
+
+
+@pytest.mark.parametrize("deepest", [1, 12])
+def test_full_depth_is_found_where_it_is_the_best_route(task: Task, few: Examples, monkeypatch: pytest.MonkeyPatch, deepest: int) -> None:
+    stack = network(task, "blocks")
+    full = torch.ones(DEPTH, dtype=torch.bool)
+    own_words = Examples(few.inputs, sweep(stack, None, few.inputs, route=full).outputs.argmax(dim=1))
+    monkeypatch.setattr(evaluation, "EXHAUSTIVE_DEPTH", deepest)
+    shorter = [evaluate(stack, None, task, own_words, route=route).accuracy for route in all_routes(DEPTH, True) if not route.all()]
+    assert max(shorter) < 1
+    assert best_fixed_route(stack, task, own_words, max_compute=1.0, allow_exit=True).all()
+
+
+def test_routes_are_the_same_however_many_rows_go_at_once(task: Task, few: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack, routes = network(task, "skip-layer"), all_routes(DEPTH, False)
+    together = evaluate_routes(stack, task, few, routes)
+    monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", 7)
+    for whole, parts in zip(together, evaluate_routes(stack, task, few, routes), strict=True):
+        torch.testing.assert_close(parts, whole)
