@@ -59,6 +59,9 @@ class PolicyLosses:
 def reinforce_loss(rollout: Rollout, score: Tensor, price: Tensor, config: ReinforceConfig) -> PolicyLosses:
     """REINFORCE with reward to go: what a decision earned is the score less the price of all compute after it.
 
+    With leave-one-out every decision of a route gets the advantage of the whole route: what was spent before a decision is
+    known to the baseline too, and cancels.
+
     Sums run over a route's decisions and means over the rows: never divided by the route's own length, since here the
     length is the cost.
 
