@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ from agents.session import Session
 from benchmarks.kill import WEIGHTS, differences, points, reached, start, train_with_kills
 from rl_skip.errors import UserError
 from rl_skip.tasks import load_task
+
+
+@pytest.fixture(autouse=True)
+def signals_are_heard() -> Iterator[None]:
+    """Ctrl-C is heard as in a terminal, also where the tests run in the background of a shell, which makes its children ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def state(done: int) -> dict[str, Any]:
