@@ -1,6 +1,6 @@
 """Draws the README's pictures from finished runs: how the reward grows, and accuracy against compute.
 
-    python benchmarks/figures.py runs/digits-reinforce-0 --out docs/figures
+python benchmarks/figures.py runs/digits-reinforce-0 --out docs/figures
 """
 
 import argparse

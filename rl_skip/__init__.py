@@ -1,12 +1,17 @@
 """rl_skip: networks that skip the layers an input does not need, by a policy learned with reinforcement."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from rl_skip.errors import UserError
-from rl_skip.export import SkipModel, load, load_policy, save
-from rl_skip.gated import SkipLayer
-from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
-from rl_skip.routing import Rollout, sweep
-from rl_skip.stack import LayerStack, ModuleStack
-from rl_skip.tasks import Examples, Split, Task
+
+if TYPE_CHECKING:
+    from rl_skip.export import SkipModel, load, load_policy, save
+    from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
+    from rl_skip.routing import Rollout, sweep
+    from rl_skip.skip_layer import SkipLayer
+    from rl_skip.stack import LayerStack, ModuleStack
+    from rl_skip.tasks import Examples, Split, Task
 
 __version__ = "0.1.0"
 
@@ -28,3 +33,20 @@ __all__ = [
     "save",
     "sweep",
 ]
+
+_PARTS = {
+    "export": ("SkipModel", "load", "load_policy", "save"),
+    "policy": ("JumpPolicy", "JumpRules", "ObservationLayout"),
+    "routing": ("Rollout", "sweep"),
+    "skip_layer": ("SkipLayer",),
+    "stack": ("LayerStack", "ModuleStack"),
+    "tasks": ("Examples", "Split", "Task"),
+}
+"""Where each name lives. It is imported when it is first asked for: a pruned network loads without policy and routing."""
+
+
+def __getattr__(name: str) -> object:
+    for part, names in _PARTS.items():
+        if name in names:
+            return getattr(import_module(f"rl_skip.{part}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

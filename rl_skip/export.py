@@ -18,11 +18,12 @@ from rl_skip.card import model_card
 from rl_skip.description import Description
 from rl_skip.dial import PriceTable
 from rl_skip.errors import UserError
-from rl_skip.gated import GatedStack, SkipLayer
+from rl_skip.gated import GatedStack
 from rl_skip.inputs import Inputs
 from rl_skip.network import network_from_json
 from rl_skip.policy import JumpPolicy, JumpRules
 from rl_skip.routing import Rollout, sweep
+from rl_skip.skip_layer import SkipLayer
 from rl_skip.stack import LayerStack
 
 __all__ = ["FILES", "SkipModel", "copy_export", "load", "load_policy", "place", "read_description", "save"]

@@ -1,9 +1,9 @@
-"""The original module, batched and made to learn: memory-gated layers, working memory, jump weights, closing MLP."""
+"""The layers of the original module as a stack: memory gates, working memory, jump weights, closing MLP."""
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,9 @@ from torch.nn.functional import normalize
 from rl_skip.blocks import AttentionBlock
 from rl_skip.costs import attention_block_flops, linear_flops
 from rl_skip.inputs import Inputs
-from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout, PolicyScope, longest_jump
-from rl_skip.routing import Rollout, sweep
 from rl_skip.stack import Carry, LayerStack, masked_mean
 
-__all__ = ["AdapterBody", "AttentionBody", "Body", "BodyName", "GatedStack", "HeadedStack", "MemoryGate", "SkipLayer", "straight_through"]
+__all__ = ["AdapterBody", "AttentionBody", "Body", "BodyName", "GatedStack", "HeadedStack", "MemoryGate", "straight_through"]
 
 BodyName = Literal["adapter", "attention"]
 CLIP = 1.0
@@ -266,94 +264,6 @@ def _on_active_tokens(body: Body, hidden: Tensor, active: Tensor | None, opened:
     if opened is not None:
         update = update * opened.gather(1, order).unsqueeze(-1)
     return hidden.scatter(1, where, packed + update)
-
-
-class SkipLayer(GatedStack):
-    """The drop-in module, x (B, T, D) → x (B, T, D): a gated stack with its own policy.
-
-    In training mode jumps are sampled, in evaluation mode the likeliest is taken. The policy learns by reinforcement:
-    add `policy_loss(score)` to your own loss.
-
-    Args:
-        dims, head, layer: width D, attention heads, number of layers L.
-        max_jump: J, the longest jump, shortened to what the depth leaves; None reaches every later layer.
-        scope, allow_exit: see `JumpRules`.
-        price: what a unit of compute costs, in units of score. Higher skips more; 0.01 to 1.
-        options: of `GatedStack`.
-
-    Example:
-        >>> jmp = SkipLayer(dims=16, head=2, layer=4)
-        >>> x = jmp(torch.randn(3, 5, 16))
-        >>> loss = x.square().mean() + jmp.policy_loss(score=torch.rand(3))
-        >>> loss.backward()
-        >>> jmp.logs["jumps"].shape
-        torch.Size([3, 4])
-    """
-
-    def __init__(
-        self,
-        dims: int,
-        head: int,
-        layer: int,
-        *,
-        max_jump: int | None = 2,
-        scope: PolicyScope = "state",
-        allow_exit: bool = False,
-        price: float = 0.1,
-        **options: object,
-    ) -> None:
-        super().__init__(dims, head, layer, **options)  # type: ignore[arg-type]
-        longest = longest_jump(layer, allow_exit)
-        jump = longest if max_jump is None else min(max_jump, max(longest, 1))
-        self.policy = JumpPolicy(JumpRules(ObservationLayout(dims, layer), jump, allow_exit=allow_exit, scope=scope))
-        self.price = price
-        self.arguments: dict[str, object] = {"dims": dims, "head": head, "layer": layer, **options}
-        self.logs: dict[str, Tensor] = {}
-        self._rollout: Rollout | None = None
-        self._running_loss: float | None = None
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        inputs: Inputs = x if mask is None else {"x": x, "mask": mask}
-        rollout = sweep(self, self.policy, inputs, price=self.price, mode="sample" if self.training else "greedy")
-        self._rollout = rollout if self.training else None
-        self.logs = {"jumps": rollout.jumps, "route": rollout.route, "compute": rollout.compute}
-        return rollout.outputs
-
-    def policy_loss(self, score: Tensor, entropy: float = 0.01) -> Tensor:
-        """REINFORCE for the jumps of the last forward pass, with the batch's mean as baseline.
-
-        Args:
-            score: (B,), how good the network was on each row, higher is better, 0 to 1.
-            entropy: weight of the entropy bonus. Higher explores longer; 0.001 to 0.1.
-
-        Raises:
-            ValueError: if the last forward pass was not made in training mode.
-        """
-        if self._rollout is None:
-            raise ValueError("policy_loss needs a forward pass in training mode first: call train(), then the module")
-        rollout, taken = self._rollout, self._rollout.decided.float()
-        if score.shape != taken.shape[:1]:
-            raise ValueError(f"policy_loss needs a score for each row, of shape {tuple(taken.shape[:1])}, got {tuple(score.shape)}")
-        to_go = score.detach().unsqueeze(1) - self.price * rollout.compute_to_go()  # (B, L)
-        baseline = (to_go * taken).sum(dim=0) / taken.sum(dim=0).clamp(min=1.0)  # (L,)
-        surrogate = rollout.log_probs * (to_go - baseline) * taken + entropy * rollout.entropies
-        return -surrogate.sum(dim=1).mean()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy or a saved module has no use for the graph of the last forward pass, and could not take it along.
-        return {**self.__dict__, "_rollout": None}
-
-    @torch.no_grad()
-    def update_threshold(self, loss: float | Tensor, lr: float = 0.01) -> None:
-        """Moves the gates' thresholds: a loss above its running level activates more tokens, one below it fewer."""
-        loss = float(loss)
-        if not math.isfinite(loss):
-            raise ValueError(f"update_threshold needs a finite loss, got {loss}")
-        level = loss if self._running_loss is None else self._running_loss
-        for gate in self.gates or []:
-            assert isinstance(gate, MemoryGate)
-            gate.threshold.add_(lr * ((loss < level) - (loss > level))).clamp_(0.0, 1.0)
-        self._running_loss = 0.9 * level + 0.1 * loss
 
 
 class HeadedStack(LayerStack):

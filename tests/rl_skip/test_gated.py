@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, silu
 
 from rl_skip.errors import UserError
-from rl_skip.gated import Body, GatedStack, SkipLayer, straight_through
+from rl_skip.gated import Body, GatedStack, straight_through
 from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.routing import Rollout, sweep
+from rl_skip.skip_layer import SkipLayer
 
 WIDTH, HEADS, DEPTH, TOKENS, KEYS = 8, 2, 5, 5, 64
 
