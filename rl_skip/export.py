@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rl_skip.card import model_card
@@ -25,10 +23,10 @@ from rl_skip.policy import JumpPolicy, JumpRules
 from rl_skip.routing import Rollout, sweep
 from rl_skip.skip_layer import SkipLayer
 from rl_skip.stack import LayerStack
+from rl_skip.weights import build, read_weights, save_weights
 
 __all__ = ["FILES", "SkipModel", "copy_export", "load", "load_policy", "place", "read_description", "save"]
 
-M = TypeVar("M", bound=nn.Module)
 RIGHT_NETWORK = "the policy goes with the network that it was trained on"
 DESCRIPTION, POLICY, MODEL, CARD = FILES = ("policy.json", "policy.safetensors", "model.safetensors", "README.md")
 COST_TOLERANCE = 1e-4
@@ -146,9 +144,9 @@ def save(
 
     def fill(new: Path) -> None:
         description.write(new / DESCRIPTION)
-        _save_weights(new / POLICY, policy.state_dict())
+        save_weights(new / POLICY, policy.state_dict())
         if weights:
-            _save_weights(new / MODEL, _network_state(stack))
+            save_weights(new / MODEL, _network_state(stack))
         (new / CARD).write_text(model_card(description, weights), encoding="utf-8")
 
     place(Path(folder), fill, overwrite=overwrite)
@@ -209,7 +207,7 @@ def load_policy(folder: Path | str) -> JumpPolicy:
         UserError: if a file is missing, a field is wrong, or the weights do not fit.
     """
     rules = read_description(folder).rules
-    return _build(Path(folder, POLICY), lambda: JumpPolicy(replace(rules)))  # a copy, whose cached masks are on its own device
+    return build(Path(folder, POLICY), lambda: JumpPolicy(replace(rules)), DESCRIPTION)  # a copy, whose cached masks are on its own device
 
 
 def load(
@@ -240,7 +238,7 @@ def load(
     else:
         _check_fit(description, stack, folder)
         if file.is_file():
-            state = _read_weights(file, _network_state(stack), same_dtype=True)
+            state = read_weights(file, _network_state(stack), same_dtype=True)
             stack.load_state_dict(state, strict=False)
     _check_costs(description, stack, folder)
     if isinstance(stack, SkipLayer):
@@ -256,53 +254,14 @@ def _build_network(description: Description, file: Path) -> LayerStack:
     if network is None:
         raise UserError(f"{file.parent} does not describe its network; pass the network that the policy was trained on: load(folder, stack)")
     if "kind" not in network:
-        return _build(file, lambda: network_from_json(network))
+        return build(file, lambda: network_from_json(network), DESCRIPTION)
     options = {name: value for name, value in network.items() if name != "kind"}
     rules = description.rules
-    return _build(
-        file, lambda: SkipLayer(**options, max_jump=rules.max_jump, scope=rules.scope, allow_exit=rules.allow_exit, price=description.price)
-    )
 
+    def make() -> SkipLayer:
+        return SkipLayer(**options, max_jump=rules.max_jump, scope=rules.scope, allow_exit=rules.allow_exit, price=description.price)
 
-def _build(file: Path, make: Callable[[], M]) -> M:
-    """What `make` makes, with the weights in `file`, in evaluation mode; made only once the weights are known to fit."""
-    try:
-        with torch.device("meta"):
-            expected = _network_state(make())
-    except (RuntimeError, TypeError, OverflowError) as error:  # sizes that no tensor can have
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file.parent / DESCRIPTION}: the sizes it names cannot be built ({reason}); restore the file") from None
-    state = _read_weights(file, expected)
-    with torch.random.fork_rng(devices=[]):  # loading draws nothing from the caller's random numbers
-        module = make()
-    module.load_state_dict(state, strict=False, assign=True)
-    return module.eval()
-
-
-def _read_weights(file: Path, expected: dict[str, Tensor], same_dtype: bool = False) -> dict[str, Tensor]:
-    """The tensors in `file`, which must have the names and shapes of `expected`, and the types with `same_dtype`."""
-    if not file.is_file():
-        raise UserError(f"there is no {file.name} in {file.parent}; export the policy again")
-    try:
-        state = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is not a readable safetensors file ({error}); export the policy again") from None
-    for name, tensor in expected.items():
-        if name not in state:
-            raise UserError(f"{file}: the weight {name} is missing; {RIGHT_NETWORK}")
-        found = state[name]
-        if found.shape != tensor.shape:
-            raise UserError(f"{file}: the weight {name} has shape {tuple(found.shape)}, expected {tuple(tensor.shape)}; {RIGHT_NETWORK}")
-        if same_dtype and found.dtype != tensor.dtype:
-            raise UserError(f"{file}: the weight {name} is {found.dtype}, expected {tensor.dtype}; convert the network with .to() before loading")
-    if unknown := sorted(state.keys() - expected.keys()):
-        raise UserError(f"{file}: the weight {unknown[0]} is unknown; {RIGHT_NETWORK}")
-    return {name: tensor.clone() for name, tensor in state.items()}  # in the file they are not aligned, which changes the last bit of sums
-
-
-def _save_weights(file: Path, state: dict[str, Tensor]) -> None:
-    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}, file)
-    file.chmod(0o644)  # safetensors lets nobody but the owner read it
+    return build(file, make, DESCRIPTION, _network_state)
 
 
 def _network_state(module: nn.Module) -> dict[str, Tensor]:
