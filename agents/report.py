@@ -60,8 +60,8 @@ def _milliseconds(learner: Learner, price: float, routes: dict[str, Tensor]) -> 
     return {name: 1000 * seconds for name, seconds in seconds_per_batch(calls, learner.device).items()}
 
 
-def print_report(report: dict[str, Any], folder: Path, console: Console) -> None:
-    """Prints the table, the dial and the three next commands."""
+def print_report(report: dict[str, Any], folder: Path, console: Console, own_stack: bool = False) -> None:
+    """Prints the table, the dial and what to do next: commands, or for a network of one's own the call that loads it."""
     table = Table(title=f"{report['rows']} test rows, price {report['price']:.3g}, {report['seconds']:.0f} s of training", title_justify="left")
     for column in ("", "accuracy", "compute", f"ms per {report['timed_rows']} rows"):
         table.add_column(column, justify="left" if not column else "right")
@@ -74,5 +74,9 @@ def print_report(report: dict[str, Any], folder: Path, console: Console) -> None
         console.print(f"the dial on test data: {points}")
     if report["policy"]["milliseconds"] >= report["full depth"]["milliseconds"]:
         console.print("on this machine, at this batch size, skipping is not faster than running every layer")
-    console.print("next:", f"  tensorboard --logdir {folder.parent}", f"  python -m rl_skip eval {folder}", sep="\n")
+    console.print("next:", f"  tensorboard --logdir {folder.parent}", sep="\n")
+    if own_stack:
+        console.print(f'  rl_skip.load("{folder / "policy"}", stack)', highlight=False)
+        return
+    console.print(f"  python -m rl_skip eval {folder}")
     console.print(f"  python -m rl_skip export {folder} {folder.name}-policy")

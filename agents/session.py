@@ -7,6 +7,7 @@ import shlex
 import shutil
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from rl_skip.errors import UserError
 from rl_skip.evaluation import Evaluation, evaluate
 from rl_skip.export import save
 from rl_skip.guarantee import guarantee
-from rl_skip.network import network_to_json
+from rl_skip.network import NetworkConfig, network_to_json
 from rl_skip.runs import CONFIG, is_run
+from rl_skip.stack import LayerStack
 from rl_skip.tasks import Task, load_task
 
 __all__ = ["Session", "train"]
@@ -41,14 +43,20 @@ NARROW = 256
 STATEFUL = ("learner", "agent", "prices", "averages")
 
 
-def train(config: TrainConfig, console: Console | None = None) -> Path:
+def train(config: TrainConfig, console: Console | None = None, *, task: Task | None = None, stack: LayerStack | None = None) -> Path:
     """Trains, exports and reports; or goes on with the run that `config.resume` names. Returns the run folder.
+
+    Args:
+        task: a task of one's own in place of the one that the options name.
+        stack: a network of one's own in place of the one that the options describe; it is trained as it is, in place.
 
     Raises:
         UserError: before anything is written, if the options, the data or the run folder do not allow it.
         Stopped: on Ctrl-C or SIGTERM, once a checkpoint is written.
     """
     console = console or Console()
+    config = config if task is None else replace(config, task=task.name, data=None)
+    config = config if stack is None else replace(config, network=NetworkConfig(stack.depth, stack.width, heads=1))
     folder = config.folder
     if config.resume is not None:
         TrainConfig.from_json(folder).refuse_changes(config)
@@ -60,10 +68,10 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
     device = _available(pick_device(config.device))
-    task = load_task(config.task, config.data)
+    task = load_task(config.task, config.data) if task is None else task
     if config.resume is None:
         _refuse_to_replace(folder, config.overwrite)
-    session = Session(config, task, device)
+    session = Session(config, task, device, stack)
     if config.resume is None:
         if folder.exists():
             shutil.rmtree(folder)
@@ -101,9 +109,9 @@ def _available(device: torch.device) -> torch.device:
 class Session:
     """One run: holds the learner and its agent, and takes them from the first update to the export."""
 
-    def __init__(self, config: TrainConfig, task: Task, device: torch.device) -> None:
-        self.config, self.task = config, task
-        self.learner = Learner(config, task, device)
+    def __init__(self, config: TrainConfig, task: Task, device: torch.device, stack: LayerStack | None = None) -> None:
+        self.config, self.task, self.built = config, task, stack is None
+        self.learner = Learner(config, task, device, stack)
         self.prices = price_source(config.pricing)
         self.agent = Reinforce(self.learner, self.prices) if config.agent == "reinforce" else Ppo(self.learner, self.prices)
         self.averages = Averages(device)
@@ -153,7 +161,7 @@ class Session:
         telemetry.hyper_parameters(self.config.to_json(), final)
         telemetry.flush()
         write_whole(folder / REPORT, (json.dumps(report, indent=2) + "\n").encode())
-        print_report(report, folder, console)
+        print_report(report, folder, console, own_stack=not self.built)
 
     def _guaranteed(self, table: PriceTable, price: float, console: Console) -> float:
         """The price that keeps the guarantee asked for; where the data do not support it, that is said, and the price stays."""
@@ -210,5 +218,5 @@ class Session:
     def _export(self, folder: Path, table: PriceTable, price: float) -> None:
         config, learner, task = self.config, self.learner, self.task
         trained_on: dict[str, Any] = {"task": task.name, "rows": len(learner.train), "seed": config.seed, "agent": config.agent}
-        network = network_to_json(config.network, task.embedding, task.tokens, len(task.classes))
+        network = network_to_json(config.network, task.embedding, task.tokens, len(task.classes)) if self.built else None
         save(folder, learner.policy, stack=learner.stack, network=network, price=price, price_table=table, trained_on=trained_on, overwrite=True)

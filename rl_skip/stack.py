@@ -1,6 +1,6 @@
 """The contract between a model and everything else: a stack of layers that rows may skip."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.costs import count_flops, counting
+from rl_skip.errors import UserError
 from rl_skip.inputs import Inputs
 
 __all__ = ["Carry", "LayerStack", "ModuleStack", "masked_mean"]
@@ -149,6 +150,50 @@ class ModuleStack(LayerStack):
             raise ValueError(f"the {self.depth} layers cost nothing, so no share of it can be taken: pass layer_flops above 0")
         self.register_buffer("layer_flops", torch.tensor(list(layer_flops), dtype=torch.float32), persistent=False)
         self.full_flops = float(sum(layer_flops))
+
+    @classmethod
+    def from_modules(
+        cls,
+        embed: nn.Module,
+        layers: Iterable[nn.Module],
+        head: nn.Module,
+        *,
+        example: Inputs,
+        layers_take_mask: bool = False,
+        channel_dim: int = -1,
+    ) -> "ModuleStack":
+        """A stack of modules that are at hand: width and costs are found on `example`, and what cannot be skipped is refused.
+
+        Args:
+            layers: a list, `nn.ModuleList` or `nn.Sequential`; the modules are taken as they are, with their weights.
+            embed, head, example, layers_take_mask, channel_dim: as the constructor takes them.
+
+        Raises:
+            UserError: if there are no layers, or one returns anything but a tensor of the shape that it was given.
+
+        Example:
+            >>> encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 4, enable_nested_tensor=False)
+            >>> head = nn.Sequential(nn.Flatten(), nn.Linear(5 * 16, 2))
+            >>> stack = ModuleStack.from_modules(nn.Linear(3, 16), encoder.layers, head, example=torch.zeros(2, 5, 3))
+            >>> stack.depth, stack.width
+            (4, 16)
+        """
+        listed = list(layers)
+        if not listed:
+            raise UserError("there are no layers that could be skipped; give the nn.ModuleList or nn.Sequential that holds them")
+        stack = cls(embed, listed, head, width=1, layer_flops=[1.0] * len(listed), layers_take_mask=layers_take_mask, channel_dim=channel_dim)
+        with counting(stack):
+            carry = stack.begin(example)
+            for i, layer in enumerate(stack.layers):
+                moved = stack._caller(layer)(carry.hidden, carry.mask)
+                if not isinstance(moved, Tensor) or moved.shape != carry.hidden.shape:
+                    found = f"one of shape {tuple(moved.shape)}" if isinstance(moved, Tensor) else f"a {type(moved).__name__}"
+                    raise UserError(
+                        f"layer {i}, {type(layer).__name__}, turns a tensor of shape {tuple(carry.hidden.shape)} into {found}, so it cannot be "
+                        "skipped; give layers that map a tensor to one of the same shape"
+                    )
+        width = stack.pooled(carry, None).shape[1]
+        return cls(embed, listed, head, width=width, example=example, layers_take_mask=layers_take_mask, channel_dim=channel_dim)
 
     def begin(self, inputs: Inputs) -> Carry:
         embedded = self.embed(inputs)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.blocks import AttentionBlock, ClassifierHead
+from rl_skip.errors import UserError
 from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.routing import sweep
 from rl_skip.stack import Carry, LayerStack, ModuleStack, masked_mean
@@ -140,3 +141,34 @@ def test_routed_training_of_any_modules_moves_every_layer_that_ran() -> None:
     route = torch.tensor([[1, 0, 1, 0], [1, 0, 0, 0]], dtype=torch.bool)
     sweep(stack, None, torch.randn(2, 4), route=route).outputs.square().sum().backward()
     assert [layer.weight.grad is not None for layer in stack.layers] == [True, False, True, False]
+
+
+def test_from_modules_finds_width_and_costs() -> None:
+    torch.manual_seed(3)
+    stage = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 3, padding=1))
+    embed, head, x = nn.Conv2d(1, 6, 1), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)), torch.randn(9, 1, 8, 5)
+    stack = ModuleStack.from_modules(embed, stage, head, channel_dim=1, example=x[:2])
+    assert (stack.depth, stack.width) == (3, 6)
+    torch.testing.assert_close(stack.layer_costs, torch.tensor([9.0, 1.0, 9.0]) / 19)
+    assert [layer is mine for layer, mine in zip(stack.layers, stage, strict=True)] == [True] * 3
+    torch.testing.assert_close(sweep(stack, None, x, route=torch.tensor([1, 0, 1]).bool()).outputs, head(stage[2](stage[0](embed(x)))))
+
+
+class Pair(nn.Module):
+    """A layer that returns more than the hidden state."""
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, None]:
+        return hidden, None
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ([], "there are no layers"),
+        ([nn.Linear(6, 6), nn.Linear(6, 5)], r"layer 1, Linear, turns a tensor of shape \(2, 6\) into one of shape \(2, 5\)"),
+        ([Pair(), nn.Linear(6, 6)], r"layer 0, Pair, turns a tensor of shape \(2, 6\) into a tuple"),
+    ],
+)
+def test_from_modules_refuses_what_cannot_be_skipped(layers: list[nn.Module], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        ModuleStack.from_modules(nn.Linear(4, 6), layers, nn.Linear(6, 3), example=torch.zeros(2, 4))
