@@ -1,4 +1,4 @@
-"""`python -m rl_skip`: measure a run, export its policy, say what a folder holds."""
+"""`python -m rl_skip`: measure a run, export its policy, prune its network, say what a folder holds."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ from rl_skip.evaluation import evaluate
 from rl_skip.export import MODEL, copy_export, load, load_policy, read_description
 from rl_skip.fields import Fields
 from rl_skip.guarantee import guarantee
+from rl_skip.prune import prune
 from rl_skip.runs import CONFIG, FORMAT_VERSION, is_run, load_run, read_run
 from rl_skip.tasks import Split
 
@@ -78,6 +79,18 @@ def _parser() -> _Parser:
     copy.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
     copy.add_argument("folder", type=Path, metavar="DIR", help="the folder to make; it must not exist")
 
+    cut = _command(
+        commands, "prune", _prune, "write the network without the layers that its best fixed route leaves out, with no policy and no routing"
+    )
+    cut.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    cut.add_argument("folder", type=Path, metavar="DIR", help="the folder to make; it must not exist")
+    route = cut.add_mutually_exclusive_group()
+    text = "the largest compute of the route, in (0, 1]; the route is searched on validation data (default: the compute of the policy)"
+    route.add_argument("--budget", type=_budget, help=text)
+    route.add_argument("--layers", type=_layers, help="the layers to keep, such as 0,3,7; layer 0 is always one")
+    cut.add_argument("--data", help="where the data are, if not where the run read them")
+    cut.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to search and measure (default: %(default)s)")
+
     describe = _command(commands, "info", _info, "say what a run or an exported policy is")
     describe.add_argument("folder", type=Path, metavar="DIR", help="a run or an exported policy")
     return parser
@@ -122,6 +135,17 @@ def _export(arguments: argparse.Namespace) -> Report:
     source = read_run(arguments.run).policy
     copy_export(source, arguments.folder)
     return {"folder": str(arguments.folder), "files": sorted(file.name for file in arguments.folder.iterdir())}
+
+
+def _prune(arguments: argparse.Namespace) -> Report:
+    return prune(
+        arguments.run,
+        arguments.folder,
+        layers=arguments.layers,
+        budget=arguments.budget,
+        data=arguments.data,
+        device=_device(arguments.device),
+    )
 
 
 def _info(arguments: argparse.Namespace) -> Report:
@@ -187,6 +211,13 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    layers = text.split(",")
+    if not all(layer.strip().isdecimal() for layer in layers):
+        raise argparse.ArgumentTypeError(f"layers are whole numbers with commas between them, such as 0,3,7, got {text!r}")
+    return tuple(int(layer) for layer in layers)
 
 
 def _print_table(report: Report) -> None:

@@ -8,15 +8,13 @@ from typing import Any, get_args
 
 import torch
 
-from rl_skip.blocks import embedding_from_json
 from rl_skip.dial import PricePoint, PriceTable
 from rl_skip.errors import UserError
 from rl_skip.fields import Fields
-from rl_skip.gated import BodyName
-from rl_skip.network import NetworkConfig, StackKind
+from rl_skip.network_fields import read_network
 from rl_skip.policy import JumpRules, ObservationLayout, PolicyScope, longest_jump
 
-__all__ = ["FORMAT_VERSION", "Description", "read_network_config"]
+__all__ = ["FORMAT_VERSION", "Description"]
 
 FORMAT_VERSION = 1
 COST_TOLERANCE = 1e-3
@@ -91,22 +89,9 @@ class Description:
             price=fields.number("price"),
             table=_read_table(fields),
             trained_on=fields.object("trained_on").values,
-            network=None if fields.get("network") is None else _read_network(fields.object("network"), width, depth),
+            network=None if fields.get("network") is None else read_network(fields.object("network"), width, depth),
             versions={name: fields.object("versions").text(name) for name in _versions()},
         )
-
-
-def read_network_config(fields: Fields) -> NetworkConfig:
-    """A `NetworkConfig` from JSON, checked field by field."""
-    layers, width, heads = fields.integer("layers"), fields.integer("width"), fields.integer("heads")
-    if width % heads:
-        raise fields.wrong("heads", f"a divisor of the width {width}")
-    stack: StackKind = "skip-layer" if fields.text("stack", get_args(StackKind)) == "skip-layer" else "blocks"
-    body: BodyName = "adapter" if fields.text("body", get_args(BodyName)) == "adapter" else "attention"
-    dropout = fields.number("dropout")
-    if dropout >= 1:
-        raise fields.wrong("dropout", "a number in [0, 1)")
-    return NetworkConfig(layers, width, heads, stack, body, dropout)
 
 
 def _versions() -> dict[str, str]:
@@ -146,47 +131,3 @@ def _read_table(fields: Fields) -> PriceTable:
         return PriceTable(points)
     except ValueError as error:
         raise UserError(f"{fields.source}: price_table: {error}; write the file anew") from None
-
-
-def _read_network(fields: Fields, width: int, depth: int) -> dict[str, Any]:
-    if "kind" in fields.values:
-        fields.text("kind", ("SkipLayer",))
-        _same(fields, "dims", width)
-        _same(fields, "layer", depth)
-        for name in ("head", "keys", "tokens"):
-            fields.integer(name)
-        fields.text("body", get_args(BodyName))
-        fields.number("threshold", 0.0, 1.0)
-        for name in ("memory_gate", "jump_mixing"):
-            fields.flag(name)
-        if fields.values["body"] == "attention" and width % fields.values["head"]:
-            raise fields.wrong("head", f"a divisor of dims, {width}")
-        return fields.values
-    read_network_config(fields)
-    _same(fields, "width", width)
-    _same(fields, "layers", depth)
-    for name in ("tokens", "classes"):
-        fields.integer(name)
-    _check_embedding(fields.object("embedding"))
-    return fields.values
-
-
-def _check_embedding(fields: Fields) -> None:
-    if fields.text("kind", ("patches", "frames")) == "frames":
-        expected = {"frames", "features", "stride"}
-    else:
-        expected = {"height", "image_width", "channels", "patch"}
-        fields.integer("overlap", 0)
-        if fields.get("patch_width") is not None:
-            fields.integer("patch_width")
-    for name in sorted(expected):
-        fields.integer(name)
-    try:
-        embedding_from_json(fields.values)
-    except UserError as error:
-        raise UserError(f"{fields.source}: {fields.prefix.rstrip('.')}: {error}; write the file anew") from None
-
-
-def _same(fields: Fields, name: str, expected: int) -> None:
-    if fields.integer(name) != expected:
-        raise fields.wrong(name, f"{expected}, as the policy's own")

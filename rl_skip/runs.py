@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from rl_skip.description import read_network_config
 from rl_skip.errors import UserError
 from rl_skip.export import SkipModel, load, read_description
 from rl_skip.fields import Fields
 from rl_skip.network import NetworkConfig, build_network
+from rl_skip.network_fields import read_network_config
 from rl_skip.tasks import Task, load_task
 
 __all__ = ["CONFIG", "FORMAT_VERSION", "Run", "is_run", "load_run", "read_run"]

@@ -1,0 +1,69 @@
+"""The description of a network in JSON, checked field by field."""
+
+from typing import Any, get_args
+
+from rl_skip.blocks import embedding_from_json
+from rl_skip.errors import UserError
+from rl_skip.fields import Fields
+from rl_skip.gated import BodyName
+from rl_skip.network import NetworkConfig, StackKind
+
+__all__ = ["read_network", "read_network_config"]
+
+
+def read_network_config(fields: Fields) -> NetworkConfig:
+    """A `NetworkConfig` from JSON, checked field by field."""
+    layers, width, heads = fields.integer("layers"), fields.integer("width"), fields.integer("heads")
+    if width % heads:
+        raise fields.wrong("heads", f"a divisor of the width {width}")
+    stack: StackKind = "skip-layer" if fields.text("stack", get_args(StackKind)) == "skip-layer" else "blocks"
+    body: BodyName = "adapter" if fields.text("body", get_args(BodyName)) == "adapter" else "attention"
+    dropout = fields.number("dropout")
+    if dropout >= 1:
+        raise fields.wrong("dropout", "a number in [0, 1)")
+    return NetworkConfig(layers, width, heads, stack, body, dropout)
+
+
+def read_network(fields: Fields, width: int, depth: int) -> dict[str, Any]:
+    """The description of a network, checked field by field, for `network_from_json`."""
+    if "kind" in fields.values:
+        fields.text("kind", ("SkipLayer",))
+        _same(fields, "dims", width)
+        _same(fields, "layer", depth)
+        for name in ("head", "keys", "tokens"):
+            fields.integer(name)
+        fields.text("body", get_args(BodyName))
+        fields.number("threshold", 0.0, 1.0)
+        for name in ("memory_gate", "jump_mixing"):
+            fields.flag(name)
+        if fields.values["body"] == "attention" and width % fields.values["head"]:
+            raise fields.wrong("head", f"a divisor of dims, {width}")
+        return fields.values
+    read_network_config(fields)
+    _same(fields, "width", width)
+    _same(fields, "layers", depth)
+    for name in ("tokens", "classes"):
+        fields.integer(name)
+    _check_embedding(fields.object("embedding"))
+    return fields.values
+
+
+def _check_embedding(fields: Fields) -> None:
+    if fields.text("kind", ("patches", "frames")) == "frames":
+        expected = {"frames", "features", "stride"}
+    else:
+        expected = {"height", "image_width", "channels", "patch"}
+        fields.integer("overlap", 0)
+        if fields.get("patch_width") is not None:
+            fields.integer("patch_width")
+    for name in sorted(expected):
+        fields.integer(name)
+    try:
+        embedding_from_json(fields.values)
+    except UserError as error:
+        raise UserError(f"{fields.source}: {fields.prefix.rstrip('.')}: {error}; write the file anew") from None
+
+
+def _same(fields: Fields, name: str, expected: int) -> None:
+    if fields.integer(name) != expected:
+        raise fields.wrong(name, f"{expected}, as the policy's own")
