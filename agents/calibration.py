@@ -2,6 +2,8 @@
 
 import math
 
+import torch
+
 from agents.learner import Learner
 from agents.prices import BudgetPrice, PriceRange
 from rl_skip.dial import PricePoint, PriceTable
@@ -11,6 +13,11 @@ __all__ = ["calibrate", "price_grid"]
 
 GRID_POINTS = 17
 TOLERANCE = 0.005
+SLACK = 0.005
+LEAN = 64.0
+"""More than the logits of any two jumps differ by."""
+HALVINGS = 20
+SETTLING_ROWS = 2000
 
 
 def price_grid(low: float, high: float) -> list[float]:
@@ -21,21 +28,53 @@ def price_grid(low: float, high: float) -> list[float]:
 def calibrate(learner: Learner, prices: PriceRange | BudgetPrice) -> tuple[PriceTable, float]:
     """The price table from validation data, and the operating price.
 
-    The operating price is the fixed price where there is one; with a budget, the most accurate of those whose validation
-    compute is within it, the most frugal where none is; else that of the smallest compute whose validation accuracy is within half a point of the
+    The operating price is the fixed price where there is one; with a budget, the price that training ended at, the policy being
+    settled on the budget first; else that of the smallest compute whose validation accuracy is within half a point of the
     best in the table.
     """
     low, high = prices.range
     if low == high:
         return PriceTable(), low
+    if isinstance(prices, BudgetPrice):
+        settle(learner, prices.typical, prices.budget)
     measured = []
     for price in price_grid(low, high):
         found = evaluate(learner.stack, learner.policy, learner.task, learner.validation, price=price)
         measured.append(PricePoint(price, found.compute, found.accuracy))
     table = PriceTable.monotone(measured)
     if isinstance(prices, BudgetPrice):
-        within = [point for point in measured if point.compute <= prices.budget]
-        best = max(within, key=lambda point: (point.accuracy, -point.compute)) if within else min(measured, key=lambda point: point.compute)
-        return table, best.price
+        return table, prices.typical
     enough = table.points[-1].accuracy - TOLERANCE if table.points else math.inf
     return table, next(point.price for point in table.points if point.accuracy >= enough)
+
+
+@torch.no_grad()
+def settle(learner: Learner, price: float, budget: float) -> None:
+    """Leans the policy towards longer or shorter jumps until its greedy routes spend the budget on validation data.
+
+    Training steers the compute of sampled routes. The likeliest routes spend more or less, the more so the less a
+    policy cares: a leaning that is the same for every row, a · jump on the logits, takes up the difference, and leaves it
+    to the policy which rows spend more than others. It becomes part of the last layer's bias.
+
+    Of the leanings that are tried by halving an interval, the one is taken whose compute is the largest within the
+    budget; the most frugal where none is.
+    """
+    bias = learner.policy.leave.bias
+    trained, jumps = bias.clone(), torch.arange(len(bias), device=bias.device, dtype=bias.dtype)
+    rows = torch.randperm(len(learner.validation), generator=torch.Generator().manual_seed(0))[:SETTLING_ROWS]
+    validation = learner.validation.take(rows.to(learner.validation.labels.device))
+
+    def compute(lean: float) -> float:
+        bias.copy_(trained + lean * jumps)
+        return evaluate(learner.stack, learner.policy, learner.task, validation, price=price).compute
+
+    low, high = -LEAN, LEAN
+    tried: dict[float, float] = {}
+    for _ in range(HALVINGS):
+        lean = (low + high) / 2
+        tried[lean] = compute(lean)
+        low, high = (low, lean) if tried[lean] <= budget + SLACK else (lean, high)
+    tried[LEAN] = compute(LEAN)
+    within = {lean: spent for lean, spent in tried.items() if spent <= budget + SLACK}
+    best = max(within, key=lambda lean: (within[lean], -abs(lean))) if within else min(tried, key=lambda lean: tried[lean])
+    bias.copy_(trained + best * jumps)

@@ -69,12 +69,15 @@ class PriceConfig:
     """Mean compute allowed, in (0, 1]: the price is steered until the routes cost that much."""
     guarantee: float | None = None
     """After training, runs at the smallest compute whose validation accuracy is below full depth by no more than this, with 95% confidence."""
-    budget_price: float = 0.1
+    budget_price: float = 0.02
     """Where a steered price starts."""
     budget_integral: float = 0.05
     """How far a steered price moves at each update, in its logarithm, per unit of compute in excess. More oscillates; 0.01 to 0.1."""
     budget_proportional: float = 0.5
     """How much a steered price answers the present excess at once. Some calms it; 0 to 2."""
+
+    budget_pull: float = 0.2
+    """What a row is charged for its squared distance from the budget. More brings every row nearer to it; 0 spends only what pays; 0 to 0.5."""
 
     def __post_init__(self) -> None:
         if self.price is not None and self.budget is not None:
@@ -86,6 +89,7 @@ class PriceConfig:
         _positive("the price a budget starts from", self.budget_price, "--budget-price")
         _positive("budget_integral", self.budget_integral, "--budget-integral")
         _positive("budget_proportional", self.budget_proportional, "--budget-proportional", zero=True)
+        _positive("budget_pull", self.budget_pull, "--budget-pull", zero=True)
         if self.price is not None:
             _positive("the price", self.price, "--price", zero=True)
         low, high = self.price_range

@@ -73,7 +73,7 @@ class Ppo:
         config, seed = self.config, learner.config.seed
         reinforce = learner.config.reinforce
         score = learner.task.accuracy if reinforce.score == "accuracy" else learner.task.probability
-        core = SkipCore(learner.stack, learner.rules, learner.train, score, num_envs=config.num_envs, price=_price(prices))
+        core = SkipCore(learner.stack, learner.rules, learner.train, score, num_envs=config.num_envs, price=_price(prices), charge=prices.charge)
         self.core, self.env = core, SB3SkipVecEnv(core)
         masked = learner.config.agent == "maskable-ppo"
         algorithm, base = (MaskablePPO, MaskableActorCriticPolicy) if masked else (PPO, ActorCriticPolicy)

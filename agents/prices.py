@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from agents.config import PRICE_BOUNDS, PriceConfig
+from envs import linear_charge
 
 __all__ = ["BudgetPrice", "FixedPrice", "PriceRange", "PriceSource", "price_source"]
 
@@ -26,6 +27,10 @@ class PriceSource(Protocol):
 
     def draw(self, rows: int, generator: torch.Generator) -> Tensor:
         """(B,), on the CPU."""
+        ...
+
+    def charge(self, compute: Tensor, price: Tensor) -> Tensor:
+        """What compute costs at a price, both of one shape, in units of score."""
         ...
 
     def observe(self, compute: Tensor) -> None:
@@ -59,6 +64,9 @@ class PriceRange:
     def draw(self, rows: int, generator: torch.Generator) -> Tensor:
         return _log_uniform(*self.range, rows, generator)
 
+    def charge(self, compute: Tensor, price: Tensor) -> Tensor:
+        return linear_charge(compute, price)
+
     def observe(self, compute: Tensor) -> None:
         """The range stays as it is."""
 
@@ -89,12 +97,16 @@ class BudgetPrice:
     a small proportional term against oscillation (Stooke et al. 2020, "Responsive Safety in Reinforcement Learning by
     PID Lagrangian Methods"). Prices are drawn from a window around the multiplier and shown to the policy, which so
     knows what a change of price will mean before it comes.
+
+    A multiplier can only forbid: where accuracy asks for less than the budget, the price sinks to nothing, and routes go
+    wherever noise drives them. So a row is charged besides for its distance from the budget, by a little, squared: enough
+    to settle what accuracy leaves open, and to spend what is allowed.
     """
 
     WINDOW = 2.0
 
-    def __init__(self, budget: float, start: float, integral: float, proportional: float) -> None:
-        self.budget, self.integral, self.proportional = budget, integral, proportional
+    def __init__(self, budget: float, start: float, integral: float, proportional: float, pull: float) -> None:
+        self.budget, self.integral, self.proportional, self.pull = budget, integral, proportional, pull
         self._log_price, self._violation = math.log(start), 0.0
 
     @property
@@ -108,6 +120,10 @@ class BudgetPrice:
 
     def draw(self, rows: int, generator: torch.Generator) -> Tensor:
         return _log_uniform(*self.range, rows, generator)
+
+    def charge(self, compute: Tensor, price: Tensor) -> Tensor:
+        toll = self.pull * compute * (compute - 2 * self.budget)  # of (compute − budget)², less that of no compute
+        return linear_charge(compute, price) + toll
 
     def observe(self, compute: Tensor) -> None:
         self._violation = 0.9 * self._violation + 0.1 * (float(compute) - self.budget)
@@ -127,5 +143,5 @@ class BudgetPrice:
 def price_source(config: PriceConfig) -> PriceRange | BudgetPrice:
     """The source that the options ask for."""
     if config.budget is not None:
-        return BudgetPrice(config.budget, config.budget_price, config.budget_integral, config.budget_proportional)
+        return BudgetPrice(config.budget, config.budget_price, config.budget_integral, config.budget_proportional, config.budget_pull)
     return PriceRange(*config.price_range) if config.price is None else FixedPrice(config.price)

@@ -10,6 +10,7 @@ from agents.config import ReinforceConfig
 from agents.learner import Learner
 from agents.prices import PriceSource
 from agents.telemetry import rollout_metrics
+from envs import Charge, linear_charge
 from rl_skip.routing import Rollout, sweep
 
 __all__ = ["Reinforce", "entropy_weight", "leave_one_out_advantage", "reinforce_loss"]
@@ -56,8 +57,8 @@ class PolicyLosses:
     """Entropy of the decisions, summed likewise."""
 
 
-def reinforce_loss(rollout: Rollout, score: Tensor, price: Tensor, config: ReinforceConfig) -> PolicyLosses:
-    """REINFORCE with reward to go: what a decision earned is the score less the price of all compute after it.
+def reinforce_loss(rollout: Rollout, score: Tensor, price: Tensor, config: ReinforceConfig, charge: Charge = linear_charge) -> PolicyLosses:
+    """REINFORCE with reward to go: what a decision earned is the score less the charge for all compute after it.
 
     With leave-one-out every decision of a route gets the advantage of the whole route: what was spent before a decision is
     known to the baseline too, and cancels.
@@ -69,11 +70,14 @@ def reinforce_loss(rollout: Rollout, score: Tensor, price: Tensor, config: Reinf
         rollout: of B · G rows, the G routes of an input side by side.
         score: (B · G,), of each row's prediction.
         price: (B · G,), the same for the G routes of an input.
+        charge: what compute costs at a price.
     """
     taken = rollout.decided.float()  # (B G, L)
-    to_go = score.unsqueeze(1) - price.unsqueeze(1) * rollout.compute_to_go()  # (B G, L)
+    total = charge(rollout.compute, price)  # (B G,)
+    so_far = charge(rollout.spent.cumsum(dim=1), price.unsqueeze(1))  # (B G, L)
+    to_go = (score - total).unsqueeze(1) + so_far
     if config.baseline == "leave-one-out":
-        reward_BG = (score - price * rollout.compute).view(-1, config.routes_per_input)
+        reward_BG = (score - total).view(-1, config.routes_per_input)
         advantage = leave_one_out_advantage(reward_BG).view(-1, 1)  # (B G, 1)
     else:
         advantage = (to_go - rollout.values).detach()  # (B G, L)
@@ -101,7 +105,7 @@ class Reinforce:
         rollout = sweep(learner.stack, learner.policy, routes.inputs, price=price, mode="sample", critic=learner.critic)
         accuracy = learner.task.accuracy(rollout.outputs, routes.labels)
         score = (accuracy if config.score == "accuracy" else learner.task.probability(rollout.outputs, routes.labels)).detach()
-        losses = reinforce_loss(rollout, score, price, config)
+        losses = reinforce_loss(rollout, score, price, config, self.prices.charge)
         supervised = learner.task.loss(rollout.outputs, routes.labels).mean()
         loss = supervised + losses.policy - entropy_weight(config, learner.joint_progress(update)) * losses.entropy
         if config.baseline == "value":

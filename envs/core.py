@@ -15,12 +15,20 @@ from rl_skip.routing import Walk
 from rl_skip.stack import LayerStack
 from rl_skip.tasks import Examples
 
-__all__ = ["Ends", "Price", "Score", "SkipCore", "Step"]
+__all__ = ["Charge", "Ends", "Price", "Score", "SkipCore", "Step", "linear_charge"]
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """(outputs, labels) → (B,), the quality of each prediction."""
 Price = float | tuple[float, float]
 """What a unit of compute costs: one number, or the range (low, high) from which each episode draws log-uniformly."""
+
+Charge = Callable[[Tensor, Tensor], Tensor]
+"""(compute, price), of one shape → what that much compute costs, in units of score; nothing costs nothing."""
+
+
+def linear_charge(compute: Tensor, price: Tensor) -> Tensor:
+    """Price times compute."""
+    return price * compute
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Step:
     observations: Tensor
     """(N, S); of the new episode where one ended and the core restarts by itself."""
     rewards: Tensor
-    """(N,), −price · compute spent by the step, and the score where an episode ended."""
+    """(N,), less what the compute spent by the step costs, and the score where an episode ended."""
     terminated: Tensor
     """(N,) bool, where an episode ended."""
     ends: Ends | None
@@ -63,8 +71,8 @@ class SkipCore:
     """N environments, in each of which one example at a time passes the stack.
 
     When an episode begins, layer 0 has run and the example waits for a jump. A step sends every row on, to the next
-    layer after which there is a choice, or to the end. The rewards of an episode sum to score − price · compute, with
-    the compute that `sweep` finds for the same route: layer 0 is paid for with the first step. A jump that is illegal
+    layer after which there is a choice, or to the end. The rewards of an episode sum to score − price · compute (or
+    to the score less what `charge` says), with the compute that `sweep` finds for the same route: layer 0 is paid for with the first step. A jump that is illegal
     after its layer is shortened to the longest legal one. Each environment draws its examples from a random stream of
     its own, so what happens in one does not depend on how many others there are.
 
@@ -78,6 +86,7 @@ class SkipCore:
         score: quality of a prediction, added to the last reward.
         num_envs: N.
         price: see `Price`. May be set between steps; counts for episodes that begin later.
+        charge: what compute costs at a price; a step is charged the rise since the last one.
         seed: environment i draws from the stream seed + i. None: from unforeseeable ones.
         autoreset: whether a row whose episode ended begins the next one in the same step.
 
@@ -94,6 +103,7 @@ class SkipCore:
         *,
         num_envs: int,
         price: Price = 0.1,
+        charge: Charge = linear_charge,
         seed: int | None = None,
         autoreset: bool = True,
     ) -> None:
@@ -108,7 +118,7 @@ class SkipCore:
             )
         self.stack, self.rules, self.examples, self.score = stack.eval(), rules, examples, score
         self.num_envs, self.autoreset = num_envs, autoreset
-        self.price = price
+        self.price, self.charge = price, charge
         self.streams = [np.random.default_rng(None if seed is None else seed + i) for i in range(num_envs)]
         device = examples.labels.device
         self.legal = rules.legal.to(device)  # (L, J + 1)
@@ -142,7 +152,7 @@ class SkipCore:
                 self.streams[i] = np.random.default_rng(seed)
         self.walk = Walk(self.stack, self.rules, *self._draw(self.everyone))
         self.walk.visit(0)
-        self.paid = torch.zeros_like(self.walk.price)  # (N,), compute that earlier rewards have charged
+        self.paid = torch.zeros_like(self.walk.price)  # (N,), what earlier rewards have charged
         return self.walk.observe(self.everyone)
 
     @torch.no_grad()
@@ -155,9 +165,8 @@ class SkipCore:
             rows = walk.visit(i)
             if rows is not None and not self.rules.choices[i]:
                 walk.jump(rows, torch.zeros_like(rows))
-        spent = walk.spent.sum(dim=1)
-        rewards = -walk.price * (spent - self.paid)
-        self.paid = spent
+        charged = self.charge(walk.spent.sum(dim=1), walk.price)
+        rewards, self.paid = self.paid - charged, charged
         terminated = walk.landing == self.stack.depth
         ended = terminated.nonzero().squeeze(1)
         if ended.shape[0] == 0:
