@@ -71,10 +71,10 @@ class SkipCore:
     """N environments, in each of which one example at a time passes the stack.
 
     When an episode begins, layer 0 has run and the example waits for a jump. A step sends every row on, to the next
-    layer after which there is a choice, or to the end. The rewards of an episode sum to score − price · compute (or
-    to the score less what `charge` says), with the compute that `sweep` finds for the same route: layer 0 is paid for with the first step. A jump that is illegal
-    after its layer is shortened to the longest legal one. Each environment draws its examples from a random stream of
-    its own, so what happens in one does not depend on how many others there are.
+    layer after which there is a choice, or to the end. The rewards of an episode sum to score − price · compute (or to
+    the score less what `charge` says), with the compute that `sweep` finds for the same route: layer 0 is paid for with
+    the first step. A jump that is illegal after its layer is shortened to the longest legal one. Each environment draws
+    its examples from a random stream of its own, so what happens in one does not depend on how many others there are.
 
     The stack is put in evaluation mode here, and is called in whichever mode it is in later. Its weights may change
     between steps: rows on their way keep the hidden state they have.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from agents.calibration import calibrate
 from agents.prices import BudgetPrice, FixedPrice, PriceRange
 from rl_skip.dial import PricePoint, PriceTable
+from rl_skip.evaluation import evaluate
 from rl_skip.policy import ILLEGAL, JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.stack import ModuleStack
 from rl_skip.tasks import Examples, Task
@@ -50,18 +51,13 @@ class CountTask(Task):
         return (labels < torch.tensor([self.right.get(count, 0) for count in range(DEPTH + 1)])[ran]).float()
 
 
-class DearerIsBetter(CountTask):
-    """More compute that makes things worse."""
-
-    right = {6: 300, 5: 340, 4: 340, 3: 330, 2: 320}
-
-
-def _learner(task: type[CountTask] = CountTask) -> SimpleNamespace:
+def _learner() -> SimpleNamespace:
     """Of a learner, what calibration needs."""
     stack = ModuleStack(nn.Identity(), [Count() for _ in range(DEPTH)], nn.Identity(), width=1, layer_flops=[1e6] * DEPTH)
     policy = PricedPolicy(JumpRules.reaching(ObservationLayout(1, DEPTH, LOW, HIGH)))
     validation = Examples(torch.zeros(ROWS, 1), torch.arange(ROWS))
-    return SimpleNamespace(stack=stack, policy=policy, task=task("count", ("a",), lambda _split: validation, nn.Identity, 1), validation=validation)
+    task = CountTask("count", ("a",), lambda _split: validation, nn.Identity, 1)
+    return SimpleNamespace(stack=stack, policy=policy, task=task, validation=validation)
 
 
 def _compute(learner: SimpleNamespace, price: float) -> float:
@@ -93,28 +89,42 @@ def test_of_a_range_the_dearest_price_within_half_a_point_of_the_best_is_run_at(
 
 
 def _budget(budget: float) -> BudgetPrice:
-    return BudgetPrice(budget, start=0.18, integral=0.05, proportional=0.5)
+    return BudgetPrice(budget, start=0.18, integral=0.05, proportional=0.5, pull=0.2)
 
 
-def _window(budget: float) -> list[float]:
-    low, high = _budget(budget).range
-    return [low * (high / low) ** (k / 16) for k in range(17)]
+class Wavering(JumpPolicy):
+    """Likes each jump better than the next shorter one by the row's own margin, from −2 to 2."""
+
+    def forward(self, observation: Tensor) -> Tensor:
+        layer = self.rules.layout.layer_of(observation)
+        jumps = torch.arange(self.rules.max_jump + 1)
+        return (observation[:, :1] * jumps + self.leave.bias).masked_fill(~self.legal[layer], ILLEGAL)
 
 
-@pytest.mark.parametrize("budget", [0.55, 0.7, 0.95])
-def test_with_a_budget_the_most_accurate_price_within_it_is_run_at(budget):
-    learner, prices = _learner(), _window(budget)
-    within = [price for price in prices if _compute(learner, price) <= budget]
-    assert {_layers_run(price) for price in prices} == {3, 4, 5}
+def _wavering() -> SimpleNamespace:
+    """Rows in the order of their margins; as trained, one half runs two layers, the other all."""
+    validation = Examples(torch.linspace(-2, 2, ROWS).unsqueeze(1), torch.zeros(ROWS, dtype=torch.long))
+    stack = ModuleStack(nn.Identity(), [nn.Identity() for _ in range(DEPTH)], nn.Identity(), width=1, layer_flops=[1e6] * DEPTH)
+    policy = Wavering(JumpRules.reaching(ObservationLayout(1, DEPTH, LOW, HIGH)))
+    nn.init.zeros_(policy.leave.bias)
+    task = Task("margins", ("a",), lambda _split: validation, nn.Identity, 1)
+    return SimpleNamespace(stack=stack, policy=policy, task=task, validation=validation)
+
+
+@pytest.mark.parametrize("budget", [0.4, 0.5, 0.75, 0.95])
+def test_a_budget_is_spent_by_the_rows_that_care_for_it_most(budget):
+    """A row runs all layers or two: with a leaning, those whose margin is above it jump."""
+    learner = _wavering()
     _, price = calibrate(learner, _budget(budget))
-    assert _layers_run(price) == max(_layers_run(price) for price in within)
+    found = evaluate(learner.stack, learner.policy, learner.task, learner.validation, price=price)
+    assert budget - 0.01 < found.compute <= budget + 0.006
+    ran = found.route.sum(dim=1)
+    assert set(ran.tolist()) == {2, DEPTH}
+    assert sorted(ran.tolist(), reverse=True) == ran.tolist()  # the margins ascend
+    assert price == pytest.approx(_budget(budget).typical)
 
 
-def test_with_a_budget_compute_that_buys_nothing_is_not_spent():
-    _, price = calibrate(_learner(DearerIsBetter), _budget(0.95))  # four layers are as good as five
-    assert _layers_run(price) == 4
-
-
-def test_with_a_budget_below_all_the_most_frugal_price_is_run_at():
-    _, price = calibrate(_learner(), _budget(0.2))
-    assert _layers_run(price) == min(_layers_run(price) for price in _window(0.2))
+def test_a_budget_below_all_gives_the_most_frugal_policy():
+    learner = _wavering()
+    _, price = calibrate(learner, _budget(0.2))
+    assert evaluate(learner.stack, learner.policy, learner.task, learner.validation, price=price).route.sum(dim=1).tolist() == [2] * ROWS

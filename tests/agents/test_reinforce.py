@@ -110,6 +110,16 @@ def test_the_advantage_of_a_decision_is_the_score_less_the_price_of_what_comes_a
     torch.testing.assert_close(reinforce_loss(rollout, score, price, ReinforceConfig()).value, squares)
 
 
+def test_a_charge_that_is_no_line_is_paid_as_it_rises():
+    """Squared compute: a decision pays what comes after it on top of what is spent already."""
+    spent, score, price = torch.tensor([[0.1, 0.2, 0.3, 0.05]]), torch.tensor([1.0]), torch.tensor([2.0])
+    rollout, config = _rollout(spent), ReinforceConfig()
+    loss = reinforce_loss(rollout, score, price, config, lambda compute, price: price * compute**2)
+    (gradient,) = torch.autograd.grad(loss.policy, rollout.log_probs)
+    so_far = [0.1, 0.3, 0.6, 0.65]
+    torch.testing.assert_close(-gradient, torch.tensor([[1.0 - 2.0 * (0.65**2 - compute**2) for compute in so_far]]))
+
+
 @pytest.mark.parametrize("changed", range(4))
 def test_compute_spent_before_a_decision_does_not_change_its_advantage(changed):
     spent, score, price = torch.rand(3, 4, generator=torch.Generator().manual_seed(1)), torch.rand(3), torch.tensor([0.1, 0.5, 2.0])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from envs import EnvOptions, SkipCore
+from envs import Charge, EnvOptions, SkipCore, linear_charge
 from rl_skip import Examples, JumpPolicy, JumpRules, ModuleStack, ObservationLayout, UserError, sweep
 from rl_skip.blocks import AttentionBlock, ClassifierHead, FrameEmbedding
 from rl_skip.gated import GatedStack, HeadedStack
@@ -36,14 +36,20 @@ def score(outputs: Tensor, labels: Tensor) -> Tensor:
     return outputs.softmax(dim=1).gather(1, labels.unsqueeze(1)).squeeze(1)
 
 
-def core_of(kind: str, *, num_envs: int = 7, **rules: object) -> SkipCore:
+def squared(compute: torch.Tensor, price: torch.Tensor) -> torch.Tensor:
+    return price * compute.square()
+
+
+def core_of(kind: str, *, num_envs: int = 7, charge: Charge = linear_charge, **rules: object) -> SkipCore:
     stack = stack_of(kind)
     made = JumpRules.reaching(ObservationLayout(stack.width, stack.depth), **rules)  # type: ignore[arg-type]
-    return SkipCore(stack, made, examples_of(kind), score, num_envs=num_envs, price=(0.05, 2.0), seed=11)
+    return SkipCore(stack, made, examples_of(kind), score, num_envs=num_envs, price=(0.05, 2.0), charge=charge, seed=11)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rules", [{}, {"allow_exit": True}, {"scope": "input", "max_jump": 2}], ids=["reaching", "exit", "input"])
+@pytest.mark.parametrize(
+    "rules", [{}, {"allow_exit": True}, {"scope": "input", "max_jump": 2}, {"charge": squared}], ids=["reaching", "exit", "input", "squared"]
+)
 def test_episodes_give_what_sweep_gives_for_their_routes(kind: str, rules: dict[str, object]) -> None:
     core = core_of(kind, **rules)
     policy = JumpPolicy(core.rules)
@@ -62,7 +68,7 @@ def test_episodes_give_what_sweep_gives_for_their_routes(kind: str, rules: dict[
             torch.testing.assert_close(swept.route, ends.route)
             torch.testing.assert_close(swept.compute, ends.compute, atol=1e-6, rtol=1e-6)
             torch.testing.assert_close(score(swept.outputs, core.examples.labels[rows]), ends.scores, atol=1e-6, rtol=1e-5)
-            torch.testing.assert_close(returns[ends.rows], ends.scores - ends.prices * swept.compute, atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(returns[ends.rows], ends.scores - core.charge(swept.compute, ends.prices), atol=1e-6, rtol=1e-5)
             lengths = torch.tensor([len(seen[n]) for n in ends.rows.tolist()])
             torch.testing.assert_close(lengths, swept.decided.sum(dim=1))
             returns[ends.rows] = 0.0
