@@ -11,7 +11,7 @@ import pytest
 
 TOP = Path(__file__).resolve().parents[1]
 ABOVE = {
-    "rl_skip": {"envs", "agents", "train", "gymnasium", "stable_baselines3", "sb3_contrib", "tensorboard", "tyro", "rich", "matplotlib"},
+    "rl_skip": {"envs", "agents", "train", "gymnasium", "stable_baselines3", "sb3_contrib", "tensorboard", "tyro", "rich"},
     "envs": {"agents", "train"},
     "agents": {"train"},
 }

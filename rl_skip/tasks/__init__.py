@@ -65,6 +65,8 @@ class Task:
     """How inputs become tokens: `PatchEmbedding`, `FrameEmbedding`, or a function width → module."""
     tokens: int
     """T, tokens of one row, for the cost of a layer."""
+    in_words: Callable[[Examples], list[str]] | None = None
+    """What each row says, for figures; None: rows are drawn, as images or sounds."""
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """(B,), cross-entropy of each row."""
