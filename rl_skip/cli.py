@@ -1,4 +1,4 @@
-"""`python -m rl_skip`: measure a run, export its policy, prune its network, say what a folder holds."""
+"""`python -m rl_skip`: measure a run, compare it with its rivals, export its policy, prune its network, say what a folder holds."""
 
 import argparse
 import json
@@ -10,6 +10,9 @@ from typing import Any, NoReturn
 
 import torch
 
+from rl_skip.compare.command import compare_and_write
+from rl_skip.compare.result import Comparison
+from rl_skip.compare.text import terminal
 from rl_skip.errors import UserError
 from rl_skip.evaluation import evaluate
 from rl_skip.export import MODEL, copy_export, load, load_policy, read_description
@@ -22,6 +25,7 @@ from rl_skip.tasks import Split
 __all__ = ["console", "main"]
 
 Report = dict[str, Any]
+Command = Callable[[argparse.Namespace], Report | Comparison]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,13 +41,15 @@ def main(argv: list[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
         if arguments.threads is not None:
             torch.set_num_threads(arguments.threads)
-        command: Callable[[argparse.Namespace], Report] = arguments.command
+        command: Command = arguments.command
         report = command(arguments)
     except (UserError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     if arguments.json:
-        print(json.dumps(report, ensure_ascii=False))
+        print(json.dumps(report.to_json() if isinstance(report, Comparison) else report, ensure_ascii=False))
+    elif isinstance(report, Comparison):
+        print(terminal(report))
     else:
         _print_table(report)
     return 0
@@ -75,6 +81,20 @@ def _parser() -> _Parser:
     measure.add_argument("--batch-size", type=_count, default=256, help="rows that run together (default: %(default)s)")
     measure.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run (default: %(default)s)")
 
+    beside = _command(
+        commands, "compare", _compare, "set a policy beside full depth, fixed routes, trained rivals and the oracle, and say what to use"
+    )
+    beside.add_argument("run", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run; several that differ in their seed alone")
+    text = "mean computes to compare at, each in (0, 1], besides the policy as exported (default: 0.25 0.5 0.75)"
+    beside.add_argument("--budgets", type=_budget, nargs="+", help=text)
+    text = "run folders of more rivals than those in RUN/rivals; trained on the same data"
+    beside.add_argument("--rivals", type=Path, nargs="+", default=[], metavar="DIR", help=text)
+    beside.add_argument(
+        "--train-rivals", action="store_true", help="train the rivals first, into RUN/rivals; from the checkout alone, and takes long"
+    )
+    beside.add_argument("--data", help="where the data are, if not where the run read them")
+    beside.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to measure (default: %(default)s)")
+
     copy = _command(commands, "export", _export, "copy a run's policy, checked, into a folder of its own")
     copy.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
     copy.add_argument("folder", type=Path, metavar="DIR", help="the folder to make; it must not exist")
@@ -96,7 +116,7 @@ def _parser() -> _Parser:
     return parser
 
 
-def _command(commands: Any, name: str, function: Callable[[argparse.Namespace], Report], summary: str) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, function: Command, summary: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--threads", type=_count, help="threads that PyTorch may use on the CPU")
@@ -129,6 +149,17 @@ def _eval(arguments: argparse.Namespace) -> Report:
         "distinct_routes": measured.distinct_routes,
         **promise,
     }
+
+
+def _compare(arguments: argparse.Namespace) -> Comparison:
+    return compare_and_write(
+        arguments.run,
+        budgets=arguments.budgets,
+        rivals=arguments.rivals,
+        train_rivals=arguments.train_rivals,
+        data=arguments.data,
+        device=_device(arguments.device),
+    )
 
 
 def _export(arguments: argparse.Namespace) -> Report:

@@ -1,6 +1,7 @@
 """Measuring: the policy, full depth, fixed routes and random routes, on the same rows, by accuracy, compute and time."""
 
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from rl_skip.routing import sweep
 from rl_skip.stack import Carry, LayerStack
 from rl_skip.tasks import Examples, Task
 
-__all__ = ["Evaluation", "all_routes", "best_fixed_route", "evaluate", "evaluate_routes", "random_routes", "seconds_per_batch"]
+__all__ = ["Evaluation", "all_routes", "best_fixed_route", "evaluate", "evaluate_routes", "random_routes", "searched_routes", "seconds_per_batch"]
 
 EXHAUSTIVE_DEPTH = 12
 BEAM = 32
@@ -157,18 +158,29 @@ def _mark_jump(stack: LayerStack, carry: Carry, rows: int, jump: int) -> None:
 
 
 def best_fixed_route(stack: LayerStack, task: Task, validation: Examples, *, max_compute: float, allow_exit: bool = False) -> Tensor:
-    """The single route of highest validation accuracy whose mean compute stays within `max_compute`.
+    """The single route of highest validation accuracy whose mean compute stays within `max_compute`, among the `searched_routes`.
+
+    Returns:
+        (L,) bool. The cheapest route where none is cheap enough.
+    """
+    return _best_within(*searched_routes(stack, task, validation, max_compute=max_compute, allow_exit=allow_exit), max_compute)
+
+
+def searched_routes(
+    stack: LayerStack, task: Task, validation: Examples, *, max_compute: float = math.inf, allow_exit: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Single routes up to `max_compute`, with their mean accuracy and compute.
 
     All routes for up to 12 layers; above, a beam search that adds one layer at a time to the best routes so far.
 
     Returns:
-        (L,) bool. The cheapest route where none is cheap enough.
+        (R, L) bool, (R,) and (R,) double. The cheapest route is always among them.
     """
     if stack.depth <= EXHAUSTIVE_DEPTH:
         routes = all_routes(stack.depth, allow_exit)
         nominal = routes.float() @ stack.layer_costs.cpu()  # gates come on top: what is dearer than the limit here is dearer in truth
         routes = routes[nominal <= max(max_compute, float(nominal.min())) + SLACK]
-        return _best_within(routes, *_means(evaluate_routes(stack, task, validation, routes)), max_compute)
+        return routes, *_means(evaluate_routes(stack, task, validation, routes))
     shortest = torch.zeros(1, stack.depth, dtype=torch.bool)
     shortest[:, 0] = True
     shortest[:, -1] = not allow_exit
@@ -183,7 +195,7 @@ def best_fixed_route(stack: LayerStack, task: Task, validation: Examples, *, max
         seen.append((grown[cheap], accuracy[cheap], compute[cheap]))
         beam = grown[cheap][accuracy[cheap].argsort(descending=True)[:BEAM]]
     routes, accuracies, computes = (torch.cat(parts) for parts in zip(*seen, strict=True))
-    return _best_within(routes, accuracies, computes, max_compute)
+    return routes, accuracies, computes
 
 
 def _means(measured: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

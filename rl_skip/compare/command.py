@@ -1,0 +1,59 @@
+"""`python -m rl_skip compare`: trains rivals if asked, compares, and writes table and numbers into the run folder."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from rl_skip.compare.comparison import BUDGETS, compare
+from rl_skip.compare.result import Comparison
+from rl_skip.compare.text import markdown
+from rl_skip.errors import UserError
+from rl_skip.runs import read_run
+
+__all__ = ["compare_and_write"]
+
+COMPARED, REPORT = "compare.json", "compare.md"
+
+
+def compare_and_write(
+    folders: Sequence[Path],
+    *,
+    budgets: Iterable[float] | None = None,
+    rivals: Iterable[Path] = (),
+    train_rivals: bool = False,
+    data: str | None = None,
+    device: torch.device | str = "cpu",
+) -> Comparison:
+    """Compares as `compare` does, and writes `compare.json` and `compare.md` into the first run's folder.
+
+    Args:
+        train_rivals: trains the rivals of each run first, those that are not finished, into `RUN/rivals`.
+    """
+    budgets = BUDGETS if budgets is None else tuple(budgets)
+    if train_rivals:
+        for folder in folders:
+            read_run(folder)
+            _train_rivals(folder, budgets, data)
+    comparison = compare(folders, budgets=budgets, rivals=rivals, data=data, device=device)
+    folder = folders[0]
+    write_whole(folder / COMPARED, json.dumps(comparison.to_json(), indent=2, ensure_ascii=False) + "\n")
+    write_whole(folder / REPORT, markdown(comparison))
+    return comparison
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file beside its place and renames it into place."""
+    beside = file.with_name(f".{file.name}.new")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, file)
+
+
+def _train_rivals(folder: Path, budgets: tuple[float, ...], data: str | None) -> None:
+    if find_spec("agents") is None:
+        raise UserError("training rivals needs the folder agents; run python -m rl_skip compare --train-rivals from the checkout")
+    import_module("agents.rivals").train_rivals(folder, budgets=budgets, data=data)

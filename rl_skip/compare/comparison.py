@@ -1,0 +1,237 @@
+"""`compare`: runs that differ in their seed, measured and set beside all their rivals, row by row."""
+
+import time
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rl_skip.compare.curves import Curve, Point
+from rl_skip.compare.measure import Measurement, Rows, check_rows, measure
+from rl_skip.compare.result import (
+    ANOTHER_ROW,
+    BEST_FIXED,
+    FULL_DEPTH,
+    ORACLE,
+    POLICY,
+    RANDOM,
+    Comparison,
+    CurvePoint,
+    Interval,
+    Operating,
+    Rival,
+    RivalCurve,
+)
+from rl_skip.compare.rivals import read_rivals, rival_folders, seed_of
+from rl_skip.compare.statistics import Bootstrap, area_by_row, best_within, frontier, p_value, route_entropy
+from rl_skip.compare.timing import batch_times
+from rl_skip.compare.verdict import judge
+from rl_skip.errors import UserError
+from rl_skip.runs import load_run, read_run
+
+__all__ = ["BUDGETS", "compare", "compared"]
+
+BUDGETS = (0.25, 0.5, 0.75)
+SLACK = 0.02
+"""How much more than asked a rival may spend, so that one trained for a budget and missing it by little is not left out."""
+BESIDE = (POLICY, RANDOM, ANOTHER_ROW, ORACLE)
+"""Those that have a point for each of the policy's, and stand beside that one."""
+ORDER = {POLICY: 0, FULL_DEPTH: 1, BEST_FIXED: 2, RANDOM: 4, ANOTHER_ROW: 5, ORACLE: 6}
+"""Of the report; the trained rivals are at 3."""
+
+
+def compare(
+    folders: Sequence[Path],
+    *,
+    budgets: Iterable[float] = BUDGETS,
+    rivals: Iterable[Path] = (),
+    data: str | None = None,
+    device: torch.device | str = "cpu",
+) -> Comparison:
+    """Measures runs of one task, one for each seed, on validation and test data.
+
+    Args:
+        folders: finished runs. The trained rivals in `RUN/rivals/*` are read too.
+        budgets: the mean computes at which policy and rivals are compared, besides the policy as it was exported.
+        rivals: run folders of more rivals; with several runs each goes to the run of its seed.
+        data: where the data are, if not where the runs read them.
+        device: where to measure.
+
+    Raises:
+        UserError: if a run or a rival cannot be read, or they do not go together.
+    """
+    begun = time.monotonic()
+    measurements: list[Measurement] = []
+    trained: list[list[Curve]] = []
+    notes: list[str] = []
+    seeds = [seed_of(read_run(folder).folder) for folder in folders]
+    extra = _by_seed(list(rivals), folders, seeds)
+    for folder, seed in zip(folders, seeds, strict=True):
+        model, task = load_run(folder, data=data, device=device)
+        rows = Rows(task.load("validation").to(device), task.load("test").to(device))
+        check_rows(rows)
+        found = measure(folder, seed, model, task, rows, budgets)
+        _check_together(found, measurements)
+        measurements.append(found)
+        curves, left_out = read_rivals([*rival_folders(folder), *extra[folder]], rows, data, device)
+        trained.append(curves)
+        notes += left_out
+    return compared(measurements, trained, notes, begun=begun)
+
+
+def _by_seed(rivals: list[Path], folders: Sequence[Path], seeds: list[int]) -> dict[Path, list[Path]]:
+    """Which run each rival is set beside."""
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"the runs have seeds {', '.join(map(str, seeds))}; name runs that differ in their seed")
+    given: dict[Path, list[Path]] = {folder: [] for folder in folders}
+    for rival in rivals:
+        if len(folders) == 1:
+            given[folders[0]].append(rival)
+            continue
+        seed = seed_of(rival)
+        if seed not in seeds:
+            raise UserError(f"the rival {rival} has seed {seed}, and none of the runs has; leave it out of --rivals")
+        given[folders[seeds.index(seed)]].append(rival)
+    return given
+
+
+def _check_together(found: Measurement, others: list[Measurement]) -> None:
+    if not others:
+        return
+    first = others[0]
+    for what, mine, theirs in (
+        ("task", found.task.name, first.task.name),
+        ("depth", found.model.stack.depth, first.model.stack.depth),
+        ("test rows", len(found.rows.test), len(first.rows.test)),
+        ("dial", bool(found.model.table.points), bool(first.model.table.points)),
+    ):
+        if mine != theirs:
+            raise UserError(f"{found.folder} has {what} {mine}, {first.folder} has {theirs}; name runs of one task that differ in their seed alone")
+
+
+def compared(measurements: list[Measurement], trained: list[list[Curve]], notes: Iterable[str] = (), *, begun: float | None = None) -> Comparison:
+    """Puts measurements of several seeds together.
+
+    Args:
+        trained: for each measurement, the curves of its trained rivals.
+        notes: what is to be said besides.
+        begun: when the comparison began, on the monotonic clock.
+    """
+    begun = time.monotonic() if begun is None else begun
+    first, notes = measurements[0], list(notes)
+    every = [one.curves | {curve.name: curve for curve in curves} for one, curves in zip(measurements, trained, strict=True)]
+    names = sorted(dict.fromkeys(chain.from_iterable(every)), key=lambda name: ORDER.get(name, 3))
+    for name in [name for name in names if not all(name in curves for curves in every)]:
+        notes.append(f"{name} was trained for {sum(name in curves for curves in every)} of {len(every)} runs, so it is left out")
+        names.remove(name)
+    if ORACLE not in names:
+        notes.append(
+            f"{first.model.stack.depth} layers have too many routes to try them all: there is no oracle, and fixed routes come from a search"
+        )
+    if not first.model.table.points:
+        notes.append("the policy was trained for one price and has no dial, so it is compared as exported alone")
+    together = _Together(measurements, every, Bootstrap(len(first.taken.labels), len(measurements)))
+    operating = tuple(together.operating(k, names) for k in range(len(first.operating)))
+    full = first.curves[FULL_DEPTH].test[0].mean_compute
+    device = first.rows.test.labels.device
+    times = batch_times(first.model, first.rows.test.inputs, first.taken.route.to(device), float(first.taken.compute.mean()), device, full)
+    return Comparison(
+        runs=tuple(str(one.folder) for one in measurements),
+        task=first.task.name,
+        classes=first.task.classes,
+        depth=first.model.stack.depth,
+        rows=len(first.taken.labels),
+        seeds=tuple(one.seed for one in measurements),
+        curves=tuple(together.curve(name) for name in names),
+        operating=operating,
+        times=times,
+        verdict=judge(str(first.folder), first.model.stack.depth, operating, times),
+        notes=tuple(notes),
+        taken=first.taken,
+        seconds=time.monotonic() - begun,
+    )
+
+
+class _Together:
+    """The curves of S measurements, which all have the same rivals."""
+
+    def __init__(self, measurements: list[Measurement], curves: list[dict[str, Curve]], bootstrap: Bootstrap) -> None:
+        self.measurements, self.curves, self.bootstrap = measurements, curves, bootstrap
+
+    def curve(self, name: str) -> RivalCurve:
+        """Every seed's choice at each validation compute where one of them changes its choice."""
+        curves = [curves[name] for curves in self.curves]
+        steps = sorted({curve.validation[n].mean_compute for curve in curves for n in frontier(curve.validation)})
+        points: dict[tuple[int, ...], CurvePoint] = {}
+        for step in steps:
+            chosen = [best_within(curve.validation, step) for curve in curves]
+            picked = [curve.test[n] for curve, n in zip(curves, chosen, strict=True) if n is not None]
+            if len(picked) == len(curves):
+                compute = sum(point.mean_compute for point in picked) / len(picked)
+                points[tuple(n for n in chosen if n is not None)] = CurvePoint(picked[0].label, compute, self._accuracy(picked))
+        areas = [area_by_row(curve.validation, curve.test, one.floor) for curve, one in zip(curves, self.measurements, strict=True)]
+        ordered = sorted(points.values(), key=lambda point: point.compute)
+        return RivalCurve(name, curves[0].kind, tuple(ordered), self.bootstrap.interval(torch.stack(areas)))
+
+    def operating(self, k: int, names: list[str]) -> Operating:
+        """The k-th place of the dial."""
+        at = [one.operating[k] for one in self.measurements]
+        policy = [_at_price(curves[POLICY], one.price) for curves, one in zip(self.curves, at, strict=True)]
+        rivals = [self._rival(name, policy, at[0].budget) for name in names]
+        rewards = {POLICY: torch.stack([one.policy for one in at]), BEST_FIXED: torch.stack([one.fixed for one in at])}
+        oracle = [one.oracle for one in at if one.oracle is not None]
+        gap = None
+        if oracle:
+            rewards[ORACLE] = torch.stack(oracle)
+            gap = self.bootstrap.ratio(rewards[POLICY] - rewards[BEST_FIXED], rewards[ORACLE] - rewards[BEST_FIXED])
+        routes = [_routes(test) for _, test in policy]
+        return Operating(
+            budget=at[0].budget,
+            prices=tuple(one.price for one in at),
+            validation_compute=_mean(validation.mean_compute for validation, _ in policy),
+            rivals=tuple(rival for rival in rivals if rival is not None),
+            gap_closed=gap,
+            rewards={name: float(values.double().mean()) for name, values in rewards.items()},
+            distinct_routes=_mean(len(route.unique(dim=0)) for route in routes),
+            route_entropy=_mean(route_entropy(route) for route in routes),
+        )
+
+    def _rival(self, name: str, policy: list[tuple[Point, Point]], budget: float | None) -> Rival | None:
+        """The point beside the policy's, or for every seed the best within what policy and budget allow."""
+        chosen: list[Point] = []
+        for curves, (validation, test) in zip(self.curves, policy, strict=True):
+            curve = curves[name]
+            if name in BESIDE:
+                assert test.price is not None
+                chosen.append(_at_price(curve, test.price)[1])
+                continue
+            n = 0 if name == FULL_DEPTH else best_within(curve.validation, max(validation.mean_compute, budget or 0.0) + SLACK)
+            if n is None:
+                return None
+            chosen.append(curve.test[n])
+        lead = torch.stack([test.correct - one.correct for (_, test), one in zip(policy, chosen, strict=True)])
+        layers = tuple(_routes(chosen[0])[0].nonzero().squeeze(1).tolist()) if name == BEST_FIXED else None
+        compute = _mean(one.mean_compute for one in chosen)
+        kind = self.curves[0][name].kind
+        return Rival(name, kind, chosen[0].label, compute, self._accuracy(chosen), self.bootstrap.interval(lead), p_value(lead), layers)
+
+    def _accuracy(self, points: list[Point]) -> Interval:
+        return self.bootstrap.interval(torch.stack([point.correct for point in points]))
+
+
+def _at_price(curve: Curve, price: float) -> tuple[Point, Point]:
+    """The points on validation and test data that run at a price."""
+    n = next(n for n, point in enumerate(curve.test) if point.price == price)
+    return curve.validation[n], curve.test[n]
+
+
+def _routes(point: Point) -> Tensor:
+    assert point.route is not None
+    return point.route
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)

@@ -1,0 +1,81 @@
+"""The trained rivals of a run: run folders that hold a curve, or a policy of their own."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from rl_skip.compare.curves import CURVE, Curve, Point, load_curve
+from rl_skip.compare.measure import Rows, policy_curve
+from rl_skip.errors import UserError
+from rl_skip.fields import Fields
+from rl_skip.runs import CONFIG, FORMAT_VERSION, is_run, load_run
+
+__all__ = ["read_rivals", "rival_folders", "seed_of"]
+
+RIVALS = "rivals"
+ONE_SHOT = "one-shot policy"
+
+
+def seed_of(folder: Path) -> int:
+    """The seed of a run, from its `config.json`."""
+    return Fields.read(folder / CONFIG, FORMAT_VERSION).integer("seed", low=0)
+
+
+def rival_folders(run: Path) -> list[Path]:
+    """What stands in the run's own folder of rivals."""
+    return sorted(one for one in (run / RIVALS).iterdir() if one.is_dir()) if (run / RIVALS).is_dir() else []
+
+
+def read_rivals(folders: Iterable[Path], rows: Rows, data: str | None, device: torch.device | str) -> tuple[list[Curve], list[str]]:
+    """One curve for each kind of rival, of the points of all folders of that kind; other policies stay apart.
+
+    Args:
+        rows: what the run is measured on; the rivals must have been measured on the same.
+
+    Returns:
+        The curves, and a sentence for each folder that is left out because it is not finished.
+    """
+    curves: dict[str, Curve] = {}
+    notes: list[str] = []
+    for folder in folders:
+        if (folder / CURVE).is_file():
+            curve = load_curve(folder)
+        elif is_run(folder) and (folder / "policy").is_dir():
+            curve = _policy_of(folder, rows, data, device)
+        else:
+            notes.append(f"{folder} has neither a curve nor a policy yet, so it is left out")
+            continue
+        _check_rows(folder, curve, rows)
+        key = curve.name if curve.kind == "policy" else curve.kind
+        known = curves.get(key)
+        curves[key] = curve if known is None else _joined(known, curve, folder.name)
+    return list(curves.values()), notes
+
+
+def _policy_of(folder: Path, rows: Rows, data: str | None, device: torch.device | str) -> Curve:
+    model, task = load_run(folder, data=data, device=device)
+    name, kind = (ONE_SHOT, "one-shot") if model.rules.scope == "input" else (f"policy {folder.name}", "policy")
+    return policy_curve(model, task, rows, seed_of(folder), name, kind)
+
+
+def _check_rows(folder: Path, curve: Curve, rows: Rows) -> None:
+    for split, points, part in (("validation", curve.validation, rows.validation), ("test", curve.test, rows.test)):
+        for point in points:
+            if len(point.correct) != len(part):
+                raise UserError(
+                    f"{folder} was measured on {len(point.correct)} {split} rows, the run has {len(part)}; name rivals trained on the same data"
+                )
+        if not points:
+            raise UserError(f"{folder} has no point on {split} data; train the rival again")
+
+
+def _joined(known: Curve, more: Curve, source: str) -> Curve:
+    """Both curves' points; a label that is taken already gets the folder's name before it."""
+    taken = {point.label for point in known.test}
+
+    def renamed(points: tuple[Point, ...]) -> tuple[Point, ...]:
+        return tuple(replace(point, label=f"{source}: {point.label}") if point.label in taken else point for point in points)
+
+    return replace(known, validation=known.validation + renamed(more.validation), test=known.test + renamed(more.test))

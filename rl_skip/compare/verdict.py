@@ -1,0 +1,108 @@
+"""What the figures mean for the user, in words."""
+
+from collections.abc import Iterable, Mapping
+
+from rl_skip.compare.result import ANOTHER_ROW, BEST_FIXED, POLICY, BatchTime, Operating, Rival, Verdict
+
+__all__ = ["LEVEL", "judge", "leads", "trails"]
+
+LEVEL = 0.05
+AGENTS: Mapping[str, str] = {
+    "static": "train it with train.py --agent static",
+    "shallow": "train it with train.py --agent shallow",
+    "gumbel": "train it with train.py --agent gumbel",
+    "exits": "train it with train.py --agent exits",
+    "one-shot": "train it with train.py --policy-scope input",
+    "policy": "use that one",
+}
+"""The kinds of trained rivals, and what to do where one is better."""
+
+
+def leads(rival: Rival) -> bool:
+    """Whether the policy is more accurate: the interval of its lead lies above 0 and the paired test says so at 5%."""
+    return rival.lead.low > 0 and rival.p_value < LEVEL
+
+
+def trails(rival: Rival) -> bool:
+    """Whether the policy is less accurate, likewise."""
+    return rival.lead.high < 0 and rival.p_value < LEVEL
+
+
+def judge(run: str, depth: int, operating: tuple[Operating, ...], times: Iterable[BatchTime]) -> Verdict:
+    """The verdict on a policy as exported, and what changes at the budgets.
+
+    The policy is worth using where it beats the best fixed route of its own network, and no trained rival beats it.
+
+    Args:
+        operating: as exported first.
+    """
+    exported = operating[0]
+    use = _best(exported)
+    sentences = [_headline(run, depth, exported, use), *_better_rivals(exported)]
+    for one in operating[1:]:
+        changed = _best(one)
+        if changed != use:
+            sentences.append(f"At a budget of {one.budget:g}: {_headline(run, depth, one, changed)}")
+        sentences += [f"At a budget of {one.budget:g}: {sentence}" for sentence in _better_rivals(one) if sentence not in sentences]
+    sentences += [_looking(exported), *_slow(times)]
+    return Verdict(use, tuple(sentences))
+
+
+def _best(one: Operating) -> str:
+    better = [rival for rival in one.rivals if rival.kind in AGENTS and trails(rival)]
+    if better:
+        return max(better, key=lambda rival: rival.accuracy.value).name
+    fixed = one.rival(BEST_FIXED)
+    return POLICY if fixed is None or leads(fixed) else "fixed"
+
+
+def _headline(run: str, depth: int, one: Operating, use: str) -> str:
+    fixed, compute = one.rival(BEST_FIXED), one.rivals[0].compute
+    if fixed is None:
+        return f"no fixed route is as cheap as the policy, at compute {compute:.3g}; use the policy."
+    if leads(fixed):
+        advice = "use it" if use == POLICY else "but a trained rival beats it"
+        return f"the policy beats the best fixed route at compute {compute:.3g} by {_points(fixed)}; {advice}."
+    assert fixed.layers is not None
+    left_out = [i for i in range(depth) if i not in fixed.layers]
+    if not left_out:
+        return f"full depth beats the policy at compute {compute:.3g} by {_points(fixed)}, and no shorter fixed route does; run every layer."
+    choice = "" if one.budget is None else " --layers " + ",".join(map(str, fixed.layers))  # as exported, prune looks it up
+    command = f"`python -m rl_skip prune {run} DIR{choice}` writes the network without {_layers(left_out)}, with no policy and no routing"
+    state = f"is better here, by {_points(fixed)}" if trails(fixed) else f"is as good here, {_points(fixed)} apart"
+    return f"a fixed route {state} ({fixed.accuracy.value:.1%} at compute {fixed.compute:.3g}): {command}."
+
+
+def _better_rivals(one: Operating) -> list[str]:
+    return [
+        f"{rival.name} is better by {_points(rival)} at compute {rival.compute:.3g}: {AGENTS[rival.kind]}."
+        for rival in one.rivals
+        if rival.kind in AGENTS and trails(rival)
+    ]
+
+
+def _looking(one: Operating) -> str:
+    eyes = one.rival(ANOTHER_ROW)
+    if eyes is None or not leads(eyes):
+        return "Another row's eyes serve the policy as well as a row's own: it does not look at its input."
+    return f"With another row's eyes the policy loses {_points(eyes)}: it looks at its input."
+
+
+def _slow(times: Iterable[BatchTime]) -> list[str]:
+    slow = [time for time in times if time.policy >= time.full_depth]
+    return [
+        f"Skipping is slower than full depth in batches of {time.batch_size}: {time.policy:.2f} ms against {time.full_depth:.2f} ms"
+        + (f"; it would pay below a compute of {time.break_even:.2g}." if time.break_even > 0 else ".")
+        for time in slow
+    ]
+
+
+def _points(rival: Rival) -> str:
+    """How far apart policy and rival are, in points of accuracy."""
+    return f"{abs(100 * rival.lead.value):.1f} ± {100 * rival.lead.half_width:.1f} points"
+
+
+def _layers(layers: list[int]) -> str:
+    if len(layers) == 1:
+        return f"layer {layers[0]}"
+    return f"layers {', '.join(map(str, layers[:-1]))} and {layers[-1]}"
