@@ -1,0 +1,93 @@
+"""Sets the dial of one run beside a run for each single budget: a table, and a picture.
+
+The runs are trained where they are not there yet. Flags that are not its own go to train.py.
+
+    python benchmarks/dial.py digits
+    python benchmarks/dial.py speech --data recordings.tar.gz
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import torch
+
+from rl_skip.evaluation import Evaluation, evaluate
+from rl_skip.runs import load_run
+
+TRAIN = Path(__file__).parent.parent / "train.py"
+BUDGETS = (0.25, 0.375, 0.5, 0.75)
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # Okabe and Ito's palette, apart for the colour-blind too
+SMALLEST_GAP = 0.01
+"""A budget below the smallest compute of a dial, by the decisions' cost alone, gets that compute."""
+
+
+def trained(run: Path, *flags: str) -> Path:
+    """The run folder, trained if it is not finished."""
+    if not (run / "report.json").is_file():
+        subprocess.run([sys.executable, str(TRAIN), *flags, "--out", str(run), "--overwrite"], check=True, stdout=subprocess.DEVNULL)
+    return run
+
+
+def on_test(run: Path, budget: float | None = None) -> Evaluation:
+    """The run's policy on test data, its dial set to a budget, or as the run left it."""
+    model, task = load_run(run)
+    if budget is not None:
+        model.budget = max(budget, model.table.points[0].compute if budget > model.table.points[0].compute - SMALLEST_GAP else budget)
+    return evaluate(model.stack, model.policy, task, task.load("test"), price=model.price)
+
+
+def full_depth(run: Path) -> Evaluation:
+    """Every layer on test data."""
+    model, task = load_run(run)
+    return evaluate(model.stack, None, task, task.load("test"), route=torch.ones(model.stack.depth, dtype=torch.bool))
+
+
+def draw(title: str, dial: list[Evaluation], single: list[Evaluation], full: Evaluation, file: Path) -> None:
+    """Accuracy against compute of the dial and of the single runs."""
+    figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    axes.plot([one.compute for one in dial], [one.accuracy for one in dial], "o-", color=BLUE, ms=9, label="one run, its dial turned")
+    axes.plot([one.compute for one in single], [one.accuracy for one in single], "D", color=ORANGE, ms=7, label="a run for each budget")
+    for budget, one in zip(BUDGETS, single, strict=True):
+        axes.annotate(f"{budget:g}", (one.compute, one.accuracy), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8, color=ORANGE)
+    axes.plot([full.compute], [full.accuracy], "*", color=GREEN, ms=13, label="full depth of the dial's network")
+    lowest = min(one.accuracy for one in (*dial, *single, full))
+    axes.set(xlabel="compute, share of the whole stack", ylabel="accuracy", title=title, xlim=(0, 1.08), ylim=(min(lowest - 0.02, 0.9), 1.005))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", fontsize=9, frameon=False)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Trains what is not there yet, prints the table and draws the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", help="digits, speech, images or file.py:function")
+    parser.add_argument("--data", help="where the task's data are")
+    parser.add_argument("--seed", default="0")
+    parser.add_argument("--agent", default="reinforce")
+    parser.add_argument("--out", type=Path, default=Path("runs/study"), help="where the run folders go; those that exist are read, not trained anew")
+    parser.add_argument("--figures", type=Path, default=Path("docs/figures"))
+    arguments, more_flags = parser.parse_known_args()
+    name = f"{arguments.task.rpartition(':')[2]}-{arguments.agent}"
+    flags = ["--task", arguments.task, "--agent", arguments.agent, "--seed", arguments.seed, *more_flags]
+    flags += ["--data", arguments.data] if arguments.data else []
+    run = trained(arguments.out / f"{name}-{arguments.seed}", *flags)
+    dial = [on_test(run, budget) for budget in BUDGETS]
+    runs = [trained(arguments.out / f"{name}-budget-{budget:g}-{arguments.seed}", *flags, "--budget", str(budget)) for budget in BUDGETS]
+    single = [on_test(one) for one in runs]
+    print("| budget | dial, accuracy | at compute | a run for this budget | at compute |", "| ---: | ---: | ---: | ---: | ---: |", sep="\n")
+    for budget, one, other in zip(BUDGETS, dial, single, strict=True):
+        print(f"| {budget:g} | {one.accuracy:.1%} | {one.compute:.3f} | {other.accuracy:.1%} | {other.compute:.3f} |")
+    arguments.figures.mkdir(parents=True, exist_ok=True)
+    draw(f"{name}, {dial[0].rows} test rows", dial, single, full_depth(run), arguments.figures / f"dial-{name}-{arguments.seed}.png")
+
+
+if __name__ == "__main__":
+    main()
