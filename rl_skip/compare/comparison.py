@@ -196,6 +196,7 @@ class _Together:
             rewards={name: float(values.double().mean()) for name, values in rewards.items()},
             distinct_routes=_mean(len(route.unique(dim=0)) for route in routes),
             route_entropy=_mean(route_entropy(route) for route in routes),
+            fixed_as_cheap=self._rival(BEST_FIXED, policy, None),
         )
 
     def _rival(self, name: str, policy: list[tuple[Point, Point]], budget: float | None) -> Rival | None:

@@ -105,6 +105,8 @@ class Operating:
     """How many routes the policy used on test data."""
     route_entropy: float
     """Entropy in bits of how often it used each."""
+    fixed_as_cheap: Rival | None = None
+    """The best fixed route that spends no more than the policy, where the budget would allow more."""
 
     def rival(self, name: str) -> Rival | None:
         """The entry of that name."""

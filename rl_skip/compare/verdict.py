@@ -52,25 +52,32 @@ def _best(one: Operating) -> str:
     better = [rival for rival in one.rivals if rival.kind in AGENTS and trails(rival)]
     if better:
         return max(better, key=lambda rival: rival.accuracy.value).name
-    fixed = one.rival(BEST_FIXED)
-    return POLICY if fixed is None or leads(fixed) else "fixed"
+    return POLICY if _fixed(one) is None else "fixed"
+
+
+def _fixed(one: Operating) -> Rival | None:
+    """The fixed route to prefer to the policy: one that is better within the budget, or as good for no more compute; None if neither is."""
+    within = one.rival(BEST_FIXED)
+    if within is not None and trails(within):
+        return within
+    return one.fixed_as_cheap if one.fixed_as_cheap is not None and not leads(one.fixed_as_cheap) else None
 
 
 def _headline(run: str, depth: int, one: Operating, use: str) -> str:
-    fixed, compute = one.rival(BEST_FIXED), one.rivals[0].compute
+    fixed, compute = _fixed(one), one.rivals[0].compute
     if fixed is None:
-        return f"no fixed route is as cheap as the policy, at compute {compute:.3g}; use the policy."
-    if leads(fixed):
         advice = "use it" if use == POLICY else "but a trained rival beats it"
-        return f"the policy beats the best fixed route at compute {compute:.3g} by {_points(fixed)}; {advice}."
+        if one.fixed_as_cheap is None:
+            return f"no fixed route is as cheap as the policy, at compute {compute:.3g}; {advice}."
+        return f"the policy beats the best fixed route at compute {compute:.3g} by {_points(one.fixed_as_cheap)}; {advice}."
     assert fixed.layers is not None
     left_out = [i for i in range(depth) if i not in fixed.layers]
-    if not left_out:
-        return f"full depth beats the policy at compute {compute:.3g} by {_points(fixed)}, and no shorter fixed route does; run every layer."
-    choice = "" if one.budget is None else " --layers " + ",".join(map(str, fixed.layers))  # as exported, prune looks it up
-    command = f"`python -m rl_skip prune {run} DIR{choice}` writes the network without {_layers(left_out)}, with no policy and no routing"
     state = f"is better here, by {_points(fixed)}" if trails(fixed) else f"is as good here, {_points(fixed)} apart"
-    return f"a fixed route {state} ({fixed.accuracy.value:.1%} at compute {fixed.compute:.3g}): {command}."
+    state = f"a fixed route {state} ({fixed.accuracy.value:.1%} at compute {fixed.compute:.3g})"
+    if not left_out:
+        return f"{state}: it runs every layer, so leave the policy away."
+    choice = "" if one.budget is None else " --layers " + ",".join(map(str, fixed.layers))  # as exported, prune looks it up
+    return f"{state}: `python -m rl_skip prune {run} DIR{choice}` writes the network without {_layers(left_out)}, with no policy and no routing."
 
 
 def _better_rivals(one: Operating) -> list[str]:
