@@ -19,6 +19,7 @@ from agents.calibration import calibrate
 from agents.checkpoints import Checkpoints, StopRequests, load_random_states, random_states, write_whole
 from agents.config import TrainConfig
 from agents.learner import Learner, pick_device
+from agents.pictures import show_routes
 from agents.ppo import Ppo
 from agents.prices import price_source
 from agents.reinforce import Reinforce
@@ -162,6 +163,7 @@ class Session:
         telemetry.flush()
         write_whole(folder / REPORT, (json.dumps(report, indent=2) + "\n").encode())
         print_report(report, folder, console, own_stack=not self.built)
+        show_routes(telemetry.writer, self.learner, price)
 
     def _guaranteed(self, table: PriceTable, price: float, console: Console) -> float:
         """The price that keeps the guarantee asked for; where the data do not support it, that is said, and the price stays."""

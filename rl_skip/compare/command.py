@@ -1,4 +1,4 @@
-"""`python -m rl_skip compare`: trains rivals if asked, compares, and writes table and numbers into the run folder."""
+"""`python -m rl_skip compare`: trains rivals if asked, compares, and writes table, numbers and figures into the run folder."""
 
 import json
 import os
@@ -10,14 +10,16 @@ from pathlib import Path
 import torch
 
 from rl_skip.compare.comparison import BUDGETS, compare
+from rl_skip.compare.figures import draw_all
 from rl_skip.compare.result import Comparison
 from rl_skip.compare.text import markdown
 from rl_skip.errors import UserError
 from rl_skip.runs import read_run
+from rl_skip.tasks import load_task
 
 __all__ = ["compare_and_write"]
 
-COMPARED, REPORT = "compare.json", "compare.md"
+COMPARED, REPORT, FIGURES = "compare.json", "compare.md", "figures"
 
 
 def compare_and_write(
@@ -29,7 +31,7 @@ def compare_and_write(
     data: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Comparison:
-    """Compares as `compare` does, and writes `compare.json` and `compare.md` into the first run's folder.
+    """Compares as `compare` does, and writes `compare.json`, `compare.md` and `figures/` into the first run's folder.
 
     Args:
         train_rivals: trains the rivals of each run first, those that are not finished, into `RUN/rivals`.
@@ -42,8 +44,21 @@ def compare_and_write(
     comparison = compare(folders, budgets=budgets, rivals=rivals, data=data, device=device)
     folder = folders[0]
     write_whole(folder / COMPARED, json.dumps(comparison.to_json(), indent=2, ensure_ascii=False) + "\n")
-    write_whole(folder / REPORT, markdown(comparison))
+    pictures = _draw(comparison, folder, data)
+    write_whole(folder / REPORT, markdown(comparison, [picture.relative_to(folder) for picture in pictures]))
     return comparison
+
+
+def _draw(comparison: Comparison, folder: Path, data: str | None) -> list[Path]:
+    """The figures, none without matplotlib; from the checkout they are put into TensorBoard too."""
+    if find_spec("matplotlib") is None:
+        return []
+    run = read_run(folder)
+    task = load_task(run.task, run.data if data is None else data)
+    pictures = draw_all(comparison, folder / FIGURES, task, task.load("test"))
+    if find_spec("tensorboard") is not None and find_spec("agents") is not None and find_spec("agents.pictures") is not None:
+        import_module("agents.pictures").show_comparison(folder, comparison, pictures)
+    return pictures
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rl_skip.compare.result import Comparison, RoutesTaken
+from rl_skip.compare.result import RoutesTaken
 from rl_skip.compare.style import BLUE, GREY, INK, VERMILLION, new_figure, title
 from rl_skip.inputs import Inputs
 from rl_skip.tasks import Examples, Task
@@ -60,12 +60,12 @@ def _turns(labels: Tensor) -> list[int]:
     return turns
 
 
-def draw_examples(comparison: Comparison, task: Task, test: Examples) -> "Figure":
+def draw_examples(taken: RoutesTaken, task: Task, test: Examples) -> "Figure":
     """The inputs with the cheapest routes on the left, those with the dearest on the right.
 
     A policy that takes one route for all has neither: then rows that were right on the left, rows that were wrong on the right.
     """
-    taken, depth = comparison.taken, comparison.depth
+    depth = taken.route.shape[1]
     one_route = len(taken.route.unique(dim=0)) == 1
     columns = (right_and_wrong if one_route else easiest_and_hardest)(taken, SHOWN)
     headings = ("right", "wrong") if one_route else ("easy: the cheapest routes", "hard: the dearest routes")
@@ -79,7 +79,7 @@ def draw_examples(comparison: Comparison, task: Task, test: Examples) -> "Figure
     picture_width = 1.1 if texts is None and _is_image(test.inputs) else 2.4
     figure = new_figure(2 * (picture_width + route_width) + 0.6, 1.4 + 0.85 * SHOWN)
     axes = figure.subplots(SHOWN, 4, squeeze=False, width_ratios=[picture_width, route_width] * 2)
-    title(figure, f"Inputs and the layers they run: {comparison.task}", note)
+    title(figure, f"Inputs and the layers they run: {task.name}", note)
     for column, (rows, heading) in enumerate(zip(columns, headings, strict=True)):
         axes[0, 2 * column].set_title(heading, loc="left", fontsize=10, fontweight="bold")
         for place in range(SHOWN):
@@ -89,12 +89,12 @@ def draw_examples(comparison: Comparison, task: Task, test: Examples) -> "Figure
             if place < len(rows):
                 row = int(rows[place])
                 _draw_input(left, test.inputs, row, texts)
-                _draw_route(right, comparison, row, numbered=place == 0)
+                _draw_route(right, taken, task, row, numbered=place == 0)
     return figure
 
 
-def _draw_route(axes: "Axes", comparison: Comparison, row: int, numbered: bool) -> None:
-    taken, depth = comparison.taken, comparison.depth
+def _draw_route(axes: "Axes", taken: RoutesTaken, task: Task, row: int, numbered: bool) -> None:
+    depth = taken.route.shape[1]
     ran = taken.route[row].tolist()
     colours = [BLUE if one else "white" for one in ran]
     axes.scatter(range(depth), [0] * depth, s=110, marker="s", c=colours, edgecolors=[BLUE if one else GREY for one in ran], linewidths=0.8)
@@ -102,7 +102,7 @@ def _draw_route(axes: "Axes", comparison: Comparison, row: int, numbered: bool) 
         for layer in range(depth):
             axes.text(layer, 0.62, str(layer), ha="center", va="bottom", fontsize=7, color=INK)
         axes.text(-0.6, 1.35, "layer", fontsize=7, color=INK)
-    label, said = (comparison.classes[int(one[row])] for one in (taken.labels, taken.prediction))
+    label, said = (task.classes[int(one[row])] for one in (taken.labels, taken.prediction))
     right = bool(taken.correct[row])
     verdict = f"label {label}: right" if right else f"label {label}: wrong, predicted {said}"
     axes.text(-0.6, -0.7, f"compute {taken.compute[row]:.2f}\n{verdict}", va="top", fontsize=8, color=INK if right else VERMILLION)
@@ -119,7 +119,7 @@ def _in_words(task: Task, test: Examples) -> list[str] | None:
 def _numbers(inputs: Inputs) -> list[str]:
     """The first numbers of each row, for want of anything better."""
     values = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
-    return [" ".join(f"{value:g}" for value in row) for row in values.flatten(1)[:, :12].tolist()]
+    return [" ".join(f"{value:g}" for value in row) for row in values.reshape(len(values), -1)[:, :12].tolist()]
 
 
 def _is_image(inputs: Inputs) -> bool:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from rl_skip.compare.examples import draw_examples
-from rl_skip.compare.result import Comparison, RivalCurve
+from rl_skip.compare.result import Comparison, RivalCurve, RoutesTaken
 from rl_skip.compare.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, new_figure, plain, save, title
-from rl_skip.tasks import Examples, Task
+from rl_skip.tasks import Examples, Split, Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,9 +61,9 @@ def draw_all(comparison: Comparison, folder: Path, task: Task, test: Examples) -
     folder.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, Figure] = {
         CURVE: draw_curve(comparison),
-        RUN_RATE: draw_run_rate(comparison),
-        FLOW: draw_flow(comparison),
-        EXAMPLES: draw_examples(comparison, task, test),
+        RUN_RATE: draw_run_rate(comparison.taken, task),
+        FLOW: draw_flow(comparison.taken, task),
+        EXAMPLES: draw_examples(comparison.taken, task, test),
     }
     return [save(figure, folder / name) for name, figure in drawn.items()]
 
@@ -162,22 +162,21 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def draw_run_rate(comparison: Comparison) -> "Figure":
+def draw_run_rate(taken: RoutesTaken, task: Task, split: Split = "test") -> "Figure":
     """How often each layer runs, for each class and for all rows, and how many layers that makes."""
-    classes, depth = len(comparison.classes), comparison.depth
-    route = comparison.taken.route.float()
-    rates = torch.cat([comparison.taken.run_rate(classes), route.mean(dim=0, keepdim=True)])  # (C + 1, L)
-    names = [*comparison.classes, "all rows"]
+    classes, (rows, depth) = len(task.classes), taken.route.shape
+    rates = torch.cat([taken.run_rate(classes), taken.route.float().mean(dim=0, keepdim=True)])  # (C + 1, L)
+    names = [*task.classes, "all rows"]
     figure = new_figure(min(2.6 + 0.55 * depth + 1.6, 13), min(1.9 + 0.3 * (classes + 1), 14))
     heat, bars = figure.subplots(1, 2, sharey=True, width_ratios=[max(depth, 4), 3])
-    title(figure, f"How often each layer runs, by class: {comparison.task}", f"the policy as exported, on {comparison.rows} test rows")
+    title(figure, f"How often each layer runs, by class: {task.name}", f"the policy as exported, on {rows} {split} rows")
     heat.imshow((100 * rates).numpy(), cmap="Blues", vmin=0, vmax=100, aspect="auto")
     heat.axhline(classes - 0.5, color="white", linewidth=4)
     if max(classes, depth) <= CELL_TEXT:
         for (row, layer), rate in zip(_cells(rates), rates.flatten().tolist(), strict=True):
             heat.text(layer, row, f"{100 * rate:.0f}", ha="center", va="center", fontsize=8, color="white" if rate > 0.55 else INK)
     heat.set_xticks(range(depth), [str(layer) for layer in range(depth)])
-    heat.set_yticks(range(classes + 1), names)
+    heat.set_yticks(range(classes + 1), names, fontsize=10 if classes <= CELL_TEXT else 5.5)
     heat.set(xlabel="layer", ylabel="class", title="share of rows that run it, %")
     heat.tick_params(length=0)
     layers = rates.sum(dim=1).tolist()
@@ -197,15 +196,15 @@ def _cells(rates: Tensor) -> list[tuple[int, int]]:
     return [(row, layer) for row in range(rates.shape[0]) for layer in range(rates.shape[1])]
 
 
-def draw_flow(comparison: Comparison) -> "Figure":
+def draw_flow(taken: RoutesTaken, task: Task, split: Split = "test") -> "Figure":
     """Layers in a row, with an arc for each jump: as thick as there are rows that take it."""
-    depth, rows = comparison.depth, comparison.rows
-    flow = comparison.taken.flow().double() / rows  # (L, L + 1)
+    rows, depth = taken.route.shape
+    flow = taken.flow().double() / rows  # (L, L + 1)
     leaving = bool(flow[:-1, depth].sum() > 0)
     figure = new_figure(min(2.0 + 0.95 * (depth + 1), 15), 4.6)
     axes = figure.subplots()
-    subtitle = "thickness and numbers: share of the test rows; straight: the very next layer; arc: the layers below it are not computed"
-    title(figure, f"Where the policy jumps, from layer to layer: {comparison.task}", subtitle)
+    subtitle = f"thickness and numbers: share of the {rows} {split} rows; straight: the very next layer; arc: the layers below it are not computed"
+    title(figure, f"Where the policy jumps, from layer to layer: {task.name}", subtitle)
     longest = 1
     for i, j in flow.nonzero().tolist():
         share = float(flow[i, j])
@@ -217,7 +216,7 @@ def draw_flow(comparison: Comparison) -> "Figure":
         else:
             longest = max(longest, j - i)
             _arc(axes, i, j, share)
-    ran = comparison.taken.route.double().mean(dim=0).tolist()
+    ran = taken.route.double().mean(dim=0).tolist()
     for i, rate in enumerate(ran):
         axes.scatter([i], [0], s=520, facecolor="white" if rate == 0 else INK, edgecolor=INK, lw=1.2, zorder=4)
         axes.text(i, 0, str(i), ha="center", va="center", color=INK if rate == 0 else "white", fontweight="bold", zorder=5)

@@ -50,6 +50,9 @@ def test_it_writes_and_prints_all_of_it(run: Path, capsys: pytest.CaptureFixture
     assert [point["label"] for point in said["curves"][3]["points"]] == ["budget 0.25", "budget 0.5"]
     assert "train it with train.py --agent static" in table and said["verdict"]["use"] == "static network"
     assert any("gumbel-0.5" in note and "left out" in note for note in said["notes"])
+    pictures = {f"figures/{name}.png" for name in ("curve", "run_rate", "flow", "examples")}
+    assert all(f"({picture})" in report and (run / picture).is_file() for picture in pictures)
+    assert {folder.name for folder in (run / "compare").iterdir()} == set(names), "TensorBoard has a curve for each"
     assert "verdict:" in table and "## Verdict" in report
     assert [one["batch_size"] for one in said["times"]] == [1, 8, 64]
 

@@ -67,7 +67,7 @@ def test_every_curve_is_drawn_where_it_was_measured_and_told_apart(trained: bool
 
 def test_the_heat_map_holds_the_share_of_each_class() -> None:
     rows = taken()
-    heat, bars = draw_run_rate(comparison(rows=rows)).axes
+    heat, bars = draw_run_rate(rows, task()).axes
     image = torch.tensor(heat.images[0].get_array())  # (C + 1, L), percent
     for label in range(3):
         mine = [rows.route[n] for n in range(ROWS) if rows.labels[n] == label]
@@ -86,7 +86,7 @@ def test_an_arc_for_each_jump_with_its_share(exits: bool) -> None:
         ran = [layer for layer in range(DEPTH) if route[layer]] + [DEPTH]
         for i, j in zip(ran, ran[1:], strict=False):
             jumps[i, j] = jumps.get((i, j), 0) + 1
-    figure = draw_flow(comparison(rows=rows))
+    figure = draw_flow(rows, task())
     (axes,) = figure.axes
     arcs = {(arc.center[0] - arc.width / 2, arc.center[0] + arc.width / 2) for arc in axes.patches if isinstance(arc, Arc)}
     assert arcs == {jump for jump in jumps if jump[1] > jump[0] + 1}
@@ -114,7 +114,7 @@ def test_rows_of_one_route_are_told_apart_by_what_was_right() -> None:
     route = torch.zeros(ROWS, DEPTH, dtype=torch.bool)
     route[:, 0] = True
     same = RoutesTaken(route, rows.prediction, rows.correct, torch.full((ROWS,), 1 / DEPTH), rows.labels)
-    figure = draw_examples(comparison(rows=same), task(), Examples(torch.rand(ROWS, 5, 5), same.labels))
+    figure = draw_examples(same, task(), Examples(torch.rand(ROWS, 5, 5), same.labels))
     assert {axes.get_title(loc="left") for axes in figure.axes} == {"right", "wrong", ""}
 
 
@@ -150,7 +150,7 @@ def test_all_kinds_of_inputs_are_drawn(tmp_path: Path, inputs: Inputs, words: li
         with Image.open(file) as image:
             assert min(image.size) > 400 and round(image.info["dpi"][0]) >= 130
             assert len(image.convert("L").getcolors() or range(1000)) > 20, "an empty picture"
-    figure = draw_examples(found, task(words), test)
+    figure = draw_examples(found.taken, task(words), test)
     assert sum(len(axes.images) for axes in figure.axes) == pictures
     easy, hard = easiest_and_hardest(found.taken, 6)
     if pictures == 0:
