@@ -111,9 +111,11 @@ def _draw_one_curve(axes: "Axes", curve: RivalCurve) -> None:
         axes.plot([compute[0]] * 2, [low[0], high[0]], color=colour, alpha=0.5, linewidth=3, solid_capstyle="butt", zorder=front - 1)
     else:
         axes.fill_between(compute, low, high, color=colour, alpha=0.13, linewidth=0, zorder=1)
-    width, size = (2.4, 6) if curve.kind == "policy" else (1.5, 5)
-    size = 11 if marker == "*" else size
-    axes.plot(compute, [one.value for one in accuracy], linestyle=line or "none", marker=marker, color=colour, lw=width, ms=size, zorder=front)
+    first = curve.kind == "policy"
+    size = 11 if marker == "*" else 5.5 if first else 7.5
+    inside = colour if first or marker == "*" else "none"  # hollow: what lies on the same point shows through
+    values, width = [one.value for one in accuracy], 2.4 if first else 1.5
+    axes.plot(compute, values, linestyle=line or "none", marker=marker, color=colour, mfc=inside, lw=width, ms=size, mew=1.3, zorder=front)
 
 
 def _style(curve: RivalCurve) -> tuple[str, str, Any]:
