@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from rl_skip.errors import UserError
 
 if TYPE_CHECKING:
+    from rl_skip.attached import Handle, attach
     from rl_skip.export import SkipModel, load, load_policy, save
     from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
     from rl_skip.routing import Rollout, sweep
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Examples",
+    "Handle",
     "JumpPolicy",
     "JumpRules",
     "LayerStack",
@@ -28,6 +30,7 @@ __all__ = [
     "Split",
     "Task",
     "UserError",
+    "attach",
     "load",
     "load_policy",
     "save",
@@ -35,6 +38,7 @@ __all__ = [
 ]
 
 _PARTS = {
+    "attached": ("Handle", "attach"),
     "export": ("SkipModel", "load", "load_policy", "save"),
     "policy": ("JumpPolicy", "JumpRules", "ObservationLayout"),
     "routing": ("Rollout", "sweep"),

@@ -10,7 +10,7 @@ from rl_skip.inputs import Inputs, row_count
 from rl_skip.policy import JumpPolicy, JumpRules
 from rl_skip.stack import LayerStack
 
-__all__ = ["Rollout", "Walk", "next_landings", "sweep"]
+__all__ = ["Rollout", "Walk", "next_landings", "sweep", "whole_route"]
 
 WAITING = -1
 Look = tuple[Tensor, Tensor | None]
@@ -170,7 +170,7 @@ def sweep(
             f"the policy is for {rules.layout.depth} layers of width {rules.layout.width}, the stack has {stack.depth} of width {stack.width}"
         )
     walk = Walk(stack, rules, inputs, price)
-    landings = None if route is None else next_landings(_whole_route(route, walk.route, rules))
+    landings = None if route is None else next_landings(whole_route(route, walk.route, rules))
     taken = _Decisions()
     for i in range(stack.depth):
         rows = walk.visit(i)
@@ -206,7 +206,12 @@ def _choose(log_probs: Tensor, mode: str, generator: torch.Generator | None) -> 
     return torch.multinomial(log_probs.exp(), 1, generator=generator).squeeze(1)
 
 
-def _whole_route(route: Tensor, like: Tensor, rules: JumpRules | None) -> Tensor:
+def whole_route(route: Tensor, like: Tensor, rules: JumpRules | None) -> Tensor:
+    """`route`, (L,) or (B, L), as (B, L) bool like `like`.
+
+    Raises:
+        ValueError: if it has another shape, leaves out layer 0, or makes a jump that `rules` do not allow.
+    """
     route = route.to(device=like.device, dtype=torch.bool)
     if route.shape not in (like.shape, like.shape[1:]):
         raise ValueError(f"a route must have shape {tuple(like.shape[1:])} or {tuple(like.shape)}, got {tuple(route.shape)}")

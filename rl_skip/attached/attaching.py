@@ -1,0 +1,93 @@
+"""`rl_skip.attach`: a jump policy on any model, which stays the object that it was."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from rl_skip.attached.finding import find_layers, width_of
+from rl_skip.attached.flops import transformer_flops
+from rl_skip.attached.handle import Handle, RoutedForward
+from rl_skip.errors import UserError
+from rl_skip.policy import JumpPolicy, JumpRules
+
+__all__ = ["attach"]
+
+
+def attach(
+    model: nn.Module,
+    policy: JumpPolicy | JumpRules | Path | str | None = None,
+    layers: str = "auto",
+    *,
+    channel_dim: int = -1,
+    prompt_tokens: int | None = None,
+) -> Handle:
+    """Lets every row of a batch skip layers of `model`, in place: its calls, `generate`, weights' names and class stay as they were.
+
+    Args:
+        model: a model from transformers, or any module whose layers sit in a `ModuleList` or `Sequential` and map a
+            tensor, rows first, to one of the same shape.
+        policy: who decides: a policy, a folder that `Handle.save_pretrained` wrote, or rules for a fresh policy.
+            None: all layers run but within `handle.forced(route)`.
+        layers: the path of the layers in the model, such as "encoder.blocks"; "auto" finds those of transformers.
+        channel_dim: where the D channels of the hidden state are; 1 for images (B, D, H, W).
+        prompt_tokens: how many real tokens, from the first, a decision may look at. None: all that are there when the
+            route is chosen; while generating with a cache, that is the prompt.
+
+    Raises:
+        UserError: if the layers are not found, were attached before, or do not fit the policy.
+
+    Example:
+        >>> import torch
+        >>> from rl_skip import attach
+        >>> model = nn.Sequential(nn.Linear(3, 8), nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))), nn.Linear(8, 2))
+        >>> handle = attach(model, layers="1")
+        >>> with handle.forced(torch.tensor([True, False, False, True])):
+        ...     model(torch.zeros(5, 3)).shape
+        torch.Size([5, 2])
+        >>> handle.last_routes[0].int().tolist()
+        [1, 0, 0, 1]
+        >>> handle.detach()
+    """
+    path, found = find_layers(model, layers)
+    _check_layers(path, found)
+    if isinstance(policy, Path | str):
+        raise NotImplementedError
+    if isinstance(policy, JumpRules):
+        policy = JumpPolicy(policy).eval()
+    automatic = layers == "auto" and width_of(model) is not None
+    width = width_of(model) if automatic else None if policy is None else policy.rules.layout.width
+    if policy is not None:
+        check_fit(policy.rules, len(found), width, path)
+    return Handle(
+        model,
+        found,
+        path,
+        width=width,
+        flops=transformer_flops(model, found, width) if automatic and width is not None else None,
+        policy=policy,
+        channel_dim=channel_dim,
+        prompt_tokens=prompt_tokens,
+    )
+
+
+def check_fit(rules: JumpRules, depth: int, width: int | None, path: str) -> None:
+    """Refuses a policy for other layers.
+
+    Raises:
+        UserError: naming the field, depth or width, that differs.
+    """
+    for name, mine, theirs in (("depth", rules.layout.depth, depth), ("width", rules.layout.width, width)):
+        if theirs is not None and mine != theirs:
+            raise UserError(f"the policy's {name} is {mine}, that of {path} is {theirs}; the policy goes with the network that it was trained on")
+
+
+def _check_layers(path: str, layers: Sequence[nn.Module]) -> None:
+    if len({id(layer) for layer in layers}) < len(layers):
+        raise UserError(f"{path} holds one module more than once, so its layers cannot be told apart: give each layer a module of its own")
+    if any(isinstance(vars(layer).get("forward"), RoutedForward) for layer in layers):
+        raise UserError(f"{path} is attached already; call detach() on its handle first")
+    for layer in layers:
+        attention = getattr(layer, "self_attn", None)
+        if isinstance(attention, nn.MultiheadAttention) and not attention.batch_first:
+            raise UserError(f"the rows of {path} are its second dimension: build the layers with batch_first=True")

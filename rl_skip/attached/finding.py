@@ -1,0 +1,108 @@
+"""Finding the layers of a model that rows may skip."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from rl_skip.errors import UserError
+
+__all__ = ["configured", "find_layers", "width_of"]
+
+KNOWN = {
+    "bart": "encoder.layers",
+    "bert": "encoder.layer",
+    "deberta": "encoder.layer",
+    "deberta-v2": "encoder.layer",
+    "deit": "deit.layers",
+    "dinov2": "encoder.layer",
+    "distilbert": "transformer.layer",
+    "electra": "encoder.layer",
+    "gpt2": "transformer.h",
+    "gpt_neox": "gpt_neox.layers",
+    "hubert": "encoder.layers",
+    "llama": "model.layers",
+    "mbart": "encoder.layers",
+    "mistral": "model.layers",
+    "modernbert": "model.layers",
+    "mt5": "encoder.block",
+    "opt": "decoder.layers",
+    "qwen2": "model.layers",
+    "roberta": "encoder.layer",
+    "t5": "encoder.block",
+    "vit": "vit.layers",
+    "wav2vec2": "encoder.layers",
+    "whisper": "encoder.layers",
+    "xlm-roberta": "encoder.layer",
+}
+"""Where the layers of a family are: the end of their path. Of encoder-decoders, those of the encoder."""
+REFUSED = {
+    "albert": "ALBERT runs one layer's weights over and over, so there is no list of layers to skip",
+    "swin": "the hidden state of Swin shrinks from stage to stage, so its stages cannot be skipped; "
+    'one stage can be attached by its path, such as layers="swin.encoder.layers.2.blocks"',
+}
+
+
+def find_layers(model: nn.Module, layers: str = "auto") -> tuple[str, Sequence[nn.Module]]:
+    """The path of the layers in `model`, and the layers.
+
+    A family that is known has them where it always has; in any other model from transformers they are the one `ModuleList`
+    made of checkpointing layers that is as long as the configuration says the model is deep.
+
+    Args:
+        model: any model.
+        layers: the path of a `ModuleList` or `Sequential`, such as "encoder.blocks"; "auto" to search.
+
+    Raises:
+        UserError: if there is no such list, or more than one; the message says what was found.
+    """
+    if layers != "auto":
+        return layers, _at_path(model, layers)
+    kind = configured(model, "model_type")
+    if kind in REFUSED:
+        raise UserError(REFUSED[kind])
+    lists = {name: part for name, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) > 0}
+    known = [name for name in lists if _ends_with(name, KNOWN[kind])] if kind in KNOWN else []
+    if len(known) == 1:
+        return known[0], list(lists[known[0]])
+    depth = configured(model, "num_hidden_layers")
+    if depth is None:
+        raise UserError(f'{type(model).__name__} has no configuration to find its layers by; name their path, such as layers="encoder.blocks"')
+    found = [name for name, part in lists.items() if len(part) == depth and all(map(_is_checkpointing, part))]
+    if len(found) == 1:
+        return found[0], list(lists[found[0]])
+    if found:
+        raise UserError(f'{type(model).__name__} has {len(found)} lists of {depth} layers: {", ".join(found)}; name one, layers="{found[0]}"')
+    others = ", ".join(f"{name or 'the model itself'} ({len(part)})" for name, part in lists.items()) or "none"
+    raise UserError(f'no list of {depth} layers was found in {type(model).__name__}; its lists are: {others}; name one with layers="…"')
+
+
+def width_of(model: nn.Module) -> int | None:
+    """D as the configuration has it, None for a model without one."""
+    width = configured(model, "hidden_size")
+    return width if isinstance(width, int) else None
+
+
+def configured(model: nn.Module, name: str) -> Any:
+    """A field of the model's configuration, None where there is none."""
+    return getattr(getattr(model, "config", None), name, None)
+
+
+def _at_path(model: nn.Module, path: str) -> list[nn.Module]:
+    try:
+        found = model.get_submodule(path)
+    except AttributeError:
+        parts = ", ".join(name for name, part in model.named_modules() if isinstance(part, nn.ModuleList | nn.Sequential) and name) or "none"
+        raise UserError(f"{type(model).__name__} has nothing at {path!r}; its lists of modules are: {parts}") from None
+    if not isinstance(found, nn.ModuleList | nn.Sequential):
+        raise UserError(f"{path!r} is a {type(found).__name__}, expected a ModuleList or Sequential of layers")
+    return list(found)
+
+
+def _ends_with(name: str, path: str) -> bool:
+    """Whether the path is at the end of the name; a backbone without its head has it without its first part."""
+    return f".{name}".endswith(f".{path}") or name == path.split(".")[-1]
+
+
+def _is_checkpointing(layer: nn.Module) -> bool:
+    return any(kind.__name__ == "GradientCheckpointingLayer" for kind in type(layer).__mro__)

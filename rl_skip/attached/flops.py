@@ -1,0 +1,59 @@
+"""Operations of the layers of somebody else's model."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rl_skip.attached.calls import LayerCall
+from rl_skip.attached.finding import configured
+from rl_skip.costs import attention_pair_flops, count_flops, counting, linear_flops
+
+__all__ = ["LayerFlops", "counted_flops", "transformer_flops"]
+
+
+class LayerFlops:
+    """Operations of L layers for a row of n tokens: per_token · n + per_pair · n² + fixed, each (L,)."""
+
+    def __init__(self, per_token: list[float], per_pair: list[float], fixed: list[float]) -> None:
+        self.terms = torch.tensor([fixed, per_token, per_pair], dtype=torch.float32).T  # (L, 3)
+
+    def of(self, tokens: Tensor) -> Tensor:
+        """(R, L), for rows of `tokens` (R,) real tokens each."""
+        powers = tokens.float().unsqueeze(1) ** torch.arange(3, device=tokens.device)  # (R, 3)
+        return powers @ self.terms.to(tokens.device).T
+
+
+def transformer_flops(model: nn.Module, layers: Sequence[nn.Module], width: int) -> LayerFlops:
+    """Of the layers of a transformer: all its linear maps for each token, scores and weighted values for each pair."""
+    heads, head_width = configured(model, "num_attention_heads"), configured(model, "head_dim")
+    attention_width = heads * head_width if isinstance(heads, int) and isinstance(head_width, int) else width
+    per_token = [float(_linear_maps(layer)) for layer in layers]
+    L = len(layers)
+    return LayerFlops(per_token, [float(attention_pair_flops(attention_width))] * L, [0.0] * L)
+
+
+def counted_flops(layers: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]], hidden: Tensor, call: LayerCall) -> LayerFlops:
+    """Of any layers, counted on the first row of a call that all of them can take."""
+    first = torch.zeros(1, dtype=torch.long, device=hidden.device)
+    one = call.take(first) if call.row_count > 1 else call
+    counted = []
+    for layer, forward in zip(layers, forwards, strict=True):
+        with counting(layer):
+            counted.append(count_flops(partial(one.run, forward, hidden[:1], {})))
+    L = len(layers)
+    return LayerFlops([0.0] * L, [0.0] * L, counted)
+
+
+def _linear_maps(module: nn.Module) -> int:
+    """Operations of the linear maps inside a module for one token, adapters and quantised ones included."""
+    inside = sum(_linear_maps(child) for child in module.children())
+    if inside:
+        return inside
+    for inputs, outputs in (("in_features", "out_features"), ("nx", "nf")):  # the latter in the Conv1D of GPT-2
+        sizes = getattr(module, inputs, None), getattr(module, outputs, None)
+        if isinstance(sizes[0], int) and isinstance(sizes[1], int):
+            return linear_flops(sizes[0], sizes[1])
+    return 0
