@@ -71,10 +71,8 @@ class CalledStack(LayerStack):
         """The carry of a batch that is about to enter layer 0 with `call`."""
         mask = real_tokens(call, hidden.shape[1]) if hidden.dim() == 3 else None
         B = call.row_count
-        if mask is None:
-            lengths = torch.full((B,), float(hidden.shape[1]) if hidden.dim() == 3 else 1.0, device=hidden.device)
-        else:
-            lengths = mask.sum(dim=1)
+        everything = hidden.shape[1] if hidden.dim() == 3 else 1
+        lengths = torch.full((B,), everything, device=hidden.device) if mask is None else mask.sum(dim=1)
         if self.prompt_tokens is not None:
             mask = hidden.new_ones(hidden.shape[:2], dtype=torch.bool) if mask is None else mask
             mask = mask & (mask.cumsum(dim=1) <= self.prompt_tokens)

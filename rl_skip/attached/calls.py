@@ -111,7 +111,7 @@ def split_returned(layer: object, returned: Any) -> tuple[Tensor, dict[str, Any]
     names = RETURNS.get(type(layer).__name__)
     if names is None or not isinstance(returned, tuple):
         raise UserError(
-            f"{type(layer).__name__} returns a {_kind(returned)}, and rl_skip does not know its parts: attach to layers that return the hidden state alone"
+            f"{type(layer).__name__} returns a {_kind(returned)} whose parts are not known: attach to layers that return the hidden state alone"
         )
     parts = dict(zip(names, returned, strict=False))
     return parts.pop(HIDDEN), {name: value for name, value in parts.items() if name is not None}

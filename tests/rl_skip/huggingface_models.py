@@ -24,6 +24,7 @@ SPEECH = TEXT | {
 SEQUENCES = SPECIAL | {"d_model": WIDTH, "vocab_size": VOCABULARY, "decoder_start_token_id": 1}
 BART = SEQUENCES | {f"{half}_{name}": size for half in ("encoder", "decoder") for name, size in (("attention_heads", 4), ("ffn_dim", 48))}
 RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 4, "norm_rel_ebd": "layer_norm", "share_att_key": True}
+UNTIED = {"tie_word_embeddings": False}  # tied to the embedding, a random model says one token over and over
 GROUPED = TEXT | SPECIAL | {"num_key_value_heads": 2}
 
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -54,7 +55,11 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         SEQUENCES | {"num_layers": DEPTH, "num_decoder_layers": DEPTH, "num_heads": 4, "d_kv": 8, "d_ff": 48},
     ),
     "bart": ("BartForConditionalGeneration", "BartConfig", BART | {"encoder_layers": DEPTH, "decoder_layers": DEPTH}),
-    "gpt2": ("GPT2LMHeadModel", "GPT2Config", SPECIAL | {"n_embd": WIDTH, "n_layer": DEPTH, "n_head": 4, "vocab_size": VOCABULARY, "n_positions": 64}),
+    "gpt2": (
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        SPECIAL | UNTIED | {"n_embd": WIDTH, "n_layer": DEPTH, "n_head": 4, "vocab_size": VOCABULARY, "n_positions": 64},
+    ),
     "llama": ("LlamaForCausalLM", "LlamaConfig", GROUPED),
     "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", GROUPED),
     "mistral": ("MistralForCausalLM", "MistralConfig", GROUPED | {"sliding_window": 6}),
@@ -62,7 +67,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "opt": (
         "OPTForCausalLM",
         "OPTConfig",
-        TEXT | SPECIAL | {"ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_dim": WIDTH},
+        TEXT | SPECIAL | UNTIED | {"ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_dim": WIDTH},
     ),
     "gpt-neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", TEXT | SPECIAL),
     "gptj": ("GPTJForCausalLM", "GPTJConfig", SPECIAL | {"n_embd": WIDTH, "n_layer": DEPTH, "n_head": 4, "vocab_size": VOCABULARY, "rotary_dim": 4}),
