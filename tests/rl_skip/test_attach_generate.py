@@ -1,6 +1,5 @@
 """Generation with a cache, each sequence on its own route, against models of one row with layers physically deleted."""
 
-import copy
 from typing import Any
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import rl_skip
-from tests.rl_skip.huggingface_models import DEPTH, batch, build, pruned
+from tests.rl_skip.huggingface_models import batch, build, pruned
 
 transformers = pytest.importorskip("transformers")
 
