@@ -17,7 +17,8 @@ ABOVE = {
 }
 IMPORT_EVERYTHING = """
 import importlib, pkgutil, sys
-for name in ("gymnasium", "stable_baselines3", "sb3_contrib", "tensorboard", "tyro", "rich", "matplotlib", "numpy", "scipy", "sklearn", "PIL"):
+for name in ("gymnasium", "stable_baselines3", "sb3_contrib", "tensorboard", "tyro", "rich", "matplotlib", "numpy", "scipy", "sklearn", "PIL",
+             "transformers", "tokenizers", "peft"):
     sys.modules[name] = None  # importing it raises ModuleNotFoundError
 import rl_skip
 names = [found.name for found in pkgutil.walk_packages(rl_skip.__path__, "rl_skip.") if not found.name.endswith("__main__")]

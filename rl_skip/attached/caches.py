@@ -1,6 +1,7 @@
 """Key-value caches: a row keeps the route that its prompt was read on for as long as its cache lives, so no layer's cache has holes."""
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -11,38 +12,66 @@ from rl_skip.errors import UserError
 __all__ = ["fill_caches", "kept_route", "keep_route"]
 
 
+class RoutedRows:
+    """Goes before a cache's own class: its rows keep their routes when beam search or a caller reorders them."""
+
+    route: Tensor
+    """(B, L) bool."""
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._whole.reorder_cache(beam_idx)
+        self.route = self.route[beam_idx.to(self.route.device)]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._whole.batch_repeat_interleave(repeats)
+        self.route = self.route.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._whole.batch_select_indices(indices)
+        self.route = self.route[indices.to(self.route.device)]
+
+    @property
+    def _whole(self) -> Any:
+        """The cache as its own class has it, which is not known here."""
+        return super()
+
+
+@cache
+def _routed(kind: type) -> type:
+    return type("RoutedCache", (RoutedRows, kind), {})
+
+
 def kept_route(call: LayerCall) -> Tensor | None:
     """(B, L) bool, the route on which the caches of a call were filled so far; None where they are empty, or there are none.
 
     Raises:
         UserError: for a cache that is not of rows that grow, or that was filled while no policy was attached.
     """
-    for cache in _caches(call):
-        kind = type(cache).__name__
-        if kind not in ("DynamicCache", "RoutedCache"):
-            raise UserError(f'a {kind} has no rows that some layers may leave out: use a DynamicCache, cache_implementation="dynamic"')
-        if cache.get_seq_length() == 0:
+    for held in _caches(call):
+        if not isinstance(held, RoutedRows) and type(held).__name__ != "DynamicCache":
+            raise UserError(f'a {type(held).__name__} has no rows that some layers may leave out: use a DynamicCache, cache_implementation="dynamic"')
+        if held.get_seq_length() == 0:
             continue
-        if kind == "DynamicCache":
+        if not isinstance(held, RoutedRows):
             raise UserError("the cache was filled while no policy was attached, so its rows have no route: begin with an empty cache")
-        return cache.route
+        return held.route
     return None
 
 
 def keep_route(call: LayerCall, route: Tensor) -> None:
     """Ties the caches of a call to the route (B, L) of their rows."""
-    for cache in _caches(call):
-        from rl_skip.attached.routed_cache import RoutedCache
-
-        cache.__class__ = RoutedCache
-        cache.route = route
+    for held in _caches(call):
+        if not isinstance(held, RoutedRows):
+            kind: type[object] = type(held)
+            held.__class__ = _routed(kind)
+        held.route = route
 
 
 def fill_caches(i: int, hidden: Tensor, call: LayerCall) -> None:
     """Makes the cache of a layer that no row runs as long as the others': masks and positions may be read from its length."""
-    for cache in _caches(call):
+    for held in _caches(call):
         empty = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
-        cache.update(empty, empty, i)
+        held.update(empty, empty, i)
 
 
 def _caches(call: LayerCall) -> Iterator[Any]:

@@ -100,6 +100,23 @@ def test_the_route_of_a_sequence_comes_from_its_prompt_alone() -> None:
         assert handle.last_routes.equal(routes)
 
 
+def test_the_rows_of_a_cache_keep_their_routes_when_they_move() -> None:
+    model = build("llama")
+    inputs = batch(model)
+    route = torch.tensor([[1, 0, 1, 0, 0], [1, 1, 0, 0, 1], [1, 0, 0, 1, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
+    following, order = torch.tensor([[5], [6], [7], [8]]), torch.tensor([2, 0, 3, 3])
+    handle = rl_skip.attach(model)
+    with handle.forced(route), torch.no_grad():
+        cache = model(**inputs).past_key_values
+        copied = copy.deepcopy(cache)
+        mask = torch.cat([inputs["attention_mask"], torch.ones_like(following)], dim=1)
+        plain = model(input_ids=following, attention_mask=mask, past_key_values=cache).logits
+        copied.reorder_cache(order)
+        moved = model(input_ids=following[order], attention_mask=mask[order], past_key_values=copied).logits
+    assert handle.last_routes.equal(route[order])
+    torch.testing.assert_close(moved, plain[order], atol=1e-5, rtol=1e-5)
+
+
 def test_generation_equals_that_on_the_routes_of_the_prompts() -> None:
     model = build("gpt2")
     inputs = batch(model)
