@@ -1,7 +1,6 @@
 """Key-value caches: a row keeps the route that its prompt was read on for as long as its cache lives, so no layer's cache has holes."""
 
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -36,11 +35,6 @@ class RoutedRows:
         return super()
 
 
-@cache
-def _routed(kind: type) -> type:
-    return type("RoutedCache", (RoutedRows, kind), {})
-
-
 def kept_route(call: LayerCall) -> Tensor | None:
     """(B, L) bool, the route on which the caches of a call were filled so far; None where they are empty, or there are none.
 
@@ -62,8 +56,7 @@ def keep_route(call: LayerCall, route: Tensor) -> None:
     """Ties the caches of a call to the route (B, L) of their rows."""
     for held in _caches(call):
         if not isinstance(held, RoutedRows):
-            kind: type[object] = type(held)
-            held.__class__ = _routed(kind)
+            held.__class__ = type("RoutedCache", (RoutedRows, type(held)), {})
         held.route = route
 
 
