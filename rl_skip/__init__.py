@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rl_skip.errors import UserError
 
 if TYPE_CHECKING:
-    from rl_skip.attached import Handle, attach
+    from rl_skip.attached import Handle, HuggingFaceStack, attach
     from rl_skip.export import SkipModel, load, load_policy, save
     from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
     from rl_skip.routing import Rollout, sweep
@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Examples",
     "Handle",
+    "HuggingFaceStack",
     "JumpPolicy",
     "JumpRules",
     "LayerStack",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 _PARTS = {
-    "attached": ("Handle", "attach"),
+    "attached": ("Handle", "HuggingFaceStack", "attach"),
     "export": ("SkipModel", "load", "load_policy", "save"),
     "policy": ("JumpPolicy", "JumpRules", "ObservationLayout"),
     "routing": ("Rollout", "sweep"),

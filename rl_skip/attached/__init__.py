@@ -2,5 +2,6 @@
 
 from rl_skip.attached.attaching import attach
 from rl_skip.attached.handle import Handle
+from rl_skip.attached.huggingface import HuggingFaceStack
 
-__all__ = ["Handle", "attach"]
+__all__ = ["Handle", "HuggingFaceStack", "attach"]

@@ -11,7 +11,7 @@ from rl_skip.attached.handle import Handle, RoutedForward
 from rl_skip.errors import UserError
 from rl_skip.policy import JumpPolicy, JumpRules
 
-__all__ = ["attach"]
+__all__ = ["attach", "check_fit", "check_layers"]
 
 
 def attach(
@@ -50,7 +50,7 @@ def attach(
         >>> handle.detach()
     """
     path, found = find_layers(model, layers)
-    _check_layers(path, found)
+    check_layers(path, found)
     if isinstance(policy, Path | str):
         raise NotImplementedError
     if isinstance(policy, JumpRules):
@@ -82,7 +82,12 @@ def check_fit(rules: JumpRules, depth: int, width: int | None, path: str) -> Non
             raise UserError(f"the policy's {name} is {mine}, that of {path} is {theirs}; the policy goes with the network that it was trained on")
 
 
-def _check_layers(path: str, layers: Sequence[nn.Module]) -> None:
+def check_layers(path: str, layers: Sequence[nn.Module]) -> None:
+    """Refuses layers that cannot be routed.
+
+    Raises:
+        UserError: for layers that are attached already, one module in several places, and rows that come second.
+    """
     if len({id(layer) for layer in layers}) < len(layers):
         raise UserError(f"{path} holds one module more than once, so its layers cannot be told apart: give each layer a module of its own")
     if any(isinstance(vars(layer).get("forward"), RoutedForward) for layer in layers):

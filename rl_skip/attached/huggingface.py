@@ -1,0 +1,183 @@
+"""A model from transformers as a `LayerStack`, so that the sweep, the environment, the agents and the export serve it."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rl_skip.attached.attaching import check_layers
+from rl_skip.attached.called import CalledCarry, CalledStack
+from rl_skip.attached.calls import LayerCall, real_tokens
+from rl_skip.attached.finding import find_layers, width_of
+from rl_skip.attached.flops import transformer_flops
+from rl_skip.errors import UserError
+from rl_skip.inputs import Inputs
+from rl_skip.stack import Carry, masked_mean
+
+__all__ = ["HuggingFaceStack"]
+
+NOMINAL_TOKENS = 128
+Recorded = dict[str, list[Any]]
+
+
+class _Reached(Exception):
+    """The forward call has come to its last layer, and nothing after it is wanted."""
+
+
+@dataclass
+class _ModelCarry(CalledCarry):
+    before: Recorded = field(default_factory=dict)
+    """What the modules before layer 0 returned, by name, so that they need not run again to finish."""
+
+    def take(self, rows: Tensor) -> "_ModelCarry":
+        taken = super().take(rows)
+        assert isinstance(taken, _ModelCarry)
+        taken.before = {}
+        return taken
+
+    def put(self, rows: Tensor, other: Carry) -> None:
+        super().put(rows, other)
+        self.before = {}
+
+
+class HuggingFaceStack(CalledStack):
+    """Any model from transformers whose layers rows may skip: captured, stepped and finished through its own forward.
+
+    `begin` calls the model up to its layers and keeps the arguments that it calls them with; `finish` calls it once more, with
+    the hidden state that the routes led to in the place of the layers. LayerDrop is off: which layers run is the policy's to say.
+
+    Args:
+        model: the model; inputs are a dictionary of its arguments, or one tensor, its first.
+        head: hidden state averaged over the real tokens (B, D) → outputs, for a backbone without a head of its own.
+            None: the outputs are the model's logits.
+        layers: the path of the layers in the model; "auto" finds them.
+        prompt_tokens: how many real tokens, from the first, the policy may look at; None: all. A causal model that is
+            scored on its tokens must not let it look at those.
+
+    Raises:
+        UserError: if the layers are not found, or the width is not the model's.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification  # doctest: +SKIP
+        >>> stack = HuggingFaceStack(BertForSequenceClassification(BertConfig(num_hidden_layers=4)))  # doctest: +SKIP
+        >>> rollout = sweep(stack, policy, {"input_ids": ids, "attention_mask": mask}, price=0.1)  # doctest: +SKIP
+    """
+
+    def __init__(self, model: nn.Module, *, head: nn.Module | None = None, layers: str = "auto", prompt_tokens: int | None = None) -> None:
+        path, found = find_layers(model, layers)
+        check_layers(path, found)
+        width = width_of(model)
+        if width is None:
+            raise UserError(f"{type(model).__name__} has no configuration with a hidden_size; build a ModuleStack from its parts instead")
+        super().__init__(found, width=width)
+        self.model, self.head, self.path, self.prompt_tokens = model, head, path, prompt_tokens
+        self.flops = transformer_flops(model, found, width)
+        self.register_buffer("layer_flops", self.flops.of(torch.tensor([NOMINAL_TOKENS]))[0], persistent=False)
+        self.causal = any(getattr(part, "is_causal", False) for part in found[0].modules())
+        parameters = inspect.signature(model.forward).parameters
+        self.options = {name: value for name, value in (("use_cache", False), ("return_dict", True)) if name in parameters}
+        self.beside = _modules_beside(model, path)
+        for part in model.modules():
+            for holder in (part, getattr(part, "config", None)):
+                for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+                    if hasattr(holder, name):
+                        setattr(holder, name, 0.0)
+
+    def begin(self, inputs: Inputs) -> Carry:
+        calls: dict[int, LayerCall] = {}
+        entered: list[Tensor] = []
+
+        def record(i: int, *args: Any, **kwargs: Any) -> Any:
+            hidden, calls[i] = LayerCall.of(self.names[i], args, kwargs)
+            entered.append(hidden)
+            if i == self.depth - 1:
+                raise _Reached
+            return self.returned(i, CalledCarry(hidden=hidden, full_flops=hidden, calls=calls))
+
+        before: Recorded = {}
+        with self._recording(before, entered), _standing_in(self.routed, [partial(record, i) for i in range(self.depth)]):
+            with suppress(_Reached):
+                self._call(inputs)
+        calls[0].check()
+        carry = _ModelCarry(**vars(self.carry_of(entered[0], calls[0], self.flops)))
+        if carry.mask is None and isinstance(inputs, dict) and "attention_mask" in inputs:
+            carry.mask = carry.hidden.new_ones(carry.hidden.shape[:2], dtype=torch.bool)  # rows with padding may come to take its place
+        carry.calls, carry.inputs, carry.before, carry.causal = calls, inputs, before, self.causal
+        return carry
+
+    def finish(self, carry: Carry) -> Tensor:
+        assert isinstance(carry, _ModelCarry) and carry.inputs is not None
+
+        def pass_by(i: int, *args: Any, **kwargs: Any) -> Any:
+            _, call = LayerCall.of(self.names[i], args, kwargs)
+            return self.returned(i, CalledCarry(hidden=carry.hidden, full_flops=carry.full_flops, calls={i: call}))
+
+        with _standing_in(self.routed, [partial(pass_by, i) for i in range(self.depth)]), self._replaying(carry.before):
+            outputs = self._call(carry.inputs)
+        if self.head is not None:
+            return self.head(masked_mean(outputs.last_hidden_state, real_tokens(carry.calls[0], carry.hidden.shape[1])))
+        logits = getattr(outputs, "logits", None)
+        if logits is None:
+            raise UserError(f"{type(self.model).__name__} returns no logits: give the stack a head, or load the model with one")
+        return logits
+
+    def _call(self, inputs: Inputs) -> Any:
+        return self.model(inputs, **self.options) if isinstance(inputs, Tensor) else self.model(**inputs, **self.options)
+
+    @contextmanager
+    def _recording(self, before: Recorded, entered: list[Tensor]) -> Iterator[None]:
+        """Within it, `before` gets what the modules beside the layers return until layer 0 is entered."""
+
+        def keep(name: str, _module: nn.Module, _args: Any, output: Any) -> None:
+            if not entered:
+                before.setdefault(name, []).append(output)
+
+        hooks = [module.register_forward_hook(partial(keep, name)) for name, module in self.beside.items()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def _replaying(self, before: Recorded) -> Iterator[None]:
+        """Within it, modules return what they returned before, as often as they did, and then run again."""
+
+        def replay(left: list[Any], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            return left.pop(0) if left else original(*args, **kwargs)
+
+        modules = [self.beside[name] for name in before]
+        with _standing_in(modules, [partial(replay, list(before[name]), self.beside[name].forward) for name in before]):
+            yield
+
+
+@contextmanager
+def _standing_in(modules: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
+    """Within it, each module runs the forward given for it."""
+    own = [vars(module).get("forward") for module in modules]
+    try:
+        for module, forward in zip(modules, forwards, strict=True):
+            module.forward = forward
+        yield
+    finally:
+        for module, before in zip(modules, own, strict=True):
+            vars(module).pop("forward", None)
+            if before is not None:
+                module.forward = before
+
+
+def _modules_beside(model: nn.Module, path: str) -> dict[str, nn.Module]:
+    """The modules that lie beside the way from the model to its layers, such as the embeddings; each once."""
+    way = path.split(".")
+    beside: dict[str, nn.Module] = {}
+    for depth, name in enumerate(way):
+        parent = ".".join(way[:depth])
+        for child_name, child in model.get_submodule(parent).named_children():
+            if child_name != name and not any(child is other for other in beside.values()):
+                beside[f"{parent}.{child_name}".lstrip(".")] = child
+    return beside
