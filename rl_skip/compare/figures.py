@@ -39,6 +39,8 @@ CELL_TEXT = 26
 """Classes or layers beyond which the cells of the heat map carry no numbers."""
 LABEL_GAP = 0.058
 """Distance of two labels beside a panel, as a share of its height."""
+ARC_HEIGHT = 0.36
+"""Height of a jump's arc for each layer that it is long, where two layers are 1 apart."""
 SMALL_FLOW = 0.03
 """Share of rows below which a jump is drawn without a number."""
 
@@ -203,11 +205,12 @@ def draw_flow(taken: RoutesTaken, task: Task, split: Split = "test") -> "Figure"
     rows, depth = taken.route.shape
     flow = taken.flow().double() / rows  # (L, L + 1)
     leaving = bool(flow[:-1, depth].sum() > 0)
-    figure = new_figure(min(2.0 + 0.95 * (depth + 1), 15), 4.6)
+    longest = max((j - i for i, j in flow.nonzero().tolist() if leaving or j < depth), default=1)
+    bottom, top = -1.0, ARC_HEIGHT * longest + 0.6
+    figure = new_figure(min(2.0 + 0.95 * (depth + 1), 15), min(1.2 + 0.8 * (top - bottom), 4.6))
     axes = figure.subplots()
     subtitle = f"thickness and numbers: share of the {rows} {split} rows; straight: the very next layer; arc: the layers below it are not computed"
     title(figure, f"Where the policy jumps, from layer to layer: {task.name}", subtitle)
-    longest = 1
     for i, j in flow.nonzero().tolist():
         share = float(flow[i, j])
         if j == depth and not leaving:
@@ -216,7 +219,6 @@ def draw_flow(taken: RoutesTaken, task: Task, split: Split = "test") -> "Figure"
             axes.plot([i, j], [0, 0], color=BLUE, lw=_thickness(share), solid_capstyle="butt", zorder=1)
             _number(axes, i + 0.5, -0.32, share)
         else:
-            longest = max(longest, j - i)
             _arc(axes, i, j, share)
     ran = taken.route.double().mean(dim=0).tolist()
     for i, rate in enumerate(ran):
@@ -226,7 +228,7 @@ def draw_flow(taken: RoutesTaken, task: Task, split: Split = "test") -> "Figure"
     axes.text(-0.45, 0, "layer", ha="right", va="center")
     axes.text(-0.45, -0.75, "rows that run it", ha="right", va="center")
     axes.text(depth, 0, "output", ha="center", va="center", zorder=5, bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": INK})
-    axes.set(xlim=(-1.7, depth + 0.6), ylim=(-1.0, 0.36 * longest + 0.6))
+    axes.set(xlim=(-1.7, depth + 0.6), ylim=(bottom, top))
     axes.axis("off")
     return figure
 
@@ -238,7 +240,7 @@ def _thickness(share: float) -> float:
 def _arc(axes: "Axes", i: int, j: int, share: float) -> None:
     from matplotlib.patches import Arc
 
-    middle, span, height = (i + j) / 2, j - i, 0.36 * (j - i)
+    middle, span, height = (i + j) / 2, j - i, ARC_HEIGHT * (j - i)
     colour = VERMILLION
     arc: Any = Arc((middle, 0), span, 2 * height, theta1=0, theta2=180, color=colour, lw=_thickness(share), alpha=0.75, zorder=2)
     axes.add_patch(arc)

@@ -1,5 +1,6 @@
 """What the figures of a comparison look like."""
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ __all__ = ["BLUE", "GREEN", "GREY", "INK", "ORANGE", "PURPLE", "SKY", "VERMILLIO
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"  # Okabe and Ito
 INK, GREY = "#1a1a1a", "#808080"
 DPI = 150
+NOTE_CHARACTERS = 15.5
+"""Characters of the note below a figure that fit into an inch."""
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -32,7 +35,9 @@ def new_figure(width: float, height: float) -> "Figure":
 def title(figure: "Figure", what: str, how: str) -> None:
     """Says above what the figure shows, and below it on which rows and how it is to be read."""
     figure.suptitle(what, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
-    figure.supxlabel(how, x=0.01, ha="left", fontsize=8, color="#404040")
+    characters = int(NOTE_CHARACTERS * figure.get_figwidth())
+    lines = [line for part in how.splitlines() for line in textwrap.wrap(part, characters)]
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color="#404040")
 
 
 def plain(axes: "Axes") -> None:

@@ -96,6 +96,15 @@ def test_an_arc_for_each_jump_with_its_share(exits: bool) -> None:
     assert sorted(text for text in texts(figure) if text.endswith("%")) == sorted(shares + running)
 
 
+def test_a_narrow_figure_holds_its_whole_note() -> None:
+    for depth in (3, DEPTH):
+        rows = taken()
+        figure = draw_flow(RoutesTaken(rows.route[:, :depth], rows.prediction, rows.correct, rows.compute, rows.labels), task())
+        figure.draw_without_rendering()
+        note = next(text for text in figure.texts if "thickness" in text.get_text())
+        assert note.get_window_extent().x1 <= figure.bbox.x1
+
+
 def test_easy_rows_cost_less_than_all_others_and_hard_rows_more() -> None:
     rows = taken()
     easy, hard = easiest_and_hardest(rows, 6)
