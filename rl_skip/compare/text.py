@@ -24,7 +24,8 @@ Everything is measured on test data; prices, routes and points of curves were ch
 - *random routes*: at the policy's mean compute.
 - *another row's eyes*: each row follows the route that the policy chose for another row, in expectation over the others. Where that is as good,
   the policy does not look at its input.
-- *oracle*: each row's best route at the policy's price, by trying them all and knowing the label: a bound, not a goal.
+- *oracle*: each row's best route at the policy's price, by trying them all on these rows and knowing
+  the labels: a bound, not a goal.
 - *lead*: the policy's accuracy minus the rival's, row by row. *p*: exact McNemar test with one run; with several, signs of rows flipped at random.
 - *area*: mean accuracy over all budgets from 0.2 to 1, each answered with the point that validation data choose within it; where none is that
   cheap, by always answering with the most frequent class.
