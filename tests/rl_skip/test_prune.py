@@ -89,6 +89,16 @@ def test_blocks_are_left_out_of_the_very_weights() -> None:
     assert sum(map(torch.numel, pruned.state_dict().values())) == sum(map(torch.numel, by_hand.state_dict().values()))
 
 
+def test_tied_layers_stay_tied() -> None:
+    stack, inputs = case("blocks")
+    assert isinstance(stack, ModuleStack)
+    tied = ModuleStack(stack.embed, [stack.layers[0]] * DEPTH, stack.head, width=WIDTH, layer_flops=[1.0] * DEPTH, layers_take_mask=True)
+    by_hand = nn.Sequential(stack.embed, stack.layers[0], stack.layers[0], stack.layers[0], stack.head)
+    pruned = PrunedNetwork(tied, (0, 2, 3))
+    torch.testing.assert_close(pruned(inputs), by_hand(inputs), atol=1e-6, rtol=0)
+    assert sum(parameter.numel() for parameter in pruned.parameters()) == sum(parameter.numel() for parameter in by_hand.parameters())
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on digits, of a network that tells its layers apart without having been trained."""
