@@ -12,14 +12,14 @@ import torch
 from rl_skip.compare.comparison import BUDGETS, compare
 from rl_skip.compare.figures import draw_all
 from rl_skip.compare.result import Comparison
-from rl_skip.compare.text import markdown
+from rl_skip.compare.text import REPORT, markdown
 from rl_skip.errors import UserError
 from rl_skip.runs import read_run
 from rl_skip.tasks import load_task
 
 __all__ = ["compare_and_write"]
 
-COMPARED, REPORT, FIGURES = "compare.json", "compare.md", "figures"
+COMPARED, FIGURES = "compare.json", "figures"
 
 
 def compare_and_write(
@@ -69,6 +69,6 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def _train_rivals(folder: Path, budgets: tuple[float, ...], data: str | None) -> None:
-    if find_spec("agents") is None:
+    if any(find_spec(name) is None for name in ("agents", "agents.rivals")):
         raise UserError("training rivals needs the folder agents; run python -m rl_skip compare --train-rivals from the checkout")
     import_module("agents.rivals").train_rivals(folder, budgets=budgets, data=data)

@@ -75,7 +75,7 @@ def compare(
         found = measure(folder, seed, model, task, rows, budgets)
         _check_together(found, measurements)
         measurements.append(found)
-        curves, left_out = read_rivals([*rival_folders(folder), *extra[folder]], rows, data, device)
+        curves, left_out = read_rivals([*rival_folders(folder), *extra[folder]], read_run(folder).task, rows, data, device)
         trained.append(curves)
         notes += left_out
     return compared(measurements, trained, notes, begun=begun)

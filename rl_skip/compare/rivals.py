@@ -28,11 +28,12 @@ def rival_folders(run: Path) -> list[Path]:
     return sorted(one for one in (run / RIVALS).iterdir() if one.is_dir()) if (run / RIVALS).is_dir() else []
 
 
-def read_rivals(folders: Iterable[Path], rows: Rows, data: str | None, device: torch.device | str) -> tuple[list[Curve], list[str]]:
+def read_rivals(folders: Iterable[Path], task: str, rows: Rows, data: str | None, device: torch.device | str) -> tuple[list[Curve], list[str]]:
     """One curve for each kind of rival, of the points of all folders of that kind; other policies stay apart.
 
     Args:
-        rows: what the run is measured on; the rivals must have been measured on the same.
+        task: the name of the run's task, and
+        rows: what the run is measured on; the rivals must have been trained and measured on the same.
 
     Returns:
         The curves, and a sentence for each folder that is left out because it is not finished.
@@ -40,6 +41,7 @@ def read_rivals(folders: Iterable[Path], rows: Rows, data: str | None, device: t
     curves: dict[str, Curve] = {}
     notes: list[str] = []
     for folder in folders:
+        _check_task(folder, task)
         if (folder / CURVE).is_file():
             curve = load_curve(folder)
         elif is_run(folder) and (folder / "policy").is_dir():
@@ -58,6 +60,12 @@ def _policy_of(folder: Path, rows: Rows, data: str | None, device: torch.device 
     model, task = load_run(folder, data=data, device=device)
     name, kind = (ONE_SHOT, "one-shot") if model.rules.scope == "input" else (f"policy {folder.name}", "policy")
     return policy_curve(model, task, rows, seed_of(folder), name, kind)
+
+
+def _check_task(folder: Path, task: str) -> None:
+    found = Fields.read(folder / CONFIG, FORMAT_VERSION).object("task").text("name") if is_run(folder) else task
+    if found != task:
+        raise UserError(f"{folder} was trained on {found}, the run on {task}; name rivals trained on the same data")
 
 
 def _check_rows(folder: Path, curve: Curve, rows: Rows) -> None:

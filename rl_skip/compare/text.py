@@ -7,8 +7,10 @@ from pathlib import Path
 from rl_skip.compare.result import FULL_DEPTH, ORACLE, POLICY, Comparison, Interval, Operating, Rival
 from rl_skip.compare.verdict import leads, trails
 
-__all__ = ["markdown", "terminal"]
+__all__ = ["REPORT", "markdown", "terminal"]
 
+REPORT = "compare.md"
+"""Where the first run's folder holds the whole report."""
 Table = list[list[str]]
 MARKS = "+ marks a rival that is more accurate than the policy, - one that is less accurate, by interval and paired test"
 
@@ -44,6 +46,7 @@ def terminal(comparison: Comparison) -> str:
             _aligned(_time_table(comparison)),
             *(["\n".join(f"note: {note}" for note in comparison.notes)] if comparison.notes else []),
             "\n".join(["verdict:", *(f"  {sentence}" for sentence in comparison.verdict.sentences)]),
+            f"more in {Path(comparison.runs[0]) / REPORT}",
         ]
     )
 

@@ -3,12 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from rl_skip.cli import main
+from rl_skip.compare import command
 from rl_skip.compare.curves import Curve, Point, save_curve
 
 ROWS = {"validation": 359, "test": 360}
@@ -53,6 +55,7 @@ def test_it_writes_and_prints_all_of_it(run: Path, capsys: pytest.CaptureFixture
     pictures = {f"figures/{name}.png" for name in ("curve", "run_rate", "flow", "examples")}
     assert all(f"({picture})" in report and (run / picture).is_file() for picture in pictures)
     assert {folder.name for folder in (run / "compare").iterdir()} == set(names), "TensorBoard has a curve for each"
+    assert f"more in {run / 'compare.md'}" in table
     assert "verdict:" in table and "## Verdict" in report
     assert [one["batch_size"] for one in said["times"]] == [1, 8, 64]
 
@@ -71,6 +74,24 @@ def test_prune_takes_the_route_that_compare_found(run: Path, tmp_path: Path, cap
     pruned = json.loads(capsys.readouterr().out)
     assert pruned["layers"] == fixed["layers"]
     assert (pruned["accuracy"], pruned["compute"]) == pytest.approx((fixed["accuracy"]["value"], fixed["compute"]))
+
+
+def test_rivals_are_trained_first_where_there_is_what_trains_them(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(folder: Path, budgets: tuple[float, ...], data: str | None) -> None:
+        for budget in budgets:
+            save_rival(folder / "rivals" / f"shallow-{budget}", "shallow", budget)
+
+    monkeypatch.setattr(command, "find_spec", lambda name: object() if name in ("agents", "agents.rivals") else None)
+    monkeypatch.setattr(command, "import_module", lambda name: SimpleNamespace(train_rivals=train))
+    assert main(["compare", str(run), "--train-rivals", "--budgets", "0.4", "0.7"]) == 0
+    trained = json.loads((run / "compare.json").read_text())["curves"][3]
+    assert trained["kind"] == "shallow" and trained["points"][0]["label"] == "budget 0.4"
+    assert not (run / "figures").exists(), "without matplotlib there are no figures"
+    capsys.readouterr()
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    assert "from the checkout" in complaint(capsys, run, "--train-rivals")
 
 
 def test_two_seeds_share_one_report_and_rivals_go_to_their_seed(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,5 +115,8 @@ def test_what_does_not_go_together_is_refused(run: Path, tmp_path: Path, capsys:
     assert "is not a run" in complaint(capsys, tmp_path)
     save_rival(tmp_path / "short", "shallow", 0.5, missing=3)
     assert "357 test rows, the run has 360" in complaint(capsys, run, "--rivals", tmp_path / "short")
+    other = json.loads((run / "config.json").read_text()) | {"task": {"name": "speech", "data": None}}
+    (tmp_path / "short" / "config.json").write_text(json.dumps(other))
+    assert "was trained on speech, the run on digits" in complaint(capsys, run, "--rivals", tmp_path / "short")
     assert "a budget is a mean compute in (0, 1]" in complaint(capsys, run, "--budgets", "1.5")
     assert not (run / "compare.json").exists()
