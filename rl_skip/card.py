@@ -15,7 +15,6 @@ def model_card(description: Description, weights: bool) -> str:
     """
     rules, layout = description.rules, description.rules.layout
     leaves = "; it may leave before the last layer" if rules.allow_exit else ""
-    argument = "" if description.network is not None else ", stack"
     parts = [
         "# A jump policy",
         f"A policy that decides, for each input, which of a network's {layout.depth} layers (width {layout.width}) to run. It looks "
@@ -28,13 +27,28 @@ def model_card(description: Description, weights: bool) -> str:
         f"Operating price: {description.price:.4g}. Reward is accuracy − price · compute; compute is 1 for all layers of the network, "
         "and the policy's own operations are counted in.",
         "## Use",
-        f"```python\nimport rl_skip\n\nmodel = rl_skip.load(\"path/to/this/folder\"{argument})\noutputs = model(inputs)\n```",
-        "`model.price = 0.1` sets the price" + (", `model.budget = 0.5` the mean compute allowed" if description.table.points else "")
-        + "; `model.last.route` says which layers each row ran."
-        + ("" if description.network is not None else " `stack` is the network that the policy was trained on, a `rl_skip.LayerStack`."),
+        *_use(description),
         "Written with " + ", ".join(f"{name} {version}" for name, version in description.versions.items()) + ".",
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def _use(description: Description) -> list[str]:
+    network, budget = description.network, ", `{}.budget = 0.5` the mean compute allowed" if description.table.points else ""
+    if network is not None and description.attached:
+        base = network["base_model"] or f"a {network['model_class']}"
+        revision = f", revision {network['revision']}" if network["revision"] else ""
+        return [
+            f"It belongs to {base}{revision} ({network['model_class']}, layers `{network['layers']}`).",
+            '```python\nimport rl_skip\n\nhandle = rl_skip.attach(model, "path/to/this/folder")\noutputs = model(**inputs)\n```',
+            f"`handle.price = 0.1` sets the price{budget.format('handle')}; `handle.last_routes` says which layers each row ran.",
+        ]
+    argument = "" if network is not None else ", stack"
+    return [
+        f'```python\nimport rl_skip\n\nmodel = rl_skip.load("path/to/this/folder"{argument})\noutputs = model(inputs)\n```',
+        f"`model.price = 0.1` sets the price{budget.format('model')}; `model.last.route` says which layers each row ran."
+        + ("" if network is not None else " `stack` is the network that the policy was trained on, a `rl_skip.LayerStack`."),
+    ]
 
 
 def _table(description: Description) -> str:

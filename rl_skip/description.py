@@ -36,6 +36,11 @@ class Description:
     """What the network is rebuilt from; None where only its maker can."""
     versions: dict[str, str] = field(default_factory=lambda: _versions())
 
+    @property
+    def attached(self) -> bool:
+        """Whether the policy is attached to a model that its user has."""
+        return self.network is not None and self.network.get("kind") == "attached"
+
     def to_json(self) -> dict[str, Any]:
         """What the file holds."""
         rules, layout = self.rules, self.rules.layout

@@ -25,7 +25,7 @@ from rl_skip.skip_layer import SkipLayer
 from rl_skip.stack import LayerStack
 from rl_skip.weights import build, read_weights, save_weights
 
-__all__ = ["FILES", "SkipModel", "copy_export", "load", "load_policy", "place", "read_description", "save"]
+__all__ = ["DESCRIPTION", "FILES", "SkipModel", "checked_price", "copy_export", "load", "load_policy", "place", "read_description", "save"]
 
 RIGHT_NETWORK = "the policy goes with the network that it was trained on"
 DESCRIPTION, POLICY, MODEL, CARD = FILES = ("policy.json", "policy.safetensors", "model.safetensors", "README.md")
@@ -139,7 +139,7 @@ def save(
         price=checked_price(price),
         table=price_table if isinstance(price_table, PriceTable) else PriceTable.monotone(price_table),
         trained_on=trained_on or {},
-        network=_skip_layer_to_json(stack) if isinstance(stack, SkipLayer) else network,
+        network=_skip_layer_to_json(stack) if isinstance(stack, SkipLayer) else network or stack.described(),
     )
 
     def fill(new: Path) -> None:
@@ -155,7 +155,7 @@ def save(
 def copy_export(source: Path, folder: Path, *, overwrite: bool = False) -> None:
     """Copies an export after checking all of it that can be checked without its maker's code."""
     description = read_description(source)
-    if description.network is None:
+    if description.network is None or description.attached:
         load_policy(source)
     else:
         load(source)
@@ -253,6 +253,8 @@ def _build_network(description: Description, file: Path) -> LayerStack:
     network = description.network
     if network is None:
         raise UserError(f"{file.parent} does not describe its network; pass the network that the policy was trained on: load(folder, stack)")
+    if description.attached:
+        raise UserError(f"{file.parent} goes with a model that you have: load a {network['model_class']}, then rl_skip.attach(model, folder)")
     if "kind" not in network:
         return build(file, lambda: network_from_json(network), DESCRIPTION)
     options = {name: value for name, value in network.items() if name != "kind"}

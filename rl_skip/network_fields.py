@@ -26,8 +26,13 @@ def read_network_config(fields: Fields) -> NetworkConfig:
 
 def read_network(fields: Fields, width: int, depth: int) -> dict[str, Any]:
     """The description of a network, checked field by field, for `network_from_json`."""
+    if "kind" in fields.values and fields.text("kind", ("SkipLayer", "attached")) == "attached":
+        for name in ("model_class", "layers"):
+            fields.text(name)
+        for name in ("base_model", "revision", "config_hash"):
+            fields.text_or_none(name)
+        return fields.values
     if "kind" in fields.values:
-        fields.text("kind", ("SkipLayer",))
         _same(fields, "dims", width)
         _same(fields, "layer", depth)
         for name in ("head", "keys", "tokens"):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,10 @@ class LayerStack(nn.Module):
     def layer_costs(self) -> Tensor:
         """(L,), share of each layer in the cost of running all of them. Sums to 1."""
         return self.layer_flops / self.layer_flops.sum()
+
+    def described(self) -> dict[str, Any] | None:
+        """What an export says about the network, in plain JSON; None: nothing but its depth, width and costs."""
+        return None
 
     def begin(self, inputs: Inputs) -> Carry:
         """Everything before layer 0."""

@@ -8,7 +8,9 @@ from torch import nn
 from rl_skip.attached.finding import find_layers, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.handle import Handle, RoutedForward
+from rl_skip.attached.identity import check_identity, saved_identity
 from rl_skip.errors import UserError
+from rl_skip.export import DESCRIPTION, load_policy, read_description
 from rl_skip.policy import JumpPolicy, JumpRules
 
 __all__ = ["attach", "check_fit", "check_layers"]
@@ -49,26 +51,43 @@ def attach(
         [1, 0, 0, 1]
         >>> handle.detach()
     """
-    path, found = find_layers(model, layers)
-    check_layers(path, found)
+    description, file, saved = None, Path(), None
     if isinstance(policy, Path | str):
-        raise NotImplementedError
-    if isinstance(policy, JumpRules):
+        description, file = read_description(policy), Path(policy, DESCRIPTION)
+        policy, saved = load_policy(policy), saved_identity(description, file)["layers"]
+    elif isinstance(policy, JumpRules):
         policy = JumpPolicy(policy).eval()
-    automatic = layers == "auto" and width_of(model) is not None
-    width = width_of(model) if automatic else None if policy is None else policy.rules.layout.width
+    path, found, standard = _find(model, layers, saved)
+    check_layers(path, found)
+    width = width_of(model) if standard else None
     if policy is not None:
         check_fit(policy.rules, len(found), width, path)
+    flops = None if width is None else transformer_flops(model, found, width)
+    if description is not None:
+        check_identity(description, model, path, None if flops is None else flops.shares(), file)
     return Handle(
         model,
         found,
         path,
-        width=width,
-        flops=transformer_flops(model, found, width) if automatic and width is not None else None,
+        width=width if policy is None else policy.rules.layout.width,
+        flops=flops,
         policy=policy,
+        price=0.0 if description is None else description.price,
+        table=None if description is None else description.table,
+        trained_on=None if description is None else description.trained_on,
         channel_dim=channel_dim,
         prompt_tokens=prompt_tokens,
     )
+
+
+def _find(model: nn.Module, layers: str, saved: str | None) -> tuple[str, Sequence[nn.Module], bool]:
+    """The layers, those at `saved` where "auto" finds none, and whether "auto" found them."""
+    try:
+        return *find_layers(model, layers), layers == "auto"
+    except UserError:
+        if layers != "auto" or saved is None:
+            raise
+        return *find_layers(model, saved), False
 
 
 def check_fit(rules: JumpRules, depth: int, width: int | None, path: str) -> None:

@@ -13,6 +13,8 @@ from rl_skip.costs import attention_pair_flops, count_flops, counting, linear_fl
 
 __all__ = ["LayerFlops", "counted_flops", "transformer_flops"]
 
+NOMINAL_TOKENS = 128
+
 
 class LayerFlops:
     """Operations of L layers for a row of n tokens: per_token · n + per_pair · n² + fixed, each (L,)."""
@@ -24,6 +26,15 @@ class LayerFlops:
         """(R, L), for rows of `tokens` (R,) real tokens each."""
         powers = tokens.float().unsqueeze(1) ** torch.arange(3, device=tokens.device)  # (R, 3)
         return powers @ self.terms.to(tokens.device).T
+
+    def shares(self) -> list[float]:
+        """L shares of the layers in the operations of all, for a row of nominal length."""
+        nominal = self.nominal()
+        return (nominal / nominal.sum()).tolist()
+
+    def nominal(self) -> Tensor:
+        """(L,), for a row of nominal length."""
+        return self.of(torch.tensor([NOMINAL_TOKENS]))[0]
 
 
 def transformer_flops(model: nn.Module, layers: Sequence[nn.Module], width: int) -> LayerFlops:

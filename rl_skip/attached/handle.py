@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import update_wrapper
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from rl_skip.attached.caches import fill_caches, keep_route, kept_route
 from rl_skip.attached.called import CalledCarry, CalledStack
 from rl_skip.attached.calls import LayerCall
 from rl_skip.attached.flops import LayerFlops, counted_flops
+from rl_skip.attached.identity import identity
 from rl_skip.dial import PriceTable
 from rl_skip.errors import UserError
-from rl_skip.export import checked_price
+from rl_skip.export import checked_price, save
 from rl_skip.inputs import Inputs
 from rl_skip.policy import JumpPolicy
 from rl_skip.routing import Walk, next_landings, whole_route
@@ -53,6 +55,7 @@ class Handle:
         channel_dim: where the D channels of the hidden state are.
         prompt_tokens: how many real tokens, from the first, a decision may look at; None: all that are there when the
             route is chosen.
+        trained_on: what the policy was trained on; plain JSON.
     """
 
     def __init__(
@@ -68,8 +71,9 @@ class Handle:
         table: PriceTable | None = None,
         channel_dim: int = -1,
         prompt_tokens: int | None = None,
+        trained_on: dict[str, Any] | None = None,
     ) -> None:
-        self.model, self.path, self.policy = model, path, policy
+        self.model, self.path, self.policy, self.trained_on = model, path, policy, trained_on or {}
         self.table = PriceTable() if table is None else table
         self.price = price
         self.flops = flops
@@ -142,6 +146,33 @@ class Handle:
             yield
         finally:
             self._forced = before
+
+    def save_pretrained(self, folder: Path | str, *, overwrite: bool = False) -> None:
+        """Writes the policy, what it belongs to, its table and a model card; `rl_skip.attach(model, folder)` takes it up again.
+
+        Args:
+            folder: what to make.
+            overwrite: replaces an exported policy that is there.
+
+        Raises:
+            UserError: if there is no policy, the folder exists, or the cost of the layers was not counted yet.
+        """
+        if self.policy is None:
+            raise UserError("no policy is attached, so there is nothing to save; attach(model, policy)")
+        if self.flops is None:
+            raise UserError("the cost of the layers is not known before the first call: call the model once, then save")
+        self.stack.layer_flops = self.flops.nominal()
+        save(
+            folder,
+            self.policy,
+            stack=self.stack,
+            weights=False,
+            network=identity(self.model, self.path),
+            price=self.price,
+            price_table=self.table,
+            trained_on=self.trained_on,
+            overwrite=overwrite,
+        )
 
     def detach(self) -> None:
         """Gives the model's layers their own `forward` back; the handle is of no use afterwards."""

@@ -15,13 +15,13 @@ from rl_skip.attached.called import CalledCarry, CalledStack
 from rl_skip.attached.calls import LayerCall, real_tokens
 from rl_skip.attached.finding import find_layers, width_of
 from rl_skip.attached.flops import transformer_flops
+from rl_skip.attached.identity import identity
 from rl_skip.errors import UserError
 from rl_skip.inputs import Inputs
 from rl_skip.stack import Carry, masked_mean
 
 __all__ = ["HuggingFaceStack"]
 
-NOMINAL_TOKENS = 128
 Recorded = dict[str, list[Any]]
 
 
@@ -77,7 +77,7 @@ class HuggingFaceStack(CalledStack):
         super().__init__(found, width=width)
         self.model, self.head, self.path, self.prompt_tokens = model, head, path, prompt_tokens
         self.flops = transformer_flops(model, found, width)
-        self.register_buffer("layer_flops", self.flops.of(torch.tensor([NOMINAL_TOKENS]))[0], persistent=False)
+        self.register_buffer("layer_flops", self.flops.nominal(), persistent=False)
         self.causal = any(getattr(part, "is_causal", False) for part in found[0].modules())
         parameters = inspect.signature(model.forward).parameters
         self.options = {name: value for name, value in (("use_cache", False), ("return_dict", True)) if name in parameters}
@@ -87,6 +87,9 @@ class HuggingFaceStack(CalledStack):
                 for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
                     if hasattr(holder, name):
                         setattr(holder, name, 0.0)
+
+    def described(self) -> dict[str, Any]:
+        return identity(self.model, self.path)
 
     def begin(self, inputs: Inputs) -> Carry:
         calls: dict[int, LayerCall] = {}
@@ -100,9 +103,8 @@ class HuggingFaceStack(CalledStack):
             return self.returned(i, CalledCarry(hidden=hidden, full_flops=hidden, calls=calls))
 
         before: Recorded = {}
-        with self._recording(before, entered), _standing_in(self.routed, [partial(record, i) for i in range(self.depth)]):
-            with suppress(_Reached):
-                self._call(inputs)
+        with self._recording(before, entered), _standing_in(self.routed, [partial(record, i) for i in range(self.depth)]), suppress(_Reached):
+            self._call(inputs)
         calls[0].check()
         carry = _ModelCarry(**vars(self.carry_of(entered[0], calls[0], self.flops)))
         if carry.mask is None and isinstance(inputs, dict) and "attention_mask" in inputs:
