@@ -31,6 +31,7 @@ def read_network(fields: Fields, width: int, depth: int) -> dict[str, Any]:
             fields.text(name)
         for name in ("base_model", "revision", "config_hash"):
             fields.text_or_none(name)
+        fields.integer("channel_dim", -1)
         return fields.values
     if "kind" in fields.values:
         _same(fields, "dims", width)

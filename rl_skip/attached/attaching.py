@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -21,7 +22,7 @@ def attach(
     policy: JumpPolicy | JumpRules | Path | str | None = None,
     layers: str = "auto",
     *,
-    channel_dim: int = -1,
+    channel_dim: int | None = None,
     prompt_tokens: int | None = None,
 ) -> Handle:
     """Lets every row of a batch skip layers of `model`, in place: its calls, `generate`, weights' names and class stay as they were.
@@ -32,7 +33,7 @@ def attach(
         policy: who decides: a policy, a folder that `Handle.save_pretrained` wrote, or rules for a fresh policy.
             None: all layers run but within `handle.forced(route)`.
         layers: the path of the layers in the model, such as "encoder.blocks"; "auto" finds those of transformers.
-        channel_dim: where the D channels of the hidden state are; 1 for images (B, D, H, W).
+        channel_dim: where the D channels of the hidden state are; 1 for images (B, D, H, W). None: as saved, or last.
         prompt_tokens: how many real tokens, from the first, a decision may look at. None: all that are there when the
             route is chosen; while generating with a cache, that is the prompt.
 
@@ -51,13 +52,14 @@ def attach(
         [1, 0, 0, 1]
         >>> handle.detach()
     """
-    description, file, saved = None, Path(), None
+    description, file = None, Path()
+    saved: dict[str, Any] = {}
     if isinstance(policy, Path | str):
         description, file = read_description(policy), Path(policy, DESCRIPTION)
-        policy, saved = load_policy(policy), saved_identity(description, file)["layers"]
+        policy, saved = load_policy(policy), saved_identity(description, file)
     elif isinstance(policy, JumpRules):
         policy = JumpPolicy(policy).eval()
-    path, found, standard = _find(model, layers, saved)
+    path, found, standard = _find(model, layers, saved.get("layers"))
     check_layers(path, found)
     width = width_of(model) if standard else None
     if policy is not None:
@@ -75,7 +77,7 @@ def attach(
         price=0.0 if description is None else description.price,
         table=None if description is None else description.table,
         trained_on=None if description is None else description.trained_on,
-        channel_dim=channel_dim,
+        channel_dim=saved.get("channel_dim", -1) if channel_dim is None else channel_dim,
         prompt_tokens=prompt_tokens,
     )
 

@@ -53,7 +53,7 @@ def counted_flops(layers: Sequence[nn.Module], forwards: Sequence[Callable[..., 
     counted = []
     for layer, forward in zip(layers, forwards, strict=True):
         with counting(layer):
-            counted.append(count_flops(partial(one.run, forward, hidden[:1], {})))
+            counted.append(count_flops(partial(one.run, forward, hidden[:1].detach(), {})))
     L = len(layers)
     return LayerFlops([0.0] * L, [0.0] * L, counted)
 

@@ -167,7 +167,7 @@ class Handle:
             self.policy,
             stack=self.stack,
             weights=False,
-            network=identity(self.model, self.path),
+            network=identity(self.model, self.path, self.stack.channel_dim),
             price=self.price,
             price_table=self.table,
             trained_on=self.trained_on,

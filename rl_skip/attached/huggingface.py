@@ -89,7 +89,7 @@ class HuggingFaceStack(CalledStack):
                         setattr(holder, name, 0.0)
 
     def described(self) -> dict[str, Any]:
-        return identity(self.model, self.path)
+        return identity(self.model, self.path, self.channel_dim)
 
     def begin(self, inputs: Inputs) -> Carry:
         calls: dict[int, LayerCall] = {}

@@ -34,7 +34,7 @@ VOLATILE = {
 COST_TOLERANCE = 1e-4
 
 
-def identity(model: nn.Module, path: str) -> dict[str, Any]:
+def identity(model: nn.Module, path: str, channel_dim: int) -> dict[str, Any]:
     """What tells the model from others, in plain JSON. Adapters around it do not count."""
     model = _without_adapters(model)
     name = configured(model, "_name_or_path")
@@ -45,6 +45,7 @@ def identity(model: nn.Module, path: str) -> dict[str, Any]:
         "revision": configured(model, "_commit_hash"),
         "config_hash": _config_hash(model),
         "layers": path,
+        "channel_dim": channel_dim,
     }
 
 
@@ -65,7 +66,8 @@ def check_identity(description: Description, model: nn.Module, path: str, layer_
     Raises:
         UserError: naming the field that differs.
     """
-    saved, found = saved_identity(description, file), identity(model, path)
+    saved = saved_identity(description, file)
+    found = identity(model, path, saved["channel_dim"])
     advice = "load the model that the policy was saved for"
     for name in ("model_class", "config_hash", "base_model", "revision"):
         mine, theirs = saved[name], found[name]
