@@ -62,10 +62,10 @@ class HuggingFaceStack(CalledStack):
     Raises:
         UserError: if the layers are not found, or the width is not the model's.
 
-    Example:
-        >>> from transformers import BertConfig, BertForSequenceClassification  # doctest: +SKIP
-        >>> stack = HuggingFaceStack(BertForSequenceClassification(BertConfig(num_hidden_layers=4)))  # doctest: +SKIP
-        >>> rollout = sweep(stack, policy, {"input_ids": ids, "attention_mask": mask}, price=0.1)  # doctest: +SKIP
+    Example::
+
+        stack = HuggingFaceStack(AutoModelForSequenceClassification.from_pretrained(folder))
+        rollout = sweep(stack, policy, {"input_ids": ids, "attention_mask": mask}, price=0.1)
     """
 
     def __init__(self, model: nn.Module, *, head: nn.Module | None = None, layers: str = "auto", prompt_tokens: int | None = None) -> None:
