@@ -92,6 +92,7 @@ def _parser() -> _Parser:
     beside.add_argument(
         "--train-rivals", action="store_true", help="train the rivals first, into RUN/rivals; from the checkout alone, and takes long"
     )
+    beside.add_argument("--rows", type=_count, help="rows of each split to measure on, drawn at random (default: all)")
     beside.add_argument("--data", help="where the data are, if not where the run read them")
     beside.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to measure (default: %(default)s)")
 
@@ -157,6 +158,7 @@ def _compare(arguments: argparse.Namespace) -> Comparison:
         budgets=arguments.budgets,
         rivals=arguments.rivals,
         train_rivals=arguments.train_rivals,
+        rows=arguments.rows,
         data=arguments.data,
         device=_device(arguments.device),
     )

@@ -11,6 +11,7 @@ import torch
 
 from rl_skip.compare.comparison import BUDGETS, compare
 from rl_skip.compare.figures import draw_all
+from rl_skip.compare.measure import Rows
 from rl_skip.compare.result import Comparison
 from rl_skip.compare.text import REPORT, markdown
 from rl_skip.errors import UserError
@@ -28,6 +29,7 @@ def compare_and_write(
     budgets: Iterable[float] | None = None,
     rivals: Iterable[Path] = (),
     train_rivals: bool = False,
+    rows: int | None = None,
     data: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Comparison:
@@ -41,21 +43,21 @@ def compare_and_write(
         for folder in folders:
             read_run(folder)
             _train_rivals(folder, budgets, data)
-    comparison = compare(folders, budgets=budgets, rivals=rivals, data=data, device=device)
+    comparison = compare(folders, budgets=budgets, rivals=rivals, rows=rows, data=data, device=device)
     folder = folders[0]
     write_whole(folder / COMPARED, json.dumps(comparison.to_json(), indent=2, ensure_ascii=False) + "\n")
-    pictures = _draw(comparison, folder, data)
+    pictures = _draw(comparison, folder, rows, data)
     write_whole(folder / REPORT, markdown(comparison, [picture.relative_to(folder) for picture in pictures]))
     return comparison
 
 
-def _draw(comparison: Comparison, folder: Path, data: str | None) -> list[Path]:
+def _draw(comparison: Comparison, folder: Path, rows: int | None, data: str | None) -> list[Path]:
     """The figures, none without matplotlib; from the checkout they are put into TensorBoard too."""
     if find_spec("matplotlib") is None:
         return []
     run = read_run(folder)
     task = load_task(run.task, run.data if data is None else data)
-    pictures = draw_all(comparison, folder / FIGURES, task, task.load("test"))
+    pictures = draw_all(comparison, folder / FIGURES, task, Rows.load(task, "cpu", rows).test)
     if find_spec("tensorboard") is not None and find_spec("agents") is not None and find_spec("agents.pictures") is not None:
         import_module("agents.pictures").show_comparison(folder, comparison, pictures)
     return pictures

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rl_skip.compare.curves import Curve, Point
-from rl_skip.compare.measure import Measurement, Rows, check_rows, measure
+from rl_skip.compare.measure import Measurement, Rows, measure
 from rl_skip.compare.result import (
     ANOTHER_ROW,
     BEST_FIXED,
@@ -47,6 +47,7 @@ def compare(
     *,
     budgets: Iterable[float] = BUDGETS,
     rivals: Iterable[Path] = (),
+    rows: int | None = None,
     data: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Comparison:
@@ -56,6 +57,7 @@ def compare(
         folders: finished runs. The trained rivals in `RUN/rivals/*` are read too.
         budgets: the mean computes at which policy and rivals are compared, besides the policy as it was exported.
         rivals: run folders of more rivals; with several runs each goes to the run of its seed.
+        rows: how many rows of each split to measure on, chosen at random; all by default.
         data: where the data are, if not where the runs read them.
         device: where to measure.
 
@@ -70,12 +72,11 @@ def compare(
     extra = _by_seed(list(rivals), folders, seeds)
     for folder, seed in zip(folders, seeds, strict=True):
         model, task = load_run(folder, data=data, device=device)
-        rows = Rows(task.load("validation").to(device), task.load("test").to(device))
-        check_rows(rows)
-        found = measure(folder, seed, model, task, rows, budgets)
+        part = Rows.load(task, device, rows)
+        found = measure(folder, seed, model, task, part, budgets)
         _check_together(found, measurements)
         measurements.append(found)
-        curves, left_out = read_rivals([*rival_folders(folder), *extra[folder]], read_run(folder).task, rows, data, device)
+        curves, left_out = read_rivals([*rival_folders(folder), *extra[folder]], read_run(folder).task, part, data, device)
         trained.append(curves)
         notes += left_out
     return compared(measurements, trained, notes, begun=begun)

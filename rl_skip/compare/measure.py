@@ -13,7 +13,7 @@ from rl_skip.compare.result import ANOTHER_ROW, BEST_FIXED, FULL_DEPTH, ORACLE, 
 from rl_skip.errors import UserError
 from rl_skip.evaluation import Evaluation, evaluate, random_routes, searched_routes
 from rl_skip.export import SkipModel
-from rl_skip.tasks import Examples, Task
+from rl_skip.tasks import Examples, Split, Task
 
 __all__ = ["AtBudget", "Measurement", "Rows", "measure", "policy_curve", "price_label"]
 
@@ -31,6 +31,27 @@ class Rows:
 
     validation: Examples
     test: Examples
+    places: tuple[Tensor, Tensor]
+    """Which rows of the task's splits they are, in order; of validation and of test."""
+    whole: tuple[int, int]
+    """How many rows the splits have."""
+
+    @classmethod
+    def load(cls, task: Task, device: torch.device | str, limit: int | None = None) -> "Rows":
+        """All rows of both splits, or at most `limit` of each, drawn at random but always the same.
+
+        Raises:
+            UserError: if they are too few to compare anything on.
+        """
+        splits: tuple[Split, Split] = ("validation", "test")
+        parts = [task.load(split) for split in splits]
+        for split, part in zip(splits, parts, strict=True):
+            if min(len(part), limit or len(part)) < 2:
+                raise UserError(f"a comparison needs at least 2 {split} rows, and there are {min(len(part), limit or 2)}; set --data or --rows")
+        generator = torch.Generator().manual_seed(0)
+        places = tuple(torch.randperm(len(part), generator=generator)[:limit].sort().values for part in parts)
+        validation, test = (part.take(chosen).to(device) for part, chosen in zip(parts, places, strict=True))
+        return cls(validation, test, (places[0], places[1]), (len(parts[0]), len(parts[1])))
 
     def both(self) -> tuple[Examples, Examples]:
         """Validation first."""
@@ -208,10 +229,3 @@ def _at_budget(budget: float | None, price: float, policy: Evaluation, fixed: Cu
         fixed=fixed.test[best].correct - price * fixed.test[best].compute,
         oracle=oracle,
     )
-
-
-def check_rows(rows: Rows) -> None:
-    """Refuses splits too small to compare anything on."""
-    for name, part in (("validation", rows.validation), ("test", rows.test)):
-        if len(part) < 2:
-            raise UserError(f"the {name} data have {len(part)} rows, and a comparison needs at least 2; set --data")

@@ -43,13 +43,12 @@ def read_rivals(folders: Iterable[Path], task: str, rows: Rows, data: str | None
     for folder in folders:
         _check_task(folder, task)
         if (folder / CURVE).is_file():
-            curve = load_curve(folder)
+            curve = _on_rows(folder, load_curve(folder), rows)
         elif is_run(folder) and (folder / "policy").is_dir():
             curve = _policy_of(folder, rows, data, device)
         else:
             notes.append(f"{folder} has neither a curve nor a policy yet, so it is left out")
             continue
-        _check_rows(folder, curve, rows)
         key = curve.name if curve.kind == "policy" else curve.kind
         known = curves.get(key)
         curves[key] = curve if known is None else _joined(known, curve, folder.name)
@@ -68,15 +67,26 @@ def _check_task(folder: Path, task: str) -> None:
         raise UserError(f"{folder} was trained on {found}, the run on {task}; name rivals trained on the same data")
 
 
-def _check_rows(folder: Path, curve: Curve, rows: Rows) -> None:
-    for split, points, part in (("validation", curve.validation, rows.validation), ("test", curve.test, rows.test)):
-        for point in points:
-            if len(point.correct) != len(part):
-                raise UserError(
-                    f"{folder} was measured on {len(point.correct)} {split} rows, the run has {len(part)}; name rivals trained on the same data"
-                )
+def _on_rows(folder: Path, curve: Curve, rows: Rows) -> Curve:
+    """The curve of a rival that was measured on whole splits, on the rows that the run is measured on."""
+    parts = []
+    for split, points, places, whole in zip(("validation", "test"), (curve.validation, curve.test), rows.places, rows.whole, strict=True):
         if not points:
             raise UserError(f"{folder} has no point on {split} data; train the rival again")
+        for point in points:
+            if len(point.correct) != whole:
+                raise UserError(
+                    f"{folder} was measured on {len(point.correct)} {split} rows, the run has {whole}; name rivals trained on the same data"
+                )
+        parts.append(
+            tuple(
+                replace(
+                    point, correct=point.correct[places], compute=point.compute[places], route=None if point.route is None else point.route[places]
+                )
+                for point in points
+            )
+        )
+    return replace(curve, validation=parts[0], test=parts[1])
 
 
 def _joined(known: Curve, more: Curve, source: str) -> Curve:

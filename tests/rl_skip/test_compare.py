@@ -79,7 +79,7 @@ LOOKING, COMMON_ONLY = (1, 2), (1, 1)
 
 def measured(targets: tuple[int, int], seed: int = 0) -> Measurement:
     model = SkipModel(TwoKinds(), Scripted(targets), price=PRICE).eval()
-    return measure(Path("run"), seed, model, TASK, Rows(load("validation"), load("test")), budgets=(0.5,))
+    return measure(Path("run"), seed, model, TASK, Rows.load(TASK, "cpu"), budgets=(0.5,))
 
 
 def comparison_of(targets: tuple[int, int], *rivals: Curve) -> Comparison:
@@ -188,6 +188,11 @@ def small() -> tuple[SkipModel, Task, Examples]:
     return SkipModel(stack, policy, price=0.1), task, task.load("validation").take(slice(0, 24))
 
 
+def alike(few: Examples) -> Rows:
+    """The same rows for validation and test."""
+    return Rows(few, few, (torch.arange(len(few)),) * 2, (len(few),) * 2)
+
+
 @pytest.mark.parametrize("deepest", [12, 1])
 def test_another_rows_eyes_equal_a_loop_over_all_pairs(
     small: tuple[SkipModel, Task, Examples], monkeypatch: pytest.MonkeyPatch, deepest: int
@@ -226,7 +231,7 @@ def test_rows_that_follow_routes_equal_a_sweep_of_one_row_at_a_time(
 def test_without_all_routes_there_is_no_oracle_and_it_is_said(small: tuple[SkipModel, Task, Examples], monkeypatch: pytest.MonkeyPatch) -> None:
     model, task, few = small
     monkeypatch.setattr(book, "EXHAUSTIVE_DEPTH", 1)
-    found = compared([measure(Path("run"), 0, model, task, Rows(few, few), ())], [[]])
+    found = compared([measure(Path("run"), 0, model, task, alike(few), ())], [[]])
     assert all(curve.name != ORACLE for curve in found.curves) and found.operating[0].gap_closed is None
     assert any("no oracle" in note for note in found.notes)
 
@@ -238,7 +243,7 @@ def test_the_dial_is_turned_to_every_budget(small: tuple[SkipModel, Task, Exampl
     low, high = computes[10.0], computes[0.001]
     assert low < high
     table = PriceTable.monotone([(10.0, low, 0.1), (0.001, high, 0.2)])
-    found = measure(Path("run"), 0, SkipModel(stack, policy, price=0.1, table=table), task, Rows(few, few), (low / 2, high))
+    found = measure(Path("run"), 0, SkipModel(stack, policy, price=0.1, table=table), task, alike(few), (low / 2, high))
     assert [one.budget for one in found.operating] == [None, low / 2, high]
     assert [one.price for one in found.operating] == pytest.approx([0.1, 10.0, 0.001])
     at = {point.price: point for point in found.curves[POLICY].test}
@@ -247,3 +252,14 @@ def test_the_dial_is_turned_to_every_budget(small: tuple[SkipModel, Task, Exampl
         alone = evaluate(stack, policy, task, few, price=one.price)
         torch.testing.assert_close(one.policy, alone.correct - one.price * alone.compute_by_row)
         assert torch.equal(at[one.price].correct, alone.correct)
+
+
+def test_few_rows_are_always_the_same_ones() -> None:
+    task = load_task("digits")
+    rows, again = Rows.load(task, "cpu", 50), Rows.load(task, "cpu", 50)
+    test = task.load("test")
+    assert len(rows.validation) == len(rows.test) == 50 and rows.whole == (len(task.load("validation")), len(test))
+    assert torch.equal(rows.test.inputs, test.inputs[rows.places[1]]) and torch.equal(rows.test.labels, test.labels[rows.places[1]])
+    assert torch.equal(rows.places[1], again.places[1]) and len(rows.places[1].unique()) == 50
+    everything = Rows.load(task, "cpu")
+    assert torch.equal(everything.test.labels, test.labels)

@@ -12,6 +12,8 @@ import torch
 from rl_skip.cli import main
 from rl_skip.compare import command
 from rl_skip.compare.curves import Curve, Point, save_curve
+from rl_skip.compare.measure import Rows
+from rl_skip.tasks import load_task
 
 ROWS = {"validation": 359, "test": 360}
 
@@ -64,6 +66,16 @@ def test_json_is_what_it_wrote(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["compare", str(run), "--json", "--budgets", "0.5"]) == 0
     captured = capsys.readouterr()
     assert captured.out.count("\n") == 1 and json.loads(captured.out) == json.loads((run / "compare.json").read_text())
+
+
+def test_rivals_are_set_beside_on_the_rows_that_were_drawn(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_rival(run / "rivals" / "static", "static", 0.5, right=0.5)
+    assert main(["compare", str(run), "--rows", "100", "--budgets", "0.6", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    drawn = Rows.load(load_task("digits"), "cpu", 100).places[1]
+    static = next(one for one in said["operating"][1]["rivals"] if one["kind"] == "static")
+    assert said["rows"] == 100
+    assert static["accuracy"]["value"] == pytest.approx(float((drawn < 180).float().mean()))
 
 
 def test_prune_takes_the_route_that_compare_found(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
