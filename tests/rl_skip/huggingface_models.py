@@ -27,6 +27,7 @@ RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "positio
 UNTIED = {"tie_word_embeddings": False}  # tied to the embedding, a random model says one token over and over
 GROUPED = TEXT | SPECIAL | {"num_key_value_heads": 2}
 
+ONLY_EAGER = ("deberta-v2", "gemma2", "gptj")  # have no sdpa attention
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("BertForSequenceClassification", "BertConfig", TEXT),
     "roberta": ("RobertaForSequenceClassification", "RobertaConfig", TEXT | {"max_position_embeddings": 40}),
@@ -72,6 +73,8 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt-neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", TEXT | SPECIAL),
     "gptj": ("GPTJForCausalLM", "GPTJConfig", SPECIAL | {"n_embd": WIDTH, "n_layer": DEPTH, "n_head": 4, "vocab_size": VOCABULARY, "rotary_dim": 4}),
 }
+
+CASES = [(family, attention) for family in FAMILIES for attention in ("sdpa", "eager") if attention == "eager" or family not in ONLY_EAGER]
 
 
 def build(family: str, **options: Any) -> nn.Module:

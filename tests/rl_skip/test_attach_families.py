@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import rl_skip
-from tests.rl_skip.huggingface_models import DEPTH, FAMILIES, batch, build, pruned
+from tests.rl_skip.huggingface_models import CASES, DEPTH, batch, build, pruned
 
 PATHS = {
     "bart": "model.encoder.layers",
@@ -32,8 +32,6 @@ PATHS = {
     "wav2vec2-stable": "wav2vec2.encoder.layers",
     "whisper": "encoder.layers",
 }
-ONLY_EAGER = ("deberta-v2", "gemma2", "gptj")
-CASES = [(family, attention) for family in FAMILIES for attention in ("sdpa", "eager") if attention == "eager" or family not in ONLY_EAGER]
 ROUTES = torch.tensor([[1, 0, 1, 1, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 1], [1, 0, 1, 0, 0]], dtype=torch.bool)
 
 

@@ -8,7 +8,7 @@ import rl_skip
 from rl_skip import HuggingFaceStack, sweep
 from rl_skip.costs import count_flops, counting
 from rl_skip.routing import Walk
-from tests.rl_skip.huggingface_models import DEPTH, FAMILIES, WIDTH, batch, build
+from tests.rl_skip.huggingface_models import CASES, DEPTH, FAMILIES, WIDTH, batch, build
 from tests.rl_skip.test_attach_policy import make_policy
 
 transformers = pytest.importorskip("transformers")
@@ -137,3 +137,17 @@ def test_the_policy_of_a_causal_stack_does_not_see_beyond_the_prompt() -> None:
     torch.testing.assert_close(looks[0], looks[1])
     stack.prompt_tokens = 4
     assert not torch.allclose(Walk(stack, make_policy(scope="input").rules, changed, 0.1).first_look[0], looks[0])
+
+
+@pytest.mark.parametrize(("family", "attention"), CASES)
+def test_padding_is_known_from_the_masks_of_the_layers(family: str, attention: str) -> None:
+    model = build(family, attn_implementation=attention)
+    inputs = batch(model)
+    carry = HuggingFaceStack(model).begin(inputs)
+    if "input_values" in inputs:
+        frames = model._get_feat_extract_output_lengths(inputs["attention_mask"].sum(dim=1))
+        assert carry.mask.equal(torch.arange(carry.hidden.shape[1]) < frames.unsqueeze(1))
+    elif "attention_mask" in inputs:
+        assert carry.mask.equal(inputs["attention_mask"].bool())
+    else:
+        assert carry.mask is None

@@ -1,0 +1,43 @@
+"""Both agents train a policy on a model from transformers, and what they export runs as a stack and attached alike."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import rl_skip
+from agents.config import AgentName, ScheduleConfig, TrainConfig
+from agents.session import train
+from rl_skip import Examples, Split, Task
+from rl_skip.cli import main
+from tests.rl_skip.huggingface_models import build
+
+pytest.importorskip("transformers")
+
+
+def _load(split: Split) -> Examples:
+    generator = torch.Generator().manual_seed(len(split))
+    ids, labels = torch.randint(5, 60, (192, 8), generator=generator), torch.randint(2, (192,), generator=generator)
+    ids[:, 1] = torch.where(labels == 1, 3, 4)
+    mask = torch.arange(8) < torch.randint(3, 9, (192, 1), generator=generator)
+    return Examples({"input_ids": ids * mask, "attention_mask": mask.long()}, labels)
+
+
+@pytest.mark.parametrize("agent", ["reinforce", "ppo"])
+def test_an_agent_trains_a_policy_on_a_model_of_somebody_else(agent: AgentName, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = Task("marks", ("no", "yes"), _load, embedding=lambda _width: torch.nn.Identity(), tokens=8)
+    stack = rl_skip.HuggingFaceStack(build("bert"))
+    before = {name: parameter.clone() for name, parameter in stack.model.named_parameters()}
+    config = TrainConfig(agent=agent, out=str(tmp_path / "run"), schedule=ScheduleConfig(warmup_epochs=1, epochs=1))
+    policy = train(config, task=task, stack=stack) / "policy"
+    assert any(not parameter.equal(before[name]) for name, parameter in stack.model.named_parameters())
+    loaded, inputs = rl_skip.load(policy, stack), _load("test").inputs
+    with torch.no_grad():
+        outputs = loaded(inputs)
+        handle = rl_skip.attach(stack.model, policy)
+        torch.testing.assert_close(stack.model(**inputs).logits, outputs)
+    assert handle.last_routes.equal(loaded.last.route)
+    torch.testing.assert_close(handle.last_compute, loaded.last.compute)
+    capsys.readouterr()
+    assert main(["info", str(policy)]) == 0
+    assert "BertForSequenceClassification" in capsys.readouterr().out
