@@ -91,7 +91,7 @@ def _better_rivals(one: Operating) -> list[str]:
 def _looking(one: Operating) -> str:
     eyes = one.rival(ANOTHER_ROW)
     if eyes is None or not leads(eyes):
-        return "Another row's eyes serve the policy as well as a row's own: it does not look at its input."
+        return "Another row's eyes serve the policy as well as a row's own: it does not look at its input, or gains nothing by it."
     return f"With another row's eyes the policy loses {_points(eyes)}: it looks at its input."
 
 
