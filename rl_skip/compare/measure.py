@@ -201,13 +201,17 @@ def _beside_policy(
 def _random_rows(model: SkipModel, full: float) -> Callable[[RouteBook, Evaluation], tuple[Tensor, Tensor]]:
     """Random routes at the policy's mean compute, the mean of a few draws. They are not charged for decisions."""
 
-    def run(book: RouteBook, policy: Evaluation) -> tuple[Tensor, Tensor]:
-        drawn = []
-        for draw in range(RANDOM_DRAWS):
-            route = random_routes(len(book.examples), model.stack, policy.compute, full=full, allow_exit=model.rules.allow_exit, seed=draw)
-            drawn.append(book.follow(route))
-        correct, compute = (torch.stack(part).mean(dim=0) for part in zip(*drawn, strict=True))
+    def drawn(book: RouteBook, target: float) -> tuple[Tensor, Tensor]:
+        found = []
+        for seed in range(RANDOM_DRAWS):
+            route = random_routes(len(book.examples), model.stack, target, full=full, allow_exit=model.rules.allow_exit, seed=seed)
+            found.append(book.follow(route))
+        correct, compute = (torch.stack(part).mean(dim=0) for part in zip(*found, strict=True))
         return correct, compute
+
+    def run(book: RouteBook, policy: Evaluation) -> tuple[Tensor, Tensor]:
+        missed = policy.compute - float(drawn(book, policy.compute)[1].double().mean())  # layers may differ in what they cost
+        return drawn(book, policy.compute + missed)
 
     return run
 

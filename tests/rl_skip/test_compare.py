@@ -168,6 +168,15 @@ def test_seeds_are_averaged_and_a_rival_that_some_lack_is_left_out() -> None:
     assert any("static was trained for 1 of 2 runs" in note for note in found.notes)
 
 
+def test_random_routes_cost_what_the_policy_costs_where_layers_differ_in_cost(small: tuple[SkipModel, Task, Examples]) -> None:
+    model, task, _ = small
+    stack = build_network(NetworkConfig(layers=5, width=16, heads=2), task.embedding, task.tokens, 10).eval()
+    stack.layer_flops.copy_(torch.tensor([5e5, 1e5, 3e5, 1e5, 1e5]))
+    found = measure(Path("run"), 0, SkipModel(stack, model.policy, price=0.1), task, Rows.load(task, "cpu"), ())
+    policy, chance = (found.curves[name].test[0].mean_compute for name in (POLICY, RANDOM))
+    assert chance == pytest.approx(policy, abs=0.02)
+
+
 def test_time_is_given_for_each_batch_size() -> None:
     times = comparison_of(LOOKING).times
     assert [one.batch_size for one in times] == [1, 8, ROWS]
