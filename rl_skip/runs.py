@@ -83,7 +83,7 @@ def load_run(
     if network is None:  # a task of one's own, whose embedding no file can hold
         with torch.random.fork_rng(devices=[]):
             stack = build_network(run.network, task.embedding, task.tokens, len(task.classes))
-    elif any(network.get(name) != value for name, value in asdict(run.network).items()):
+    elif any(network.get(name, getattr(NetworkConfig, name)) != value for name, value in asdict(run.network).items()):
         raise UserError(f"{run.folder / CONFIG}: network is not the one that {run.policy} was exported with; restore the file")
     elif network.get("classes") != len(task.classes):
         raise UserError(f"the data have {len(task.classes)} classes, the run {folder} was trained on {network.get('classes')}; set --data")
