@@ -65,7 +65,7 @@ class PriceConfig:
 
     price: float | None = None
     """One fixed price. Higher skips more; 0.01 to 1."""
-    price_range: tuple[float, float] = (0.01, 1.0)
+    price_range: tuple[float, float] = (0.003, 1.0)
     """Range of the price that is drawn for every row, evenly in its logarithm, and shown to the policy."""
     budget: float | None = None
     """Mean compute allowed, in (0, 1]: the price is steered until the routes cost that much."""
@@ -118,7 +118,7 @@ class ScheduleConfig:
     """Inputs of one update."""
     learning_rate: float = 1e-3
     """Peak learning rate of the network; a short rise, then a cosine down to 1% of it."""
-    policy_learning_rate: float = 1e-3
+    policy_learning_rate: float = 3e-3
     """Peak learning rate of the policy and its critic, falling to a tenth."""
     weight_decay: float = 0.01
     """Decay of the network's weights (AdamW)."""
@@ -128,6 +128,8 @@ class ScheduleConfig:
     """Weight of the loss on random routes in the warm-up. More makes the network stand skips better; 0 to 1."""
     full_depth_weight: float = 0.5
     """Weight of the full-depth loss beside the sampled routes. Without it full depth is forgotten; 0 to 1."""
+    distillation_weight: float = 1.0
+    """Weight of what full depth says, as a lesson for the sampled routes. More makes short routes better; 0 to 2."""
     eval_epochs: int = 5
     """Passes between two validations."""
     tune: Tune = "all"
@@ -141,7 +143,7 @@ class ScheduleConfig:
             raise UserError(f"what is tuned is one of {', '.join(get_args(Tune))}, got {self.tune!r}; set --tune")
         for name in ("learning_rate", "policy_learning_rate", "max_grad_norm"):
             _positive(name, getattr(self, name), f"--{name.replace('_', '-')}")
-        for name in ("weight_decay", "random_route_weight", "full_depth_weight"):
+        for name in ("weight_decay", "random_route_weight", "full_depth_weight", "distillation_weight"):
             _positive(name, getattr(self, name), f"--{name.replace('_', '-')}", zero=True)
 
 
@@ -149,14 +151,14 @@ class ScheduleConfig:
 class ReinforceConfig:
     """REINFORCE."""
 
-    routes_per_input: int = 2
+    routes_per_input: int = 4
     """Routes sampled for each input. More lowers the variance of the gradient and costs that many partial forward passes; 2 to 8."""
-    baseline: BaselineName = "value"
-    """"value": a learned critic; "leave-one-out": the mean reward of the input's other routes."""
+    baseline: BaselineName = "leave-one-out"
+    """"leave-one-out": the mean reward of the input's other routes; "value": a learned critic."""
     score: ScoreName = "accuracy"
     """What the policy is rewarded for: being right, or the probability given to the label."""
     entropy_start: float = 0.1
-    """Weight of the entropy bonus at the start. Too low, and the policy freezes on the first route that works; 0.02 to 0.1."""
+    """Weight of the entropy bonus at the start. Too low, and the policy freezes on the first route that works; 0.01 to 0.1."""
     entropy_end: float = 0.001
     """Weight of the entropy bonus from four fifths of the run on."""
     value_weight: float = 1.0
@@ -223,6 +225,8 @@ class TrainConfig:
     """digits, speech, images, or file.py:function for a task of your own."""
     data: str | None = None
     """Where the task's data are; digits needs none."""
+    train_rows: int | None = None
+    """Rows to train on, drawn at random but always the same. Default: all."""
     out: str | None = None
     """The run folder. Default: runs/<task>-<agent>-<seed>."""
     overwrite: bool = False
@@ -250,6 +254,8 @@ class TrainConfig:
             raise UserError(f"an agent is one of {', '.join(get_args(AgentName))}, got {self.agent!r}; set --agent")
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise UserError(f"the threads must lie in 1..1024, got {self.threads}; set --threads")
+        if self.train_rows is not None and self.train_rows < 1:
+            raise UserError(f"at least 1 row is needed to train on, got {self.train_rows}; set --train-rows")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"the seed must lie in 0..2^32 - 1, got {self.seed}; set --seed")
         self.policy.rules(self.network.layers, self.network.width, self.pricing.seen_range)

@@ -14,7 +14,7 @@ from rl_skip.routing import sweep
 from rl_skip.stack import LayerStack
 from rl_skip.tasks import Examples, Split, Task
 
-__all__ = ["Critic", "Learner", "pick_device"]
+__all__ = ["Critic", "Learner", "distillation", "pick_device"]
 
 RISE_UPDATES = 50
 
@@ -26,6 +26,11 @@ def pick_device(name: str) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def distillation(outputs: Tensor, teacher: Tensor) -> Tensor:
+    """Mean cross-entropy of outputs (B, …, C) from what the teacher says, a scalar (Hinton et al. 2015, at temperature 1)."""
+    return -(teacher.softmax(dim=-1) * outputs.log_softmax(dim=-1)).sum(dim=-1).mean()
 
 
 class Critic(nn.Module):
@@ -76,7 +81,10 @@ class Learner:
         self.updates = self.warmup_updates + schedule.epochs * self.updates_per_epoch
 
     def _examples(self, split: Split) -> Examples:
-        return self.task.load(split).to(self.device)
+        found = self.task.load(split)
+        if split == "train" and (limit := self.config.train_rows) is not None:
+            found = found.take(torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:limit])
+        return found.to(self.device)
 
     def batch(self, update: int) -> Examples:
         """The inputs of an update: each epoch sees all examples once, in an order of its own."""
@@ -100,9 +108,8 @@ class Learner:
             group["lr"] = schedule.policy_learning_rate * (1 - 0.9 * self.joint_progress(update))
         return rate
 
-    def prepare(self, warming: bool) -> None:
-        """Makes the network ready for an update: to learn, or frozen, in evaluation mode and without gradients."""
-        learns = warming or self.tunes
+    def prepare(self, learns: bool) -> None:
+        """Makes the network ready to learn, or to be looked at as it will be deployed: in evaluation mode and without gradients."""
         self.stack.train(learns)
         for parameter in self.trainable:
             parameter.requires_grad_(learns)
@@ -112,10 +119,30 @@ class Learner:
         outputs = sweep(self.stack, None, batch.inputs, route=self.full_route).outputs
         return self.task.loss(outputs, batch.labels).mean(), self.task.accuracy(outputs, batch.labels).mean()
 
+    def network_loss(self, batch: Examples, route: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network learns from on one route (B, L) for each input, a scalar; and its outputs on them, (B, C).
+
+        Beside the labels, the routes learn from what the network itself says at full depth, and full depth learns from the
+        labels, so that it goes on being worth listening to (in-place distillation: Yu and Huang 2019, "Universally
+        Slimmable Networks").
+        """
+        schedule = self.config.schedule
+        outputs = sweep(self.stack, None, batch.inputs, route=route).outputs
+        loss = self.task.loss(outputs, batch.labels).mean()
+        if schedule.full_depth_weight == 0 and schedule.distillation_weight == 0:
+            return loss, outputs
+        with torch.set_grad_enabled(schedule.full_depth_weight > 0):
+            full = sweep(self.stack, None, batch.inputs, route=self.full_route).outputs
+        if schedule.full_depth_weight > 0:
+            loss = loss + schedule.full_depth_weight * self.task.loss(full, batch.labels).mean()
+        if schedule.distillation_weight > 0:
+            loss = loss + schedule.distillation_weight * distillation(outputs, full.detach())
+        return loss, outputs
+
     def warmup_update(self, update: int) -> dict[str, Tensor]:
         """One supervised update before the policy starts: at full depth and on random routes, or on `needed_routes` where there are any."""
         rate, batch = self.set_learning_rates(update), self.batch(update)
-        self.prepare(warming=True)
+        self.prepare(learns=True)
         known = self.needed_routes(batch)
         if known is None:
             loss, accuracy = self.full_depth_loss(batch)

@@ -100,7 +100,7 @@ class Ppo:
         Where the network is frozen every update is a rollout of PPO, and nothing else.
         """
         learner = self.learner
-        learner.prepare(warming=False)
+        learner.prepare(learns=False)
         first = (update - learner.warmup_updates) % learner.updates_per_epoch == 0
         told = self._improve_policy(update) if first or not learner.tunes else {}
         return told | self._improve_network(update)
@@ -114,27 +114,22 @@ class Ppo:
         self.core.price = _price(self.prices)
         self.env.seed(learner.config.seed * 1_000_003 + update)  # each rollout begins anew: nothing of the last one is needed to resume
         model._last_obs = None
-        learner.stack.eval()
         model.learn(self.config.steps * self.config.num_envs, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
         told = {name: torch.tensor(float(value)) for name, value in model.logger.name_to_value.items() if name.startswith("train/")}
         told.pop("train/learning_rate", None)  # the network's is reported
         return told | {"train/policy_loss": told["train/policy_gradient_loss"]}
 
     def _improve_network(self, update: int) -> dict[str, Tensor]:
-        learner, schedule = self.learner, self.learner.config.schedule
+        learner = self.learner
         rate, batch = learner.set_learning_rates(update), learner.batch(update)
-        learner.stack.train()
         price = self.prices.draw(len(batch), learner.generator).to(learner.device)
         with torch.no_grad():
             route = sweep(learner.stack, learner.policy, batch.inputs, price=price, mode="sample")
         outputs, told = route.outputs, {}
         if learner.tunes:
-            outputs = sweep(learner.stack, None, batch.inputs, route=route.route).outputs
-            supervised = learner.task.loss(outputs, batch.labels).mean()
-            loss = supervised
-            if schedule.full_depth_weight > 0:
-                loss = loss + schedule.full_depth_weight * learner.full_depth_loss(batch)[0]
-            told = {"train/supervised_loss": supervised, "train/grad_norm": learner.apply(loss), "train/learning_rate": torch.tensor(rate)}
+            learner.prepare(learns=True)
+            supervised, outputs = learner.network_loss(batch, route.route)
+            told = {"train/supervised_loss": supervised, "train/grad_norm": learner.apply(supervised), "train/learning_rate": torch.tensor(rate)}
         accuracy = learner.task.accuracy(outputs, batch.labels)
         score = accuracy if learner.config.reinforce.score == "accuracy" else learner.task.probability(outputs, batch.labels)
         self.prices.observe(route.compute.mean())

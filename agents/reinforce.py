@@ -1,4 +1,4 @@
-"""REINFORCE (Williams 1992) on jumps, beside the supervised loss on the very routes that were sampled."""
+"""REINFORCE (Williams 1992) on jumps, beside the supervised loss on routes that were sampled."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -89,36 +89,40 @@ def reinforce_loss(rollout: Rollout, score: Tensor, price: Tensor, config: Reinf
 
 
 class Reinforce:
-    """The agent: one update samples G routes for each input of a batch and learns from them, network and policy at once."""
+    """The agent: one update samples G routes for each input of a batch, from which the policy learns; the network learns on the first.
+
+    The G routes are run as they will be when deployed: in evaluation mode, without gradients of the network, which makes
+    many routes cheap.
+    """
 
     def __init__(self, learner: Learner, prices: PriceSource) -> None:
         self.learner, self.prices, self.config = learner, prices, learner.config.reinforce
 
     def update(self, update: int) -> dict[str, Tensor]:
         """One update; returns its metrics as scalars on the device."""
-        learner, config, schedule = self.learner, self.config, self.learner.config.schedule
+        learner, config = self.learner, self.config
         rate, batch = learner.set_learning_rates(update), learner.batch(update)
-        learner.prepare(warming=False)
         G = config.routes_per_input
         routes = batch.take(torch.arange(len(batch), device=learner.device).repeat_interleave(G))  # B G rows
         price = self.prices.draw(len(batch), learner.generator).repeat_interleave(G).to(learner.device)  # (B G,)
+        learner.prepare(learns=False)
         rollout = sweep(learner.stack, learner.policy, routes.inputs, price=price, mode="sample", critic=learner.critic)
         accuracy = learner.task.accuracy(rollout.outputs, routes.labels)
-        score = (accuracy if config.score == "accuracy" else learner.task.probability(rollout.outputs, routes.labels)).detach()
+        score = accuracy if config.score == "accuracy" else learner.task.probability(rollout.outputs, routes.labels)
         losses = reinforce_loss(rollout, score, price, config, self.prices.charge)
-        supervised = learner.task.loss(rollout.outputs, routes.labels).mean()
-        loss = supervised + losses.policy if learner.tunes else losses.policy
-        loss = loss - entropy_weight(config, learner.joint_progress(update)) * losses.entropy
+        loss = losses.policy - entropy_weight(config, learner.joint_progress(update)) * losses.entropy
         if config.baseline == "value":
             loss = loss + config.value_weight * losses.value
-        if learner.tunes and schedule.full_depth_weight > 0:
-            loss = loss + schedule.full_depth_weight * learner.full_depth_loss(batch)[0]
+        told: dict[str, Tensor] = {}
+        if learner.tunes:
+            learner.prepare(learns=True)
+            supervised, _ = learner.network_loss(batch, rollout.route[::G])
+            loss, told = loss + supervised, {"train/supervised_loss": supervised}
         norm = learner.apply(loss)
         self.prices.observe(rollout.compute.mean())
-        return rollout_metrics(rollout, score, accuracy, price, learner.rules.max_jump) | {
+        return rollout_metrics(rollout, score, accuracy, price, learner.rules.max_jump) | told | {
             "train/policy_loss": losses.policy,
             "train/value_loss": losses.value,
-            "train/supervised_loss": supervised,
             "train/grad_norm": norm,
             "train/learning_rate": torch.tensor(rate),
         }

@@ -23,6 +23,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 LONGEST_SIDE = 128
 """Pixels; larger picture files are scaled down to it."""
 MIN_TOKENS, MAX_TOKENS = 16, 64
+USUAL_PATCH = 8
+OVERLAP = 3
+"""A patch sees beyond its edge by its side over this."""
 MAX_CHANNELS = 4
 NPZ_KEYS = ([("images", "labels")], [("x", "y")], [("x_train", "y_train"), ("x_test", "y_test")])
 
@@ -82,12 +85,12 @@ def images(path: Path) -> Task:
         pixels = parts[place].pixels[rows[split]].float().sub_(mean).div_(deviation)
         return Examples(pad(pixels, margins), labels[place][rows[split]])
 
-    embedding = PatchEmbedding(height + missing_rows, width + missing_columns, channels, patch)
+    embedding = PatchEmbedding(height + missing_rows, width + missing_columns, channels, patch, overlap=patch // OVERLAP)
     return Task("images", classes, load, embedding, embedding.tokens)
 
 
 def patch_and_padding(height: int, width: int) -> tuple[int, tuple[int, int]]:
-    """The patch size that gives 16 to 64 tokens with the least padding, the smallest of these; 1 for tiny images.
+    """The patch size that gives 16 to 64 tokens with the least padding, of these the one nearest to 8 pixels; 1 for tiny images.
 
     Returns:
         Pixels of a patch's side, and the rows and columns that are to be added.
@@ -96,10 +99,10 @@ def patch_and_padding(height: int, width: int) -> tuple[int, tuple[int, int]]:
     for patch in range(2, max(height, width) + 1):
         down, across = -(-height // patch), -(-width // patch)
         if MIN_TOKENS <= down * across <= MAX_TOKENS:
-            fitting.append((down * across * patch**2, patch, (down * patch - height, across * patch - width)))
+            fitting.append((down * across * patch**2, abs(patch - USUAL_PATCH), patch, (down * patch - height, across * patch - width)))
     if not fitting:
         return 1, (0, 0)
-    _, patch, missing = min(fitting)
+    _, _, patch, missing = min(fitting)
     return patch, missing
 
 

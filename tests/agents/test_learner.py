@@ -10,6 +10,7 @@ from agents.learner import Critic, Learner, pick_device
 from agents.prices import PriceRange
 from agents.reinforce import Reinforce
 from rl_skip.policy import legal_jumps
+from rl_skip.routing import sweep
 
 
 def _parameters(module: torch.nn.Module) -> Tensor:
@@ -102,6 +103,25 @@ def test_full_depth_loss_is_the_networks_own(tiny_learner):
     loss, accuracy = learner.full_depth_loss(batch)
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(outputs, batch.labels))
     assert accuracy.item() == (outputs.argmax(dim=1) == batch.labels).float().mean().item()
+
+
+def test_the_network_learns_from_labels_and_from_itself_at_full_depth(tiny_learner):
+    """The loss by torch's own cross-entropy and divergence; the teacher gets no gradient from its pupil."""
+    learner = tiny_learner(schedule=ScheduleConfig(batch_size=32, full_depth_weight=0.0, distillation_weight=2.0))
+    batch, route = learner.batch(0), torch.tensor([True, False, False, True])
+    loss, outputs = learner.network_loss(batch, route)
+    full = sweep(learner.stack, None, batch.inputs, route=learner.full_route).outputs.detach()
+    own = torch.nn.functional.kl_div(outputs.log_softmax(1), full.softmax(1), reduction="batchmean")
+    entropy = torch.distributions.Categorical(logits=full).entropy().mean()
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(outputs, batch.labels) + 2 * (own + entropy))
+    loss.backward()
+    assert all(parameter.grad is None for layer in (1, 2) for parameter in learner.stack.layers[layer].parameters())
+
+    learner = tiny_learner(schedule=ScheduleConfig(batch_size=32, full_depth_weight=0.5, distillation_weight=0.0))
+    loss, outputs = learner.network_loss(batch, route)
+    full = sweep(learner.stack, None, batch.inputs, route=learner.full_route).outputs
+    cross_entropy = torch.nn.functional.cross_entropy
+    torch.testing.assert_close(loss, cross_entropy(outputs, batch.labels) + 0.5 * cross_entropy(full, batch.labels))
 
 
 def test_long_gradients_are_cut_for_network_policy_and_critic_each(tiny_learner):

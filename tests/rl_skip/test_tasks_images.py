@@ -181,7 +181,7 @@ def test_large_pictures_are_scaled_down(tmp_path: Path) -> None:
     task = images(tmp_path)
     train = task.load("train").inputs
     assert isinstance(train, torch.Tensor) and train.shape[1:] == (1, 128, 128)
-    assert task.embedding == PatchEmbedding(128, 128, 1, 16)
+    assert task.embedding == PatchEmbedding(128, 128, 1, 16, overlap=5)
 
 
 def test_patches_divide_the_image_into_16_to_64_tokens() -> None:
@@ -192,18 +192,18 @@ def test_patches_divide_the_image_into_16_to_64_tokens() -> None:
             assert 0 <= rows < patch and 0 <= columns < patch
             tokens = (height + rows) * (width + columns) // patch**2
             assert 16 <= tokens <= 64 or (patch == 1 and tokens <= 64), (height, width)
-    assert [patch_and_padding(side, side) for side in (8, 28, 32, 64)] == [(2, (0, 0)), (4, (0, 0)), (4, (0, 0)), (8, (0, 0))]
+    assert [patch_and_padding(side, side) for side in (8, 28, 32, 64)] == [(2, (0, 0)), (7, (0, 0)), (8, (0, 0)), (8, (0, 0))]
 
 
 def test_padding_is_around_the_image_and_the_embedding_fits(tmp_path: Path) -> None:
     raw = random_images(30, 29, 29)
     task = images(save(tmp_path / "data.npz", x=raw, y=labels_of(30)))
-    assert task.embedding == PatchEmbedding(30, 30, 1, 5) and task.tokens == 36
+    assert task.embedding == PatchEmbedding(30, 30, 1, 6, overlap=2) and task.tokens == 25
     train = task.load("train").inputs
     assert isinstance(train, torch.Tensor) and train.shape == (18, 1, 30, 30)
     assert (train[:, :, 29] == 0).all() and (train[:, :, :, 29] == 0).all()
     assert train[:, :, :29, :29].std(correction=0) == pytest.approx(1, abs=1e-4)
-    assert task.embedding.build(16)(train).shape == (18, 36, 16)
+    assert task.embedding.build(16)(train).shape == (18, 25, 16)
 
 
 IDX = idx_files()
