@@ -16,6 +16,7 @@ __all__ = ["read_rivals", "rival_folders", "seed_of"]
 
 RIVALS = "rivals"
 ONE_SHOT = "one-shot policy"
+ONE_BUDGET = "a policy for each budget"
 
 
 def seed_of(folder: Path) -> int:
@@ -57,7 +58,11 @@ def read_rivals(folders: Iterable[Path], task: str, rows: Rows, data: str | None
 
 def _policy_of(folder: Path, rows: Rows, data: str | None, device: torch.device | str) -> Curve:
     model, task = load_run(folder, data=data, device=device)
-    name, kind = (ONE_SHOT, "one-shot") if model.rules.scope == "input" else (f"policy {folder.name}", "policy")
+    if model.rules.scope == "input":
+        name, kind = ONE_SHOT, "one-shot"
+    else:
+        budget = Fields.read(folder / CONFIG, FORMAT_VERSION).object("pricing").get("budget")
+        name, kind = (f"policy {folder.name}" if budget is None else ONE_BUDGET), "policy"
     return policy_curve(model, task, rows, seed_of(folder), name, kind)
 
 

@@ -1,0 +1,118 @@
+"""Trains every policy and every rival of a study, three seeds of each, and prints the table of the README.
+
+What is trained already is not trained again; a command that was stopped goes on. Flags that are not its own go to train.py.
+
+    python benchmarks/table.py digits hops
+    python benchmarks/table.py digits speech images hops hops-joint --data speech=recordings.tar.gz images=fashion-mnist
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from rl_skip.compare.command import compare_and_write
+from rl_skip.compare.comparison import BUDGETS
+from rl_skip.compare.result import ANOTHER_ROW, BEST_FIXED, FULL_DEPTH, ORACLE, POLICY, RANDOM, Comparison, Operating, Rival
+from rl_skip.compare.rivals import ONE_BUDGET, RIVALS
+
+TRAIN = Path(__file__).parent.parent / "train.py"
+STUDIES = {
+    "digits": ["--task", "digits"],
+    "speech": ["--task", "speech"],
+    "images": ["--task", "images", "--train-rows", "20000", "--batch-size", "128", "--warmup-epochs", "5", "--epochs", "6", "--allow-exit"],
+    "hops": ["--task", "hops"],
+    "hops-joint": ["--task", "hops", "--tune", "all"],
+}
+BOUNDS = (ORACLE, RANDOM, ANOTHER_ROW)
+"""What stands in the table without taking part: no way to run a network that a user would choose."""
+
+
+def train(run: Path, flags: list[str]) -> None:
+    """Trains a run, or goes on with it, unless it is finished."""
+    if (run / "report.json").is_file():
+        return
+    fresh = [*flags, "--out", str(run), "--overwrite"]
+    print(f"training {run}", file=sys.stderr, flush=True)
+    resumed = ["--resume", str(run)] if (run / "config.json").is_file() else fresh
+    subprocess.run([sys.executable, str(TRAIN), *resumed], check=True, stdout=subprocess.DEVNULL)
+
+
+def trained(study: str, seed: int, out: Path, flags: list[str]) -> Path:
+    """The run of a seed, with a policy for each budget among its rivals."""
+    run = out / f"{study}-{seed}"
+    flags = [*STUDIES[study], "--seed", str(seed), *flags]
+    train(run, flags)
+    for budget in BUDGETS:
+        train(run / RIVALS / f"budget-{budget:g}", [*flags, "--budget", str(budget)])
+    return run
+
+
+def best_of(rivals: list[Rival]) -> Rival:
+    """The most accurate of those that a user could run, at this budget."""
+    return max((rival for rival in rivals if rival.name not in (*BOUNDS, FULL_DEPTH)), key=lambda rival: rival.accuracy.value)
+
+
+def line(study: str, one: Operating, names: list[str]) -> str:
+    """One line of the table: each rival's accuracy and compute, the best in bold."""
+    best = best_of(list(one.rivals))
+    cells = []
+    for name in names:
+        rival = one.rival(name)
+        if rival is None:
+            cells.append("")
+            continue
+        accuracy = f"{100 * rival.accuracy.value:.1f}"
+        cells.append((f"**{accuracy}**" if rival is best else accuracy) + f" @ {rival.compute:.2f}")
+    spread = 100 * one.rivals[0].accuracy.half_width
+    gap = "" if one.gap_closed is None else f"{one.gap_closed.value:.0%}"
+    return f"| {study} | {one.budget:g} | " + " | ".join(cells) + f" | {spread:.1f} | {gap} |"
+
+
+def columns(comparisons: dict[str, Comparison]) -> list[str]:
+    """Those with a policy first."""
+    known = dict.fromkeys(curve.name for comparison in comparisons.values() for curve in comparison.curves)
+    first = [POLICY, ONE_BUDGET, FULL_DEPTH, BEST_FIXED]
+    return [name for name in first if name in known] + [name for name in known if name not in first]
+
+
+def main() -> None:
+    """Trains what is missing, compares, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="+", choices=list(STUDIES))
+    parser.add_argument("--data", nargs="+", default=[], metavar="TASK=PATH", help="where the data of speech and images are")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/table"), help="where the run folders go")
+    parser.add_argument("--rows", type=int, help="rows of each split to measure on; default: all")
+    parser.add_argument("--train-only", action="store_true", help="train what is missing, and leave the comparison to another call")
+    arguments, more_flags = parser.parse_known_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    data = dict(pair.split("=", 1) for pair in arguments.data)
+    comparisons: dict[str, Comparison] = {}
+    for study in arguments.studies:
+        flags = [*(["--data", data[study]] if study in data else []), *more_flags]
+        runs = [trained(study, seed, arguments.out, flags) for seed in arguments.seeds]
+        if arguments.train_only:
+            from agents.rivals import train_rivals
+
+            for run in runs:
+                train_rivals(run, budgets=BUDGETS)
+        else:
+            comparisons[study] = compare_and_write(runs, train_rivals=True, rows=arguments.rows)
+    if not comparisons:
+        return
+    names = columns(comparisons)
+    print("| data | budget | " + " | ".join(names) + " | ± | oracle gap closed |")
+    print("| --- |" + " ---: |" * (len(names) + 3))
+    for study, comparison in comparisons.items():
+        for one in comparison.operating:
+            if one.budget is not None:
+                print(line(study, one, names))
+    for study, comparison in comparisons.items():
+        areas = ", ".join(f"{curve.name} {curve.area.value:.1%}" for curve in comparison.curves if curve.name != FULL_DEPTH)
+        print(f"\n{study}: area between 0.2 and 1: {areas}.", *comparison.verdict.sentences)
+
+
+if __name__ == "__main__":
+    main()
