@@ -1,6 +1,7 @@
 """After training: which price leads to which compute on validation data, and at which price to run."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -9,7 +10,7 @@ from agents.prices import BudgetPrice, PriceRange
 from rl_skip.dial import PricePoint, PriceTable
 from rl_skip.evaluation import evaluate
 
-__all__ = ["calibrate", "price_grid"]
+__all__ = ["SETTLING_ROWS", "calibrate", "leaning_within", "price_grid"]
 
 GRID_POINTS = 17
 TOLERANCE = 0.005
@@ -55,9 +56,6 @@ def settle(learner: Learner, price: float, budget: float) -> None:
     Training steers the compute of sampled routes. The likeliest routes spend more or less, the more so the less a
     policy cares: a leaning that is the same for every row, a · jump on the logits, takes up the difference, and leaves it
     to the policy which rows spend more than others. It becomes part of the last layer's bias.
-
-    Of the leanings that are tried by halving an interval, the one is taken whose compute is the largest within the
-    budget; the most frugal where none is.
     """
     bias = learner.policy.leave.bias
     trained, jumps = bias.clone(), torch.arange(len(bias), device=bias.device, dtype=bias.dtype)
@@ -68,6 +66,15 @@ def settle(learner: Learner, price: float, budget: float) -> None:
         bias.copy_(trained + lean * jumps)
         return evaluate(learner.stack, learner.policy, learner.task, validation, price=price).compute
 
+    bias.copy_(trained + leaning_within(compute, budget) * jumps)
+
+
+def leaning_within(compute: Callable[[float], float], budget: float) -> float:
+    """The leaning whose compute is the largest within the budget, of those that are tried by halving an interval; the most frugal where none is.
+
+    Args:
+        compute: leaning → mean compute. A higher leaning skips more.
+    """
     low, high = -LEAN, LEAN
     tried: dict[float, float] = {}
     for _ in range(HALVINGS):
@@ -76,5 +83,4 @@ def settle(learner: Learner, price: float, budget: float) -> None:
         low, high = (low, lean) if tried[lean] <= budget + SLACK else (lean, high)
     tried[LEAN] = compute(LEAN)
     within = {lean: spent for lean, spent in tried.items() if spent <= budget + SLACK}
-    best = max(within, key=lambda lean: (within[lean], -abs(lean))) if within else min(tried, key=lambda lean: tried[lean])
-    bias.copy_(trained + best * jumps)
+    return max(within, key=lambda lean: (within[lean], -abs(lean))) if within else min(tried, key=lambda lean: tried[lean])

@@ -14,8 +14,10 @@ from rl_skip.runs import CONFIG, FORMAT_VERSION
 
 __all__ = [
     "PRICE_BOUNDS",
+    "RIVALS",
     "AgentName",
     "CheckpointConfig",
+    "GumbelConfig",
     "PolicyConfig",
     "PpoConfig",
     "PriceConfig",
@@ -26,7 +28,9 @@ __all__ = [
 ]
 
 FREE_ON_RESUME = ("device", "threads", "task/data")
-AgentName = Literal["reinforce", "ppo", "maskable-ppo"]
+AgentName = Literal["reinforce", "ppo", "maskable-ppo", "static", "shallow", "gumbel", "exits"]
+RIVALS = ("static", "shallow", "gumbel", "exits")
+"""The agents that train no policy; they leave a curve to be compared with."""
 PRICE_BOUNDS = (0.001, 10.0)
 """The lowest and highest price that a policy for one price, or for one budget, can tell apart."""
 ScoreName = Literal["accuracy", "probability"]
@@ -200,6 +204,24 @@ class PpoConfig:
 
 
 @dataclass(frozen=True)
+class GumbelConfig:
+    """The rival with a Gumbel gate for each layer."""
+
+    gate_hidden: int = 16
+    """Width of a gate's hidden layer. More sees finer differences and costs more at every layer; 16 to 128."""
+    gate_temperature: float = 1.0
+    """Of the relaxed gates in training. Lower is nearer to hard gates, with a noisier gradient; 0.3 to 2."""
+    gate_target_weight: float = 10.0
+    """Weight of the squared distance of a batch's mean compute from the budget. More keeps it nearer; 2 to 50."""
+
+    def __post_init__(self) -> None:
+        if self.gate_hidden < 1:
+            raise UserError(f"a gate's hidden layer needs a width of at least 1, got {self.gate_hidden}; set --gate-hidden")
+        for name in ("gate_temperature", "gate_target_weight"):
+            _positive(name, getattr(self, name), f"--{name.replace('_', '-')}")
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     """How often a run writes down all that it needs to go on."""
 
@@ -234,7 +256,7 @@ class TrainConfig:
     resume: str | None = None
     """A run folder to go on with, exactly where it stood. It keeps its options; only device, threads, data and checkpoints may be set anew."""
     agent: AgentName = "reinforce"
-    """Who trains the policy."""
+    """Who trains the policy; or one of the rivals that it is compared with: static, shallow, gumbel (each with --budget) and exits."""
     seed: int = 0
     """Seeds everything: same seed, same machine, same result."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -247,11 +269,14 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     reinforce: ReinforceConfig = field(default_factory=ReinforceConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)
+    gumbel: GumbelConfig = field(default_factory=GumbelConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
         if self.agent not in get_args(AgentName):
             raise UserError(f"an agent is one of {', '.join(get_args(AgentName))}, got {self.agent!r}; set --agent")
+        if self.agent in RIVALS:
+            self._check_rival()
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise UserError(f"the threads must lie in 1..1024, got {self.threads}; set --threads")
         if self.train_rows is not None and self.train_rows < 1:
@@ -259,6 +284,15 @@ class TrainConfig:
         if not 0 <= self.seed < 2**32:
             raise UserError(f"the seed must lie in 0..2^32 - 1, got {self.seed}; set --seed")
         self.policy.rules(self.network.layers, self.network.width, self.pricing.seen_range)
+
+    def _check_rival(self) -> None:
+        for flag, value in (("--price", self.pricing.price), ("--guarantee", self.pricing.guarantee)):
+            if value is not None:
+                raise UserError(f"the agent {self.agent} trains no policy, which alone has a price; leave {flag} out")
+        if self.agent != "exits" and self.pricing.budget is None:
+            raise UserError(f"the agent {self.agent} is trained for one compute; set --budget")
+        if self.agent == "exits" and self.pricing.budget is not None:
+            raise UserError("the agent exits is trained for every compute at once; leave --budget out")
 
     @property
     def folder(self) -> Path:

@@ -17,14 +17,21 @@ from rich.console import Console
 
 from agents.calibration import calibrate
 from agents.checkpoints import Checkpoints, StopRequests, load_random_states, random_states, write_whole
-from agents.config import TrainConfig
+from agents.config import RIVALS, AgentName, TrainConfig
+from agents.exits import Exits
+from agents.gumbel import Gumbel
 from agents.learner import Learner, pick_device
 from agents.pictures import show_routes
 from agents.ppo import Ppo
-from agents.prices import price_source
+from agents.prices import FixedPrice, price_source
 from agents.reinforce import Reinforce
 from agents.report import final_report, print_report
+from agents.rival import Rival, print_rival, rival_report
+from agents.shallow import Shallow
+from agents.start import START, load_start, save_start
+from agents.static import Static
 from agents.telemetry import Averages, Display, Telemetry
+from rl_skip.compare.curves import CURVE
 from rl_skip.dial import PriceTable
 from rl_skip.errors import UserError
 from rl_skip.evaluation import Evaluation, evaluate
@@ -35,21 +42,30 @@ from rl_skip.runs import CONFIG, is_run
 from rl_skip.stack import LayerStack
 from rl_skip.tasks import Task, load_task
 
-__all__ = ["Session", "train"]
+__all__ = ["Session", "is_finished", "train"]
 
 REPORT = "report.json"
 REPORTS_PER_EPOCH = 2
 NARROW = 256
 """Below this width the operations are so short that several threads mostly wait for one another."""
 STATEFUL = ("learner", "agent", "prices", "averages")
+RIVAL_OF: dict[AgentName, type[Static | Shallow | Gumbel | Exits]] = {"static": Static, "shallow": Shallow, "gumbel": Gumbel, "exits": Exits}
 
 
-def train(config: TrainConfig, console: Console | None = None, *, task: Task | None = None, stack: LayerStack | None = None) -> Path:
+def is_finished(folder: Path, agent: AgentName) -> bool:
+    """Whether a run has left all that it is to leave."""
+    return (folder / REPORT).is_file() and (folder / (CURVE if agent in RIVALS else "policy")).exists()
+
+
+def train(
+    config: TrainConfig, console: Console | None = None, *, task: Task | None = None, stack: LayerStack | None = None, start: Path | None = None
+) -> Path:
     """Trains, exports and reports; or goes on with the run that `config.resume` names. Returns the run folder.
 
     Args:
         task: a task of one's own in place of the one that the options name.
         stack: a network of one's own in place of the one that the options describe; it is trained as it is, in place.
+        start: what the warm-up of a run with the same options and seed has left, in place of a warm-up.
 
     Raises:
         UserError: before anything is written, if the options, the data or the run folder do not allow it.
@@ -61,8 +77,9 @@ def train(config: TrainConfig, console: Console | None = None, *, task: Task | N
     folder = config.folder
     if config.resume is not None:
         TrainConfig.from_json(folder).refuse_changes(config)
-        if (folder / REPORT).is_file() and (folder / "policy").is_dir():
-            _say(console, f"the run {folder} is finished, nothing is left to do; see python -m rl_skip eval {folder}")
+        if is_finished(folder, config.agent):
+            see = f"compare RUN --rivals {folder}" if config.agent in RIVALS else f"eval {folder}"
+            _say(console, f"the run {folder} is finished, nothing is left to do; see python -m rl_skip {see}")
             return folder
     if config.threads is not None or config.network.width < NARROW:
         torch.set_num_threads(config.threads or 1)
@@ -73,6 +90,8 @@ def train(config: TrainConfig, console: Console | None = None, *, task: Task | N
     if config.resume is None:
         _refuse_to_replace(folder, config.overwrite)
     session = Session(config, task, device, stack)
+    if start is not None:
+        session.begin_at(start)
     if config.resume is None:
         if folder.exists():
             shutil.rmtree(folder)
@@ -113,11 +132,23 @@ class Session:
     def __init__(self, config: TrainConfig, task: Task, device: torch.device, stack: LayerStack | None = None) -> None:
         self.config, self.task, self.built = config, task, stack is None
         self.learner = Learner(config, task, device, stack)
-        self.prices = price_source(config.pricing)
-        self.agent = Reinforce(self.learner, self.prices) if config.agent == "reinforce" else Ppo(self.learner, self.prices)
+        self.prices = FixedPrice(0.0) if config.agent in RIVALS else price_source(config.pricing)
+        self.agent = self._make_agent()
         self.averages = Averages(device)
         self.done, self.best, self.seconds = 0, -math.inf, 0.0
         """Updates done, best reward on validation, and seconds of training in earlier sittings."""
+
+    def _make_agent(self) -> Reinforce | Ppo | Rival:
+        name = self.config.agent
+        if name in RIVAL_OF:
+            return RIVAL_OF[name](self.learner)
+        return Reinforce(self.learner, self.prices) if name == "reinforce" else Ppo(self.learner, self.prices)
+
+    def begin_at(self, start: Path) -> None:
+        """Goes to the end of the warm-up, as another run with the same options and seed has left it; an agent without one begins as ever."""
+        if self.learner.warmup_updates > 0:
+            load_start(self.learner, start)
+            self.done = self.learner.warmup_updates
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on: plain tensors, numbers, strings, lists and dictionaries."""
@@ -142,17 +173,20 @@ class Session:
             self._go_back(folder, checkpoints, console)
         telemetry = Telemetry(folder, resume_after=None if self.config.resume is None else self.done)
         with closing(telemetry), StopRequests(f"go on with: python train.py --resume {shlex.quote(str(folder))}") as stop:
-            self._train(telemetry, checkpoints, stop, console)
+            self._train(folder, telemetry, checkpoints, stop, console)
             self._finish(folder, telemetry, console)
 
     def _go_back(self, folder: Path, checkpoints: Checkpoints, console: Console) -> None:
         state = checkpoints.latest(lambda line: _say(console, line))
         if state is None:
-            _say(console, f"the run {folder} has no checkpoint that could be used, so it begins at update 0")
+            _say(console, f"the run {folder} has no checkpoint that could be used, so it begins at update {self.done}")
         else:
             self.load_state_dict(state)
 
     def _finish(self, folder: Path, telemetry: Telemetry, console: Console) -> None:
+        if isinstance(self.agent, Rival):
+            self._finish_rival(self.agent, folder, telemetry, console)
+            return
         table, price = calibrate(self.learner, self.prices)
         price = self._guaranteed(table, price, console)
         self._export(folder / "policy", table, price)
@@ -165,6 +199,15 @@ class Session:
         print_report(report, folder, console, own_stack=not self.built)
         show_routes(telemetry.writer, self.learner, price)
 
+    def _finish_rival(self, rival: Rival, folder: Path, telemetry: Telemetry, console: Console) -> None:
+        report = rival_report(rival, folder, self.seconds)
+        telemetry.heat_map(self.learner.updates)
+        best = max(report["points"], key=lambda point: point["validation_accuracy"])
+        telemetry.hyper_parameters(self.config.to_json(), {f"final/{name}": best[name] for name in ("accuracy", "compute")})
+        telemetry.flush()
+        write_whole(folder / REPORT, (json.dumps(report, indent=2) + "\n").encode())
+        print_rival(report, rival.title, folder, console)
+
     def _guaranteed(self, table: PriceTable, price: float, console: Console) -> float:
         """The price that keeps the guarantee asked for; where the data do not support it, that is said, and the price stays."""
         learner, tolerance = self.learner, self.config.pricing.guarantee
@@ -176,7 +219,7 @@ class Session:
             _say(console, f"no guarantee: {refusal}")
             return price
 
-    def _train(self, telemetry: Telemetry, checkpoints: Checkpoints, stop: StopRequests, console: Console) -> None:
+    def _train(self, folder: Path, telemetry: Telemetry, checkpoints: Checkpoints, stop: StopRequests, console: Console) -> None:
         learner, averages = self.learner, self.averages
         every = max(learner.updates_per_epoch // REPORTS_PER_EPOCH, 1)
         begun = time.monotonic() - self.seconds
@@ -184,6 +227,8 @@ class Session:
         with Display(console, learner.updates, self.done) as display, stop.patiently():
             for update in range(self.done, learner.updates):
                 warming = update < learner.warmup_updates
+                if update == learner.warmup_updates and self.config.agent not in RIVALS:
+                    save_start(learner, folder / START)
                 averages.add(learner.warmup_update(update) if warming else self.agent.update(update))
                 samples += self.config.schedule.batch_size
                 self.done, self.seconds = update + 1, time.monotonic() - begun
@@ -213,8 +258,10 @@ class Session:
         return {"eval/accuracy": found.accuracy, "eval/compute": found.compute, "eval/reward": found.reward}
 
     def measure(self, price: float) -> Evaluation:
-        """The greedy policy on validation data."""
+        """The greedy policy, or the rival as it stands, on validation data."""
         learner = self.learner
+        if isinstance(self.agent, Rival):
+            return self.agent.measure(learner.validation)
         return evaluate(learner.stack, learner.policy, self.task, learner.validation, price=price)
 
     def _export(self, folder: Path, table: PriceTable, price: float) -> None:

@@ -1,0 +1,191 @@
+"""What the rivals of the policy share: how they learn, are measured, and what they leave in their run folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from agents.learner import Learner
+from rl_skip.compare.curves import Curve, Point, save_curve
+from rl_skip.errors import UserError
+from rl_skip.evaluation import Evaluation, seconds_per_batch
+from rl_skip.inputs import Inputs
+from rl_skip.tasks import Examples
+
+__all__ = ["BATCH", "Rival", "Routed", "Setting", "Unsuited", "batch_metrics", "print_rival", "rival_report"]
+
+BATCH = 256
+TIMED_ROWS = 64
+
+
+class Unsuited(UserError):
+    """A rival cannot be trained on this network."""
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What one pass of a batch gave."""
+
+    outputs: Tensor
+    """(B, ...), what the network says."""
+    route: Tensor
+    """(B, L) bool, the layers that each row ran."""
+    compute: Tensor
+    """(B,), in units of the whole stack at full depth."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to run a rival: a point of its curve."""
+
+    label: str
+    run: Callable[[Inputs], Routed]
+
+
+class Rival:
+    """Base of the rivals: from the start that the warm-up gave, as many updates as the policy's joint training has.
+
+    Args:
+        learner: the network and its optimiser; policy and critic are left as they are.
+        extra: what the rival trains beside the network, such as gates; by an Adam of its own, at the policy's learning rate.
+    """
+
+    title: str
+    """What reports call it."""
+    routed = True
+    """Whether its routes name layers of the whole stack."""
+
+    def __init__(self, learner: Learner, extra: nn.Module | None = None) -> None:
+        self.learner = learner
+        self.extra = (nn.Module() if extra is None else extra).to(learner.device)
+        self.trained = list(self.extra.parameters())
+        rate = learner.config.schedule.policy_learning_rate
+        self.optimizer = torch.optim.Adam(self.trained, lr=rate) if self.trained else None
+
+    @property
+    def budget(self) -> float:
+        """The mean compute that it is trained for."""
+        budget = self.learner.config.pricing.budget
+        assert budget is not None, "the options are refused without one"
+        return budget
+
+    def some_validation(self, rows: int) -> Examples:
+        """At most that many validation rows, always the same, for what is chosen on them."""
+        validation = self.learner.validation
+        chosen = torch.randperm(len(validation), generator=torch.Generator().manual_seed(0))[:rows]
+        return validation.take(chosen.to(self.learner.device))
+
+    def update(self, update: int) -> dict[str, Tensor]:
+        """One update; returns its metrics as scalars on the device."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it learns")
+
+    def settle(self) -> None:
+        """Called once, after the training: whatever is chosen on validation data."""
+
+    def settings(self) -> list[Setting]:
+        """All ways to run it, as it stands."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it runs")
+
+    def typical(self) -> Setting:
+        """The way in which a run in progress is validated."""
+        return self.settings()[0]
+
+    def learn(self, loss: Tensor, update: int) -> dict[str, Tensor]:
+        """One step of all that learns down the gradient of `loss`; nothing where the network is frozen and there is nothing else."""
+        learner = self.learner
+        rate = torch.tensor(learner.set_learning_rates(update))
+        if not loss.requires_grad:
+            return {"train/learning_rate": rate}
+        if self.optimizer is None:
+            return {"train/grad_norm": learner.apply(loss), "train/learning_rate": rate}
+        self.optimizer.zero_grad()
+        norm = learner.apply(loss)
+        nn.utils.clip_grad_norm_(self.trained, learner.config.schedule.max_grad_norm)
+        self.optimizer.param_groups[0]["lr"] = learner.policy_optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        return {"train/grad_norm": norm, "train/learning_rate": rate}
+
+    @torch.no_grad()
+    def measure(self, examples: Examples, setting: Setting | None = None) -> Evaluation:
+        """Runs all examples in evaluation mode; in the typical way unless another is named."""
+        run, task = (setting or self.typical()).run, self.learner.task
+        training = self.learner.stack.training
+        self.learner.stack.eval()
+        self.extra.eval()
+        parts: list[tuple[Tensor, ...]] = []
+        for start in range(0, len(examples), BATCH):
+            batch = examples.take(slice(start, start + BATCH))
+            found = run(batch.inputs)
+            parts.append((found.route, task.accuracy(found.outputs, batch.labels), found.compute, found.outputs.argmax(dim=-1)))
+        self.learner.stack.train(training)
+        self.extra.train(training)
+        return Evaluation(0.0, *(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the rival needs beside the learner to go on."""
+        return {"extra": self.extra.state_dict(), "optimizer": {} if self.optimizer is None else self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to where `state_dict` was taken."""
+        self.extra.load_state_dict(state["extra"])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+
+
+def batch_metrics(supervised: Tensor, accuracy: Tensor, compute: Tensor, route: Tensor) -> dict[str, Tensor]:
+    """What one batch shows, as scalars on the device; `accuracy` and `compute` are (B,), `route` is (B, L)."""
+    rates = {f"layers/run_rate_{i}": rate for i, rate in enumerate(route.float().mean(dim=0))}
+    return {"train/supervised_loss": supervised, "rollout/accuracy": accuracy.mean(), "rollout/compute": compute.mean()} | rates
+
+
+def rival_report(rival: Rival, folder: Path, seconds: float) -> dict[str, Any]:
+    """Settles and measures a trained rival, and leaves its curve in the run folder.
+
+    Returns:
+        Accuracy, compute and milliseconds for a batch of each point, on test data.
+    """
+    rival.settle()
+    learner, config = rival.learner, rival.learner.config
+    test = learner.task.load("test").to(learner.device)
+    settings = rival.settings()
+    validation, tested = ([rival.measure(part, one) for one in settings] for part in (learner.validation, test))
+    curve = Curve(rival.title, config.agent, config.seed, *(tuple(map(_point(rival), settings, found)) for found in (validation, tested)))
+    save_curve(folder, curve)
+    times = _milliseconds(rival, settings)
+    points = [
+        {"label": one.label, "accuracy": found.accuracy, "compute": found.compute, "milliseconds": taken, "validation_accuracy": known.accuracy}
+        for one, found, known, taken in zip(settings, tested, validation, times, strict=True)
+    ]
+    about = {"agent": config.agent, "budget": config.pricing.budget, "seconds": seconds, "rows": len(test), "split": "test"}
+    return {"points": points, **about, "timed_rows": min(TIMED_ROWS, len(learner.validation))}
+
+
+def _point(rival: Rival) -> Callable[[Setting, Evaluation], Point]:
+    budget = rival.learner.config.pricing.budget
+    return lambda setting, found: Point(setting.label, None, budget, found.correct, found.compute_by_row, found.route if rival.routed else None)
+
+
+@torch.no_grad()
+def _milliseconds(rival: Rival, settings: list[Setting]) -> list[float]:
+    rival.learner.stack.eval()
+    rival.extra.eval()
+    inputs = rival.learner.validation.take(slice(0, TIMED_ROWS)).inputs
+    calls: dict[str, Callable[[], object]] = {one.label: lambda run=one.run: run(inputs) for one in settings}  # type: ignore[misc]
+    taken = seconds_per_batch(calls, rival.learner.device)
+    return [1000 * taken[one.label] for one in settings]
+
+
+def print_rival(report: dict[str, Any], title: str, folder: Path, console: Console) -> None:
+    """Prints the points and what to do next."""
+    table = Table(title=f"{report['rows']} test rows, {report['seconds']:.0f} s of training", title_justify="left")
+    for column in (title, "accuracy", "compute", f"ms per {report['timed_rows']} rows"):
+        table.add_column(column, justify="left" if column == title else "right")
+    for point in report["points"]:
+        table.add_row(point["label"], f"{point['accuracy']:.1%}", f"{point['compute']:.3f}", f"{point['milliseconds']:.1f}")
+    console.print(table)
+    console.print("next:", f"  python -m rl_skip compare RUN --rivals {folder}", sep="\n", highlight=False)

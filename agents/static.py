@@ -1,0 +1,60 @@
+"""The best single route, with a network trained on it: the rival that matters most."""
+
+from typing import Any
+
+from torch import Tensor
+
+from agents.learner import Learner
+from agents.report import SEARCH_ROWS
+from agents.rival import Rival, Routed, Setting, batch_metrics
+from rl_skip.evaluation import best_fixed_route
+from rl_skip.inputs import Inputs
+from rl_skip.routing import sweep
+
+__all__ = ["Static"]
+
+
+class Static(Rival):
+    """One route for every row, searched on validation data after the warm-up; then the network is trained on it alone."""
+
+    title = "fixed route, retrained"
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__(learner)
+        self.route = learner.full_route
+        """(L,) bool; every layer until it is searched."""
+
+    def search(self) -> Tensor:
+        """(L,) bool, the route of highest validation accuracy within the budget; the cheapest where none is cheap enough."""
+        learner = self.learner
+        rows = self.some_validation(SEARCH_ROWS)
+        found = best_fixed_route(learner.stack, learner.task, rows, max_compute=self.budget, allow_exit=learner.rules.allow_exit)
+        return found.to(learner.device)
+
+    def update(self, update: int) -> dict[str, Tensor]:
+        """One supervised update on the route."""
+        learner = self.learner
+        if update == learner.warmup_updates:
+            self.route = self.search()
+        batch = learner.batch(update)
+        learner.stack.train()
+        found = self.run(batch.inputs)
+        loss = learner.task.loss(found.outputs, batch.labels).mean()
+        told = self.learn(loss, update)
+        return batch_metrics(loss, learner.task.accuracy(found.outputs, batch.labels), found.compute, found.route) | told
+
+    def run(self, inputs: Inputs) -> Routed:
+        """Every row along the route."""
+        found = sweep(self.learner.stack, None, inputs, route=self.route)
+        return Routed(found.outputs, found.route, found.compute)
+
+    def settings(self) -> list[Setting]:
+        """The one route."""
+        return [Setting("layers " + ", ".join(map(str, self.route.nonzero().squeeze(1).tolist())), self.run)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"route": self.route}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.route = state["route"].to(self.learner.device)
