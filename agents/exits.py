@@ -109,7 +109,7 @@ class Exits(Rival):
         if update == learner.warmup_updates:
             self.heads.begin_as(learner.stack)
         batch = learner.batch(update)
-        learner.stack.train()
+        learner.prepare(learns=learner.tunes)
         self.heads.train()
         carry = learner.stack.begin(batch.inputs)
         losses = []

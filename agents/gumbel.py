@@ -165,7 +165,7 @@ class Gumbel(Rival):
         """One update of network and gates."""
         learner = self.learner
         batch = learner.batch(update)
-        learner.stack.train()
+        learner.prepare(learns=learner.tunes)
         outputs, opened, compute = relaxed_sweep(learner.stack, self.gates, batch.inputs, self.config.gate_temperature)
         supervised = learner.task.loss(outputs, batch.labels).mean()
         missed = compute.mean() - self.budget

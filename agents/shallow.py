@@ -44,7 +44,7 @@ class Shallow(Rival):
         """One supervised update of the layers that there are."""
         learner = self.learner
         batch = learner.batch(update)
-        learner.stack.train()
+        learner.prepare(learns=learner.tunes)
         found = self.run(batch.inputs)
         loss = learner.task.loss(found.outputs, batch.labels).mean()
         told = self.learn(loss, update)

@@ -37,7 +37,7 @@ class Static(Rival):
         if update == learner.warmup_updates:
             self.route = self.search()
         batch = learner.batch(update)
-        learner.stack.train()
+        learner.prepare(learns=learner.tunes)
         found = self.run(batch.inputs)
         loss = learner.task.loss(found.outputs, batch.labels).mean()
         told = self.learn(loss, update)
