@@ -244,9 +244,9 @@ class TrainConfig:
     """Trains a network and its jump policy together."""
 
     task: str = "digits"
-    """digits, speech, images, or file.py:function for a task of your own."""
+    """digits, hops, hops-16, speech, images, or file.py:function for a task of your own. hops and hops-16 bring options of their own."""
     data: str | None = None
-    """Where the task's data are; digits needs none."""
+    """Where the task's data are; digits and hops need none."""
     train_rows: int | None = None
     """Rows to train on, drawn at random but always the same. Default: all."""
     out: str | None = None

@@ -20,7 +20,7 @@ from rl_skip.inputs import Inputs, map_inputs, row_count, take_rows
 
 __all__ = ["Examples", "Split", "Task", "load_task", "stratified_split"]
 
-BUNDLED = ("digits", "speech", "images")
+BUNDLED = ("digits", "hops", "hops-16", "speech", "images")
 Split = Literal["train", "validation", "test"]
 
 
@@ -106,22 +106,26 @@ def stratified_split(labels: Tensor, fractions: tuple[float, float, float] = (0.
 
 @cache
 def load_task(name: str, data: str | None = None) -> Task:
-    """The task `name`: "digits", "speech", "images", or "file.py:function" for one of your own.
+    """The task `name`: "digits", "hops", "hops-16", "speech", "images", or "file.py:function" for one of your own.
 
     Args:
-        data: where its data are; digits needs none.
+        data: where its data are; digits and hops need none.
 
     Raises:
         UserError: if there is no such task, or the data cannot be read.
     """
     if name in BUNDLED and data is not None and not Path(data).exists():  # what it means to a person's own task is theirs to say
         raise UserError(f"there is nothing at {data}; set --data to a path that exists")
-    if name == "digits":
+    if name in ("digits", "hops", "hops-16"):
         if data is not None:
-            raise UserError(f"the task 'digits' brings its own data and does not read {data}; leave out --data, or set --task")
-        from rl_skip.tasks.digits import digits
+            raise UserError(f"the task {name!r} brings its own data and does not read {data}; leave out --data, or set --task")
+        if name == "digits":
+            from rl_skip.tasks.digits import digits
 
-        return digits()
+            return digits()
+        from rl_skip.tasks.hops import hops
+
+        return hops(name, longest=16 if name == "hops-16" else 8)
     if name in ("speech", "images"):
         if data is None:
             raise UserError(f"the task {name!r} needs data; set --data PATH")
@@ -139,7 +143,7 @@ def _own_task(name: str, data: str | None) -> Task:
     file, separator, function = name.rpartition(":")
     path = Path(file)
     if not separator or path.suffix != ".py":
-        raise UserError(f"there is no task {name!r}; set --task to digits, speech, images, or file.py:function for your own")
+        raise UserError(f"there is no task {name!r}; set --task to digits, hops, hops-16, speech, images, or file.py:function for your own")
     if not path.is_file():
         raise UserError(f"there is no file {file} with a task; set --task to file.py:function")
     spec = importlib.util.spec_from_file_location(path.stem, path)
