@@ -1,0 +1,321 @@
+"""The rivals that have one route for all rows, what all rivals share, and all of them trained for one run."""
+
+import io
+import json
+import math
+import shutil
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+import train as command_line
+from agents.config import RIVALS, AgentName, NetworkConfig, PriceConfig, ScheduleConfig, TrainConfig
+from agents.learner import Learner
+from agents.rival import Rival, Unsuited
+from agents.rivals import train_rivals
+from agents.session import RIVAL_OF, Session, train
+from agents.shallow import Shallow
+from agents.start import START
+from agents.static import Static
+from rl_skip.cli import main
+from rl_skip.compare.curves import load_curve
+from rl_skip.errors import UserError
+from rl_skip.evaluation import all_routes
+from rl_skip.pruned import PrunedNetwork
+from rl_skip.tasks import load_task
+
+BUDGET = PriceConfig(budget=0.75)
+
+
+def pricing_of(agent: str) -> PriceConfig:
+    return PriceConfig() if agent == "exits" else BUDGET
+
+
+def train_plainly(network: nn.Module, learner: Learner, updates: range) -> None:
+    """AdamW on a network as anybody would write it, with the batches and the rates of a run."""
+    schedule = learner.config.schedule
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=schedule.weight_decay)
+    network.train()
+    for update in updates:
+        cosine = max(0.5 * (1 + math.cos(math.pi * update / learner.updates)), 0.01)
+        optimizer.param_groups[0]["lr"] = schedule.learning_rate * min(1.0, (update + 1) / 50) * cosine
+        batch = learner.batch(update)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(batch.inputs), batch.labels).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), schedule.max_grad_norm)
+        optimizer.step()
+
+
+# ------------------------------------------------------------------------------------------------------- static, shallow
+
+
+def test_static_finds_the_route_that_trying_each_finds(tiny_learner) -> None:
+    learner = tiny_learner(agent="static", pricing=BUDGET)
+    for update in range(learner.warmup_updates):
+        learner.warmup_update(update)
+    right = {}
+    for route in all_routes(4, allow_exit=False):
+        layers = tuple(route.nonzero().squeeze(1).tolist())
+        network = PrunedNetwork(deepcopy(learner.stack).eval(), layers)
+        with torch.no_grad():
+            guessed = network(learner.validation.inputs).argmax(dim=1)
+        right[layers] = (guessed == learner.validation.labels).float().mean().item()
+    within = {layers: share for layers, share in right.items() if len(layers) <= 3}
+    best = max(within.values())
+    static = Static(learner)
+    static.update(learner.warmup_updates)
+    found = tuple(static.route.nonzero().squeeze(1).tolist())
+    assert within[found] == best and len(found) == min(len(layers) for layers, share in within.items() if share == best)
+    assert static.settings()[0].label == "layers " + ", ".join(map(str, found))
+
+
+def test_static_trains_what_a_network_of_no_other_layers_would_become(tiny_learner) -> None:
+    learner = tiny_learner(agent="static", pricing=BUDGET, schedule=ScheduleConfig(warmup_epochs=0, epochs=3, batch_size=32))
+    before = deepcopy(learner.stack)
+    static = Static(learner)
+    static.search = lambda: torch.tensor([True, False, True, True])  # type: ignore[method-assign]
+    for update in range(learner.updates):
+        static.update(update)
+    alone = PrunedNetwork(deepcopy(before), [0, 2, 3])
+    train_plainly(alone, learner, range(learner.updates))
+    shifted = {f"layers.{k}.": f"layers.{i}." for k, i in reversed([*enumerate([0, 2, 3])])}
+    state = learner.stack.state_dict()
+    for name, tensor in alone.stack.state_dict().items():
+        whole = next((long + name.removeprefix(short) for short, long in shifted.items() if name.startswith(short)), name)
+        torch.testing.assert_close(tensor, state[whole], atol=1e-6, rtol=0)
+        assert not tensor.equal(before.state_dict()[whole]) or "norm" in name
+    left_out = learner.stack.layers[1].state_dict()
+    assert all(tensor.equal(left_out[name]) for name, tensor in before.layers[1].state_dict().items())
+    assert static.measure(learner.validation).compute == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(("budget", "layers"), [(0.1, 1), (0.25, 1), (0.49, 1), (0.5, 2), (0.74, 2), (1.0, 4)])
+def test_shallow_has_as_many_layers_as_the_budget_allows(budget: float, layers: int, tiny_learner) -> None:
+    learner = tiny_learner(agent="shallow", pricing=PriceConfig(budget=budget))
+    shallow = Shallow(learner)
+    assert shallow.layers == layers
+    assert shallow.measure(learner.validation).compute == pytest.approx(layers / 4)
+
+
+def test_shallow_trains_what_a_shallower_network_would_become(tiny_learner) -> None:
+    learner = tiny_learner(agent="shallow", pricing=PriceConfig(budget=0.5))
+    first = PrunedNetwork(deepcopy(learner.stack), [0, 1]).stack
+    plain = nn.Sequential(first.embed, *first.layers, first.head)
+    shallow = Shallow(learner)
+    assert learner.warmup_updates == 0 and learner.updates == 5 * 4  # what others spend on the warm-up is spent too
+    for update in range(learner.updates):
+        shallow.update(update)
+    train_plainly(plain, learner, range(learner.updates))
+    state = learner.stack.state_dict()
+    assert sum(name.startswith("layers.1.") for name in first.state_dict()) > 0
+    for name, tensor in first.state_dict().items():
+        torch.testing.assert_close(tensor, state[name], atol=1e-6, rtol=0)
+
+
+def test_a_frozen_network_stays_as_it_is_and_cannot_be_shallower(tiny_learner) -> None:
+    learner = tiny_learner(agent="static", pricing=BUDGET)
+    learner.stack.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in learner.stack.state_dict().items()}
+    static = Static(learner)
+    static.update(learner.warmup_updates)
+    assert all(tensor.equal(before[name]) for name, tensor in learner.stack.state_dict().items())
+    assert static.route.sum() <= 3
+    with pytest.raises(Unsuited, match="a frozen network cannot be trained with fewer layers"):
+        Shallow(learner)
+
+
+# ------------------------------------------------------------------------------------------------------------- the start
+
+
+def options(agent: AgentName, folder: Path) -> TrainConfig:
+    """Runs of a second. Dropout draws random numbers in the warm-up and after it."""
+    network = NetworkConfig(layers=4, width=16, heads=2, dropout=0.1)
+    schedule = ScheduleConfig(warmup_epochs=1, epochs=1, eval_epochs=1)
+    pricing = PriceConfig() if agent == "reinforce" else pricing_of(agent)
+    return TrainConfig(agent=agent, out=str(folder), network=network, schedule=schedule, pricing=pricing, threads=1, device="cpu")
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(options("reinforce", tmp_path_factory.mktemp("run") / "run"), quiet()) / START
+
+
+def trained_weights(folder: Path) -> dict[str, Any]:
+    file = max(folder.glob("checkpoints/update-*.pt"))
+    state = torch.load(file, weights_only=True)
+    return flat({name: state[name] for name in ("learner", "agent", "done")})
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    if isinstance(value, dict | list | tuple):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        return {key: one for part, inner in parts for key, one in flat(inner, f"{name}.{part}").items()}
+    return {name: value}
+
+
+def same(one: object, other: object) -> bool:
+    return torch.equal(one, other) if isinstance(one, Tensor) and isinstance(other, Tensor) else one == other
+
+
+@pytest.mark.parametrize("agent", ["static", "gumbel", "exits"])
+def test_a_rival_that_begins_at_a_runs_start_ends_as_one_that_warmed_up(agent: AgentName, start: Path, tmp_path: Path) -> None:
+    warmed, begun = train(options(agent, tmp_path / "warmed"), quiet()), train(options(agent, tmp_path / "begun"), quiet(), start=start)
+    expected, found = trained_weights(warmed), trained_weights(begun)
+    assert expected.keys() == found.keys() and len(expected) > 50
+    assert [name for name in expected if not same(expected[name], found[name])] == []
+    assert (warmed / "curve.safetensors").read_bytes() == (begun / "curve.safetensors").read_bytes()
+    steps = [json.loads(line)["step"] for line in (begun / "metrics.jsonl").read_text().splitlines()]
+    assert steps[0] > 16, "the 16 updates of the warm-up were not repeated"
+
+
+def test_a_start_of_another_network_or_none_at_all_is_one_line(start: Path, tmp_path: Path) -> None:
+    wider = TrainConfig(**{**vars(options("static", tmp_path / "run")), "network": NetworkConfig(layers=4, width=32, heads=2)})
+    with pytest.raises(UserError, match="does not fit the network.*remove it"):
+        train(wider, quiet(), start=start)
+    (tmp_path / "cut").write_bytes(start.read_bytes()[:1000])
+    with pytest.raises(UserError, match="not a readable safetensors file.*remove it"):
+        train(options("static", tmp_path / "run"), quiet(), start=tmp_path / "cut")
+    assert not (tmp_path / "run").exists()
+
+
+# ----------------------------------------------------------------------------------------------- as agents of train.py
+
+
+@pytest.mark.parametrize("agent", RIVALS)
+def test_a_rival_goes_on_from_its_state_bit_for_bit(agent: AgentName) -> None:
+    config = TrainConfig(agent=agent, pricing=pricing_of(agent), network=NetworkConfig(layers=3, width=8, heads=2, dropout=0.1))
+    task = load_task("digits")
+
+    def go(session: Session, first: int, last: int) -> list[Tensor]:
+        warm = session.learner.warmup_updates
+        for update in range(first, last):
+            session.averages.add(session.agent.update(warm + update))
+        assert isinstance(session.agent, Rival)
+        return [*session.learner.stack.state_dict().values(), *session.agent.extra.state_dict().values()]
+
+    whole = Session(config, task, torch.device("cpu"))
+    go(whole, 0, 3)
+    buffer = io.BytesIO()
+    torch.save(whole.state_dict(), buffer)
+    expected = go(whole, 3, 6)
+    resumed = Session(config, task, torch.device("cpu"))
+    torch.rand(7)
+    buffer.seek(0)
+    resumed.load_state_dict(torch.load(buffer, weights_only=True))
+    found = go(resumed, 3, 6)
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+    assert resumed.averages.read() == whole.averages.read()
+    assert isinstance(resumed.agent, Rival) and isinstance(whole.agent, Rival)
+    assert resumed.agent.typical().label == whole.agent.typical().label
+
+
+def test_every_rival_has_an_agent() -> None:
+    assert set(RIVAL_OF) == set(RIVALS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--agent", "static"], "the agent static is trained for one compute; set --budget"),
+        (["--agent", "gumbel", "--price", "0.1"], "the agent gumbel trains no policy, which alone has a price; leave --price out"),
+        (["--agent", "shallow", "--budget", "0.5", "--guarantee", "0.01"], "leave --guarantee out"),
+        (["--agent", "exits", "--budget", "0.5"], "leave --budget out"),
+        (["--agent", "gumbel", "--budget", "0.5", "--gate-temperature", "0"], "set --gate-temperature"),
+        (["--agent", "gumbel", "--budget", "0.5", "--gate-hidden", "0"], "set --gate-hidden"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_that_make_no_sense_for_a_rival_are_one_line(flags: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main([*flags, "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and told in said.err
+    assert not (tmp_path / "run").exists()
+
+
+# --------------------------------------------------------------------------------------------------- all rivals of a run
+
+
+@pytest.fixture(scope="module")
+def rivalled(finished_run: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run whose rivals are trained, and what was said meanwhile."""
+    run = Path(shutil.copytree(finished_run.folder, tmp_path_factory.mktemp("rivals") / "run"))
+    said = io.StringIO()
+    train_rivals(run, budgets=[0.5], console=Console(file=said))
+    return run, said.getvalue()
+
+
+def test_every_rival_of_a_run_is_trained_with_its_options(rivalled: tuple[Path, str]) -> None:
+    run, said = rivalled
+    kinds = {"static-0.5": "static", "shallow-0.5": "shallow", "gumbel-0.5": "gumbel", "exits": "exits", "one-shot": "reinforce"}
+    assert {folder.name for folder in (run / "rivals").iterdir()} == set(kinds)
+    mine = json.loads((run / "config.json").read_text())
+    for number, (name, kind) in enumerate(kinds.items(), start=1):
+        folder, config = run / "rivals" / name, json.loads((run / "rivals" / name / "config.json").read_text())
+        assert config["agent"] == kind and json.loads((folder / "report.json").read_text())["rows"] == 360
+        same = ("task", "seed", "network", "schedule", "reinforce", "gumbel", "threads", "device")
+        assert {key: config[key] for key in same} == {key: mine[key] for key in same}
+        assert f"rival {number} of 5, {name}: training" in said or number > 3
+        if name == "one-shot":
+            assert config["policy"] == mine["policy"] | {"policy_scope": "input"} and (folder / "policy").is_dir()
+            continue
+        curve = load_curve(folder)
+        assert (curve.kind, curve.seed) == (kind, 0)
+        assert all(len(point.correct) == 360 and point.budget == config["pricing"]["budget"] for point in curve.test)
+        assert all(len(point.correct) == 359 for point in curve.validation)
+        assert len(curve.test) == 1 or name == "exits" and len(curve.test) > 10
+        if name != "exits":
+            assert curve.validation[0].mean_compute <= 0.5 + 0.006
+
+
+def test_compare_sets_them_beside_the_policy(rivalled: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    run, _ = rivalled
+    assert main(["compare", str(run), "--budgets", "0.5", "--json", "--device", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    kinds = {curve["kind"] for curve in found["curves"]}
+    assert {"static", "shallow", "gumbel", "exits", "one-shot"} < kinds
+    at_half = {rival["kind"]: rival for rival in found["operating"][1]["rivals"]}
+    report = json.loads((run / "rivals" / "static-0.5" / "report.json").read_text())["points"][0]
+    assert at_half["static"]["accuracy"]["value"] == pytest.approx(report["accuracy"])
+    assert at_half["static"]["label"] == report["label"] and found["notes"] == []
+
+
+def test_what_is_finished_stays_and_what_was_stopped_goes_on(rivalled: tuple[Path, str]) -> None:
+    run, _ = rivalled
+    files = {file: file.read_bytes() for file in (run / "rivals").rglob("*") if file.is_file()}
+    stopped = run / "rivals" / "gumbel-0.5"
+    curve = (stopped / "curve.safetensors").read_bytes()
+    for name in ("report.json", "curve.json", "curve.safetensors"):
+        (stopped / name).unlink()
+    said = io.StringIO()
+    train_rivals(run, budgets=[0.5], console=Console(file=said))
+    assert (stopped / "curve.safetensors").read_bytes() == curve and (stopped / "report.json").is_file()
+    assert "gumbel-0.5: going on" in said.getvalue() and said.getvalue().count("finished before") == 4
+    assert all(file.read_bytes() == content for file, content in files.items() if stopped not in file.parents)
+
+
+def test_the_standard_output_stays_empty(rivalled: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    train_rivals(rivalled[0], budgets=[0.5])
+    assert capsys.readouterr().out == "" and torch.get_num_threads() == threads
+
+
+def test_a_rival_that_the_network_cannot_have_is_left_out(finished_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Path(shutil.copytree(finished_run.folder, tmp_path / "run"))
+
+    def unsuited(self: object, learner: Learner) -> None:
+        raise Unsuited("no head to copy")
+
+    monkeypatch.setattr(RIVAL_OF["exits"], "__init__", unsuited)
+    said = io.StringIO()
+    train_rivals(run, budgets=[], console=Console(file=said))
+    assert "rival 1 of 2, exits: left out: no head to copy" in said.getvalue()
+    assert [folder.name for folder in (run / "rivals").iterdir()] == ["one-shot"]
