@@ -138,7 +138,7 @@ class Exits(Rival):
                 seen.append(entropy(self.heads.ask(i, carry.hidden, carry.mask)))
         shares = torch.linspace(0, 1, THRESHOLDS - 2, dtype=torch.float64)
         quantiles = torch.cat(seen).double().cpu().quantile(shares).tolist()
-        self.thresholds = sorted({0.0, *(float(f"{quantile:.3g}") for quantile in quantiles), float("inf")})
+        self.thresholds = sorted({0.0, *(float(f"{quantile:.4g}") for quantile in quantiles), float("inf")})
 
     def run(self, threshold: float, inputs: Inputs) -> Routed:
         """Every row until a head is sure of it."""
@@ -146,7 +146,7 @@ class Exits(Rival):
 
     def settings(self) -> list[Setting]:
         """One for each threshold."""
-        return [Setting(f"threshold {threshold:.3g}", partial(self.run, threshold)) for threshold in self.thresholds]
+        return [Setting(f"threshold {threshold:.4g}", partial(self.run, threshold)) for threshold in self.thresholds]
 
     def typical(self) -> Setting:
         return Setting(f"threshold {WATCHED:g}", partial(self.run, WATCHED))

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 import rl_skip
-from agents.config import AgentName, ScheduleConfig, TrainConfig
+from agents.config import AgentName, PriceConfig, ScheduleConfig, TrainConfig
+from agents.rival import Unsuited
 from agents.session import train
 from rl_skip import Examples, Split, Task
 from rl_skip.cli import main
+from rl_skip.compare.curves import load_curve
 from tests.rl_skip.huggingface_models import build
 
 pytest.importorskip("transformers")
@@ -41,3 +43,20 @@ def test_an_agent_trains_a_policy_on_a_model_of_somebody_else(agent: AgentName, 
     capsys.readouterr()
     assert main(["info", str(policy)]) == 0
     assert "BertForSequenceClassification" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("agent", ["static", "shallow", "gumbel"])
+def test_a_rival_is_trained_on_a_model_of_somebody_else(agent: AgentName, tmp_path: Path) -> None:
+    task = Task("marks", ("no", "yes"), _load, embedding=lambda _width: torch.nn.Identity(), tokens=8)
+    stack = rl_skip.HuggingFaceStack(build("bert"))
+    before = {name: parameter.clone() for name, parameter in stack.model.named_parameters()}
+    schedule, pricing = ScheduleConfig(warmup_epochs=1, epochs=1), PriceConfig(budget=0.75)
+    (point,) = load_curve(train(TrainConfig(agent=agent, out=str(tmp_path / "run"), schedule=schedule, pricing=pricing), task=task, stack=stack)).test
+    assert any(not parameter.equal(before[name]) for name, parameter in stack.model.named_parameters())
+    layers = len(stack.layer_costs)
+    assert 1 / layers <= point.mean_compute <= 0.78
+    assert len(point.correct) == len(_load("test"))
+    other = rl_skip.HuggingFaceStack(build("bert"))
+    with pytest.raises(Unsuited, match="a HuggingFaceStack has no head of its own"):
+        train(TrainConfig(agent="exits", out=str(tmp_path / "exits"), schedule=schedule), task=task, stack=other)
+    assert not (tmp_path / "exits").exists()
