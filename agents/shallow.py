@@ -26,7 +26,7 @@ class Shallow(Rival):
 
     def __init__(self, learner: Learner) -> None:
         super().__init__(learner)
-        if not any(parameter.requires_grad for parameter in learner.stack.parameters()):
+        if not learner.tunes:
             raise Unsuited("a frozen network cannot be trained with fewer layers; leave --agent shallow out, or train the network too")
         learner.warmup_updates = 0
         self.layers = self._affordable()

@@ -118,8 +118,8 @@ def test_shallow_trains_what_a_shallower_network_would_become(tiny_learner) -> N
 
 
 def test_a_frozen_network_stays_as_it_is_and_cannot_be_shallower(tiny_learner) -> None:
-    learner = tiny_learner(agent="static", pricing=BUDGET)
-    learner.stack.requires_grad_(False)
+    schedule = ScheduleConfig(warmup_epochs=2, epochs=3, batch_size=32, tune="none")
+    learner = tiny_learner(agent="static", pricing=BUDGET, schedule=schedule)
     before = {name: tensor.clone() for name, tensor in learner.stack.state_dict().items()}
     static = Static(learner)
     static.update(learner.warmup_updates)

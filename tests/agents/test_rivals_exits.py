@@ -108,8 +108,8 @@ def test_heads_begin_as_the_networks_own_and_learn_with_it(tiny_learner) -> None
 
 
 def test_where_the_network_is_frozen_the_heads_learn_alone(tiny_learner) -> None:
-    learner = tiny_learner(agent="exits")
-    learner.stack.requires_grad_(False)
+    schedule = ScheduleConfig(warmup_epochs=2, epochs=3, batch_size=32, tune="none")
+    learner = tiny_learner(agent="exits", schedule=schedule)
     exits = Exits(learner)
     before = {name: tensor.clone() for name, tensor in learner.stack.state_dict().items()}
     exits.update(learner.warmup_updates)

@@ -199,8 +199,8 @@ def test_the_gradient_reaches_every_gate(tiny_learner) -> None:
 
 
 def test_where_the_network_is_frozen_the_gates_learn_alone(tiny_learner) -> None:
-    learner = tiny_learner(agent="gumbel", pricing=PriceConfig(budget=0.5))
-    learner.stack.requires_grad_(False)
+    schedule = ScheduleConfig(warmup_epochs=2, epochs=3, batch_size=32, tune="none")
+    learner = tiny_learner(agent="gumbel", pricing=PriceConfig(budget=0.5), schedule=schedule)
     gumbel = Gumbel(learner)
     before = {name: tensor.clone() for name, tensor in learner.stack.state_dict().items()}
     gates = [parameter.clone() for parameter in gumbel.gates.parameters()]
