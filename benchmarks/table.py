@@ -20,8 +20,8 @@ from rl_skip.compare.rivals import ONE_BUDGET, RIVALS
 TRAIN = Path(__file__).parent.parent / "train.py"
 STUDIES = {
     "digits": ["--task", "digits"],
-    "speech": ["--task", "speech"],
-    "images": ["--task", "images", "--train-rows", "20000", "--batch-size", "128", "--warmup-epochs", "5", "--epochs", "6", "--allow-exit"],
+    "speech": ["--task", "speech", "--warmup-epochs", "8", "--epochs", "12"],
+    "images": ["--task", "images", "--train-rows", "20000", "--batch-size", "128", "--warmup-epochs", "4", "--epochs", "5", "--allow-exit"],
     "hops": ["--task", "hops"],
     "hops-joint": ["--task", "hops", "--tune", "all"],
 }

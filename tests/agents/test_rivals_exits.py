@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.config import ScheduleConfig
 from agents.exits import ExitHeads, Exits, exit_sweep
 from agents.rival import Unsuited
 from rl_skip.gated import GatedStack
