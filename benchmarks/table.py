@@ -12,12 +12,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # agents are imported from the checkout
+
+from agents.rivals import train_rivals
 from rl_skip.compare.command import compare_and_write
 from rl_skip.compare.comparison import BUDGETS
 from rl_skip.compare.result import ANOTHER_ROW, BEST_FIXED, FULL_DEPTH, ORACLE, POLICY, RANDOM, Comparison, Operating, Rival
 from rl_skip.compare.rivals import ONE_BUDGET, RIVALS
 
-TRAIN = Path(__file__).parent.parent / "train.py"
+TRAIN = ROOT / "train.py"
 STUDIES = {
     "digits": ["--task", "digits"],
     "speech": ["--task", "speech", "--warmup-epochs", "8", "--epochs", "12"],
@@ -94,8 +98,6 @@ def main() -> None:
         flags = [*(["--data", data[study]] if study in data else []), *more_flags]
         runs = [trained(study, seed, arguments.out, flags) for seed in arguments.seeds]
         if arguments.train_only:
-            from agents.rivals import train_rivals
-
             for run in runs:
                 train_rivals(run, budgets=BUDGETS)
         else:
