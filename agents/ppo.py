@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecMonitor
 from torch import Tensor, nn
 
+from agents.imitation import imitation_loss, imitation_weight
 from agents.learner import Critic, Learner
 from agents.prices import PriceSource
 from agents.reinforce import entropy_weight
@@ -125,11 +126,16 @@ class Ppo:
         price = self.prices.draw(len(batch), learner.generator).to(learner.device)
         with torch.no_grad():
             route = sweep(learner.stack, learner.policy, batch.inputs, price=price, mode="sample")
-        outputs, told = route.outputs, {}
+        outputs, loss = route.outputs, torch.zeros((), device=learner.device)
+        if (weight := imitation_weight(learner.config.reinforce.imitation_weight, learner.joint_progress(update))) > 0:
+            loss = loss + weight * imitation_loss(learner, self.prices, batch)
+        told = {"train/learning_rate": torch.tensor(rate)}
         if learner.tunes:
             learner.prepare(learns=True)
             supervised, outputs = learner.network_loss(batch, route.route)
-            told = {"train/supervised_loss": supervised, "train/grad_norm": learner.apply(supervised), "train/learning_rate": torch.tensor(rate)}
+            loss, told["train/supervised_loss"] = loss + supervised, supervised
+        if loss.requires_grad:
+            told["train/grad_norm"] = learner.apply(loss)
         accuracy = learner.task.accuracy(outputs, batch.labels)
         score = accuracy if learner.config.reinforce.score == "accuracy" else learner.task.probability(outputs, batch.labels)
         self.prices.observe(route.compute.mean())

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from agents.config import ReinforceConfig
+from agents.imitation import imitation_loss, imitation_weight
 from agents.learner import Learner
 from agents.prices import PriceSource
 from agents.telemetry import rollout_metrics
@@ -113,6 +114,8 @@ class Reinforce:
         loss = losses.policy - entropy_weight(config, learner.joint_progress(update)) * losses.entropy
         if config.baseline == "value":
             loss = loss + config.value_weight * losses.value
+        if (weight := imitation_weight(config.imitation_weight, learner.joint_progress(update))) > 0:
+            loss = loss + weight * imitation_loss(learner, self.prices, batch)
         told: dict[str, Tensor] = {}
         if learner.tunes:
             learner.prepare(learns=True)

@@ -24,7 +24,7 @@ from rl_skip.compare.rivals import ONE_BUDGET, RIVALS
 TRAIN = ROOT / "train.py"
 STUDIES = {
     "digits": ["--task", "digits"],
-    "speech": ["--task", "speech", "--warmup-epochs", "8", "--epochs", "12"],
+    "speech": ["--task", "speech"],
     "images": ["--task", "images", "--train-rows", "20000", "--batch-size", "128", "--warmup-epochs", "4", "--epochs", "5", "--allow-exit"],
     "hops": ["--task", "hops"],
     "hops-joint": ["--task", "hops", "--tune", "all"],
