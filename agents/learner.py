@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import TrainConfig
-from rl_skip.network import build_network
 from rl_skip.policy import JumpPolicy, JumpRules
 from rl_skip.routing import sweep
 from rl_skip.stack import LayerStack
@@ -58,7 +57,7 @@ class Learner:
         torch.manual_seed(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.train, self.validation = self._examples("train"), self._examples("validation")
-        self.stack = (build_network(config.network, task.embedding, task.tokens, len(task.classes)) if stack is None else stack).to(device)
+        self.stack = (task.build(config.network) if stack is None else stack).to(device)
         self.rules = config.policy.rules(self.stack.depth, self.stack.width, config.pricing.seen_range)
         self.policy, self.critic = JumpPolicy(self.rules).to(device), Critic(self.rules).to(device)
         schedule = config.schedule

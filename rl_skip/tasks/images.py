@@ -13,7 +13,8 @@ from torch.nn.functional import pad
 
 from rl_skip.blocks import PatchEmbedding
 from rl_skip.errors import UserError
-from rl_skip.tasks import Examples, Split, Task, stratified_split
+from rl_skip.tasks import DEFAULTS, Examples, Split, Task, stratified_split
+from rl_skip.tasks.options import TaskOptions
 from rl_skip.tasks.reading import class_indices, class_names, reading, split_rows
 
 __all__ = ["images", "patch_and_padding"]
@@ -46,7 +47,7 @@ class _Part:
             raise UserError(f"the images in {self.name} hold values that are not finite; set --data to images without them")
 
 
-def images(path: Path) -> Task:
+def images(path: Path, options: TaskOptions = DEFAULTS) -> Task:
     """The task `images`: square patches as tokens, 16 to 64 of them; each channel has zero mean and unit deviation in train.
 
     Where the data name a test part, it is the test split and a sixth of each class of the training part is validation.

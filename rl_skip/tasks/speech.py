@@ -14,7 +14,8 @@ from torch.nn.functional import pad
 
 from rl_skip.blocks import FrameEmbedding
 from rl_skip.errors import UserError
-from rl_skip.tasks import Examples, Split, Task
+from rl_skip.tasks import DEFAULTS, Examples, Split, Task
+from rl_skip.tasks.options import TaskOptions
 from rl_skip.tasks.reading import class_indices, class_names, reading, split_rows
 
 __all__ = ["log_mel", "mel_filters", "speech"]
@@ -31,7 +32,7 @@ EXPECTED = "a folder or tar of 8 kHz mono 16-bit wav files"
 NAME = re.compile(r"(?P<label>[^_]+)_(?P<speaker>.+)_(?P<take>\d+)")
 
 
-def speech(path: Path) -> Task:
+def speech(path: Path, options: TaskOptions = DEFAULTS) -> Task:
     """The task `speech`: 20 tokens of 5 frames, of which a recording fills as many as it is long.
 
     Where names carry takes, the split is that of the Free Spoken Digit Dataset: takes 0 to 4 are test and, of its
