@@ -8,18 +8,19 @@ import tyro
 
 from agents.checkpoints import Stopped
 from agents.config import TrainConfig
+from agents.presets import for_task
 from agents.session import train
 from rl_skip.errors import UserError
 
 
 def read_options(arguments: Sequence[str]) -> TrainConfig:
-    """The options on the command line; with --resume, those of that run are what is not given."""
+    """The options on the command line; what is not given is the task's preset or, with --resume, as in that run."""
     beforehand = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    beforehand.add_argument("--resume", nargs="?")
-    run = beforehand.parse_known_args(arguments)[0].resume
-    if run is None:
-        return tyro.cli(TrainConfig, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
-    return tyro.cli(TrainConfig, args=arguments, default=TrainConfig.from_json(run), config=(tyro.conf.OmitArgPrefixes,))
+    for flag in ("--resume", "--task"):
+        beforehand.add_argument(flag, nargs="?")
+    known = beforehand.parse_known_args(arguments)[0]
+    default = for_task(known.task) if known.resume is None else TrainConfig.from_json(known.resume)
+    return tyro.cli(TrainConfig, args=arguments, default=default, config=(tyro.conf.OmitArgPrefixes,))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,6 +22,7 @@ __all__ = [
     "ReinforceConfig",
     "ScheduleConfig",
     "TrainConfig",
+    "Tune",
 ]
 
 FREE_ON_RESUME = ("device", "threads", "task/data")
@@ -29,6 +30,7 @@ AgentName = Literal["reinforce", "ppo", "maskable-ppo"]
 PRICE_BOUNDS = (0.001, 10.0)
 """The lowest and highest price that a policy for one price, or for one budget, can tell apart."""
 ScoreName = Literal["accuracy", "probability"]
+Tune = Literal["all", "none"]
 BaselineName = Literal["value", "leave-one-out"]
 
 
@@ -128,11 +130,15 @@ class ScheduleConfig:
     """Weight of the full-depth loss beside the sampled routes. Without it full depth is forgotten; 0 to 1."""
     eval_epochs: int = 5
     """Passes between two validations."""
+    tune: Tune = "all"
+    """What of the network goes on learning once the policy has started: all of it, or none: then the warm-up alone trains the network."""
 
     def __post_init__(self) -> None:
         for name in ("warmup_epochs", "epochs", "batch_size", "eval_epochs"):
             if getattr(self, name) < (0 if name == "warmup_epochs" else 1):
                 raise UserError(f"{name} is too small: {getattr(self, name)}; set --{name.replace('_', '-')}")
+        if self.tune not in get_args(Tune):
+            raise UserError(f"what is tuned is one of {', '.join(get_args(Tune))}, got {self.tune!r}; set --tune")
         for name in ("learning_rate", "policy_learning_rate", "max_grad_norm"):
             _positive(name, getattr(self, name), f"--{name.replace('_', '-')}")
         for name in ("weight_decay", "random_route_weight", "full_depth_weight"):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import TrainConfig
+from rl_skip.errors import UserError
 from rl_skip.policy import JumpPolicy, JumpRules
 from rl_skip.routing import sweep
 from rl_skip.stack import LayerStack
@@ -61,6 +62,10 @@ class Learner:
         self.rules = config.policy.rules(self.stack.depth, self.stack.width, config.pricing.seen_range)
         self.policy, self.critic = JumpPolicy(self.rules).to(device), Critic(self.rules).to(device)
         schedule = config.schedule
+        self.trainable = [parameter for parameter in self.stack.parameters() if parameter.requires_grad]
+        """What of the network learns in the warm-up."""
+        self.tunes = schedule.tune != "none"
+        """Whether the network goes on learning once the policy has started."""
         self.network_optimizer = torch.optim.AdamW(self.stack.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
         deciding = [*self.policy.parameters(), *self.critic.parameters()]
         self.policy_optimizer = torch.optim.Adam(deciding, lr=schedule.policy_learning_rate)
@@ -86,7 +91,7 @@ class Learner:
     def set_learning_rates(self, update: int) -> float:
         """Sets both optimisers' rates for an update; returns the network's."""
         schedule = self.config.schedule
-        cosine = 0.5 * (1 + math.cos(math.pi * update / self.updates))
+        cosine = 0.5 * (1 + math.cos(math.pi * min(update / max(self.updates if self.tunes else self.warmup_updates, 1), 1.0)))
         rate = schedule.learning_rate * min(1.0, (update + 1) / RISE_UPDATES) * max(cosine, 0.01)
         for group in self.network_optimizer.param_groups:
             group["lr"] = rate
@@ -94,21 +99,51 @@ class Learner:
             group["lr"] = schedule.policy_learning_rate * (1 - 0.9 * self.joint_progress(update))
         return rate
 
+    def prepare(self, warming: bool) -> None:
+        """Makes the network ready for an update: to learn, or frozen, in evaluation mode and without gradients."""
+        learns = warming or self.tunes
+        self.stack.train(learns)
+        for parameter in self.trainable:
+            parameter.requires_grad_(learns)
+
     def full_depth_loss(self, batch: Examples) -> tuple[Tensor, Tensor]:
         """Mean loss at full depth, and accuracy, both scalars."""
         outputs = sweep(self.stack, None, batch.inputs, route=self.full_route).outputs
         return self.task.loss(outputs, batch.labels).mean(), self.task.accuracy(outputs, batch.labels).mean()
 
     def warmup_update(self, update: int) -> dict[str, Tensor]:
-        """One supervised update at full depth and on random routes, before the policy starts."""
+        """One supervised update before the policy starts: at full depth and on random routes, or on `needed_routes` where there are any."""
         rate, batch = self.set_learning_rates(update), self.batch(update)
-        self.stack.train()
-        loss, accuracy = self.full_depth_loss(batch)
-        if (weight := self.config.schedule.random_route_weight) > 0:
+        self.prepare(warming=True)
+        known = self.needed_routes(batch)
+        if known is None:
+            loss, accuracy = self.full_depth_loss(batch)
+        else:
+            outputs = sweep(self.stack, None, batch.inputs, route=known).outputs
+            loss, accuracy = self.task.loss(outputs, batch.labels).mean(), self.task.accuracy(outputs, batch.labels).mean()
+        if known is None and (weight := self.config.schedule.random_route_weight) > 0:
             outputs = sweep(self.stack, None, batch.inputs, route=self.random_routes(len(batch))).outputs
             loss = loss + weight * self.task.loss(outputs, batch.labels).mean()
         norm = self.apply(loss)
         return {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate), "warmup/accuracy": accuracy}
+
+    def needed_routes(self, batch: Examples) -> Tensor | None:
+        """(B, L) bool: each row runs as many layers as it needs, the first ones, and leaves.
+
+        None where the task does not know, and where the network goes on learning with the policy: then it is to be good on
+        every route, and may learn to do with fewer layers than the task says.
+
+        Raises:
+            UserError: if the rows need more layers than there are, or may not leave.
+        """
+        if self.task.needed is None or self.tunes:
+            return None
+        needed, depth = self.task.needed(batch), self.stack.depth
+        if not self.rules.allow_exit:
+            raise UserError(f"the rows of the task {self.task.name!r} leave after the layers that they need; set --allow-exit, or --tune all")
+        if (most := int(needed.max())) > depth:
+            raise UserError(f"a row of the task {self.task.name!r} needs {most} layers, the network has {depth}; set --layers, or --tune all")
+        return torch.arange(depth, device=self.device) < needed.unsqueeze(1)
 
     def random_routes(self, rows: int) -> Tensor:
         """(B, L) bool: each row keeps its layers with a probability of its own, even in [0, 1]."""

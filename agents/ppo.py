@@ -95,8 +95,14 @@ class Ppo:
         self.model.set_logger(Logger(folder=None, output_formats=[]))
 
     def update(self, update: int) -> dict[str, Tensor]:
-        """One supervised update, and before the first of each epoch one rollout of PPO; returns metrics."""
-        told = self._improve_policy(update) if (update - self.learner.warmup_updates) % self.learner.updates_per_epoch == 0 else {}
+        """One supervised update, and before the first of each epoch one rollout of PPO; returns metrics.
+
+        Where the network is frozen every update is a rollout of PPO, and nothing else.
+        """
+        learner = self.learner
+        learner.prepare(warming=False)
+        first = (update - learner.warmup_updates) % learner.updates_per_epoch == 0
+        told = self._improve_policy(update) if first or not learner.tunes else {}
         return told | self._improve_network(update)
 
     def _improve_policy(self, update: int) -> dict[str, Tensor]:
@@ -121,20 +127,18 @@ class Ppo:
         price = self.prices.draw(len(batch), learner.generator).to(learner.device)
         with torch.no_grad():
             route = sweep(learner.stack, learner.policy, batch.inputs, price=price, mode="sample")
-        outputs = sweep(learner.stack, None, batch.inputs, route=route.route).outputs
-        supervised = learner.task.loss(outputs, batch.labels).mean()
-        loss = supervised
-        if schedule.full_depth_weight > 0:
-            loss = loss + schedule.full_depth_weight * learner.full_depth_loss(batch)[0]
-        norm = learner.apply(loss)
+        outputs, told = route.outputs, {}
+        if learner.tunes:
+            outputs = sweep(learner.stack, None, batch.inputs, route=route.route).outputs
+            supervised = learner.task.loss(outputs, batch.labels).mean()
+            loss = supervised
+            if schedule.full_depth_weight > 0:
+                loss = loss + schedule.full_depth_weight * learner.full_depth_loss(batch)[0]
+            told = {"train/supervised_loss": supervised, "train/grad_norm": learner.apply(loss), "train/learning_rate": torch.tensor(rate)}
         accuracy = learner.task.accuracy(outputs, batch.labels)
         score = accuracy if learner.config.reinforce.score == "accuracy" else learner.task.probability(outputs, batch.labels)
         self.prices.observe(route.compute.mean())
-        return rollout_metrics(route, score.detach(), accuracy, price, learner.rules.max_jump) | {
-            "train/supervised_loss": supervised,
-            "train/grad_norm": norm,
-            "train/learning_rate": torch.tensor(rate),
-        }
+        return rollout_metrics(route, score.detach(), accuracy, price, learner.rules.max_jump) | told
 
     def state_dict(self) -> dict[str, Any]:
         """What PPO needs beside the learner to go on: its optimiser and its count of updates."""

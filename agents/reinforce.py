@@ -98,7 +98,7 @@ class Reinforce:
         """One update; returns its metrics as scalars on the device."""
         learner, config, schedule = self.learner, self.config, self.learner.config.schedule
         rate, batch = learner.set_learning_rates(update), learner.batch(update)
-        learner.stack.train()
+        learner.prepare(warming=False)
         G = config.routes_per_input
         routes = batch.take(torch.arange(len(batch), device=learner.device).repeat_interleave(G))  # B G rows
         price = self.prices.draw(len(batch), learner.generator).repeat_interleave(G).to(learner.device)  # (B G,)
@@ -107,10 +107,11 @@ class Reinforce:
         score = (accuracy if config.score == "accuracy" else learner.task.probability(rollout.outputs, routes.labels)).detach()
         losses = reinforce_loss(rollout, score, price, config, self.prices.charge)
         supervised = learner.task.loss(rollout.outputs, routes.labels).mean()
-        loss = supervised + losses.policy - entropy_weight(config, learner.joint_progress(update)) * losses.entropy
+        loss = supervised + losses.policy if learner.tunes else losses.policy
+        loss = loss - entropy_weight(config, learner.joint_progress(update)) * losses.entropy
         if config.baseline == "value":
             loss = loss + config.value_weight * losses.value
-        if schedule.full_depth_weight > 0:
+        if learner.tunes and schedule.full_depth_weight > 0:
             loss = loss + schedule.full_depth_weight * learner.full_depth_loss(batch)[0]
         norm = learner.apply(loss)
         self.prices.observe(rollout.compute.mean())

@@ -32,6 +32,8 @@ class NetworkConfig:
     """What a layer of "skip-layer" computes on its active tokens; "blocks" are attention blocks always."""
     dropout: float = 0.0
     """Share of each block's update that is dropped in training. More regularises more; 0 to 0.2."""
+    tied: bool = False
+    """One block with one set of weights stands for all layers of "blocks": what it does once it can do again."""
 
     def __post_init__(self) -> None:
         if self.layers < 1:
@@ -44,6 +46,8 @@ class NetworkConfig:
             raise UserError(f"a body is one of {', '.join(get_args(BodyName))}, got {self.body!r}; set --body")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout must lie in [0, 1), got {self.dropout}; set --dropout")
+        if self.tied and self.stack != "blocks":
+            raise UserError(f"the layers of {self.stack} cannot be tied; set --stack blocks, or --no-tied")
 
 
 def build_network(config: NetworkConfig, embedding: Embedding, tokens: int, classes: int) -> LayerStack:
@@ -53,7 +57,9 @@ def build_network(config: NetworkConfig, embedding: Embedding, tokens: int, clas
     if config.stack == "skip-layer":
         trunk = GatedStack(config.width, config.heads, config.layers, body=config.body, tokens=tokens)
         return HeadedStack(embed, trunk, head)
-    layers: list[nn.Module] = [AttentionBlock(config.width, config.heads, dropout=config.dropout) for _ in range(config.layers)]
+    distinct = 1 if config.tied else config.layers
+    layers: list[nn.Module] = [AttentionBlock(config.width, config.heads, dropout=config.dropout) for _ in range(distinct)]
+    layers = layers * (config.layers // distinct)
     flops = float(attention_block_flops(tokens, config.width))
     return ModuleStack(embed, layers, head, width=config.width, layer_flops=[flops] * config.layers, layers_take_mask=True)
 

@@ -21,7 +21,10 @@ def read_network_config(fields: Fields) -> NetworkConfig:
     dropout = fields.number("dropout")
     if dropout >= 1:
         raise fields.wrong("dropout", "a number in [0, 1)")
-    return NetworkConfig(layers, width, heads, stack, body, dropout)
+    tied = "tied" in fields.values and fields.flag("tied")  # older files do not know it
+    if tied and stack != "blocks":
+        raise fields.wrong("tied", f"false for a stack {stack!r}")
+    return NetworkConfig(layers, width, heads, stack, body, dropout, tied)
 
 
 def read_network(fields: Fields, width: int, depth: int) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def load_run(
     if network is None or task.network is not None:  # a task of one's own, whose embedding no file can hold, or a model from transformers
         with torch.random.fork_rng(devices=[]):
             stack = task.build(run.network)
-    elif any(network.get(name) != value for name, value in asdict(run.network).items()):
+    elif any(network.get(name, getattr(NetworkConfig, name)) != value for name, value in asdict(run.network).items()):
         raise UserError(f"{run.folder / CONFIG}: network is not the one that {run.policy} was exported with; restore the file")
     elif network.get("classes") != len(task.classes):
         raise UserError(f"the data have {len(task.classes)} classes, the run {folder} was trained on {network.get('classes')}; set --data")
