@@ -148,6 +148,7 @@ def _eval(arguments: argparse.Namespace) -> Report:
         "split": split,
         "full_depth_accuracy": full_depth.accuracy,
         "distinct_routes": measured.distinct_routes,
+        **task.measures(measured.correct),
         **promise,
     }
 

@@ -151,14 +151,15 @@ def save_model(stack: HuggingFaceStack, folder: Path, digest: bool = True) -> No
 
 def without_layers(stack: HuggingFaceStack, layers: Sequence[int]) -> HuggingFaceStack:
     """The stack of the same model, from which all layers but `layers` are deleted; the given stack is taken over."""
-    model, config = stack.model, stack.model.config
+    model = stack.model
+    config: Any = model.config
     kept = [stack.routed[i] for i in layers]
     types = getattr(config, "layer_types", None)
     parent, _, name = stack.path.rpartition(".")
     setattr(model.get_submodule(parent), name, nn.ModuleList(kept))
-    config.num_hidden_layers = len(kept)  # type: ignore[union-attr]
+    config.num_hidden_layers = len(kept)
     if types is not None:
-        config.layer_types = [types[i] for i in layers]  # type: ignore[union-attr]
+        config.layer_types = [types[i] for i in layers]
     for i, layer in enumerate(kept):
         for part in layer.modules():
             if hasattr(part, "layer_idx"):

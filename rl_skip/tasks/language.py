@@ -111,7 +111,7 @@ def language(path: Path, options: TaskOptions) -> Task:
         return tokenizer.batch_decode(examples.inputs["input_ids"])
 
     per_token = len(parts["validation"]) / max(len(ids["validation"]), 1)
-    return LanguageTask("language", ("text",), load, no_embedding, rows, in_words, network, characters_per_token=per_token)
+    return LanguageTask("language", ("text",), load, no_embedding, rows, in_words, network=network, characters_per_token=per_token)
 
 
 def _tokenizer(text: str) -> Any:

@@ -60,7 +60,7 @@ def text(path: Path, options: TaskOptions) -> Task:
         assert isinstance(examples.inputs, dict)
         return tokenizer.batch_decode(examples.inputs["input_ids"], skip_special_tokens=True)
 
-    return Task("text", classes, load, no_embedding, limit, in_words, network)
+    return Task("text", classes, load, no_embedding, limit, in_words, network=network)
 
 
 def _order_of_model(classes: tuple[str, ...], config: Any) -> tuple[Tensor, tuple[str, ...]]:
