@@ -163,7 +163,7 @@ def without_layers(stack: HuggingFaceStack, layers: Sequence[int]) -> HuggingFac
     for i, layer in enumerate(kept):
         for part in layer.modules():
             if hasattr(part, "layer_idx"):
-                part.layer_idx = i
+                part.layer_idx = i  # type: ignore[assignment]
     pruned = HuggingFaceStack(model, head=stack.head, layers=stack.path, prompt_tokens=stack.prompt_tokens, prepare=stack.prepare)
     pruned.processor = stack.processor
     return pruned
