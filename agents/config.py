@@ -226,9 +226,9 @@ class TrainConfig:
     """Trains a network and its jump policy together."""
 
     task: str = "digits"
-    """digits, speech, images, text, language, or file.py:function for a task of your own."""
+    """digits, hops, hops-16, speech, images, text, language, or file.py:function for a task of your own. Some bring options of their own."""
     data: str | None = None
-    """Where the task's data are; digits needs none."""
+    """Where the task's data are; digits and hops need none."""
     out: str | None = None
     """The run folder. Default: runs/<task>-<agent>-<seed>."""
     overwrite: bool = False

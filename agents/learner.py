@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import TrainConfig
+from agents.known_depth import KnownDepth
 from agents.tuning import choose_parameters, merge_adapters
-from rl_skip.errors import UserError
 from rl_skip.inputs import lengths
 from rl_skip.policy import JumpPolicy, JumpRules
 from rl_skip.routing import sweep
@@ -74,6 +74,10 @@ class Learner:
         """What of the network learns in the warm-up."""
         self.tunes = schedule.tune != "none"
         """Whether the network goes on learning once the policy has started."""
+        self.known: KnownDepth | None = None
+        """In a network that is frozen later, layers learn on the depth that a task knows. One that learns on is to be good on any route."""
+        if task.needed is not None and not self.tunes:
+            self.known = KnownDepth(task, self.train, self.rules, schedule.batch_size, config.seed)
         self.network_optimizer = torch.optim.AdamW(self.stack.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
         deciding = [*self.policy.parameters(), *self.critic.parameters()]
         self.policy_optimizer = torch.optim.Adam(deciding, lr=schedule.policy_learning_rate)
@@ -136,38 +140,20 @@ class Learner:
         return self.task.loss(outputs, batch.labels).mean(), self.task.accuracy(outputs, batch.labels).mean()
 
     def warmup_update(self, update: int) -> dict[str, Tensor]:
-        """One supervised update before the policy starts: at full depth and on random routes, or on `needed_routes` where there are any."""
-        rate, batch = self.set_learning_rates(update), self.batch(update)
+        """One supervised update before the policy starts: at full depth and on random routes, or on a known depth."""
+        rate, batch = self.set_learning_rates(update), self.batch(update) if self.known is None else self.known.batch(update)
         self.prepare(warming=True)
-        known = self.needed_routes(batch)
-        if known is None:
+        if self.known is None:
             loss, accuracy = self.full_depth_loss(batch)
         else:
-            outputs = sweep(self.stack, None, batch.inputs, route=known).outputs
+            outputs = sweep(self.stack, None, batch.inputs, route=self.known.routes(batch)).outputs
             loss, accuracy = self.task.loss(outputs, batch.labels).mean(), self.task.accuracy(outputs, batch.labels).mean()
-        if known is None and (weight := self.config.schedule.random_route_weight) > 0:
+            self.known.saw(accuracy)
+        if self.known is None and (weight := self.config.schedule.random_route_weight) > 0:
             outputs = sweep(self.stack, None, batch.inputs, route=self.random_routes(len(batch))).outputs
             loss = loss + weight * self.task.loss(outputs, batch.labels).mean()
         norm = self.apply(loss)
         return {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate), "warmup/accuracy": accuracy}
-
-    def needed_routes(self, batch: Examples) -> Tensor | None:
-        """(B, L) bool: each row runs as many layers as it needs, the first ones, and leaves.
-
-        None where the task does not know, and where the network goes on learning with the policy: then it is to be good on
-        every route, and may learn to do with fewer layers than the task says.
-
-        Raises:
-            UserError: if the rows need more layers than there are, or may not leave.
-        """
-        if self.task.needed is None or self.tunes:
-            return None
-        needed, depth = self.task.needed(batch), self.stack.depth
-        if not self.rules.allow_exit:
-            raise UserError(f"the rows of the task {self.task.name!r} leave after the layers that they need; set --allow-exit, or --tune all")
-        if (most := int(needed.max())) > depth:
-            raise UserError(f"a row of the task {self.task.name!r} needs {most} layers, the network has {depth}; set --layers, or --tune all")
-        return torch.arange(depth, device=self.device) < needed.unsqueeze(1)
 
     def random_routes(self, rows: int) -> Tensor:
         """(B, L) bool: each row keeps its layers with a probability of its own, even from the smallest allowed to 1."""
@@ -199,6 +185,7 @@ class Learner:
             "critic": self.critic.state_dict(),
             "network_optimizer": self.network_optimizer.state_dict(),
             "policy_optimizer": self.policy_optimizer.state_dict(),
+            "taken_in": 0 if self.known is None else self.known.taken_in,
             "generator": self.generator.get_state(),
             "torch_random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
@@ -208,6 +195,8 @@ class Learner:
         """Goes back to where `state_dict` was taken."""
         for name in ("stack", "policy", "critic", "network_optimizer", "policy_optimizer"):
             getattr(self, name).load_state_dict(state[name])
+        if self.known is not None:
+            self.known.taken_in = state["taken_in"]
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["torch_random"].cpu())
         if self.device.type == "cuda":

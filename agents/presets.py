@@ -3,13 +3,34 @@
 from dataclasses import replace
 from typing import Any
 
-from agents.config import PriceConfig, ReinforceConfig, ScheduleConfig, TrainConfig
+from agents.config import PolicyConfig, PriceConfig, ReinforceConfig, ScheduleConfig, TrainConfig
 from rl_skip.network import NetworkConfig
 from rl_skip.tasks.options import NO_MODEL, TaskOptions
 
 __all__ = ["PARTLY_TUNED", "PRESETS", "PRETRAINED", "for_task"]
 
+
+def _hops(layers: int, warmup_epochs: int, epochs: int) -> dict[str, Any]:
+    """A frozen network of tied layers, each of which follows one pointer."""
+    return {
+        "network": NetworkConfig(layers, width=32, heads=2, tied=True),
+        "policy": PolicyConfig(allow_exit=True, policy_hidden=64),
+        "pricing": PriceConfig(price_range=(0.05, 0.5)),
+        "schedule": ScheduleConfig(
+            warmup_epochs=warmup_epochs,
+            epochs=epochs,
+            batch_size=128,
+            learning_rate=3e-3,
+            policy_learning_rate=3e-3,
+            tune="none",
+        ),
+        "reinforce": ReinforceConfig(routes_per_input=4),
+    }
+
+
 PRESETS: dict[str, dict[str, Any]] = {
+    "hops": _hops(8, 9, 8),
+    "hops-16": _hops(16, 16, 16),
     "text": {
         "network": NetworkConfig(layers=6, width=128, dropout=0.1),
         "schedule": ScheduleConfig(warmup_epochs=4, epochs=8, eval_epochs=2),

@@ -12,7 +12,16 @@ from rl_skip.errors import UserError
 from rl_skip.inputs import Inputs
 from rl_skip.stack import masked_mean
 
-__all__ = ["AttentionBlock", "ClassifierHead", "Embedding", "FrameEmbedding", "PatchEmbedding", "embedding_from_json", "embedding_to_json"]
+__all__ = [
+    "AttentionBlock",
+    "ClassifierHead",
+    "Embedding",
+    "FrameEmbedding",
+    "PatchEmbedding",
+    "PointerEmbedding",
+    "embedding_from_json",
+    "embedding_to_json",
+]
 
 
 class AttentionBlock(nn.Module):
@@ -147,10 +156,51 @@ class _Frames(nn.Module):
         return tokens, mask.view(B, self.tokens, self.stride).any(dim=2)
 
 
-Embedding = PatchEmbedding | FrameEmbedding | Callable[[int], nn.Module]
+@dataclass(frozen=True)
+class PointerEmbedding:
+    """Pointers (B, N + 1, 2): a token for each of N nodes, (node, where it points), then one for the question, (start, hops)."""
+
+    nodes: int
+    longest: int
+    """The largest number of hops."""
+
+    @property
+    def tokens(self) -> int:
+        """T, the nodes and the question."""
+        return self.nodes + 1
+
+    def build(self, width: int) -> nn.Module:
+        """The module that embeds, pointers → (B, T, D)."""
+        return _Pointers(self, width)
+
+
+class _Pointers(nn.Module):
+    """Nodes, targets and starts begin at right angles where the width allows, so that a layer can tell them apart at once.
+
+    The number of hops begins small: the layers are to do the same for all, and only the policy has to read it.
+    """
+
+    def __init__(self, shape: PointerEmbedding, width: int) -> None:
+        super().__init__()
+        places = nn.init.orthogonal_(torch.empty(3 * shape.nodes, width), gain=width**0.5)
+        self.node, self.target, self.start = (nn.Parameter(part.clone()) for part in places.split(shape.nodes))  # (N, D) each
+        self.hops = nn.Parameter(torch.randn(shape.longest + 1, width) * 0.3)
+
+    def forward(self, pointers: Inputs) -> Tensor:
+        assert isinstance(pointers, Tensor)
+        nodes = self.node[pointers[:, :-1, 0]] + self.target[pointers[:, :-1, 1]]  # (B, N, D)
+        question = self.start[pointers[:, -1:, 0]] + self.hops[pointers[:, -1:, 1]]  # (B, 1, D)
+        return torch.cat([nodes, question], dim=1)
+
+
+Embedding = PatchEmbedding | FrameEmbedding | PointerEmbedding | Callable[[int], nn.Module]
 """How a task's inputs become tokens: one of ours, or a function width → module."""
 
-_KINDS: dict[str, type[PatchEmbedding] | type[FrameEmbedding]] = {"patches": PatchEmbedding, "frames": FrameEmbedding}
+_KINDS: dict[str, type[PatchEmbedding] | type[FrameEmbedding] | type[PointerEmbedding]] = {
+    "patches": PatchEmbedding,
+    "frames": FrameEmbedding,
+    "pointers": PointerEmbedding,
+}
 
 
 def embedding_to_json(embedding: Embedding) -> dict[str, Any] | None:
@@ -161,7 +211,7 @@ def embedding_to_json(embedding: Embedding) -> dict[str, Any] | None:
     return None
 
 
-def embedding_from_json(described: dict[str, Any]) -> PatchEmbedding | FrameEmbedding:
+def embedding_from_json(described: dict[str, Any]) -> PatchEmbedding | FrameEmbedding | PointerEmbedding:
     """The inverse of `embedding_to_json`."""
     arguments = dict(described)
     kind = arguments.pop("kind", None)

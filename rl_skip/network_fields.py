@@ -60,8 +60,11 @@ def read_network(fields: Fields, width: int, depth: int) -> dict[str, Any]:
 
 
 def _check_embedding(fields: Fields) -> None:
-    if fields.text("kind", ("patches", "frames")) == "frames":
+    kind = fields.text("kind", ("patches", "frames", "pointers"))
+    if kind == "frames":
         expected = {"frames", "features", "stride"}
+    elif kind == "pointers":
+        expected = {"nodes", "longest"}
     else:
         expected = {"height", "image_width", "channels", "patch"}
         fields.integer("overlap", 0)

@@ -24,7 +24,7 @@ from rl_skip.tasks.options import TaskOptions
 
 __all__ = ["Examples", "Split", "Task", "load_task", "stratified_split"]
 
-BUNDLED = ("digits", "speech", "images", "text", "language")
+BUNDLED = ("digits", "hops", "hops-16", "speech", "images", "text", "language")
 Split = Literal["train", "validation", "test"]
 DEFAULTS = TaskOptions()
 
@@ -135,10 +135,10 @@ def stratified_split(labels: Tensor, fractions: tuple[float, float, float] = (0.
 
 @cache
 def load_task(name: str, data: str | None = None, options: TaskOptions = DEFAULTS) -> Task:
-    """The task `name`: "digits", "speech", "images", "text", "language", or "file.py:function" for one of your own.
+    """The task `name`: "digits", "hops", "hops-16", "speech", "images", "text", "language", or "file.py:function" for one of your own.
 
     Args:
-        data: where its data are; digits needs none.
+        data: where its data are; digits and hops need none.
         options: the model, and where in the data what stands.
 
     Raises:
@@ -146,14 +146,18 @@ def load_task(name: str, data: str | None = None, options: TaskOptions = DEFAULT
     """
     if name in BUNDLED and data is not None and not Path(data).exists():  # what it means to a person's own task is theirs to say
         raise UserError(f"there is nothing at {data}; set --data to a path that exists")
-    if name == "digits":
+    if name in ("digits", "hops", "hops-16"):
         if data is not None:
-            raise UserError(f"the task 'digits' brings its own data and does not read {data}; leave out --data, or set --task")
+            raise UserError(f"the task {name!r} brings its own data and does not read {data}; leave out --data, or set --task")
         if options.pretrained:
-            raise UserError(f"the task 'digits' builds its network itself and does not take {options.model}; leave out --model, or set --task")
-        from rl_skip.tasks.digits import digits
+            raise UserError(f"the task {name!r} builds its network itself and does not take {options.model}; leave out --model, or set --task")
+        if name == "digits":
+            from rl_skip.tasks.digits import digits
 
-        return digits()
+            return digits()
+        from rl_skip.tasks.hops import hops
+
+        return hops(name, longest=16 if name == "hops-16" else 8)
     if name in BUNDLED:
         if data is None:
             raise UserError(f"the task {name!r} needs data; set --data PATH")

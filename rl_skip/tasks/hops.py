@@ -1,0 +1,74 @@
+"""Pointers to follow: how many stands in the row, so how deep a network must go for it is known."""
+
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+from rl_skip.blocks import PointerEmbedding
+from rl_skip.tasks import Examples, Split, Task
+
+__all__ = ["hops", "reached"]
+
+ROWS: dict[Split, int] = {"train": 20_000, "validation": 2_000, "test": 4_000}
+SEED = 0
+"""Of the data; the seed of a run does not move them."""
+
+
+def hops(name: str = "hops", *, nodes: int = 8, longest: int = 8) -> Task:
+    """The task `hops`: from a node, follow k pointers through a random permutation of the nodes; the label is the node that is reached.
+
+    k is uniform in 1..`longest`. A row is N + 1 pairs of numbers: each node with the node that it points to, then the start with k.
+    No row is in two splits. A layer that follows one pointer is needed k times, and `needed` says so.
+
+    Args:
+        name: of the task.
+        nodes: N. There must be a good many more rows than the 26,000 that are drawn: at least 6.
+        longest: the largest k.
+    """
+    embedding = PointerEmbedding(nodes, longest)
+    load = partial(_load, nodes=nodes, longest=longest)
+    return Task(name, tuple(map(str, range(nodes))), load, embedding, embedding.tokens, in_words=_in_words, needed=_needed)
+
+
+def reached(pointers: Tensor) -> Tensor:
+    """(B,) long, where each row (B, N + 1, 2) leads."""
+    target, hop = pointers[:, :-1, 1], pointers[:, -1, 1]  # (B, N), (B,)
+    place = pointers[:, -1:, 0]  # (B, 1)
+    for done in range(int(hop.max())):
+        place = torch.where(hop.unsqueeze(1) > done, target.gather(1, place), place)
+    return place.squeeze(1)
+
+
+@cache
+def _rows(nodes: int, longest: int) -> Tensor:
+    """(26,000, N + 1, 2) long, no two alike."""
+    generator = torch.Generator().manual_seed(SEED)
+    wanted = sum(ROWS.values())
+    drawn = wanted + wanted // 2
+    target = torch.rand(drawn, nodes, generator=generator).argsort(dim=1)  # (drawn, N), permutations
+    start = torch.randint(nodes, (drawn, 1), generator=generator)
+    hop = torch.randint(1, longest + 1, (drawn, 1), generator=generator)
+    different = dict.fromkeys(map(tuple, torch.cat([target, start, hop], dim=1).tolist()))
+    chosen = torch.tensor(list(different)[:wanted])
+    node = torch.arange(nodes).expand(wanted, nodes)
+    return torch.stack([torch.cat([node, chosen[:, -2:-1]], dim=1), torch.cat([chosen[:, :-2], chosen[:, -1:]], dim=1)], dim=2)
+
+
+def _load(split: Split, nodes: int, longest: int) -> Examples:
+    parts = dict(zip(ROWS, _rows(nodes, longest).split(list(ROWS.values())), strict=True))
+    pointers = parts[split].clone()
+    return Examples(pointers, reached(pointers))
+
+
+def _needed(examples: Examples) -> Tensor:
+    assert isinstance(examples.inputs, Tensor)
+    return examples.inputs[:, -1, 1]
+
+
+def _in_words(examples: Examples) -> list[str]:
+    assert isinstance(examples.inputs, Tensor)
+    said = []
+    for *pairs, (start, hop) in examples.inputs.tolist():
+        said.append(f"{hop} from {start}: " + " ".join(f"{node}→{target}" for node, target in pairs))
+    return said
