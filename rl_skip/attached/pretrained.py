@@ -17,7 +17,19 @@ from rl_skip.attached.huggingface import HuggingFaceStack
 from rl_skip.errors import UserError
 from rl_skip.weights import read_weights, save_weights
 
-__all__ = ["HEAD", "load_model", "needed", "quiet", "read_config", "read_tokenizer", "save_model", "without_layers"]
+__all__ = [
+    "HEAD",
+    "load_model",
+    "name_classes",
+    "needed",
+    "order_of_model",
+    "quiet",
+    "read_config",
+    "read_extractor",
+    "read_tokenizer",
+    "save_model",
+    "without_layers",
+]
 
 CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification", "ForAudioClassification")
 HEAD = "head.safetensors"
@@ -80,6 +92,15 @@ def read_tokenizer(folder: str) -> Any:
         return needed().AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
+def read_extractor(folder: str) -> Any:
+    """What makes a speech model's inputs of waveforms; where the folder has none, waveforms of 16 kHz are brought to mean 0 and deviation 1."""
+    transformers = needed()
+    with _reading(folder), quiet():
+        if Path(folder, "preprocessor_config.json").is_file():
+            return transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        return transformers.Wav2Vec2FeatureExtractor(return_attention_mask=False)
+
+
 def load_model(folder: str, classes: Sequence[str] | None = None, *, processor: Any = None, **options: Any) -> HuggingFaceStack:
     """The model in a folder as a stack: a classifier with its own head, a language model, or a backbone with a linear head on its mean.
 
@@ -123,6 +144,16 @@ def load_model(folder: str, classes: Sequence[str] | None = None, *, processor: 
 def name_classes(config: Any, classes: Sequence[str]) -> None:
     """Writes the names of the classes into a model's configuration."""
     config.id2label, config.label2id = dict(enumerate(classes)), {name: i for i, name in enumerate(classes)}
+
+
+def order_of_model(classes: Sequence[str], config: Any) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """For each class of the data its number in the model, and the classes in the model's order, if it knows them by these names."""
+    named = [str(config.id2label[i]) for i in range(config.num_labels)]
+    places = {name.lower(): i for i, name in enumerate(named)}
+    if len(places) == len(named) == len(classes) and all(name.lower() in places for name in classes):
+        order = torch.tensor([places[name.lower()] for name in classes])
+        return order, tuple(classes[int(i)] for i in order.argsort())
+    return torch.arange(len(classes)), tuple(classes)
 
 
 def save_model(stack: HuggingFaceStack, folder: Path, digest: bool = True) -> None:

@@ -4,10 +4,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from rl_skip.attached.pretrained import load_model, name_classes, needed, read_config, read_tokenizer
+from rl_skip.attached.pretrained import load_model, name_classes, needed, order_of_model, read_config, read_tokenizer
 from rl_skip.errors import UserError
 from rl_skip.network import NetworkConfig
 from rl_skip.stack import LayerStack
@@ -36,7 +33,7 @@ def text(path: Path, options: TaskOptions) -> Task:
         tokenizer = trained_tokenizer(tables["train"].texts, vocabulary_for(tables["train"].texts))
     else:
         tokenizer = read_tokenizer(options.model)
-        tables_order, classes = _order_of_model(classes, config)
+        tables_order, classes = order_of_model(classes, config)
     limit = min(options.max_tokens, tokenizer.model_max_length, getattr(config, "max_position_embeddings", options.max_tokens))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -61,16 +58,6 @@ def text(path: Path, options: TaskOptions) -> Task:
         return tokenizer.batch_decode(examples.inputs["input_ids"], skip_special_tokens=True)
 
     return Task("text", classes, load, no_embedding, limit, in_words, network=network)
-
-
-def _order_of_model(classes: tuple[str, ...], config: Any) -> tuple[Tensor, tuple[str, ...]]:
-    """For each class of the data its number in the model, and the classes in the model's order, if it knows them by these names."""
-    named = [str(config.id2label[i]) for i in range(config.num_labels)]
-    places = {name.lower(): i for i, name in enumerate(named)}
-    if len(places) == len(named) == len(classes) and all(name.lower() in places for name in classes):
-        order = torch.tensor([places[name.lower()] for name in classes])
-        return order, tuple(classes[int(i)] for i in order.argsort())
-    return torch.arange(len(classes)), classes
 
 
 def _fresh_network(size: NetworkConfig, tokenizer: Any, classes: tuple[str, ...], limit: int) -> LayerStack:
