@@ -164,11 +164,18 @@ class HuggingFaceStack(CalledStack):
         """Within it, modules return what they returned before, as often as they did, and then run again."""
 
         def replay(left: list[Any], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            return left.pop(0) if left else original(*args, **kwargs)
+            return _copied(left.pop(0)) if left else original(*args, **kwargs)
 
         modules = [self.beside[name] for name in before]
         with _standing_in(modules, [partial(replay, list(before[name]), self.beside[name].forward) for name in before]):
             yield
+
+
+def _copied(output: Any) -> Any:
+    """The same tensors in memory of their own: a model may write into what its modules return, as wav2vec2 does when it trains."""
+    if isinstance(output, Tensor):
+        return output.clone()
+    return type(output)(_copied(part) for part in output) if type(output) in (tuple, list) else output
 
 
 @contextmanager
