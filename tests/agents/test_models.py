@@ -176,7 +176,7 @@ def test_a_recording_at_another_rate_is_the_same_sound() -> None:
         (["--task", "text"], "the task 'text' needs data; set --data PATH"),
         (["--task", "language"], "the task 'language' needs data; set --data PATH"),
         (["--task", "text", "--data", "data.tsv", "--model", "nowhere"], "there is no folder nowhere with a model; set --model"),
-        (["--task", "text", "--data", "data.tsv", "--text-column", "words"], "has no column 'words', its columns are sentence, label; set --text-column"),
+        (["--task", "text", "--data", "data.tsv", "--text-column", "words"], "no column 'words', its columns are sentence, label; set --text"),
         (["--task", "text", "--data", "data.tsv", "--stack", "skip-layer"], "builds plain blocks, not a skip-layer; leave out --stack"),
         (["--task", "text", "--data", "data.tsv", "--tune", "lora", "--layers", "3", "--width", "16"], "this needs peft"),
         (["--task", "digits", "--tune", "lora"], "adapters go into models from transformers; set --tune all"),

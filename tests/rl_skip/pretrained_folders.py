@@ -1,6 +1,7 @@
 """Small random models in folders with all that belongs to them, and data to train them on."""
 
 import gzip
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,10 @@ def sentences(count: int, seed: int = 0) -> list[tuple[str, int]]:
     return rows
 
 
-def write_table(file: Path, count: int, *, seed: int = 0, columns: tuple[str, str] = ("sentence", "label"), names: tuple[str, str] = ("0", "1")) -> Path:
+def write_table(file: Path, count: int, *, seed: int = 0, names: tuple[str, str] = ("0", "1")) -> Path:
     """A TSV or CSV file of `sentences`, packed where its name says so."""
     separator = "\t" if ".tsv" in file.suffixes else ","
-    lines = [separator.join(columns), *(separator.join((text, names[label])) for text, label in sentences(count, seed))]
+    lines = [separator.join(("sentence", "label")), *(separator.join((text, names[label])) for text, label in sentences(count, seed))]
     content = ("\n".join(lines) + "\n").encode()
     file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
     return file
@@ -61,7 +62,8 @@ def save_vit(folder: Path) -> Path:
     """A ViT for images of 12 × 12, without a head, and how its pixels are to be."""
     torch.manual_seed(0)
     transformers.ViTModel(transformers.ViTConfig(**SMALL, image_size=12, patch_size=4)).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "rescale_factor": 0.00392156862745098}')
+    described = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255}
+    (folder / "preprocessor_config.json").write_text(json.dumps(described))
     return folder
 
 

@@ -51,7 +51,7 @@ def test_what_has_no_file_is_held_out_of_the_training_rows(tmp_path: Path) -> No
 
 
 def test_quotes_enclose_in_csv_and_are_literal_in_tsv(tmp_path: Path) -> None:
-    rows = 'label,text\n' + "".join(f'{n % 2},"a ""film"", new\nline {n}"\n' for n in range(20))
+    rows = "label,text\n" + "".join(f'{n % 2},"a ""film"", new\nline {n}"\n' for n in range(20))
     (tmp_path / "a.csv").write_text(rows)
     _, parts = read_tables(tmp_path / "a.csv", TaskOptions())
     assert all(text.startswith('a "film", new\nline ') for text in parts["train"].texts)
