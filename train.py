@@ -16,10 +16,10 @@ from rl_skip.errors import UserError
 def read_options(arguments: Sequence[str]) -> TrainConfig:
     """The options on the command line; what is not given is the task's preset or, with --resume, as in that run."""
     beforehand = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--resume", "--task"):
+    for flag in ("--resume", "--task", "--model", "--tune"):
         beforehand.add_argument(flag, nargs="?")
     known = beforehand.parse_known_args(arguments)[0]
-    default = for_task(known.task) if known.resume is None else TrainConfig.from_json(known.resume)
+    default = for_task(known.task, known.model, known.tune) if known.resume is None else TrainConfig.from_json(known.resume)
     return tyro.cli(TrainConfig, args=arguments, default=default, config=(tyro.conf.OmitArgPrefixes,))
 
 

@@ -11,6 +11,7 @@ from rl_skip.fields import Fields
 from rl_skip.network import NetworkConfig
 from rl_skip.policy import JumpRules, ObservationLayout, PolicyScope
 from rl_skip.runs import CONFIG, FORMAT_VERSION
+from rl_skip.tasks.options import TaskOptions
 
 __all__ = [
     "PRICE_BOUNDS",
@@ -34,7 +35,7 @@ RIVALS = ("static", "shallow", "gumbel", "exits")
 PRICE_BOUNDS = (0.001, 10.0)
 """The lowest and highest price that a policy for one price, or for one budget, can tell apart."""
 ScoreName = Literal["accuracy", "probability"]
-Tune = Literal["all", "none"]
+Tune = Literal["all", "none", "head", "norms", "lora"]
 BaselineName = Literal["value", "leave-one-out"]
 
 
@@ -130,6 +131,8 @@ class ScheduleConfig:
     """Gradients longer than this are cut, network and policy each."""
     random_route_weight: float = 1.0
     """Weight of the loss on random routes in the warm-up. More makes the network stand skips better; 0 to 1."""
+    random_route_keep: float = 0.0
+    """Smallest chance that a layer runs on a row's random route; each row draws its own from here to 1. More is milder; 0 to 0.7."""
     full_depth_weight: float = 0.5
     """Weight of the full-depth loss beside the sampled routes. Without it full depth is forgotten; 0 to 1."""
     distillation_weight: float = 1.0
@@ -137,7 +140,8 @@ class ScheduleConfig:
     eval_epochs: int = 5
     """Passes between two validations."""
     tune: Tune = "all"
-    """What of the network goes on learning once the policy has started: all of it, or none: then the warm-up alone trains the network."""
+    """What of the network learns: all of it; its head; its norms and head; "lora": adapters in its layers, and its head; "none": all of it in the
+    warm-up, and nothing once the policy has started."""
 
     def __post_init__(self) -> None:
         for name in ("warmup_epochs", "epochs", "batch_size", "eval_epochs"):
@@ -145,6 +149,8 @@ class ScheduleConfig:
                 raise UserError(f"{name} is too small: {getattr(self, name)}; set --{name.replace('_', '-')}")
         if self.tune not in get_args(Tune):
             raise UserError(f"what is tuned is one of {', '.join(get_args(Tune))}, got {self.tune!r}; set --tune")
+        if not 0 <= self.random_route_keep <= 1:
+            raise UserError(f"random_route_keep must lie in [0, 1], got {self.random_route_keep}; set --random-route-keep")
         for name in ("learning_rate", "policy_learning_rate", "max_grad_norm"):
             _positive(name, getattr(self, name), f"--{name.replace('_', '-')}")
         for name in ("weight_decay", "random_route_weight", "full_depth_weight", "distillation_weight"):
@@ -249,7 +255,7 @@ class TrainConfig:
     """Trains a network and its jump policy together."""
 
     task: str = "digits"
-    """digits, hops, hops-16, speech, images, or file.py:function for a task of your own. hops and hops-16 bring options of their own."""
+    """digits, hops, hops-16, speech, images, text, language, or file.py:function for a task of your own. Some bring options of their own."""
     data: str | None = None
     """Where the task's data are; digits and hops need none."""
     train_rows: int | None = None
@@ -268,6 +274,7 @@ class TrainConfig:
     """Where to compute; auto takes cuda, then mps, then cpu."""
     threads: int | None = None
     """CPU threads of PyTorch. Default: 1 for networks narrower than 256, where more mostly wait for one another; else PyTorch's own choice."""
+    options: TaskOptions = field(default_factory=TaskOptions)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     pricing: PriceConfig = field(default_factory=PriceConfig)
@@ -288,7 +295,8 @@ class TrainConfig:
             raise UserError(f"at least 1 row is needed to train on, got {self.train_rows}; set --train-rows")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"the seed must lie in 0..2^32 - 1, got {self.seed}; set --seed")
-        self.policy.rules(self.network.layers, self.network.width, self.pricing.seen_range)
+        if not self.options.pretrained:  # whose depth the model says
+            self.policy.rules(self.network.layers, self.network.width, self.pricing.seen_range)
 
     def _check_rival(self) -> None:
         for flag, value in (("--price", self.pricing.price), ("--guarantee", self.pricing.guarantee)):
@@ -319,6 +327,8 @@ class TrainConfig:
         task = str(Path(self.task.rpartition(":")[0]).resolve()) + ":" + self.task_label if own else self.task
         described["task"] = {"name": task, "data": None if self.data is None else str(Path(described.pop("data")).resolve())}
         described.pop("data", None)
+        model = str(Path(self.options.model).resolve()) if self.options.pretrained else self.options.model
+        described["task"]["options"] = {**described.pop("options"), "model": model}
         return {"format_version": FORMAT_VERSION, **described}
 
     @classmethod
@@ -333,7 +343,7 @@ class TrainConfig:
             raise UserError(f"{folder} is no run folder, it has no {CONFIG}; name one that train.py wrote with --resume")
         fields = Fields.read(file, FORMAT_VERSION)
         task = fields.object("task")
-        given = {"task": task.text("name"), "data": task.text_or_none("data"), "resume": str(folder)}
+        given = {"task": task.text("name"), "data": task.text_or_none("data"), "options": TaskOptions.read(task), "resume": str(folder)}
         del fields.values["format_version"]
         return read_settings(cls, fields, given)
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from agents.config import TrainConfig
 from agents.known_depth import KnownDepth
-from rl_skip.network import build_network
+from agents.tuning import choose_parameters, merge_adapters
+from rl_skip.inputs import lengths
 from rl_skip.policy import JumpPolicy, JumpRules
 from rl_skip.routing import sweep
 from rl_skip.stack import LayerStack
@@ -17,6 +18,8 @@ from rl_skip.tasks import Examples, Split, Task
 __all__ = ["Critic", "Learner", "distillation", "pick_device"]
 
 RISE_UPDATES = 50
+BUCKET = 32
+"""Batches among whose rows those of like length are put together: more pads less, fewer mixes better."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -64,10 +67,14 @@ class Learner:
         torch.manual_seed(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.train, self.validation = self._examples("train"), self._examples("validation")
-        self.stack = (build_network(config.network, task.embedding, task.tokens, len(task.classes)) if stack is None else stack).to(device)
+        self.stack = (task.build(config.network) if stack is None else stack).to(device)
+        self.adapters = choose_parameters(self.stack, config.schedule.tune)
         self.rules = config.policy.rules(self.stack.depth, self.stack.width, config.pricing.seen_range)
         self.policy, self.critic = JumpPolicy(self.rules).to(device), Critic(self.rules).to(device)
         schedule = config.schedule
+        reach = lengths(self.train.inputs)
+        self.lengths = None if reach is None else reach.cpu()
+        """(N,), of the training rows, where they are padded."""
         self.trainable = [parameter for parameter in self.stack.parameters() if parameter.requires_grad]
         """What of the network learns in the warm-up."""
         self.tunes = schedule.tune != "none"
@@ -91,11 +98,27 @@ class Learner:
         return found.to(self.device)
 
     def batch(self, update: int) -> Examples:
-        """The inputs of an update: each epoch sees all examples once, in an order of its own."""
+        """The inputs of an update: each epoch sees all examples once, in an order of its own; rows of like length are together."""
         epoch, part = divmod(update, self.updates_per_epoch)
-        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch))
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.train), generator=generator)
         size = self.config.schedule.batch_size
+        if self.lengths is not None and len(order) >= size:
+            order = self._bucketed(order[: self.updates_per_epoch * size], generator)
         return self.train.take(order[part * size : (part + 1) * size].to(self.device))
+
+    def _bucketed(self, order: Tensor, generator: torch.Generator) -> Tensor:
+        """The rows in batches of like length, the batches in random order."""
+        assert self.lengths is not None
+        size = self.config.schedule.batch_size
+        sorted_parts = [part[self.lengths[part].argsort(stable=True)] for part in order.split(BUCKET * size)]
+        batches = torch.cat(sorted_parts).view(-1, size)
+        return batches[torch.randperm(len(batches), generator=generator)].flatten()
+
+    def merge_adapters(self) -> None:
+        """Ends the training of adapters: what they learned becomes part of the network's own weights."""
+        merge_adapters(self.adapters)
+        self.adapters = None
 
     def joint_progress(self, update: int) -> float:
         """How much of the joint training has passed, 0 to 1."""
@@ -160,9 +183,10 @@ class Learner:
         return {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate), "warmup/accuracy": accuracy}
 
     def random_routes(self, rows: int) -> Tensor:
-        """(B, L) bool: each row keeps its layers with a probability of its own, even in [0, 1]."""
-        depth = self.stack.depth
-        routes = torch.rand(rows, depth, generator=self.generator) < torch.rand(rows, 1, generator=self.generator)
+        """(B, L) bool: each row keeps its layers with a probability of its own, even from the smallest allowed to 1."""
+        depth, least = self.stack.depth, self.config.schedule.random_route_keep
+        chances = torch.rand(rows, depth, generator=self.generator)
+        routes = chances < least + (1 - least) * torch.rand(rows, 1, generator=self.generator)
         routes[:, 0] = True
         routes[:, -1] |= not self.rules.allow_exit
         return routes.to(self.device)

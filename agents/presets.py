@@ -5,8 +5,9 @@ from typing import Any
 
 from agents.config import PolicyConfig, PriceConfig, ReinforceConfig, ScheduleConfig, TrainConfig
 from rl_skip.network import NetworkConfig
+from rl_skip.tasks.options import NO_MODEL, TaskOptions
 
-__all__ = ["PRESETS", "for_task"]
+__all__ = ["PARTLY_TUNED", "PRESETS", "PRETRAINED", "for_task"]
 
 
 def _hops(layers: int, warmup_epochs: int, epochs: int) -> dict[str, Any]:
@@ -32,15 +33,46 @@ PRESETS: dict[str, dict[str, Any]] = {
     "hops": _hops(8, 1, 1),
     "hops-16": _hops(16, 2, 4),
     "speech": {"schedule": ScheduleConfig(warmup_epochs=8, epochs=12)},
+    "text": {
+        "network": NetworkConfig(layers=6, width=128, dropout=0.1),
+        "schedule": ScheduleConfig(warmup_epochs=4, epochs=8, eval_epochs=2),
+    },
+    "language": {
+        "network": NetworkConfig(layers=8, width=128),
+        "options": TaskOptions(max_tokens=128, prompt_tokens=32),
+        "pricing": PriceConfig(price_range=(0.003, 0.3)),
+        "reinforce": ReinforceConfig(score="probability"),
+        "schedule": ScheduleConfig(warmup_epochs=6, epochs=10, batch_size=32, eval_epochs=2),
+    },
 }
 """For each task that has some, the parts of `TrainConfig` that differ from its defaults."""
 
+PRETRAINED: dict[str, Any] = {
+    "schedule": ScheduleConfig(
+        warmup_epochs=2, epochs=4, batch_size=32, learning_rate=5e-5, policy_learning_rate=1e-3, random_route_keep=0.3, eval_epochs=1
+    )
+}
+"""For a model that is given, whatever the task: it knows much already, and forgets it at the learning rate of one that knows nothing."""
+PARTLY_TUNED = 5e-4
+"""Learning rate where a part of a given model learns alone."""
 
-def for_task(task: str | None) -> TrainConfig:
+
+def for_task(task: str | None, model: str | None = None, tune: str | None = None) -> TrainConfig:
     """The options of a task before any flag is read; None: of the task that is the default.
+
+    Args:
+        task: its name.
+        model: the model that is given, None or "none" without one.
+        tune: what of it learns, as `--tune` says.
 
     Example:
         >>> for_task("digits") == TrainConfig(task="digits")
         True
     """
-    return TrainConfig() if task is None else replace(TrainConfig(task=task), **PRESETS.get(task, {}))
+    config = TrainConfig() if task is None else replace(TrainConfig(task=task), **PRESETS.get(task, {}))
+    if model in (None, NO_MODEL):
+        return config
+    config = replace(config, **PRETRAINED)
+    if tune in ("head", "norms", "lora"):
+        config = replace(config, schedule=replace(config.schedule, learning_rate=PARTLY_TUNED))
+    return config

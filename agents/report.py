@@ -17,6 +17,8 @@ from rl_skip.routing import sweep
 __all__ = ["final_report", "print_report"]
 
 TIMED_ROWS = 64
+COLUMNS = ("accuracy", "compute", "reward", "milliseconds", "distinct_routes")
+"""What is reported of every task; some have measures of their own besides."""
 SEARCH_ROWS = 1000
 """Validation rows on which the best fixed route is searched: 1,000 tell routes apart that differ by two points, and end soon."""
 
@@ -40,6 +42,8 @@ def final_report(learner: Learner, table: PriceTable, price: float, seconds: flo
     report: dict[str, Any] = {
         name: {"accuracy": one.accuracy, "compute": one.compute, "reward": one.reward, "milliseconds": times[name]} for name, one in found.items()
     }
+    for name, one in found.items():
+        report[name] |= task.measures(one.correct)
     report["policy"]["distinct_routes"] = policy.distinct_routes
     report["best fixed route"]["layers"] = fixed.nonzero().squeeze(1).tolist()
     dial = [evaluate(stack, learner.policy, task, test, price=point.price) for point in table.points]
@@ -63,11 +67,13 @@ def _milliseconds(learner: Learner, price: float, routes: dict[str, Tensor]) -> 
 def print_report(report: dict[str, Any], folder: Path, console: Console, own_stack: bool = False) -> None:
     """Prints the table, the dial and what to do next: commands, or for a network of one's own the call that loads it."""
     table = Table(title=f"{report['rows']} test rows, price {report['price']:.3g}, {report['seconds']:.0f} s of training", title_justify="left")
-    for column in ("", "accuracy", "compute", f"ms per {report['timed_rows']} rows"):
+    more = [name for name in report["policy"] if name not in COLUMNS]
+    for column in ("", "accuracy", "compute", *(name.replace("_", " ") for name in more), f"ms per {report['timed_rows']} rows"):
         table.add_column(column, justify="left" if not column else "right")
     for name in ("policy", "full depth", "best fixed route", "random routes"):
         row = report[name]
-        table.add_row(name, f"{row['accuracy']:.1%}", f"{row['compute']:.3f}", f"{row['milliseconds']:.1f}")
+        measures = (f"{row[measure]:.3f}" for measure in more)
+        table.add_row(name, f"{row['accuracy']:.1%}", f"{row['compute']:.3f}", *measures, f"{row['milliseconds']:.1f}")
     console.print(table)
     if report["dial"]:
         points = "  ".join(f"{point['accuracy']:.1%} at {point['compute']:.3f}" for point in report["dial"])

@@ -31,6 +31,8 @@ from agents.shallow import Shallow
 from agents.start import START, load_start, save_start
 from agents.static import Static
 from agents.telemetry import Averages, Display, Telemetry
+from rl_skip.attached.huggingface import HuggingFaceStack
+from rl_skip.attached.pretrained import save_model
 from rl_skip.compare.curves import CURVE
 from rl_skip.dial import PriceTable
 from rl_skip.errors import UserError
@@ -38,7 +40,7 @@ from rl_skip.evaluation import Evaluation, evaluate
 from rl_skip.export import save
 from rl_skip.guarantee import guarantee
 from rl_skip.network import NetworkConfig, network_to_json
-from rl_skip.runs import CONFIG, is_run
+from rl_skip.runs import CONFIG, MODEL, is_run
 from rl_skip.stack import LayerStack
 from rl_skip.tasks import Task, load_task
 
@@ -81,15 +83,21 @@ def train(
             see = f"compare RUN --rivals {folder}" if config.agent in RIVALS else f"eval {folder}"
             _say(console, f"the run {folder} is finished, nothing is left to do; see python -m rl_skip {see}")
             return folder
-    if config.threads is not None or config.network.width < NARROW:
-        torch.set_num_threads(config.threads or 1)
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
     device = _available(pick_device(config.device))
-    task = load_task(config.task, config.data) if task is None else task
+    task = load_task(config.task, config.data, config.options) if task is None else task
     if config.resume is None:
         _refuse_to_replace(folder, config.overwrite)
-    session = Session(config, task, device, stack)
+    built = stack is None
+    if stack is None and task.network is not None:
+        torch.manual_seed(config.seed)
+        stack = task.network(config.network)
+        if (stack.depth, stack.width) != (config.network.layers, config.network.width):
+            config = replace(config, network=NetworkConfig(stack.depth, stack.width, heads=1))
+    if config.threads is not None or config.network.width < NARROW:
+        torch.set_num_threads(config.threads or 1)
+    session = Session(config, task, device, stack, built)
     if start is not None:
         session.begin_at(start)
     if config.resume is None:
@@ -129,8 +137,8 @@ def _available(device: torch.device) -> torch.device:
 class Session:
     """One run: holds the learner and its agent, and takes them from the first update to the export."""
 
-    def __init__(self, config: TrainConfig, task: Task, device: torch.device, stack: LayerStack | None = None) -> None:
-        self.config, self.task, self.built = config, task, stack is None
+    def __init__(self, config: TrainConfig, task: Task, device: torch.device, stack: LayerStack | None = None, built: bool = True) -> None:
+        self.config, self.task, self.built = config, task, built
         self.learner = Learner(config, task, device, stack)
         self.prices = FixedPrice(0.0) if config.agent in RIVALS else price_source(config.pricing)
         self.agent = self._make_agent()
@@ -187,6 +195,7 @@ class Session:
         if isinstance(self.agent, Rival):
             self._finish_rival(self.agent, folder, telemetry, console)
             return
+        self.learner.merge_adapters()
         table, price = calibrate(self.learner, self.prices)
         price = self._guaranteed(table, price, console)
         self._export(folder / "policy", table, price)
@@ -267,5 +276,12 @@ class Session:
     def _export(self, folder: Path, table: PriceTable, price: float) -> None:
         config, learner, task = self.config, self.learner, self.task
         trained_on: dict[str, Any] = {"task": task.name, "rows": len(learner.train), "seed": config.seed, "agent": config.agent}
-        network = network_to_json(config.network, task.embedding, task.tokens, len(task.classes)) if self.built else None
-        save(folder, learner.policy, stack=learner.stack, network=network, price=price, price_table=table, trained_on=trained_on, overwrite=True)
+        stack, network, weights = learner.stack, None, True
+        if self.built and isinstance(stack, HuggingFaceStack):
+            save_model(stack, folder.parent / MODEL)
+            weights = False
+            trained_on |= {"model": Path(config.options.model).name} if config.options.pretrained else {}
+        elif self.built:
+            network = network_to_json(config.network, task.embedding, task.tokens, len(task.classes))
+        options: dict[str, Any] = {"price": price, "price_table": table, "trained_on": trained_on}
+        save(folder, learner.policy, stack=stack, weights=weights, network=network, overwrite=True, **options)

@@ -10,7 +10,7 @@ from envs.core import Price, Score, SkipCore
 from rl_skip.errors import UserError
 from rl_skip.export import SkipModel
 from rl_skip.gated import BodyName
-from rl_skip.network import NetworkConfig, StackKind, build_network
+from rl_skip.network import NetworkConfig, StackKind
 from rl_skip.policy import JumpRules, ObservationLayout, PolicyScope
 from rl_skip.runs import load_run
 from rl_skip.stack import LayerStack
@@ -125,7 +125,7 @@ class EnvOptions:
         config = NetworkConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0 if self.seed is None else self.seed)
-            return build_network(config, task.embedding, task.tokens, len(task.classes))
+            return task.build(config)
 
     def _rules(self, stack: LayerStack, rules: JumpRules | None) -> JumpRules:
         given = {"max_jump": self.max_jump, "allow_exit": self.allow_exit, "scope": self.policy_scope}

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,11 @@ from rl_skip.errors import UserError
 from rl_skip.evaluation import evaluate
 from rl_skip.export import MODEL, copy_export, load, load_policy, read_description
 from rl_skip.fields import Fields
+from rl_skip.generate import generate
 from rl_skip.guarantee import guarantee
 from rl_skip.prune import prune
 from rl_skip.runs import CONFIG, FORMAT_VERSION, is_run, load_run, read_run
+from rl_skip.runs import MODEL as MODEL_FOLDER
 from rl_skip.tasks import Split
 
 __all__ = ["console", "main"]
@@ -112,6 +115,18 @@ def _parser() -> _Parser:
     cut.add_argument("--data", help="where the data are, if not where the run read them")
     cut.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to search and measure (default: %(default)s)")
 
+    say = _command(commands, "generate", _generate, "let a run of the task language go on with a prompt")
+    say.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    say.add_argument("prompt", metavar="PROMPT", help="the text to go on with")
+    say.add_argument("--tokens", type=_count, default=200, help="how many follow (default: %(default)s)")
+    text = "0 takes the likeliest token each time, 1 draws as the model says (default: %(default)s)"
+    say.add_argument("--temperature", type=_price, default=0.8, help=text)
+    say.add_argument("--seed", type=int, default=0, help="of the drawing (default: %(default)s)")
+    turned = say.add_mutually_exclusive_group()
+    turned.add_argument("--price", type=_price, help="what a unit of compute costs (default: the operating price of the policy)")
+    turned.add_argument("--budget", type=_budget, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
+    say.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run (default: %(default)s)")
+
     describe = _command(commands, "info", _info, "say what a run or an exported policy is")
     describe.add_argument("folder", type=Path, metavar="DIR", help="a run or an exported policy")
     return parser
@@ -148,6 +163,7 @@ def _eval(arguments: argparse.Namespace) -> Report:
         "split": split,
         "full_depth_accuracy": full_depth.accuracy,
         "distinct_routes": measured.distinct_routes,
+        **task.measures(measured.correct),
         **promise,
     }
 
@@ -165,8 +181,10 @@ def _compare(arguments: argparse.Namespace) -> Comparison:
 
 
 def _export(arguments: argparse.Namespace) -> Report:
-    source = read_run(arguments.run).policy
-    copy_export(source, arguments.folder)
+    run = read_run(arguments.run)
+    copy_export(run.policy, arguments.folder)
+    if (run.folder / MODEL_FOLDER).is_dir():
+        shutil.copytree(run.folder / MODEL_FOLDER, arguments.folder / MODEL_FOLDER)
     return {"folder": str(arguments.folder), "files": sorted(file.name for file in arguments.folder.iterdir())}
 
 
@@ -177,6 +195,19 @@ def _prune(arguments: argparse.Namespace) -> Report:
         layers=arguments.layers,
         budget=arguments.budget,
         data=arguments.data,
+        device=_device(arguments.device),
+    )
+
+
+def _generate(arguments: argparse.Namespace) -> Report:
+    return generate(
+        arguments.run,
+        arguments.prompt,
+        tokens=arguments.tokens,
+        temperature=arguments.temperature,
+        price=arguments.price,
+        budget=arguments.budget,
+        seed=arguments.seed,
         device=_device(arguments.device),
     )
 

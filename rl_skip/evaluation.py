@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rl_skip.inputs import by_length
 from rl_skip.policy import JumpPolicy
 from rl_skip.routing import sweep
 from rl_skip.stack import Carry, LayerStack
@@ -34,7 +35,7 @@ class Evaluation:
     route: Tensor
     """(N, L) bool."""
     correct: Tensor
-    """(N,) float, 1 where the likeliest class is the label."""
+    """(N,) float, 1 where the likeliest class is the label; of other tasks, the score."""
     compute_by_row: Tensor
     """(N,), compute of each row's route."""
     prediction: Tensor
@@ -77,7 +78,7 @@ def evaluate(
     route: Tensor | None = None,
     batch_size: int = 256,
 ) -> Evaluation:
-    """Runs all examples greedily, in evaluation mode, on the device where they are.
+    """Runs all examples greedily, in evaluation mode, on the device where they are; rows of like length run together.
 
     Args:
         policy: who decides; None with a given `route`.
@@ -86,13 +87,15 @@ def evaluate(
     training = stack.training
     stack.eval()
     parts: list[tuple[Tensor, ...]] = []
-    for start in range(0, len(examples), batch_size):
-        batch = examples.take(slice(start, start + batch_size))
-        chosen = route if route is None or route.dim() == 1 else route[start : start + batch_size]
+    order = by_length(examples.inputs)
+    for rows in order.split(batch_size):
+        batch = examples.take(rows.to(examples.labels.device))
+        chosen = route if route is None or route.dim() == 1 else route[rows.to(route.device)]
         rollout = sweep(stack, policy, batch.inputs, price=price, route=chosen)
-        parts.append((rollout.route, task.accuracy(rollout.outputs, batch.labels), rollout.compute, rollout.outputs.argmax(dim=-1)))
+        parts.append((rollout.route, task.accuracy(rollout.outputs, batch.labels), rollout.compute, task.prediction(rollout.outputs)))
     stack.train(training)
-    routes, correct, compute, prediction = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    back = order.argsort()
+    routes, correct, compute, prediction = (torch.cat(part).cpu()[back] for part in zip(*parts, strict=True))
     return Evaluation(price, routes, correct, compute, prediction)
 
 
@@ -117,9 +120,11 @@ def evaluate_routes(stack: LayerStack, task: Task, examples: Examples, routes: T
     """
     training = stack.training
     stack.eval()
-    parts = [_routes_at_once(stack, task, examples.take(slice(k, k + ROWS_AT_ONCE)), routes) for k in range(0, len(examples), ROWS_AT_ONCE)]
+    order = by_length(examples.inputs)
+    parts = [_routes_at_once(stack, task, examples.take(rows.to(examples.labels.device)), routes) for rows in order.split(ROWS_AT_ONCE)]
     stack.train(training)
-    correct, compute = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+    back = order.argsort()
+    correct, compute = (torch.cat(part, dim=1)[:, back] for part in zip(*parts, strict=True))
     return correct, compute
 
 

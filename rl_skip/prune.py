@@ -7,13 +7,15 @@ from typing import Any
 import torch
 
 from rl_skip import __version__
+from rl_skip.attached.huggingface import HuggingFaceStack
+from rl_skip.attached.pretrained import save_model
 from rl_skip.compare.result import BEST_FIXED
 from rl_skip.compare.result import FORMAT_VERSION as COMPARISON_VERSION
 from rl_skip.errors import UserError
 from rl_skip.evaluation import SLACK, best_fixed_route, evaluate
 from rl_skip.export import SkipModel, place, read_description
 from rl_skip.fields import Fields
-from rl_skip.pruned import CARD, DESCRIPTION, FORMAT_VERSION, WEIGHTS, PrunedNetwork, checked_layers
+from rl_skip.pruned import CARD, DESCRIPTION, FORMAT_VERSION, MODEL, WEIGHTS, PrunedNetwork, checked_layers
 from rl_skip.runs import load_run
 from rl_skip.tasks import Task
 from rl_skip.weights import save_weights
@@ -80,7 +82,10 @@ def prune(
 
     def fill(new: Path) -> None:
         (new / DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        save_weights(new / WEIGHTS, pruned.state_dict())
+        if isinstance(pruned.stack, HuggingFaceStack):
+            save_model(pruned.stack, new / MODEL)
+        else:
+            save_weights(new / WEIGHTS, pruned.state_dict())
         (new / CARD).write_text(_card(description, removed), encoding="utf-8")
 
     place(folder, fill)

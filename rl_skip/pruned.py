@@ -20,6 +20,8 @@ __all__ = ["CARD", "DESCRIPTION", "FORMAT_VERSION", "WEIGHTS", "PrunedNetwork", 
 
 FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS, CARD = "pruned.json", "pruned.safetensors", "README.md"
+MODEL = "model"
+"""Where in the folder a model from transformers is, for its own `from_pretrained`."""
 
 
 class PrunedNetwork(nn.Module):
@@ -95,6 +97,13 @@ def load_pruned(folder: Path | str, stack: LayerStack | None = None, *, device: 
     if fields.get("network") is None:
         raise UserError(f"{folder} does not describe its network; pass the whole network that was pruned: load_pruned(folder, stack)")
     described = read_network(fields.object("network"), fields.integer("width"), depth)
+    if described.get("kind") == "attached":
+        from rl_skip.attached.pretrained import load_model
+
+        whole = load_model(str(folder / MODEL))
+        network = PrunedNetwork(whole, range(whole.depth))
+        network.layers = layers
+        return network.to(device).eval()
     return build(folder / WEIGHTS, lambda: PrunedNetwork(network_from_json(described), layers), DESCRIPTION).to(device)
 
 
@@ -111,6 +120,12 @@ def _read_layers(fields: Fields, depth: int) -> tuple[int, ...]:
 def _keep(stack: LayerStack, layers: tuple[int, ...]) -> LayerStack:
     trunk = stack.trunk if isinstance(stack, HeadedStack) else stack
     flops = trunk.layer_flops[list(layers)]
+    if not isinstance(trunk, ModuleStack | GatedStack):
+        from rl_skip.attached.huggingface import HuggingFaceStack
+        from rl_skip.attached.pretrained import without_layers
+
+        if isinstance(trunk, HuggingFaceStack):
+            return without_layers(trunk, layers)
     if isinstance(trunk, ModuleStack):
         trunk.layers = nn.ModuleList(trunk.layers[i] for i in layers)
     elif isinstance(trunk, GatedStack):

@@ -1,6 +1,6 @@
 """Reading the folder of a finished run: `config.json` and the export in `policy/`."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -8,13 +8,16 @@ import torch
 from rl_skip.errors import UserError
 from rl_skip.export import SkipModel, load, read_description
 from rl_skip.fields import Fields
-from rl_skip.network import NetworkConfig, build_network
+from rl_skip.network import NetworkConfig
 from rl_skip.network_fields import read_network_config
-from rl_skip.tasks import Task, load_task
+from rl_skip.tasks import DEFAULTS, Task, load_task
+from rl_skip.tasks.options import TaskOptions
 
-__all__ = ["CONFIG", "FORMAT_VERSION", "Run", "is_run", "load_run", "read_run"]
+__all__ = ["CONFIG", "FORMAT_VERSION", "MODEL", "Run", "is_run", "load_run", "read_run"]
 
 CONFIG = "config.json"
+MODEL = "model"
+"""Where in the folder a model from transformers is, trained."""
 FORMAT_VERSION = 1
 
 
@@ -28,11 +31,17 @@ class Run:
     data: str | None
     """Where its data were."""
     network: NetworkConfig
+    options: TaskOptions = DEFAULTS
+    """How the task reads its data; the model is the run's own, where it has one."""
 
     @property
     def policy(self) -> Path:
         """The export that the run left."""
         return self.folder / "policy"
+
+    def load_task(self, data: str | None = None) -> Task:
+        """The task, with its data at `data` if they are not where the run read them."""
+        return load_task(self.task, self.data if data is None else data, self.options)
 
 
 def is_run(folder: Path) -> bool:
@@ -53,7 +62,10 @@ def read_run(folder: Path | str) -> Run:
         raise UserError(f"{folder} is not a run, it has no {CONFIG}; name the folder that train.py wrote")
     fields = Fields.read(folder / CONFIG, FORMAT_VERSION)
     task = fields.object("task")
-    run = Run(folder, task.text("name"), task.text_or_none("data"), read_network_config(fields.object("network")))
+    options = TaskOptions.read(task)
+    if (folder / MODEL).is_dir():
+        options = replace(options, model=str(folder / MODEL))
+    run = Run(folder, task.text("name"), task.text_or_none("data"), read_network_config(fields.object("network")), options)
     if not run.policy.is_dir():
         raise UserError(f"the run {folder} has no policy yet; let its training finish")
     return run
@@ -77,12 +89,12 @@ def load_run(
         UserError: if there is no finished run, its task cannot be read, or the two do not fit.
     """
     run = read_run(folder)
-    task = load_task(run.task, run.data if data is None else data)
+    task = run.load_task(data)
     network = read_description(run.policy).network
     stack = None
-    if network is None:  # a task of one's own, whose embedding no file can hold
+    if network is None or task.network is not None:  # a task of one's own, whose embedding no file can hold, or a model from transformers
         with torch.random.fork_rng(devices=[]):
-            stack = build_network(run.network, task.embedding, task.tokens, len(task.classes))
+            stack = task.build(run.network)
     elif any(network.get(name, getattr(NetworkConfig, name)) != value for name, value in asdict(run.network).items()):
         raise UserError(f"{run.folder / CONFIG}: network is not the one that {run.policy} was exported with; restore the file")
     elif network.get("classes") != len(task.classes):

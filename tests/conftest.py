@@ -31,8 +31,8 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedR
     calls: list[str] = []
     report = agents.session.final_report
 
-    def watched_task(name: str, data: str | None) -> Task:
-        task = load_task(name, data)
+    def watched_task(*arguments: Any) -> Task:
+        task = load_task(*arguments)
 
         def load(split: Split) -> Examples:
             calls.append(split)

@@ -34,8 +34,8 @@ def attach(
             None: all layers run but within `handle.forced(route)`.
         layers: the path of the layers in the model, such as "encoder.blocks"; "auto" finds those of transformers.
         channel_dim: where the D channels of the hidden state are; 1 for images (B, D, H, W). None: as saved, or last.
-        prompt_tokens: how many real tokens, from the first, a decision may look at. None: all that are there when the
-            route is chosen; while generating with a cache, that is the prompt.
+        prompt_tokens: how many real tokens, from the first, a decision may look at. None: as saved, or all that are there
+            when the route is chosen; while generating with a cache, that is the prompt.
 
     Raises:
         UserError: if the layers are not found, were attached before, or do not fit the policy.
@@ -78,7 +78,7 @@ def attach(
         table=None if description is None else description.table,
         trained_on=None if description is None else description.trained_on,
         channel_dim=saved.get("channel_dim", -1) if channel_dim is None else channel_dim,
-        prompt_tokens=prompt_tokens,
+        prompt_tokens=saved.get("prompt_tokens") if prompt_tokens is None else prompt_tokens,
     )
 
 

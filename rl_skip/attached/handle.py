@@ -167,7 +167,7 @@ class Handle:
             self.policy,
             stack=self.stack,
             weights=False,
-            network=identity(self.model, self.path, self.stack.channel_dim),
+            network=identity(self.model, self.path, self.stack.channel_dim, self.stack.prompt_tokens),
             price=self.price,
             price_table=self.table,
             trained_on=self.trained_on,

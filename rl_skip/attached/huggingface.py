@@ -58,6 +58,7 @@ class HuggingFaceStack(CalledStack):
         layers: the path of the layers in the model; "auto" finds them.
         prompt_tokens: how many real tokens, from the first, the policy may look at; None: all. A causal model that is
             scored on its tokens must not let it look at those.
+        prepare: what is done to the inputs of a batch before the model gets them, such as resizing images.
 
     Raises:
         UserError: if the layers are not found, or the width is not the model's.
@@ -68,14 +69,25 @@ class HuggingFaceStack(CalledStack):
         rollout = sweep(stack, policy, {"input_ids": ids, "attention_mask": mask}, price=0.1)
     """
 
-    def __init__(self, model: nn.Module, *, head: nn.Module | None = None, layers: str = "auto", prompt_tokens: int | None = None) -> None:
+    processor: Any = None
+    """What made the inputs, such as a tokenizer; saved beside the model."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        head: nn.Module | None = None,
+        layers: str = "auto",
+        prompt_tokens: int | None = None,
+        prepare: Callable[[Inputs], Inputs] | None = None,
+    ) -> None:
         path, found = find_layers(model, layers)
         check_layers(path, found)
         width = width_of(model)
         if width is None:
             raise UserError(f"{type(model).__name__} has no configuration with a hidden_size; build a ModuleStack from its parts instead")
         super().__init__(found, width=width)
-        self.model, self.head, self.path, self.prompt_tokens = model, head, path, prompt_tokens
+        self.model, self.head, self.path, self.prompt_tokens, self.prepare = model, head, path, prompt_tokens, prepare
         self.flops = transformer_flops(model, found, width)
         self.register_buffer("layer_flops", self.flops.nominal(), persistent=False)
         self.causal = any(getattr(part, "is_causal", False) for part in found[0].modules())
@@ -89,9 +101,10 @@ class HuggingFaceStack(CalledStack):
                         setattr(holder, name, 0.0)
 
     def described(self) -> dict[str, Any]:
-        return identity(self.model, self.path, self.channel_dim)
+        return identity(self.model, self.path, self.channel_dim, self.prompt_tokens)
 
     def begin(self, inputs: Inputs) -> Carry:
+        inputs = inputs if self.prepare is None else self.prepare(inputs)
         calls: dict[int, LayerCall] = {}
         entered: list[Tensor] = []
 
@@ -151,11 +164,18 @@ class HuggingFaceStack(CalledStack):
         """Within it, modules return what they returned before, as often as they did, and then run again."""
 
         def replay(left: list[Any], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            return left.pop(0) if left else original(*args, **kwargs)
+            return _copied(left.pop(0)) if left else original(*args, **kwargs)
 
         modules = [self.beside[name] for name in before]
         with _standing_in(modules, [partial(replay, list(before[name]), self.beside[name].forward) for name in before]):
             yield
+
+
+def _copied(output: Any) -> Any:
+    """The same tensors in memory of their own: a model may write into what its modules return, as wav2vec2 does when it trains."""
+    if isinstance(output, Tensor):
+        return output.clone()
+    return type(output)(_copied(part) for part in output) if type(output) in (tuple, list) else output
 
 
 @contextmanager

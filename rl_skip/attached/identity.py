@@ -34,7 +34,7 @@ VOLATILE = {
 COST_TOLERANCE = 1e-4
 
 
-def identity(model: nn.Module, path: str, channel_dim: int) -> dict[str, Any]:
+def identity(model: nn.Module, path: str, channel_dim: int, prompt_tokens: int | None = None) -> dict[str, Any]:
     """What tells the model from others, in plain JSON. Adapters around it do not count."""
     model = _without_adapters(model)
     name = configured(model, "_name_or_path")
@@ -46,6 +46,7 @@ def identity(model: nn.Module, path: str, channel_dim: int) -> dict[str, Any]:
         "config_hash": _config_hash(model),
         "layers": path,
         "channel_dim": channel_dim,
+        "prompt_tokens": prompt_tokens,
     }
 
 

@@ -16,7 +16,6 @@ from rl_skip.compare.result import Comparison
 from rl_skip.compare.text import REPORT, markdown
 from rl_skip.errors import UserError
 from rl_skip.runs import read_run
-from rl_skip.tasks import load_task
 
 __all__ = ["compare_and_write"]
 
@@ -56,7 +55,7 @@ def _draw(comparison: Comparison, folder: Path, rows: int | None, data: str | No
     if find_spec("matplotlib") is None:
         return []
     run = read_run(folder)
-    task = load_task(run.task, run.data if data is None else data)
+    task = run.load_task(data)
     pictures = draw_all(comparison, folder / FIGURES, task, Rows.load(task, "cpu", rows).test)
     if find_spec("tensorboard") is not None and find_spec("agents") is not None and find_spec("agents.pictures") is not None:
         import_module("agents.pictures").show_comparison(folder, comparison, pictures)

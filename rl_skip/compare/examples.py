@@ -105,6 +105,8 @@ def _draw_route(axes: "Axes", taken: RoutesTaken, task: Task, row: int, numbered
     label, said = (task.classes[int(one[row])] for one in (taken.labels, taken.prediction))
     right = bool(taken.correct[row])
     verdict = f"label {label}: right" if right else f"label {label}: wrong, predicted {said}"
+    if len(task.classes) == 1:
+        verdict = f"score {taken.correct[row]:.3f}"
     axes.text(-0.6, -0.7, f"compute {taken.compute[row]:.2f}\n{verdict}", va="top", fontsize=8, color=INK if right else VERMILLION)
     axes.set(xlim=(-0.7, depth - 0.3), ylim=(-2.2, 2.0))
 

@@ -123,8 +123,10 @@ def measure(folder: Path, seed: int, model: SkipModel, task: Task, rows: Rows, b
         rows=rows,
         curves={curve.name: curve for curve in curves},
         operating=tuple(_at_budget(budget, price, found[1][price], fixed, books[1]) for budget, price in asked),
-        floor=(rows.test.labels == rows.validation.labels.mode().values).float().cpu(),
-        taken=RoutesTaken(exported.route, exported.prediction, exported.correct, exported.compute_by_row, rows.test.labels.cpu()),
+        floor=task.floor(rows.validation.labels, rows.test.labels).cpu(),
+        taken=RoutesTaken(
+            exported.route, exported.prediction, exported.correct, exported.compute_by_row, task.class_of(rows.test.labels).cpu()
+        ),
     )
 
 

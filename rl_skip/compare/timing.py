@@ -9,7 +9,7 @@ from torch import Tensor
 from rl_skip.compare.result import BatchTime
 from rl_skip.evaluation import seconds_per_batch
 from rl_skip.export import SkipModel
-from rl_skip.inputs import Inputs, take_rows
+from rl_skip.inputs import Inputs, take_rows, trimmed
 from rl_skip.routing import sweep
 
 __all__ = ["BATCH_SIZES", "batch_times"]
@@ -41,7 +41,7 @@ def batch_times(model: SkipModel, inputs: Inputs, route: Tensor, compute: float,
     found = []
     for size in sorted({min(size, N) for size in BATCH_SIZES}):
         starts = [k * size % (N - size + 1) for k in range(BATCHES)]
-        batches = [(take_rows(inputs, slice(start, start + size)), route[start : start + size]) for start in starts]
+        batches = [(trimmed(take_rows(inputs, slice(start, start + size))), route[start : start + size]) for start in starts]
         ways: dict[str, Callable[[Inputs, Tensor], object]] = {
             "full": lambda x, _route: sweep(stack, None, x, route=everything),
             "policy": lambda x, _route: sweep(stack, model.policy, x, price=model.price),

@@ -4,6 +4,7 @@ A task of your own is a function in a Python file that returns a `Task`; `--task
 it with the path (None without `--data`).
 """
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +17,16 @@ from torch import Tensor
 
 from rl_skip.blocks import Embedding
 from rl_skip.errors import UserError
-from rl_skip.inputs import Inputs, map_inputs, row_count, take_rows
+from rl_skip.inputs import Inputs, map_inputs, row_count, take_rows, trimmed
+from rl_skip.network import NetworkConfig, build_network
+from rl_skip.stack import LayerStack
+from rl_skip.tasks.options import TaskOptions
 
 __all__ = ["Examples", "Split", "Task", "load_task", "stratified_split"]
 
-BUNDLED = ("digits", "hops", "hops-16", "speech", "images")
+BUNDLED = ("digits", "hops", "hops-16", "speech", "images", "text", "language")
 Split = Literal["train", "validation", "test"]
+DEFAULTS = TaskOptions()
 
 
 @dataclass(frozen=True)
@@ -30,14 +35,14 @@ class Examples:
 
     inputs: Inputs
     labels: Tensor
-    """(N,) long."""
+    """(N,) long, or (N, T) where every token has its own."""
 
     def __len__(self) -> int:
         return row_count(self.inputs)
 
     def take(self, rows: Tensor | slice) -> "Examples":
-        """The named rows."""
-        return Examples(take_rows(self.inputs, rows), self.labels[rows])
+        """The named rows, without padding that none of them needs."""
+        return Examples(trimmed(take_rows(self.inputs, rows)), self.labels[rows])
 
     def to(self, device: torch.device | str) -> "Examples":
         """The same rows on a device."""
@@ -69,6 +74,14 @@ class Task:
     """What each row says, for figures; None: rows are drawn, as images or sounds."""
     needed: Callable[[Examples], Tensor] | None = None
     """(N,) long, how many layers each row needs, where the task knows; a network that is frozen later is first trained on just these."""
+    network: Callable[[NetworkConfig], LayerStack] | None = None
+    """Builds the network where it is a model from transformers; None: one of ours is built around the embedding."""
+
+    def build(self, config: NetworkConfig) -> LayerStack:
+        """The network: fresh, or the model that the task was given."""
+        if self.network is not None:
+            return self.network(config)
+        return build_network(config, self.embedding, self.tokens, len(self.classes))
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """(B,), cross-entropy of each row."""
@@ -81,6 +94,22 @@ class Task:
     def probability(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """(B,), the probability that the outputs give to the label."""
         return torch.softmax(outputs, dim=1).gather(1, labels.unsqueeze(1)).squeeze(1)
+
+    def prediction(self, outputs: Tensor) -> Tensor:
+        """(B,) long, the likeliest class of each row."""
+        return outputs.argmax(dim=-1)
+
+    def class_of(self, labels: Tensor) -> Tensor:
+        """(B,) long, the class of each row, for figures."""
+        return labels
+
+    def floor(self, validation: Tensor, test: Tensor) -> Tensor:
+        """(N,), the score of each test row where nothing is run and the class most frequent on validation data is answered."""
+        return (test == validation.mode().values).float()
+
+    def measures(self, score: Tensor) -> dict[str, float]:
+        """What is reported of the scores (N,) besides their mean."""
+        return {}
 
 
 def stratified_split(labels: Tensor, fractions: tuple[float, float, float] = (0.6, 0.2, 0.2), seed: int = 0) -> dict[Split, Tensor]:
@@ -105,11 +134,12 @@ def stratified_split(labels: Tensor, fractions: tuple[float, float, float] = (0.
 
 
 @cache
-def load_task(name: str, data: str | None = None) -> Task:
-    """The task `name`: "digits", "hops", "hops-16", "speech", "images", or "file.py:function" for one of your own.
+def load_task(name: str, data: str | None = None, options: TaskOptions = DEFAULTS) -> Task:
+    """The task `name`: "digits", "hops", "hops-16", "speech", "images", "text", "language", or "file.py:function" for one of your own.
 
     Args:
         data: where its data are; digits and hops need none.
+        options: the model, and where in the data what stands.
 
     Raises:
         UserError: if there is no such task, or the data cannot be read.
@@ -119,6 +149,8 @@ def load_task(name: str, data: str | None = None) -> Task:
     if name in ("digits", "hops", "hops-16"):
         if data is not None:
             raise UserError(f"the task {name!r} brings its own data and does not read {data}; leave out --data, or set --task")
+        if options.pretrained:
+            raise UserError(f"the task {name!r} builds its network itself and does not take {options.model}; leave out --model, or set --task")
         if name == "digits":
             from rl_skip.tasks.digits import digits
 
@@ -126,16 +158,14 @@ def load_task(name: str, data: str | None = None) -> Task:
         from rl_skip.tasks.hops import hops
 
         return hops(name, longest=16 if name == "hops-16" else 8)
-    if name in ("speech", "images"):
+    if name in BUNDLED:
         if data is None:
             raise UserError(f"the task {name!r} needs data; set --data PATH")
-        if name == "speech":
-            from rl_skip.tasks.speech import speech
-
-            return speech(Path(data))
-        from rl_skip.tasks.images import images
-
-        return images(Path(data))
+        module = importlib.import_module(f"rl_skip.tasks.{name}")
+        task: Task = getattr(module, name)(Path(data), options)
+        return task
+    if options.pretrained:
+        raise UserError(f"the task {name!r} builds its network itself and does not take {options.model}; leave out --model, or set --task")
     return _own_task(name, data)
 
 
@@ -143,7 +173,7 @@ def _own_task(name: str, data: str | None) -> Task:
     file, separator, function = name.rpartition(":")
     path = Path(file)
     if not separator or path.suffix != ".py":
-        raise UserError(f"there is no task {name!r}; set --task to digits, hops, hops-16, speech, images, or file.py:function for your own")
+        raise UserError(f"there is no task {name!r}; set --task to {', '.join(BUNDLED)}, or file.py:function for your own")
     if not path.is_file():
         raise UserError(f"there is no file {file} with a task; set --task to file.py:function")
     spec = importlib.util.spec_from_file_location(path.stem, path)

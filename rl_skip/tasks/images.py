@@ -11,10 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rl_skip.attached.pretrained import load_model, order_of_model, read_config
 from rl_skip.blocks import PatchEmbedding
 from rl_skip.errors import UserError
-from rl_skip.tasks import Examples, Split, Task, stratified_split
+from rl_skip.network import NetworkConfig
+from rl_skip.stack import LayerStack
+from rl_skip.tasks import DEFAULTS, Examples, Split, Task, stratified_split
+from rl_skip.tasks.options import TaskOptions
+from rl_skip.tasks.pixels import PixelPreparation
 from rl_skip.tasks.reading import class_indices, class_names, reading, split_rows
+from rl_skip.tasks.tokens import no_embedding
 
 __all__ = ["images", "patch_and_padding"]
 
@@ -49,7 +55,7 @@ class _Part:
             raise UserError(f"the images in {self.name} hold values that are not finite; set --data to images without them")
 
 
-def images(path: Path) -> Task:
+def images(path: Path, options: TaskOptions = DEFAULTS) -> Task:
     """The task `images`: square patches as tokens, 16 to 64 of them; each channel has zero mean and unit deviation in train.
 
     Where the data name a test part, it is the test split and a sixth of each class of the training part is validation.
@@ -59,6 +65,7 @@ def images(path: Path) -> Task:
         path: a folder of four IDX files (`train-images-idx3-ubyte.gz` and so on, gzip or plain); an `.npz` with `images`
             and `labels` or `x` and `y`, (N, H, W), (N, H, W, C) or (N, C, H, W), or with `x_train`, `y_train`, `x_test`,
             `y_test`; or a folder per class with PNG or JPEG files, perhaps below `train` and `test`.
+        options: a model that is given gets the pixels in its own size instead, as its preprocessor configuration says.
 
     Raises:
         UserError: if it holds anything else, or its parts do not match.
@@ -75,6 +82,8 @@ def images(path: Path) -> Task:
         raise UserError(
             f"the test images in {path} have shape {shape}, the training images {(channels, height, width)}; set --data to images of one shape"
         )
+    if options.pretrained:
+        return _for_model(parts, labels, rows, classes, options.model)
     deviation, mean = torch.std_mean(parts[0].pixels[rows["train"]].float(), dim=(0, 2, 3), correction=0, keepdim=True)  # (1, C, 1, 1)
     deviation = torch.where(deviation > 0, deviation, 1.0)
     patch, (missing_rows, missing_columns) = patch_and_padding(height, width)
@@ -87,6 +96,24 @@ def images(path: Path) -> Task:
 
     embedding = PatchEmbedding(height + missing_rows, width + missing_columns, channels, patch, overlap=patch // OVERLAP)
     return Task("images", classes, load, embedding, embedding.tokens)
+
+
+def _for_model(parts: list[_Part], labels: list[Tensor], rows: dict[Split, Tensor], found: tuple[str, ...], folder: str) -> Task:
+    """The task around a model from transformers, which gets whole pictures."""
+    config = read_config(folder)
+    if not hasattr(config, "image_size"):
+        raise UserError(f"the model in {folder} takes no images; set --model to one that does, such as a ViT")
+    order, classes = order_of_model(found, config)
+    prepare = PixelPreparation.of(folder, config, parts[0].pixels[rows["train"]])
+
+    def load(split: Split) -> Examples:
+        place = -1 if split == "test" else 0
+        return Examples(parts[place].pixels[rows[split]].float(), order[labels[place][rows[split]]])
+
+    def network(_size: NetworkConfig) -> LayerStack:
+        return load_model(folder, classes, processor=prepare, prepare=prepare)
+
+    return Task("images", classes, load, no_embedding, tokens=1, network=network)
 
 
 def patch_and_padding(height: int, width: int) -> tuple[int, tuple[int, int]]:

@@ -6,18 +6,24 @@ import re
 import tarfile
 import wave
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rl_skip.attached.pretrained import load_model, order_of_model, read_config, read_extractor
 from rl_skip.blocks import FrameEmbedding
 from rl_skip.errors import UserError
-from rl_skip.tasks import Examples, Split, Task
+from rl_skip.network import NetworkConfig
+from rl_skip.stack import LayerStack
+from rl_skip.tasks import DEFAULTS, Examples, Split, Task
+from rl_skip.tasks.options import TaskOptions
 from rl_skip.tasks.reading import class_indices, class_names, reading, split_rows
+from rl_skip.tasks.tokens import no_embedding
 
-__all__ = ["log_mel", "mel_filters", "speech"]
+__all__ = ["log_mel", "mel_filters", "resampled", "speech"]
 
 RATE = 8000
 WINDOW = 256  # samples, 32 ms
@@ -31,7 +37,7 @@ EXPECTED = "a folder or tar of 8 kHz mono 16-bit wav files"
 NAME = re.compile(r"(?P<label>[^_]+)_(?P<speaker>.+)_(?P<take>\d+)")
 
 
-def speech(path: Path) -> Task:
+def speech(path: Path, options: TaskOptions = DEFAULTS) -> Task:
     """The task `speech`: 20 tokens of 5 frames, of which a recording fills as many as it is long.
 
     Where names carry takes, the split is that of the Free Spoken Digit Dataset: takes 0 to 4 are test and, of its
@@ -40,6 +46,7 @@ def speech(path: Path) -> Task:
     Args:
         path: a folder or tar of 8 kHz mono 16-bit wav files, all in one folder and named `{label}_{speaker}_{take}.wav`,
             or in a folder per label.
+        options: a model that is given gets waveforms at its own rate instead, as its preprocessor configuration says.
 
     Raises:
         UserError: if it holds anything else, or a recording is cut short.
@@ -50,6 +57,8 @@ def speech(path: Path) -> Task:
     labels = class_indices(found, classes, path)
     rows = _split_by_take(list(recordings), found, labels) or split_rows(labels, path)
     samples = list(recordings.values())
+    if options.pretrained:
+        return _for_model(samples, labels, rows, classes, options.model)
 
     def load(split: Split) -> Examples:
         frames, mask = log_mel([samples[row] for row in rows[split].tolist()])
@@ -57,6 +66,38 @@ def speech(path: Path) -> Task:
 
     embedding = FrameEmbedding(FRAMES, MELS, STRIDE)
     return Task("speech", classes, load, embedding, embedding.tokens)
+
+
+def _for_model(samples: list[Tensor], labels: Tensor, rows: dict[Split, Tensor], found: tuple[str, ...], folder: str) -> Task:
+    """The task around a model from transformers, which gets waveforms, or what its feature extractor makes of them."""
+    order, classes = order_of_model(found, read_config(folder))
+    extractor = read_extractor(folder)
+    rate = extractor.sampling_rate
+    padding = {"padding": True} if extractor.model_input_names[0] == "input_values" and extractor.feature_size == 1 else {}
+
+    @cache
+    def load(split: Split) -> Examples:
+        waves = [resampled(_loudest_second(samples[row]), RATE, rate).numpy() for row in rows[split].tolist()]
+        features = extractor(waves, sampling_rate=rate, return_tensors="pt", **padding)
+        inputs = {name: tensor.float() if tensor.is_floating_point() else tensor.long() for name, tensor in features.items()}
+        return Examples(inputs, order[labels[rows[split]]])
+
+    def network(_size: NetworkConfig) -> LayerStack:
+        return load_model(folder, classes, processor=extractor)
+
+    def in_words(examples: Examples) -> list[str]:
+        return [classes[label] for label in examples.labels.tolist()]
+
+    return Task("speech", classes, load, no_embedding, tokens=1, in_words=in_words, network=network)
+
+
+def resampled(samples: Tensor, rate: int, wanted: int) -> Tensor:
+    """A recording (S,) at another rate: the same spectrum, cut off or continued with zeros."""
+    if rate == wanted:
+        return samples
+    count = round(len(samples) * wanted / rate)
+    spectrum = torch.fft.rfft(samples)
+    return torch.fft.irfft(spectrum[: count // 2 + 1], n=count) * (count / len(samples))
 
 
 def _recordings(path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,90 @@
+"""Texts with classes, for a pretrained model or for a small one that is trained from scratch with its tokenizer."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rl_skip.attached.pretrained import load_model, name_classes, needed, order_of_model, read_config, read_tokenizer
+from rl_skip.errors import UserError
+from rl_skip.network import NetworkConfig
+from rl_skip.stack import LayerStack
+from rl_skip.tasks import Examples, Split, Task
+from rl_skip.tasks.options import TaskOptions
+from rl_skip.tasks.tables import read_tables
+from rl_skip.tasks.tokens import no_embedding, padded, trained_tokenizer, vocabulary_for
+
+__all__ = ["text"]
+
+
+def text(path: Path, options: TaskOptions) -> Task:
+    """The task `text`: each row a text with a class, padded to the longest of its batch.
+
+    Args:
+        path: a TSV or CSV file, or a folder with one for each split; see `read_tables`.
+        options: the model, the columns, the files, and where long texts are cut off.
+
+    Raises:
+        UserError: if the data or the model cannot be read, or do not fit each other.
+    """
+    needed()
+    config = read_config(options.model) if options.pretrained else None
+    classes, tables = read_tables(path, options)
+    if config is None:
+        tokenizer = trained_tokenizer(tables["train"].texts, vocabulary_for(tables["train"].texts))
+    else:
+        tokenizer = read_tokenizer(options.model)
+        tables_order, classes = order_of_model(classes, config)
+    limit = min(options.max_tokens, tokenizer.model_max_length, getattr(config, "max_position_embeddings", options.max_tokens))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+
+    @cache
+    def load(split: Split) -> Examples:
+        table = tables[split]
+        encoded = tokenizer(table.texts, truncation=True, max_length=limit, padding=False)["input_ids"]
+        labels = table.labels if config is None else tables_order[table.labels]
+        return Examples(padded(encoded, tokenizer.pad_token_id), labels)
+
+    def network(size: NetworkConfig) -> LayerStack:
+        if config is None:
+            return _fresh_network(size, tokenizer, classes, limit)
+        stack = load_model(options.model, classes, processor=tokenizer)
+        if getattr(stack.model.config, "pad_token_id", None) is None:
+            stack.model.config.pad_token_id = tokenizer.pad_token_id  # type: ignore[union-attr]
+        return stack
+
+    def in_words(examples: Examples) -> list[str]:
+        assert isinstance(examples.inputs, dict)
+        return tokenizer.batch_decode(examples.inputs["input_ids"], skip_special_tokens=True)
+
+    return Task("text", classes, load, no_embedding, limit, in_words, network=network)
+
+
+def _fresh_network(size: NetworkConfig, tokenizer: Any, classes: tuple[str, ...], limit: int) -> LayerStack:
+    """A small ModernBERT: pre-norm blocks, whose hidden state stands skips better than post-norm ones from scratch."""
+    from rl_skip.attached.huggingface import HuggingFaceStack
+
+    if size.stack != "blocks":
+        raise UserError(f"the task 'text' builds plain blocks, not a {size.stack}; leave out --stack")
+    transformers = needed()
+    dropouts = {name: size.dropout for name in ("attention_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout")}
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
+    config = transformers.ModernBertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=size.width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        intermediate_size=2 * size.width,
+        max_position_embeddings=limit,
+        layer_types=["full_attention"] * size.layers,
+        classifier_pooling="mean",
+        bos_token_id=special["cls_token_id"],
+        eos_token_id=special["sep_token_id"],
+        num_labels=len(classes),
+        **special,
+        **dropouts,
+    )
+    name_classes(config, classes)
+    stack = HuggingFaceStack(transformers.AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa"))
+    stack.processor = tokenizer
+    return stack
