@@ -33,6 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "hops-16": _hops(16, 16, 16),
     "text": {
         "network": NetworkConfig(layers=6, width=128, dropout=0.1),
+        "pricing": PriceConfig(price_range=(0.01, 0.5)),
         "schedule": ScheduleConfig(warmup_epochs=4, epochs=8, eval_epochs=2),
     },
     "language": {
