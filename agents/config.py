@@ -167,12 +167,17 @@ class ReinforceConfig:
     """Weight of the entropy bonus from four fifths of the run on."""
     value_weight: float = 1.0
     """Weight of the critic's loss."""
+    imitation_weight: float = 0.0
+    """Weight at the start of imitating random routes that earn more than expected. Finds what is never sampled; needs the critic; 0 to 0.5."""
 
     def __post_init__(self) -> None:
         if self.routes_per_input < (2 if self.baseline == "leave-one-out" else 1):
             raise UserError(f"a {self.baseline} baseline cannot do with {self.routes_per_input} routes per input; raise --routes-per-input")
         for name in ("entropy_start", "entropy_end", "value_weight"):
             _positive(name, getattr(self, name), f"--{name.replace('_', '-')}")
+        if self.imitation_weight > 0 and self.baseline == "leave-one-out":
+            raise UserError("imitation compares routes with what a critic expects; set --baseline value, or --imitation-weight 0")
+        _positive("imitation_weight", self.imitation_weight, "--imitation-weight", zero=True)
 
 
 @dataclass(frozen=True)

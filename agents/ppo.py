@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecMonitor
 from torch import Tensor, nn
 
+from agents.imitation import imitation_loss, imitation_weight
 from agents.learner import Critic, Learner
 from agents.prices import PriceSource
 from agents.reinforce import entropy_weight
@@ -100,7 +101,6 @@ class Ppo:
         Where the network is frozen every update is a rollout of PPO, and nothing else.
         """
         learner = self.learner
-        learner.prepare(warming=False)
         first = (update - learner.warmup_updates) % learner.updates_per_epoch == 0
         told = self._improve_policy(update) if first or not learner.tunes else {}
         return told | self._improve_network(update)
@@ -123,18 +123,21 @@ class Ppo:
     def _improve_network(self, update: int) -> dict[str, Tensor]:
         learner, schedule = self.learner, self.learner.config.schedule
         rate, batch = learner.set_learning_rates(update), learner.batch(update)
-        learner.stack.train()
+        learner.prepare(warming=False)
         price = self.prices.draw(len(batch), learner.generator).to(learner.device)
         with torch.no_grad():
             route = sweep(learner.stack, learner.policy, batch.inputs, price=price, mode="sample")
-        outputs, told = route.outputs, {}
+        outputs, loss = route.outputs, torch.zeros((), device=learner.device)
+        told = {"train/learning_rate": torch.tensor(rate)}
         if learner.tunes:
             outputs = sweep(learner.stack, None, batch.inputs, route=route.route).outputs
-            supervised = learner.task.loss(outputs, batch.labels).mean()
-            loss = supervised
+            told["train/supervised_loss"] = loss = learner.task.loss(outputs, batch.labels).mean()
             if schedule.full_depth_weight > 0:
                 loss = loss + schedule.full_depth_weight * learner.full_depth_loss(batch)[0]
-            told = {"train/supervised_loss": supervised, "train/grad_norm": learner.apply(loss), "train/learning_rate": torch.tensor(rate)}
+        if (weight := imitation_weight(learner.config.reinforce.imitation_weight, learner.joint_progress(update))) > 0:
+            loss = loss + weight * imitation_loss(learner, self.prices, batch)
+        if loss.requires_grad:
+            told["train/grad_norm"] = learner.apply(loss)
         accuracy = learner.task.accuracy(outputs, batch.labels)
         score = accuracy if learner.config.reinforce.score == "accuracy" else learner.task.probability(outputs, batch.labels)
         self.prices.observe(route.compute.mean())

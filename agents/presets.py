@@ -15,22 +15,23 @@ def _hops(layers: int, warmup_epochs: int, epochs: int) -> dict[str, Any]:
     return {
         "network": NetworkConfig(layers, width=32, heads=2, tied=True),
         "policy": PolicyConfig(allow_exit=True, policy_hidden=64),
-        "pricing": PriceConfig(price_range=(0.05, 0.5)),
+        "pricing": PriceConfig(price_range=(0.01, 0.1)),
         "schedule": ScheduleConfig(
             warmup_epochs=warmup_epochs,
             epochs=epochs,
             batch_size=128,
             learning_rate=3e-3,
             policy_learning_rate=3e-3,
+            eval_epochs=1,
             tune="none",
         ),
-        "reinforce": ReinforceConfig(routes_per_input=4),
+        "reinforce": ReinforceConfig(routes_per_input=8, imitation_weight=0.3),
     }
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "hops": _hops(8, 9, 8),
-    "hops-16": _hops(16, 16, 16),
+    "hops": _hops(8, 1, 1),
+    "hops-16": _hops(16, 2, 4),
     "text": {
         "network": NetworkConfig(layers=6, width=128, dropout=0.1),
         "pricing": PriceConfig(price_range=(0.01, 0.5)),

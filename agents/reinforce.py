@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from agents.config import ReinforceConfig
+from agents.imitation import imitation_loss, imitation_weight
 from agents.learner import Learner
 from agents.prices import PriceSource
 from agents.telemetry import rollout_metrics
@@ -113,6 +114,8 @@ class Reinforce:
             loss = loss + config.value_weight * losses.value
         if learner.tunes and schedule.full_depth_weight > 0:
             loss = loss + schedule.full_depth_weight * learner.full_depth_loss(batch)[0]
+        if (weight := imitation_weight(config.imitation_weight, learner.joint_progress(update))) > 0:
+            loss = loss + weight * imitation_loss(learner, self.prices, batch)
         norm = learner.apply(loss)
         self.prices.observe(rollout.compute.mean())
         return rollout_metrics(rollout, score, accuracy, price, learner.rules.max_jump) | {

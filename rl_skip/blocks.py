@@ -158,7 +158,7 @@ class _Frames(nn.Module):
 
 @dataclass(frozen=True)
 class PointerEmbedding:
-    """Pointers (B, N + 1, 2): a token for each of N nodes, (node, where it points), then one for the question, (start, hops)."""
+    """Pointers (B, N + 1, 2): for each of N nodes a token (node, where it points); the last pair (start, hops) makes two tokens."""
 
     nodes: int
     longest: int
@@ -166,8 +166,8 @@ class PointerEmbedding:
 
     @property
     def tokens(self) -> int:
-        """T, the nodes and the question."""
-        return self.nodes + 1
+        """T, the nodes, the start and the number of hops."""
+        return self.nodes + 2
 
     def build(self, width: int) -> nn.Module:
         """The module that embeds, pointers → (B, T, D)."""
@@ -177,20 +177,22 @@ class PointerEmbedding:
 class _Pointers(nn.Module):
     """Nodes, targets and starts begin at right angles where the width allows, so that a layer can tell them apart at once.
 
-    The number of hops begins small: the layers are to do the same for all, and only the policy has to read it.
+    The number of hops has a token of its own, that differs little from number to number and is long. Layers do the same
+    whatever it says, and do not mind the length, since they normalise it; in the mean over the tokens it stands out.
     """
+
+    LONG, DIFFERENT = 10.0, 0.3
 
     def __init__(self, shape: PointerEmbedding, width: int) -> None:
         super().__init__()
         places = nn.init.orthogonal_(torch.empty(3 * shape.nodes, width), gain=width**0.5)
         self.node, self.target, self.start = (nn.Parameter(part.clone()) for part in places.split(shape.nodes))  # (N, D) each
-        self.hops = nn.Parameter(torch.randn(shape.longest + 1, width) * 0.3)
+        self.hops = nn.Parameter(torch.randn(width) + self.DIFFERENT * torch.randn(shape.longest + 1, width))
 
     def forward(self, pointers: Inputs) -> Tensor:
         assert isinstance(pointers, Tensor)
         nodes = self.node[pointers[:, :-1, 0]] + self.target[pointers[:, :-1, 1]]  # (B, N, D)
-        question = self.start[pointers[:, -1:, 0]] + self.hops[pointers[:, -1:, 1]]  # (B, 1, D)
-        return torch.cat([nodes, question], dim=1)
+        return torch.cat([nodes, self.start[pointers[:, -1:, 0]], self.LONG * self.hops[pointers[:, -1:, 1]]], dim=1)
 
 
 Embedding = PatchEmbedding | FrameEmbedding | PointerEmbedding | Callable[[int], nn.Module]

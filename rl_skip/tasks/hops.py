@@ -10,7 +10,7 @@ from rl_skip.tasks import Examples, Split, Task
 
 __all__ = ["hops", "reached"]
 
-ROWS: dict[Split, int] = {"train": 20_000, "validation": 2_000, "test": 4_000}
+ROWS: dict[Split, int] = {"train": 100_000, "validation": 2_000, "test": 4_000}
 SEED = 0
 """Of the data; the seed of a run does not move them."""
 
@@ -23,7 +23,7 @@ def hops(name: str = "hops", *, nodes: int = 8, longest: int = 8) -> Task:
 
     Args:
         name: of the task.
-        nodes: N. There must be a good many more rows than the 26,000 that are drawn: at least 6.
+        nodes: N. There must be a good many more rows than the 106,000 that are drawn: at least 6.
         longest: the largest k.
     """
     embedding = PointerEmbedding(nodes, longest)
@@ -42,7 +42,7 @@ def reached(pointers: Tensor) -> Tensor:
 
 @cache
 def _rows(nodes: int, longest: int) -> Tensor:
-    """(26,000, N + 1, 2) long, no two alike."""
+    """(106,000, N + 1, 2) long, no two alike."""
     generator = torch.Generator().manual_seed(SEED)
     wanted = sum(ROWS.values())
     drawn = wanted + wanted // 2

@@ -1,0 +1,40 @@
+"""Self-imitation (Oh et al. 2018) of random routes: what turns out better than expected is made likelier."""
+
+from torch import Tensor
+
+from agents.learner import Learner
+from agents.prices import PriceSource
+from rl_skip.routing import sweep
+from rl_skip.tasks import Examples
+
+__all__ = ["imitation_loss", "imitation_weight"]
+
+ENDS_AT = 0.8
+
+
+def imitation_weight(start: float, progress: float) -> float:
+    """Falls evenly to nothing, reached after four fifths of the run: what it teaches is biased towards routes that are right by luck."""
+    return start * max(1 - progress / ENDS_AT, 0.0)
+
+
+def imitation_loss(learner: Learner, prices: PriceSource, batch: Examples) -> Tensor:
+    """−log π of the decisions on a random route, times what the route earned more than the critic expected, where it did.
+
+    A policy samples what it holds likely. Where a route pays only if it is right in every layer, and a short one is right by
+    luck half of the time, the long one is never sampled. Among random routes every number of layers is equally frequent.
+
+    Args:
+        batch: B rows, each of which runs one random route.
+
+    Returns:
+        A scalar.
+    """
+    price = prices.draw(len(batch), learner.generator).to(learner.device)  # (B,)
+    rollout = sweep(learner.stack, learner.policy, batch.inputs, price=price, route=learner.random_routes(len(batch)), critic=learner.critic)
+    accurate = learner.config.reinforce.score == "accuracy"
+    score = (learner.task.accuracy if accurate else learner.task.probability)(rollout.outputs, batch.labels)
+    so_far = prices.charge(rollout.spent.cumsum(dim=1), price.unsqueeze(1))  # (B, L)
+    to_go = (score - prices.charge(rollout.compute, price)).unsqueeze(1) + so_far
+    surprise = (to_go - rollout.values).clamp(min=0).detach()  # (B, L)
+    loss: Tensor = -(rollout.log_probs * surprise * rollout.decided).sum(dim=1).mean()
+    return loss
