@@ -35,6 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "speech": {"schedule": ScheduleConfig(warmup_epochs=8, epochs=12)},
     "text": {
         "network": NetworkConfig(layers=6, width=128, dropout=0.1),
+        "pricing": PriceConfig(price_range=(0.01, 0.5)),
         "schedule": ScheduleConfig(warmup_epochs=4, epochs=8, eval_epochs=2),
     },
     "language": {
@@ -42,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "options": TaskOptions(max_tokens=128, prompt_tokens=32),
         "pricing": PriceConfig(price_range=(0.003, 0.3)),
         "reinforce": ReinforceConfig(score="probability"),
-        "schedule": ScheduleConfig(warmup_epochs=6, epochs=10, batch_size=32, eval_epochs=2),
+        "schedule": ScheduleConfig(warmup_epochs=4, epochs=6, batch_size=32, eval_epochs=2),
     },
 }
 """For each task that has some, the parts of `TrainConfig` that differ from its defaults."""

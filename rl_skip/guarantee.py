@@ -118,7 +118,7 @@ def guarantee(
         tolerance: 0.01 for one point.
 
     Raises:
-        UserError: if not even the largest compute passes, or the tolerance is none.
+        UserError: if not even the largest compute passes, the tolerance is none, or rows are neither right nor wrong.
     """
 
     def correct_at(price: float) -> Tensor:
@@ -126,6 +126,8 @@ def guarantee(
 
     everything = torch.ones(stack.depth, dtype=torch.bool)
     full_depth = evaluate(stack, None, task, validation, route=everything, batch_size=batch_size).correct
+    if not ((full_depth == 0) | (full_depth == 1)).all():
+        raise UserError(f"a guarantee counts rows that are right, and those of the task {task.name!r} have scores in between; set --budget instead")
     prices = [point.price for point in reversed(table.points)] or [price]
     return smallest_guaranteed(prices, correct_at, full_depth, tolerance)
 
