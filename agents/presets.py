@@ -25,12 +25,12 @@ def _hops(layers: int, warmup_epochs: int, epochs: int) -> dict[str, Any]:
             eval_epochs=1,
             tune="none",
         ),
-        "reinforce": ReinforceConfig(routes_per_input=8, baseline="value", imitation_weight=0.3),
+        "reinforce": ReinforceConfig(routes_per_input=4, baseline="value", imitation_weight=0.3),
     }
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "hops": _hops(8, 1, 1),
+    "hops": _hops(8, 1, 2),
     "hops-16": _hops(16, 2, 4),
     "speech": {"schedule": ScheduleConfig(warmup_epochs=8, epochs=12)},
     "text": {
