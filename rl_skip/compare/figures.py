@@ -29,6 +29,7 @@ STYLES: dict[str, tuple[str, str, Any]] = {
     "shallow": (PURPLE, "v", ":"),
     "gumbel": (VERMILLION, "P", "-."),
     "exits": (GREEN, "X", (0, (1, 1))),
+    "budgets": (GREY, "d", "--"),
     "one-shot": (SKY, "<", (0, (6, 1.5, 1, 1.5, 1, 1.5))),
 }
 """Colour, marker and line of each kind of curve. Those of one panel share neither."""

@@ -60,7 +60,7 @@ class RivalCurve:
     name: str
     """`POLICY`, `BEST_FIXED`, … or the trained rival's name."""
     kind: str
-    """As in `Curve`: "policy", "fixed", "full", "random", "eyes", "oracle", "static", "shallow", "gumbel", "exits", "one-shot"."""
+    """As in `Curve`: "policy", "fixed", "full", "random", "eyes", "oracle", "static", "shallow", "gumbel", "exits", "one-shot", "budgets"."""
     points: tuple[CurvePoint, ...]
     """By ascending compute, those that validation data chose at some budget; at least one."""
     area: Interval

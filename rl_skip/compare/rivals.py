@@ -62,7 +62,7 @@ def _policy_of(folder: Path, rows: Rows, data: str | None, device: torch.device 
         name, kind = ONE_SHOT, "one-shot"
     else:
         budget = Fields.read(folder / CONFIG, FORMAT_VERSION).object("pricing").get("budget")
-        name, kind = (f"policy {folder.name}" if budget is None else ONE_BUDGET), "policy"
+        name, kind = (f"policy {folder.name}", "policy") if budget is None else (ONE_BUDGET, "budgets")
     return policy_curve(model, task, rows, seed_of(folder), name, kind)
 
 

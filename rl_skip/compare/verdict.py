@@ -13,6 +13,7 @@ AGENTS: Mapping[str, str] = {
     "gumbel": "train it with train.py --agent gumbel",
     "exits": "train it with train.py --agent exits",
     "one-shot": "train it with train.py --policy-scope input",
+    "budgets": "train one for the budget with train.py --budget",
     "policy": "use that one",
 }
 """The kinds of trained rivals, and what to do where one is better."""
