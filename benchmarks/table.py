@@ -3,7 +3,7 @@
 What is trained already is not trained again; a command that was stopped goes on. Flags that are not its own go to train.py.
 
     python benchmarks/table.py digits hops
-    python benchmarks/table.py digits speech images hops hops-joint --data speech=recordings.tar.gz images=fashion-mnist
+    python benchmarks/table.py digits speech images hops --data speech=recordings.tar.gz images=fashion-mnist --each-budget digits
 """
 
 import argparse
@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # agents are imported from the checkout
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 from agents.rivals import train_rivals
 from rl_skip.compare.command import compare_and_write
@@ -43,12 +43,12 @@ def train(run: Path, flags: list[str]) -> None:
     subprocess.run([sys.executable, str(TRAIN), *resumed], check=True, stdout=subprocess.DEVNULL)
 
 
-def trained(study: str, seed: int, out: Path, flags: list[str]) -> Path:
-    """The run of a seed, with a policy for each budget among its rivals."""
+def trained(study: str, seed: int, out: Path, flags: list[str], each_budget: bool) -> Path:
+    """The run of a seed; with `each_budget` a policy for each budget is among its rivals."""
     run = out / f"{study}-{seed}"
     flags = [*STUDIES[study], "--seed", str(seed), *flags]
     train(run, flags)
-    for budget in BUDGETS:
+    for budget in BUDGETS if each_budget else ():
         train(run / RIVALS / f"budget-{budget:g}", [*flags, "--budget", str(budget)])
     return run
 
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=[], metavar="TASK=PATH", help="where the data of speech and images are")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/table"), help="where the run folders go")
+    parser.add_argument("--each-budget", nargs="+", default=[], metavar="STUDY", help="studies that get a policy for each budget besides the dial")
     parser.add_argument("--rows", type=int, help="rows of each split to measure on; default: all")
     parser.add_argument("--train-only", action="store_true", help="train what is missing, and leave the comparison to another call")
     arguments, more_flags = parser.parse_known_args()
@@ -96,7 +97,7 @@ def main() -> None:
     comparisons: dict[str, Comparison] = {}
     for study in arguments.studies:
         flags = [*(["--data", data[study]] if study in data else []), *more_flags]
-        runs = [trained(study, seed, arguments.out, flags) for seed in arguments.seeds]
+        runs = [trained(study, seed, arguments.out, flags, study in arguments.each_budget) for seed in arguments.seeds]
         if arguments.train_only:
             for run in runs:
                 train_rivals(run, budgets=BUDGETS)
