@@ -24,7 +24,7 @@ def _hops(layers: int, warmup_epochs: int, epochs: int) -> dict[str, Any]:
             eval_epochs=1,
             tune="none",
         ),
-        "reinforce": ReinforceConfig(routes_per_input=8, imitation_weight=0.3),
+        "reinforce": ReinforceConfig(routes_per_input=4, imitation_weight=0.3),
     }
 
 
