@@ -1,0 +1,106 @@
+"""Hops: what a policy does on data of which it is known how many layers each row needs.
+
+Runs are trained where they are not there yet, one for each agent and seed. Flags that are not its own go to train.py.
+
+    python benchmarks/hops.py
+    python benchmarks/hops.py --task hops-16 --agents reinforce --seeds 0
+    python benchmarks/hops.py --agents reinforce --seeds 0 --tune all
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rl_skip.compare.book import RouteBook
+from rl_skip.evaluation import best_fixed_route, evaluate
+from rl_skip.runs import load_run
+
+TRAIN = Path(__file__).parent.parent / "train.py"
+SEARCH_ROWS = 500
+
+
+@dataclass(frozen=True)
+class Found:
+    """One run on test data, as exported."""
+
+    name: str
+    seconds: float
+    accuracy: float
+    compute: float
+    needed: float
+    """mean(k) / L."""
+    fixed: float
+    """Accuracy of the best fixed route within the policy's compute."""
+    eyes: float
+    """Accuracy of the policy when every row is shown to it as another row."""
+    layers: list[float]
+    """Layers run by rows of each k, in the mean."""
+    right: list[float]
+    """Accuracy of rows of each k."""
+
+
+def trained(run: Path, *flags: str) -> Path:
+    """The run folder, trained if it is not finished."""
+    if not (run / "report.json").is_file():
+        subprocess.run([sys.executable, str(TRAIN), *flags, "--out", str(run), "--overwrite"], check=True, stdout=subprocess.DEVNULL)
+    return run
+
+
+def measured(run: Path) -> Found:
+    """Measures a run; what is searched is searched on validation data."""
+    model, task = load_run(run)
+    assert task.needed is not None
+    validation, test = task.load("validation").take(slice(0, SEARCH_ROWS)), task.load("test")
+    policy = evaluate(model.stack, model.policy, task, test, price=model.price)
+    exits = model.rules.allow_exit
+    route = best_fixed_route(model.stack, task, validation, max_compute=policy.compute, allow_exit=exits)
+    fixed = evaluate(model.stack, None, task, test, route=route)
+    eyes, _ = RouteBook(model.stack, task, test, allow_exit=exits).another_rows_eyes(policy)
+    needed, run_by_row = task.needed(test), policy.route.sum(dim=1).double()
+    kinds = [needed == k for k in needed.unique()]
+    return Found(
+        name=run.name,
+        seconds=json.loads((run / "report.json").read_text())["seconds"],
+        accuracy=policy.accuracy,
+        compute=policy.compute,
+        needed=float(needed.double().mean()) / model.stack.depth,
+        fixed=fixed.accuracy,
+        eyes=float(eyes.mean()),
+        layers=[float(run_by_row[kind].mean()) for kind in kinds],
+        right=[float(policy.correct[kind].mean()) for kind in kinds],
+    )
+
+
+def main() -> None:
+    """Trains what is not there yet and prints two tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--task", default="hops", choices=("hops", "hops-16"))
+    parser.add_argument("--agents", nargs="+", default=["reinforce", "ppo"])
+    parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"])
+    parser.add_argument("--out", type=Path, default=Path("runs/hops"), help="where the run folders go; those that exist are read, not trained anew")
+    arguments, flags = parser.parse_known_args()
+    torch.set_num_threads(1)
+    kind = "-".join([arguments.task, *(flag.lstrip("-") for flag in flags)])
+    found = []
+    for agent in arguments.agents:
+        for seed in arguments.seeds:
+            given = ["--task", arguments.task, "--agent", agent, "--seed", seed, *flags]
+            found.append(measured(trained(arguments.out / f"{kind}-{agent}-{seed}", *given)))
+    print("| run | seconds | accuracy | compute | mean(k) / L | best fixed route | another row's eyes |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for one in found:
+        print(f"| {one.name} | {one.seconds:.0f} | {one.accuracy:.1%} | {one.compute:.3f} | {one.needed:.3f} | {one.fixed:.1%} | {one.eyes:.1%} |")
+    print("\nLayers run by rows of each k, and how many of them are right:\n")
+    print("| run | " + " | ".join(f"k = {k + 1}" for k in range(len(found[0].layers))) + " |")
+    print("| --- | " + " | ".join("---:" for _ in found[0].layers) + " |")
+    for one in found:
+        print(f"| {one.name} | " + " | ".join(f"{layers:.2f}, {right:.0%}" for layers, right in zip(one.layers, one.right, strict=True)) + " |")
+
+
+if __name__ == "__main__":
+    main()
