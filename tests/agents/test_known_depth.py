@@ -46,7 +46,7 @@ def make(task_options: dict[str, Any] | None = None, **options: Any) -> Learner:
         policy=PolicyConfig(allow_exit=True, policy_hidden=16),
         pricing=PriceConfig(price_range=(0.05, 0.5)),
         schedule=ScheduleConfig(warmup_epochs=1, epochs=3, batch_size=32, tune="none"),
-        reinforce=ReinforceConfig(imitation_weight=0.3),
+        reinforce=ReinforceConfig(baseline="value", imitation_weight=0.3),
         ppo=PpoConfig(num_envs=8, steps=4, minibatch=32),
     )
     return Learner(replace(config, **options), task, torch.device("cpu"))
