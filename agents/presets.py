@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from agents.config import PolicyConfig, PriceConfig, ReinforceConfig, ScheduleConfig, TrainConfig
+from agents.config import PolicyConfig, PpoConfig, PriceConfig, ReinforceConfig, ScheduleConfig, TrainConfig
 from rl_skip.network import NetworkConfig
 
 __all__ = ["PRESETS", "for_task"]
@@ -25,6 +25,7 @@ def _hops(layers: int, warmup_epochs: int, epochs: int) -> dict[str, Any]:
             tune="none",
         ),
         "reinforce": ReinforceConfig(routes_per_input=4, imitation_weight=0.3),
+        "ppo": PpoConfig(steps=8),
     }
 
 
