@@ -188,6 +188,10 @@ class Learner:
         chances = torch.rand(rows, depth, generator=self.generator)
         routes = chances < least + (1 - least) * torch.rand(rows, 1, generator=self.generator)
         routes[:, 0] = True
+        passed = torch.zeros(rows, dtype=torch.long)  # layers passed over since the last that runs
+        for i in range(1, depth):
+            routes[:, i] |= passed == self.rules.max_jump
+            passed = torch.where(routes[:, i], 0, passed + 1)
         routes[:, -1] |= not self.rules.allow_exit
         return routes.to(self.device)
 

@@ -67,7 +67,7 @@ def _price(prices: PriceSource) -> Price:
 
 
 class Ppo:
-    """The agent: once an epoch, one rollout and one training of PPO; between them the network learns on sampled routes."""
+    """The agent: one rollout and one training of PPO once an epoch, or at every update of a frozen network; between them the network learns."""
 
     def __init__(self, learner: Learner, prices: PriceSource) -> None:
         self.learner, self.prices, self.config = learner, prices, learner.config.ppo
@@ -98,7 +98,7 @@ class Ppo:
     def update(self, update: int) -> dict[str, Tensor]:
         """One supervised update, and before the first of each epoch one rollout of PPO; returns metrics.
 
-        Where the network is frozen every update is a rollout of PPO, and nothing else.
+        Where the network is frozen every update has a rollout of PPO.
         """
         learner = self.learner
         learner.prepare(learns=False)

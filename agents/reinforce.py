@@ -98,6 +98,7 @@ class Reinforce:
 
     def __init__(self, learner: Learner, prices: PriceSource) -> None:
         self.learner, self.prices, self.config = learner, prices, learner.config.reinforce
+        self.critic = learner.critic if self.config.baseline == "value" else None
 
     def update(self, update: int) -> dict[str, Tensor]:
         """One update; returns its metrics as scalars on the device."""
@@ -107,25 +108,24 @@ class Reinforce:
         routes = batch.take(torch.arange(len(batch), device=learner.device).repeat_interleave(G))  # B G rows
         price = self.prices.draw(len(batch), learner.generator).repeat_interleave(G).to(learner.device)  # (B G,)
         learner.prepare(learns=False)
-        rollout = sweep(learner.stack, learner.policy, routes.inputs, price=price, mode="sample", critic=learner.critic)
+        rollout = sweep(learner.stack, learner.policy, routes.inputs, price=price, mode="sample", critic=self.critic)
         accuracy = learner.task.accuracy(rollout.outputs, routes.labels)
         score = accuracy if config.score == "accuracy" else learner.task.probability(rollout.outputs, routes.labels)
         losses = reinforce_loss(rollout, score, price, config, self.prices.charge)
         loss = losses.policy - entropy_weight(config, learner.joint_progress(update)) * losses.entropy
-        if config.baseline == "value":
-            loss = loss + config.value_weight * losses.value
+        told: dict[str, Tensor] = {}
+        if self.critic is not None:
+            loss, told = loss + config.value_weight * losses.value, {"train/value_loss": losses.value}
         if (weight := imitation_weight(config.imitation_weight, learner.joint_progress(update))) > 0:
             loss = loss + weight * imitation_loss(learner, self.prices, batch)
-        told: dict[str, Tensor] = {}
         if learner.tunes:
             learner.prepare(learns=True)
             supervised, _ = learner.network_loss(batch, rollout.route[::G])
-            loss, told = loss + supervised, {"train/supervised_loss": supervised}
+            loss, told["train/supervised_loss"] = loss + supervised, supervised
         norm = learner.apply(loss)
         self.prices.observe(rollout.compute.mean())
         return rollout_metrics(rollout, score, accuracy, price, learner.rules.max_jump) | told | {
             "train/policy_loss": losses.policy,
-            "train/value_loss": losses.value,
             "train/grad_norm": norm,
             "train/learning_rate": torch.tensor(rate),
         }

@@ -14,9 +14,13 @@ from agents.session import is_finished, train
 from agents.start import START
 from rl_skip.compare.comparison import BUDGETS
 from rl_skip.compare.rivals import RIVALS as FOLDER
+from rl_skip.evaluation import evaluate
 from rl_skip.runs import is_run, load_run
 
 __all__ = ["rivals_of", "train_rivals"]
+
+NEAR = 0.03
+"""How far from what the policy spends a rival's budget may be to be set beside it."""
 
 
 def rivals_of(folder: Path, budgets: Iterable[float] = BUDGETS) -> dict[str, TrainConfig]:
@@ -42,7 +46,8 @@ def train_rivals(folder: Path, *, budgets: Iterable[float] = BUDGETS, data: str 
 
     Args:
         folder: RUN.
-        budgets: the mean computes for which those are trained that are trained for one.
+        budgets: the mean computes for which those are trained that are trained for one; what the policy spends as exported
+            is added where none is near it.
         data: where the data are, if not where the run read them.
         console: where progress is shown; the standard error by default.
 
@@ -51,8 +56,14 @@ def train_rivals(folder: Path, *, budgets: Iterable[float] = BUDGETS, data: str 
         SystemExit: on Ctrl-C or SIGTERM, once a checkpoint is written; the same call goes on there.
     """
     console = console or Console(stderr=True)
-    load_run(folder, data=data)
-    rivals = rivals_of(folder, tuple(dict.fromkeys(budgets)))
+    model, task = load_run(folder, data=data)
+    own = model.budget
+    if own is None:
+        own = evaluate(model.stack, model.policy, task, task.load("validation"), price=model.price).compute
+    asked = tuple(dict.fromkeys(budgets))
+    if min((abs(own - budget) for budget in asked), default=1.0) > NEAR:  # what the policy spends as exported is compared too
+        asked = (*asked, min(round(own, 2), 1.0))
+    rivals = rivals_of(folder, asked)
     threads = torch.get_num_threads()
     try:
         for number, (name, config) in enumerate(rivals.items(), start=1):

@@ -238,6 +238,9 @@ class Session:
                 warming = update < learner.warmup_updates
                 if update == learner.warmup_updates and self.config.agent not in RIVALS:
                     save_start(learner, folder / START)
+                    if learner.known is not None and learner.known.taken_in < learner.known.most:
+                        most = learner.known.taken_in
+                        _say(console, f"rows that need more than {most} layers were not learned in the warm-up; raise --warmup-epochs")
                 averages.add(learner.warmup_update(update) if warming else self.agent.update(update))
                 samples += self.config.schedule.batch_size
                 self.done, self.seconds = update + 1, time.monotonic() - begun

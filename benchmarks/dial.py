@@ -18,6 +18,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from rl_skip.evaluation import Evaluation, evaluate
 from rl_skip.runs import load_run
 

@@ -5,6 +5,7 @@ python benchmarks/figures.py runs/digits-reinforce-0 --out docs/figures
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +14,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rl_skip.evaluation import all_routes, evaluate, evaluate_routes
 from rl_skip.runs import load_run

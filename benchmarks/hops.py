@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from rl_skip.compare.book import RouteBook
 from rl_skip.evaluation import best_fixed_route, evaluate
 from rl_skip.runs import load_run

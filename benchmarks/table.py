@@ -29,6 +29,8 @@ STUDIES = {
     "hops": ["--task", "hops"],
     "hops-joint": ["--task", "hops", "--tune", "all"],
 }
+SLACK = 0.03
+"""How far over a budget counts as within it."""
 BOUNDS = (ORACLE, RANDOM, ANOTHER_ROW)
 """What stands in the table without taking part: no way to run a network that a user would choose."""
 
@@ -53,14 +55,17 @@ def trained(study: str, seed: int, out: Path, flags: list[str], each_budget: boo
     return run
 
 
-def best_of(rivals: list[Rival]) -> Rival:
-    """The most accurate of those that a user could run, at this budget."""
-    return max((rival for rival in rivals if rival.name not in (*BOUNDS, FULL_DEPTH)), key=lambda rival: rival.accuracy.value)
+def best_of(one: Operating) -> list[Rival]:
+    """The most accurate of those that a user could run within the budget, and those that its interval does not tell from it."""
+    assert one.budget is not None
+    within = [rival for rival in one.rivals if rival.name not in (*BOUNDS, FULL_DEPTH) and rival.compute <= one.budget + SLACK]
+    best = max(within, key=lambda rival: rival.accuracy.value, default=None)
+    return [] if best is None else [rival for rival in within if rival.accuracy.value >= best.accuracy.low]
 
 
 def line(study: str, one: Operating, names: list[str]) -> str:
-    """One line of the table: each rival's accuracy and compute, the best in bold."""
-    best = best_of(list(one.rivals))
+    """One line of the table: each rival's accuracy and compute; the best in bold, and all that cannot be told from it."""
+    best = best_of(one)
     cells = []
     for name in names:
         rival = one.rival(name)
@@ -68,7 +73,7 @@ def line(study: str, one: Operating, names: list[str]) -> str:
             cells.append("")
             continue
         accuracy = f"{100 * rival.accuracy.value:.1f}"
-        cells.append((f"**{accuracy}**" if rival is best else accuracy) + f" @ {rival.compute:.2f}")
+        cells.append((f"**{accuracy}**" if rival in best else accuracy) + f" @ {rival.compute:.2f}")
     spread = 100 * one.rivals[0].accuracy.half_width
     gap = "" if one.gap_closed is None else f"{one.gap_closed.value:.0%}"
     return f"| {study} | {one.budget:g} | " + " | ".join(cells) + f" | {spread:.1f} | {gap} |"
@@ -83,12 +88,12 @@ def columns(comparisons: dict[str, Comparison]) -> list[str]:
 
 def main() -> None:
     """Trains what is missing, compares, prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("studies", nargs="+", choices=list(STUDIES))
     parser.add_argument("--data", nargs="+", default=[], metavar="TASK=PATH", help="where the data of speech and images are")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/table"), help="where the run folders go")
-    parser.add_argument("--each-budget", nargs="+", default=[], metavar="STUDY", help="studies that get a policy for each budget besides the dial")
+    parser.add_argument("--each-budget", nargs="+", default=[], choices=list(STUDIES), help="studies with a policy for each budget besides")
     parser.add_argument("--rows", type=int, help="rows of each split to measure on; default: all")
     parser.add_argument("--train-only", action="store_true", help="train what is missing, and leave the comparison to another call")
     arguments, more_flags = parser.parse_known_args()

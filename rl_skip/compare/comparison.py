@@ -40,6 +40,14 @@ BESIDE = (POLICY, RANDOM, ANOTHER_ROW, ORACLE)
 """Those that have a point for each of the policy's, and stand beside that one."""
 ORDER = {POLICY: 0, FULL_DEPTH: 1, BEST_FIXED: 2, RANDOM: 4, ANOTHER_ROW: 5, ORACLE: 6}
 """Of the report; the trained rivals are at 3."""
+EXPECTED = {
+    "static": "retrained fixed route",
+    "shallow": "shallower network",
+    "gumbel": "Gumbel gates",
+    "exits": "confidence exits",
+    "one-shot": "one-shot policy",
+}
+"""What is missed where some rivals were trained and it was not."""
 
 
 def compare(
@@ -127,6 +135,9 @@ def compared(measurements: list[Measurement], trained: list[list[Curve]], notes:
     for name in [name for name in names if not all(name in curves for curves in every)]:
         notes.append(f"{name} was trained for {sum(name in curves for curves in every)} of {len(every)} runs, so it is left out")
         names.remove(name)
+    kinds = {curve.kind for curves in every for curve in curves.values()}
+    if kinds & EXPECTED.keys() and (missing := [title for kind, title in EXPECTED.items() if kind not in kinds]):
+        notes.append(f"there is no {', no '.join(missing)} among the trained rivals")
     if ORACLE not in names:
         notes.append(
             f"{first.model.stack.depth} layers have too many routes to try them all: there is no oracle, and fixed routes come from a search"

@@ -23,7 +23,8 @@ Everything is measured on test data; prices, routes and points of curves were ch
 - *best fixed route*: the single route of the same network that is best on validation data within the budget{search}.
 - trained rivals (fixed route retrained, shallower network, Gumbel gates, confidence exits, one-shot policy, a policy for each
   budget): networks of their own, with the same data, start and number of updates. A rival may spend the budget, or what the policy spends
-  where that is more, and 0.02 besides.
+  where that is more, and 0.02 besides. The shallower network is trained from scratch, for as many updates as warm-up and policy took together.
+  A policy's network learns from its own full depth besides (`--distillation-weight`), the rivals from labels alone.
 - *random routes*: at the policy's mean compute.
 - *another row's eyes*: each row follows the route that the policy chose for another row, in expectation over the others. Where that is as good,
   the policy does not look at its input.

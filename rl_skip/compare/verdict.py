@@ -39,7 +39,9 @@ def judge(run: str, depth: int, operating: tuple[Operating, ...], times: Iterabl
     """
     exported = operating[0]
     use = _best(exported)
-    sentences = [_headline(run, depth, exported, use), *_better_rivals(exported)]
+    better = _better_rivals(exported)
+    pruning = use not in (POLICY, "fixed") and _fixed(exported) is not None  # is no advice beside a rival that is better
+    sentences = better if pruning else [_headline(run, depth, exported, use), *better]
     for one in operating[1:]:
         changed = _best(one)
         if changed != use:

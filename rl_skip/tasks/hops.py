@@ -23,7 +23,7 @@ def hops(name: str = "hops", *, nodes: int = 8, longest: int = 8) -> Task:
 
     Args:
         name: of the task.
-        nodes: N. There must be a good many more rows than the 106,000 that are drawn: at least 6.
+        nodes: N. There must be a good many more rows than the 106,000 that are drawn: at least 7.
         longest: the largest k.
     """
     embedding = PointerEmbedding(nodes, longest)

@@ -9,6 +9,7 @@ from agents.config import PolicyConfig, PriceConfig, ScheduleConfig
 from agents.learner import Critic, Learner, pick_device
 from agents.prices import PriceRange
 from agents.reinforce import Reinforce
+from rl_skip.network import NetworkConfig
 from rl_skip.policy import legal_jumps
 from rl_skip.routing import sweep
 
@@ -81,6 +82,15 @@ def test_random_routes_keep_from_none_to_all_of_the_layers(tiny_learner, allow_e
     free = routes[:, 1:] if allow_exit else routes[:, 1:-1]
     counts = free.sum(dim=1).bincount(minlength=free.shape[1] + 1) / len(routes)
     torch.testing.assert_close(counts, torch.full_like(counts, 1 / len(counts)), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("allow_exit", [True, False])
+def test_random_routes_make_no_jump_that_the_policy_may_not(tiny_learner, allow_exit):
+    learner = tiny_learner(network=NetworkConfig(layers=8, width=16, heads=2), policy=PolicyConfig(max_jump=2, allow_exit=allow_exit))
+    batch = learner.batch(0)
+    routes = learner.random_routes(len(batch))
+    followed = sweep(learner.stack, learner.policy, batch.inputs, route=routes)  # refuses a jump of 3
+    assert torch.equal(followed.route, routes) and (followed.jumps == 2).any()
 
 
 def test_the_warm_up_teaches_the_network_and_leaves_the_policy_alone(tiny_learner):

@@ -39,6 +39,12 @@ def test_a_lead_that_only_one_of_interval_and_test_supports_is_none() -> None:
     assert verdict(operating(rival(BEST_FIXED, "fixed", 0.013, p=0.07))).use == "fixed"
 
 
+def test_where_a_trained_rival_is_better_a_fixed_route_that_is_only_as_good_is_not_advised() -> None:
+    found = verdict(operating(rival(BEST_FIXED, "fixed", 0.0), rival("confidence exits", "exits", -0.02, compute=0.38)))
+    assert found.use == "confidence exits"
+    assert "confidence exits is better" in found.sentences[0] and not any("prune" in sentence for sentence in found.sentences)
+
+
 def test_a_trained_rival_that_is_better_is_named_even_where_the_policy_beats_the_fixed_route() -> None:
     found = verdict(operating(rival(BEST_FIXED, "fixed", 0.02), rival("fixed route, retrained", "static", -0.02, compute=0.38)))
     assert found.use == "fixed route, retrained"
