@@ -113,9 +113,9 @@ class Reinforce:
         score = accuracy if config.score == "accuracy" else learner.task.probability(rollout.outputs, routes.labels)
         losses = reinforce_loss(rollout, score, price, config, self.prices.charge)
         loss = losses.policy - entropy_weight(config, learner.joint_progress(update)) * losses.entropy
-        told: dict[str, Tensor] = {}
+        told = {"train/value_loss": torch.zeros(())}  # without a critic there is nothing to miss
         if self.critic is not None:
-            loss, told = loss + config.value_weight * losses.value, {"train/value_loss": losses.value}
+            loss, told["train/value_loss"] = loss + config.value_weight * losses.value, losses.value
         if (weight := imitation_weight(config.imitation_weight, learner.joint_progress(update))) > 0:
             loss = loss + weight * imitation_loss(learner, self.prices, batch)
         if learner.tunes:
