@@ -10,10 +10,10 @@ from rl_skip.tasks.options import NO_MODEL, TaskOptions
 __all__ = ["PARTLY_TUNED", "PRESETS", "PRETRAINED", "for_task"]
 
 
-def _hops(layers: int, warmup_epochs: int, epochs: int) -> dict[str, Any]:
+def _hops(layers: int, width: int, warmup_epochs: int, epochs: int) -> dict[str, Any]:
     """A frozen network of tied layers, each of which follows one pointer."""
     return {
-        "network": NetworkConfig(layers, width=32, heads=2, tied=True),
+        "network": NetworkConfig(layers, width=width, heads=2, tied=True),
         "policy": PolicyConfig(allow_exit=True, policy_hidden=64),
         "pricing": PriceConfig(price_range=(0.01, 0.1)),
         "schedule": ScheduleConfig(
@@ -30,8 +30,8 @@ def _hops(layers: int, warmup_epochs: int, epochs: int) -> dict[str, Any]:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "hops": _hops(8, 1, 2),
-    "hops-16": _hops(16, 2, 4),
+    "hops": _hops(8, 32, 1, 2),
+    "hops-16": _hops(16, 48, 2, 4),
     "speech": {"schedule": ScheduleConfig(warmup_epochs=8, epochs=12)},
     "text": {
         "network": NetworkConfig(layers=6, width=128, dropout=0.1),

@@ -23,7 +23,7 @@ from rl_skip.evaluation import best_fixed_route, evaluate
 from rl_skip.runs import load_run
 
 TRAIN = Path(__file__).parent.parent / "train.py"
-SEARCH_ROWS = 500
+SEARCH_ROWS = 1_000
 
 
 @dataclass(frozen=True)

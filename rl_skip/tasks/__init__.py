@@ -157,7 +157,8 @@ def load_task(name: str, data: str | None = None, options: TaskOptions = DEFAULT
             return digits()
         from rl_skip.tasks.hops import hops
 
-        return hops(name, longest=16 if name == "hops-16" else 8)
+        size = 16 if name == "hops-16" else 8
+        return hops(name, nodes=size, longest=size)
     if name in BUNDLED:
         if data is None:
             raise UserError(f"the task {name!r} needs data; set --data PATH")
