@@ -37,10 +37,17 @@ class KnownDepth:
         self.most = int(self.needed.max())
         self.taken_in = int(self.needed.min())
         """Rows that need more layers wait."""
+        if (obstacle := self.obstacle(task, train, rules)) is not None:
+            raise UserError(f"{obstacle}, or --tune all")
+
+    @staticmethod
+    def obstacle(task: Task, train: Examples, rules: JumpRules) -> str | None:
+        """Why the rows cannot run just as many layers as they need, or None."""
+        assert task.needed is not None
         if not rules.allow_exit:
-            raise UserError(f"the rows of the task {task.name!r} leave after the layers that they need; set --allow-exit, or --tune all")
-        if self.most > self.depth:
-            raise UserError(f"a row of the task {task.name!r} needs {self.most} layers, the network has {self.depth}; set --layers, or --tune all")
+            return f"the rows of the task {task.name!r} leave after the layers that they need; set --allow-exit"
+        most, depth = int(task.needed(train).max()), rules.layout.depth
+        return f"a row of the task {task.name!r} needs {most} layers, the network has {depth}; set --layers" if most > depth else None
 
     def batch(self, update: int) -> Examples:
         """Rows drawn from those that are taken in; which, depends on the seed and the update's number besides."""

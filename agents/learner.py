@@ -80,8 +80,8 @@ class Learner:
         self.tunes = schedule.tune != "none"
         """Whether the network goes on learning once the policy has started."""
         self.known: KnownDepth | None = None
-        """In a network that is frozen later, layers learn on the depth that a task knows. One that learns on is to be good on any route."""
-        if task.needed is not None and not self.tunes:
+        """Where a task knows the depth that each row needs, the warm-up is at that depth; a network that learns on can do without."""
+        if task.needed is not None and not (self.tunes and KnownDepth.obstacle(task, self.train, self.rules)):
             self.known = KnownDepth(task, self.train, self.rules, schedule.batch_size, config.seed)
         self.network_optimizer = torch.optim.AdamW(self.stack.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
         deciding = [*self.policy.parameters(), *self.critic.parameters()]

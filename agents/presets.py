@@ -11,7 +11,7 @@ __all__ = ["PARTLY_TUNED", "PRESETS", "PRETRAINED", "for_task"]
 
 
 def _hops(layers: int, width: int, warmup_epochs: int, epochs: int) -> dict[str, Any]:
-    """A frozen network of tied layers, each of which follows one pointer."""
+    """A network of tied layers, each of which follows one pointer; frozen then, unless it is told to learn on."""
     return {
         "network": NetworkConfig(layers, width=width, heads=2, tied=True),
         "policy": PolicyConfig(allow_exit=True, policy_hidden=64),
@@ -23,6 +23,7 @@ def _hops(layers: int, width: int, warmup_epochs: int, epochs: int) -> dict[str,
             learning_rate=3e-3,
             policy_learning_rate=3e-3,
             eval_epochs=1,
+            distillation_weight=0.0,  # where the network learns on, it is wrong about most rows at full depth for long
             tune="none",
         ),
         "reinforce": ReinforceConfig(routes_per_input=4, baseline="value", imitation_weight=0.3),
@@ -54,6 +55,8 @@ PRETRAINED: dict[str, Any] = {
     )
 }
 """For a model that is given, whatever the task: it knows much already, and forgets it at the learning rate of one that knows nothing."""
+EPOCHS_TO_LEARN_ON = 6
+"""Of hops, where the network learns on: it needs more of them than a policy alone, and layers that follow several pointers are worth a higher price."""
 PARTLY_TUNED = 5e-4
 """Learning rate where a part of a given model learns alone."""
 
@@ -71,6 +74,9 @@ def for_task(task: str | None, model: str | None = None, tune: str | None = None
         True
     """
     config = TrainConfig() if task is None else replace(TrainConfig(task=task), **PRESETS.get(task, {}))
+    if task in ("hops", "hops-16") and tune == "all":
+        schedule = replace(config.schedule, epochs=EPOCHS_TO_LEARN_ON)
+        config = replace(config, pricing=PriceConfig(price_range=(0.01, 0.5)), schedule=schedule)
     if model in (None, NO_MODEL):
         return config
     config = replace(config, **PRETRAINED)

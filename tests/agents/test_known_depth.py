@@ -94,10 +94,13 @@ def test_rows_that_need_more_layers_wait_until_the_others_are_right() -> None:
     assert known.taken_in == DEPTH
 
 
-def test_what_a_task_knows_is_not_used_where_the_network_learns_on() -> None:
-    learner = make(schedule=ScheduleConfig(warmup_epochs=1, epochs=3, batch_size=32))
+@pytest.mark.parametrize("other", [{"policy": PolicyConfig()}, {"network": NetworkConfig(3, 16, 2)}])
+def test_a_network_that_learns_on_can_do_without_what_a_task_knows(other: dict[str, Any]) -> None:
+    learns_on = ScheduleConfig(warmup_epochs=1, epochs=3, batch_size=32)
+    assert make(schedule=learns_on).known is not None
+    learner = make(schedule=learns_on, **other)
     assert learner.known is None
-    assert torch.equal(learner.batch(0).labels, make(task_options={"needed": None}).batch(0).labels)
+    assert torch.equal(learner.batch(0).labels, make(schedule=learns_on, task_options={"needed": None}).batch(0).labels)
 
 
 def test_rows_must_be_allowed_to_leave_and_have_layers_enough() -> None:
@@ -181,6 +184,7 @@ def test_a_task_brings_its_options_and_flags_win(options_of: Callable[..., Train
     assert (changed.network.width, changed.network.layers, changed.network.tied) == (64, 8, False)
     assert (changed.schedule.tune, changed.schedule.batch_size) == ("all", preset.schedule.batch_size)
     assert changed.pricing.price == 0.2
+    assert changed.schedule.epochs > preset.schedule.epochs
     assert options_of("--task", "hops-16").network.layers == 16
 
 
