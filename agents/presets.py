@@ -56,7 +56,7 @@ PRETRAINED: dict[str, Any] = {
 }
 """For a model that is given, whatever the task: it knows much already, and forgets it at the learning rate of one that knows nothing."""
 EPOCHS_TO_LEARN_ON = 6
-"""Of hops, where the network learns on: it needs more than a policy alone; and a higher price, at which it pays to follow several pointers at once."""
+"""Of hops, where the network learns on: it needs more than a policy alone; and a price at which it pays to follow several pointers at once."""
 PARTLY_TUNED = 5e-4
 """Learning rate where a part of a given model learns alone."""
 
