@@ -121,7 +121,7 @@ class Rival:
         for start in range(0, len(examples), BATCH):
             batch = examples.take(slice(start, start + BATCH))
             found = run(batch.inputs)
-            parts.append((found.route, task.accuracy(found.outputs, batch.labels), found.compute, found.outputs.argmax(dim=-1)))
+            parts.append((found.route, task.accuracy(found.outputs, batch.labels), found.compute, task.prediction(found.outputs)))
         self.learner.stack.train(training)
         self.extra.train(training)
         return Evaluation(0.0, *(torch.cat(part).cpu() for part in zip(*parts, strict=True)))

@@ -1,6 +1,6 @@
 """Trains every policy and every rival of a study, three seeds of each, and prints the table of the README.
 
-What is trained already is not trained again; a command that was stopped goes on. Flags that are not its own go to train.py.
+What is trained already is not trained again, and a command that was stopped goes on, with the same flags. Flags that are not its own go to train.py.
 
     python benchmarks/table.py digits hops
     python benchmarks/table.py digits speech images hops --data speech=recordings.tar.gz images=fashion-mnist --each-budget digits
@@ -10,16 +10,19 @@ import argparse
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from agents.config import TrainConfig
 from agents.rivals import train_rivals
 from rl_skip.compare.command import compare_and_write
 from rl_skip.compare.comparison import BUDGETS
 from rl_skip.compare.result import ANOTHER_ROW, BEST_FIXED, FULL_DEPTH, ORACLE, POLICY, RANDOM, Comparison, Operating, Rival
 from rl_skip.compare.rivals import ONE_BUDGET, RIVALS
+from train import read_options
 
 TRAIN = ROOT / "train.py"
 STUDIES = {
@@ -36,10 +39,13 @@ BOUNDS = (ORACLE, RANDOM, ANOTHER_ROW)
 
 
 def train(run: Path, flags: list[str]) -> None:
-    """Trains a run, or goes on with it, unless it is finished."""
+    """Trains a run, or goes on with it, unless it is finished; refuses one that was begun with other flags."""
+    fresh = [*flags, "--out", str(run), "--overwrite"]
+    if (run / "config.json").is_file():
+        begun = TrainConfig.from_json(run)
+        begun.refuse_changes(replace(read_options(fresh), out=begun.out))
     if (run / "report.json").is_file():
         return
-    fresh = [*flags, "--out", str(run), "--overwrite"]
     print(f"training {run}", file=sys.stderr, flush=True)
     resumed = ["--resume", str(run)] if (run / "config.json").is_file() else fresh
     subprocess.run([sys.executable, str(TRAIN), *resumed], check=True, stdout=subprocess.DEVNULL)
