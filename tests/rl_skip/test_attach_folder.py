@@ -28,6 +28,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "policy"
 
 
+def _routes(model: nn.Module, folder: Path) -> torch.Tensor:
+    """What the policy in the folder decides on a batch."""
+    handle = rl_skip.attach(model, folder)
+    with torch.no_grad():
+        model(**batch(build("bert")))
+    return handle.last_routes
+
+
 def test_a_saved_policy_decides_as_before(folder: Path) -> None:
     model = build("bert")
     inputs = batch(model)
@@ -72,14 +80,16 @@ def test_another_model_is_refused_by_the_field_that_differs(folder: Path, field:
 
 
 def test_a_model_that_moved_or_serves_another_task_is_not_another_model(folder: Path) -> None:
-    rl_skip.attach(_named("/somewhere/else/small-bert", None), folder)
-    rl_skip.attach(_bert(num_labels=7), folder)
-    rl_skip.attach(build("bert").bfloat16(), folder)
+    expected = _routes(build("bert"), folder)
+    assert _routes(_named("/somewhere/else/small-bert", None), folder).shape == expected.shape
+    assert _routes(_bert(num_labels=7), folder).shape == expected.shape
+    assert _routes(build("bert").bfloat16(), folder).shape == expected.shape
 
 
 def test_a_policy_folder_goes_with_adapters(folder: Path) -> None:
     peft = pytest.importorskip("peft")
-    rl_skip.attach(peft.get_peft_model(build("bert"), peft.LoraConfig(target_modules=["query"])), folder)
+    adapted = peft.get_peft_model(build("bert"), peft.LoraConfig(target_modules=["query"]))  # which begins as the model that it adapts
+    assert _routes(adapted, folder).equal(_routes(build("bert"), folder))
 
 
 def test_the_two_ways_to_take_up_a_policy_name_each_other(folder: Path, tmp_path: Path) -> None:
