@@ -15,7 +15,10 @@ __all__ = ["Static"]
 
 
 class Static(Rival):
-    """One route for every row, searched on validation data after the warm-up; then the network is trained on it alone."""
+    """One route for every row, searched on validation data after the warm-up; then the network is trained on it alone.
+
+    The route spends its budget where the network learns: what it can learn on it counts, not how well it does before.
+    """
 
     title = "fixed route, retrained"
 
@@ -25,10 +28,11 @@ class Static(Rival):
         """(L,) bool; every layer until it is searched."""
 
     def search(self) -> Tensor:
-        """(L,) bool, the route of highest validation accuracy within the budget; the cheapest where none is cheap enough."""
+        """(L,) bool, the best route on validation data that leaves less than a layer of the budget; the cheapest where none is cheap enough."""
         learner = self.learner
         rows = self.some_validation(SEARCH_ROWS)
-        found = best_fixed_route(learner.stack, learner.task, rows, max_compute=self.budget, allow_exit=learner.rules.allow_exit)
+        exits = learner.rules.allow_exit
+        found = best_fixed_route(learner.stack, learner.task, rows, max_compute=self.budget, allow_exit=exits, spends=learner.tunes)
         return found.to(learner.device)
 
     def update(self, update: int) -> dict[str, Tensor]:

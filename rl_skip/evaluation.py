@@ -162,13 +162,25 @@ def _mark_jump(stack: LayerStack, carry: Carry, rows: int, jump: int) -> None:
     stack.jumped(carry, index, torch.full_like(index, jump))
 
 
-def best_fixed_route(stack: LayerStack, task: Task, validation: Examples, *, max_compute: float, allow_exit: bool = False) -> Tensor:
+def best_fixed_route(
+    stack: LayerStack, task: Task, validation: Examples, *, max_compute: float, allow_exit: bool = False, spends: bool = False
+) -> Tensor:
     """The single route of highest validation accuracy whose mean compute stays within `max_compute`, among the `searched_routes`.
+
+    Args:
+        max_compute: the mean compute allowed.
+        allow_exit: whether a route may leave before the last layer.
+        spends: leaves out routes beside which one more layer could be afforded.
 
     Returns:
         (L,) bool. The cheapest route where none is cheap enough.
     """
-    return _best_within(*searched_routes(stack, task, validation, max_compute=max_compute, allow_exit=allow_exit), max_compute)
+    routes, accuracy, compute = searched_routes(stack, task, validation, max_compute=max_compute, allow_exit=allow_exit)
+    if spends:
+        full = compute > max_compute - float(stack.layer_costs.min()) + SLACK
+        if (full & (compute <= max_compute + SLACK)).any():
+            routes, accuracy, compute = routes[full], accuracy[full], compute[full]
+    return _best_within(routes, accuracy, compute, max_compute)
 
 
 def searched_routes(

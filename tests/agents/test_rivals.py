@@ -66,12 +66,12 @@ def test_static_finds_the_route_that_trying_each_finds(tiny_learner) -> None:
         with torch.no_grad():
             guessed = network(learner.validation.inputs).argmax(dim=1)
         right[layers] = (guessed == learner.validation.labels).float().mean().item()
-    within = {layers: share for layers, share in right.items() if len(layers) <= 3}
+    within = {layers: share for layers, share in right.items() if len(layers) == 3}  # two would leave a layer of the budget
     best = max(within.values())
     static = Static(learner)
     static.update(learner.warmup_updates)
     found = tuple(static.route.nonzero().squeeze(1).tolist())
-    assert within[found] == best and len(found) == min(len(layers) for layers, share in within.items() if share == best)
+    assert within[found] == best
     assert static.settings()[0].label == "layers " + ", ".join(map(str, found))
 
 
