@@ -59,8 +59,7 @@ def settle(learner: Learner, price: float, budget: float) -> None:
     """
     bias = learner.policy.leave.bias
     trained, jumps = bias.clone(), torch.arange(len(bias), device=bias.device, dtype=bias.dtype)
-    rows = torch.randperm(len(learner.validation), generator=torch.Generator().manual_seed(0))[:SETTLING_ROWS]
-    validation = learner.validation.take(rows.to(learner.validation.labels.device))
+    validation = learner.validation.some(SETTLING_ROWS)
 
     def compute(lean: float) -> float:
         bias.copy_(trained + lean * jumps)

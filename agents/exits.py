@@ -127,7 +127,7 @@ class Exits(Rival):
     @torch.no_grad()
     def settle(self) -> None:
         """Chooses thresholds: quantiles of the entropies of all heads on validation data, and those of no row and of every row."""
-        stack, validation = self.learner.stack, self.some_validation(SETTLING_ROWS)
+        stack, validation = self.learner.stack, self.learner.validation.some(SETTLING_ROWS)
         stack.eval()
         self.heads.eval()
         seen: list[Tensor] = []

@@ -175,7 +175,7 @@ class Gumbel(Rival):
 
     def settle(self) -> None:
         """Leans all gates alike until the routes spend the budget on validation data, as a policy is settled on its budget."""
-        validation = self.some_validation(SETTLING_ROWS)
+        validation = self.learner.validation.some(SETTLING_ROWS)
 
         def compute(lean: float) -> float:
             self.gates.lean.fill_(lean)

@@ -94,7 +94,7 @@ class Learner:
     def _examples(self, split: Split) -> Examples:
         found = self.task.load(split)
         if split == "train" and (limit := self.config.train_rows) is not None:
-            found = found.take(torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:limit])
+            found = found.some(limit)
         return found.to(self.device)
 
     def batch(self, update: int) -> Examples:

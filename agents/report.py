@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -32,7 +31,7 @@ def final_report(learner: Learner, table: PriceTable, price: float, seconds: flo
     stack, task, rules = learner.stack, learner.task, learner.rules
     test = task.load("test").to(learner.device)
     policy = evaluate(stack, learner.policy, task, test, price=price)
-    searched = learner.validation.take(torch.randperm(len(learner.validation), generator=torch.Generator().manual_seed(0))[:SEARCH_ROWS])
+    searched = learner.validation.some(SEARCH_ROWS)
     fixed = best_fixed_route(stack, task, searched, max_compute=policy.compute, allow_exit=rules.allow_exit)
     full = evaluate(stack, None, task, learner.validation, price=price, route=learner.full_route).compute  # above 1 where there are gates
     chance = random_routes(len(test), stack, policy.compute, full=full, allow_exit=rules.allow_exit)

@@ -74,12 +74,6 @@ class Rival:
         assert budget is not None, "the options are refused without one"
         return budget
 
-    def some_validation(self, rows: int) -> Examples:
-        """At most that many validation rows, always the same, for what is chosen on them."""
-        validation = self.learner.validation
-        chosen = torch.randperm(len(validation), generator=torch.Generator().manual_seed(0))[:rows]
-        return validation.take(chosen.to(self.learner.device))
-
     def update(self, update: int) -> dict[str, Tensor]:
         """One update; returns its metrics as scalars on the device."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it learns")
@@ -94,6 +88,16 @@ class Rival:
     def typical(self) -> Setting:
         """The way in which a run in progress is validated."""
         return self.settings()[0]
+
+    def learn_from_labels(self, update: int, run: Callable[[Inputs], Routed]) -> dict[str, Tensor]:
+        """One supervised update on what `run` makes of a batch."""
+        learner = self.learner
+        batch = learner.batch(update)
+        learner.prepare(learns=learner.tunes)
+        found = run(batch.inputs)
+        loss = learner.task.loss(found.outputs, batch.labels).mean()
+        told = self.learn(loss, update)
+        return batch_metrics(loss, learner.task.accuracy(found.outputs, batch.labels), found.compute, found.route) | told
 
     def learn(self, loss: Tensor, update: int) -> dict[str, Tensor]:
         """One step of all that learns down the gradient of `loss`; nothing where the network is frozen and there is nothing else."""

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from agents.learner import Learner
 from agents.report import SEARCH_ROWS
-from agents.rival import Rival, Routed, Setting, Unsuited, batch_metrics
+from agents.rival import Rival, Routed, Setting, Unsuited
 from rl_skip.inputs import Inputs
 
 __all__ = ["Shallow"]
@@ -36,19 +36,13 @@ class Shallow(Rival):
         """The largest number of layers within the budget on validation data, at least 1."""
         learner = self.learner
         learner.stack.eval()
-        carry = learner.stack.begin(self.some_validation(SEARCH_ROWS).inputs)
+        carry = learner.stack.begin(learner.validation.some(SEARCH_ROWS).inputs)
         spent = torch.stack([learner.stack.run(i, carry, None).float().mean() for i in range(learner.stack.depth)]).cumsum(dim=0)  # (L,)
         return max(int((spent <= self.budget + SLACK).sum()), 1)
 
     def update(self, update: int) -> dict[str, Tensor]:
         """One supervised update of the layers that there are."""
-        learner = self.learner
-        batch = learner.batch(update)
-        learner.prepare(learns=learner.tunes)
-        found = self.run(batch.inputs)
-        loss = learner.task.loss(found.outputs, batch.labels).mean()
-        told = self.learn(loss, update)
-        return batch_metrics(loss, learner.task.accuracy(found.outputs, batch.labels), found.compute, found.route) | told
+        return self.learn_from_labels(update, self.run)
 
     def run(self, inputs: Inputs) -> Routed:
         """The first layers, one after the other, and nothing that marks a jump after them."""

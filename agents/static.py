@@ -6,7 +6,7 @@ from torch import Tensor
 
 from agents.learner import Learner
 from agents.report import SEARCH_ROWS
-from agents.rival import Rival, Routed, Setting, batch_metrics
+from agents.rival import Rival, Routed, Setting
 from rl_skip.evaluation import best_fixed_route
 from rl_skip.inputs import Inputs
 from rl_skip.routing import sweep
@@ -30,22 +30,16 @@ class Static(Rival):
     def search(self) -> Tensor:
         """(L,) bool, the best route on validation data that leaves less than a layer of the budget; the cheapest where none is cheap enough."""
         learner = self.learner
-        rows = self.some_validation(SEARCH_ROWS)
+        rows = learner.validation.some(SEARCH_ROWS)
         exits = learner.rules.allow_exit
         found = best_fixed_route(learner.stack, learner.task, rows, max_compute=self.budget, allow_exit=exits, spends=learner.tunes)
         return found.to(learner.device)
 
     def update(self, update: int) -> dict[str, Tensor]:
         """One supervised update on the route."""
-        learner = self.learner
-        if update == learner.warmup_updates:
+        if update == self.learner.warmup_updates:
             self.route = self.search()
-        batch = learner.batch(update)
-        learner.prepare(learns=learner.tunes)
-        found = self.run(batch.inputs)
-        loss = learner.task.loss(found.outputs, batch.labels).mean()
-        told = self.learn(loss, update)
-        return batch_metrics(loss, learner.task.accuracy(found.outputs, batch.labels), found.compute, found.route) | told
+        return self.learn_from_labels(update, self.run)
 
     def run(self, inputs: Inputs) -> Routed:
         """Every row along the route."""

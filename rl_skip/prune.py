@@ -109,7 +109,7 @@ def _compared_layers(run: Path) -> tuple[int, ...] | None:
 def _best_layers(model: SkipModel, task: Task, budget: float | None, batch_size: int) -> tuple[int, ...]:
     """The best fixed route on validation data, within the budget or what the policy spends there."""
     validation = task.load("validation").to(next(model.parameters()).device)
-    searched = validation.take(torch.randperm(len(validation), generator=torch.Generator().manual_seed(0))[:SEARCH_ROWS])
+    searched = validation.some(SEARCH_ROWS)
     limit = budget or evaluate(model.stack, model.policy, task, validation, price=model.price, batch_size=batch_size).compute
     route = best_fixed_route(model.stack, task, searched, max_compute=limit, allow_exit=model.rules.allow_exit)
     needed = evaluate(model.stack, None, task, searched, route=route, batch_size=batch_size).compute

@@ -44,6 +44,10 @@ class Examples:
         """The named rows, without padding that none of them needs."""
         return Examples(trimmed(take_rows(self.inputs, rows)), self.labels[rows])
 
+    def some(self, rows: int) -> "Examples":
+        """At most that many rows, drawn at random but always the same."""
+        return self.take(torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:rows].to(self.labels.device))
+
     def to(self, device: torch.device | str) -> "Examples":
         """The same rows on a device."""
         return Examples(map_inputs(self.inputs, lambda tensor: tensor.to(device)), self.labels.to(device))
