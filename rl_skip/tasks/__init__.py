@@ -77,7 +77,7 @@ class Task:
     in_words: Callable[[Examples], list[str]] | None = None
     """What each row says, for figures; None: rows are drawn, as images or sounds."""
     needed: Callable[[Examples], Tensor] | None = None
-    """(N,) long, how many layers each row needs, where the task knows; a network that is frozen later is first trained on just these."""
+    """(N,) long, how many layers each row needs, where the task knows; the warm-up trains a network on just these."""
     network: Callable[[NetworkConfig], LayerStack] | None = None
     """Builds the network where it is a model from transformers; None: one of ours is built around the embedding."""
 

@@ -62,6 +62,17 @@ def test_the_best_fixed_route_is_the_best_of_all(task: Task, few: Examples, max_
     assert float(best.sum()) / DEPTH <= max(max_compute, 2 / DEPTH) + 1e-6
 
 
+def test_a_route_that_spends_leaves_less_than_a_layer(task: Task, few: Examples) -> None:
+    stack = network(task, "blocks")
+    shortest = torch.tensor([True] + [False] * (DEPTH - 2) + [True])
+    own_words = Examples(few.inputs, sweep(stack, None, few.inputs, route=shortest).outputs.argmax(dim=1))
+    for layers in range(2, DEPTH + 1):
+        compute = (layers + 0.5) / DEPTH
+        assert best_fixed_route(stack, task, own_words, max_compute=compute).equal(shortest)
+        assert best_fixed_route(stack, task, own_words, max_compute=compute, spends=True).sum() == layers
+    assert best_fixed_route(stack, task, own_words, max_compute=0.1, spends=True).equal(shortest)
+
+
 def test_the_beam_finds_what_the_exhaustive_search_finds(task: Task, few: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
     stack = network(task, "blocks")
     exact = [best_fixed_route(stack, task, few, max_compute=compute, allow_exit=True) for compute in (0.2, 0.6, 1.0)]
