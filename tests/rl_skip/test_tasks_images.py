@@ -321,7 +321,7 @@ def test_fashion_mnist() -> None:
         pytest.skip("RL_SKIP_DATA names no folder with fashion-mnist")
     task = load_task("images", str(path))
     assert task.classes == tuple("0123456789")
-    assert task.embedding == PatchEmbedding(28, 28, 1, 4)
+    assert task.embedding == PatchEmbedding(28, 28, 1, 7, overlap=2)
     assert [task.load(split).labels.bincount().tolist() for split in SPLITS] == [[5000] * 10, [1000] * 10, [1000] * 10]
     test = task.load("test")
     raw = np.frombuffer(gzip.decompress((path / "t10k-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16).reshape(-1, 1, 28, 28)
