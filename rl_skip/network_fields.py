@@ -35,6 +35,8 @@ def read_network(fields: Fields, width: int, depth: int) -> dict[str, Any]:
         for name in ("base_model", "revision", "config_hash"):
             fields.text_or_none(name)
         fields.integer("channel_dim", -1)
+        if fields.values.get("config") is not None:  # older files do not know it
+            fields.object("config")
         if fields.values.get("prompt_tokens") is not None:
             fields.integer("prompt_tokens")
         return fields.values

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rl_skip.inputs import Inputs, row_count
 from rl_skip.policy import JumpPolicy, JumpRules
-from rl_skip.stack import LayerStack
+from rl_skip.stack import Carry, LayerStack
 
 __all__ = ["Rollout", "Walk", "next_landings", "sweep", "whole_route"]
 
@@ -52,11 +52,18 @@ class Walk:
 
     `visit(i)` runs layer i on exactly the rows that land on it; `jump` sends rows on. The sweep visits the layers in
     order and jumps after each; an environment visits them after each of its steps. There is no other routing.
+
+    Args:
+        stack: the layers.
+        rules: what a policy may do; None: nobody looks.
+        inputs: of the batch.
+        price: what compute costs, for each row or for all.
+        carry: what `stack.begin(inputs)` gave, where somebody else began.
     """
 
-    def __init__(self, stack: LayerStack, rules: JumpRules | None, inputs: Inputs, price: Tensor | float) -> None:
+    def __init__(self, stack: LayerStack, rules: JumpRules | None, inputs: Inputs, price: Tensor | float, carry: Carry | None = None) -> None:
         self.stack, self.rules = stack, rules
-        self.carry = stack.begin(inputs)
+        self.carry = stack.begin(inputs) if carry is None else carry
         B, L, device = row_count(inputs), stack.depth, self.carry.hidden.device
         self.price = torch.as_tensor(price, dtype=torch.float32, device=device).expand(B).clone()  # (B,)
         self.landing = torch.zeros(B, dtype=torch.long, device=device)  # next layer; L: finished; WAITING: for a jump

@@ -35,7 +35,8 @@ def attach(
         layers: the path of the layers in the model, such as "encoder.blocks"; "auto" finds those of transformers.
         channel_dim: where the D channels of the hidden state are; 1 for images (B, D, H, W). None: as saved, or last.
         prompt_tokens: how many real tokens, from the first, a decision may look at. None: as saved, or all that are there
-            when the route is chosen; while generating with a cache, that is the prompt.
+            when the route is chosen; while generating with a cache, that is the prompt. Name it where the first call holds
+            less or more than the prompt (a prefill in chunks, prompt lookup, an assistant), or where there is no cache.
 
     Raises:
         UserError: if the layers are not found, were attached before, or do not fit the policy.
@@ -83,13 +84,17 @@ def attach(
 
 
 def _find(model: nn.Module, layers: str, saved: str | None) -> tuple[str, Sequence[nn.Module], bool]:
-    """The layers, those at `saved` where "auto" finds none, and whether "auto" found them."""
+    """The layers, those at `saved` where "auto" finds none, and whether "auto" finds them too."""
     try:
-        return *find_layers(model, layers), layers == "auto"
+        found = find_layers(model)
     except UserError:
-        if layers != "auto" or saved is None:
+        path = saved if layers == "auto" else layers
+        if path is None:
             raise
-        return *find_layers(model, saved), False
+        return *find_layers(model, path), False
+    if layers in ("auto", found[0]):
+        return *found, True
+    return *find_layers(model, layers), False
 
 
 def check_fit(rules: JumpRules, depth: int, width: int | None, path: str) -> None:

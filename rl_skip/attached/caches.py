@@ -1,6 +1,6 @@
 """Key-value caches: a row keeps the route that its prompt was read on for as long as its cache lives, so no layer's cache has holes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from rl_skip.attached.calls import LayerCall, is_cache
 from rl_skip.errors import UserError
 
-__all__ = ["fill_caches", "kept_route", "keep_route"]
+__all__ = ["check_forced", "check_off", "fill_caches", "keep_route", "kept_route"]
 
 
 class RoutedRows:
@@ -16,6 +16,7 @@ class RoutedRows:
 
     route: Tensor
     """(B, L) bool."""
+    get_seq_length: Callable[[], int]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._whole.reorder_cache(beam_idx)
@@ -43,13 +44,41 @@ def kept_route(call: LayerCall) -> Tensor | None:
     """
     for held in _caches(call):
         if not isinstance(held, RoutedRows) and type(held).__name__ != "DynamicCache":
-            raise UserError(f'a {type(held).__name__} has no rows that some layers may leave out: use a DynamicCache, cache_implementation="dynamic"')
+            advice = "use_cache=False" if type(held).__name__ == "EncoderDecoderCache" else 'a DynamicCache, cache_implementation="dynamic"'
+            raise UserError(f"a {type(held).__name__} has no rows that some layers may leave out: use {advice}")
+        for part in held.layers:
+            if not hasattr(part, "update"):  # the state of another kind of attention is one for all tokens
+                raise UserError(f"a cache with a {type(part).__name__} has no rows that some layers may leave out: use use_cache=False")
         if held.get_seq_length() == 0:
             continue
         if not isinstance(held, RoutedRows):
             raise UserError("the cache was filled while no policy was attached, so its rows have no route: begin with an empty cache")
         return held.route
     return None
+
+
+def check_forced(forced: Tensor, kept: Tensor | None) -> None:
+    """Refuses a forced route that the rows of a filled cache are not on.
+
+    Raises:
+        UserError: if a row was begun on a route, of `kept` (B, L), that is not among those `forced`, (L,) or (B, L).
+    """
+    if kept is None:
+        return
+    among = (kept.unsqueeze(1) == forced.to(kept.device).view(1, -1, kept.shape[1])).all(dim=2).any(dim=1)  # (B,)
+    if not among.all():
+        raise UserError("the cache was filled on another route than the one that is forced: begin with an empty cache")
+
+
+def check_off(arguments: Iterable[Any]) -> None:
+    """Refuses a call of a layer without the policy whose cache was filled with it.
+
+    Raises:
+        UserError: if some row of a cache has no states of some layer.
+    """
+    for value in arguments:
+        if isinstance(value, RoutedRows) and value.get_seq_length() > 0 and not value.route.all():
+            raise UserError("the cache was filled while rows skipped layers, which the model alone cannot go on from: begin with an empty cache")
 
 
 def keep_route(call: LayerCall, route: Tensor) -> None:

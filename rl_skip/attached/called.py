@@ -76,7 +76,7 @@ class CalledStack(LayerStack):
         if self.prompt_tokens is not None:
             mask = hidden.new_ones(hidden.shape[:2], dtype=torch.bool) if mask is None else mask
             mask = mask & (mask.cumsum(dim=1) <= self.prompt_tokens)
-        spending = flops.of(lengths)  # (B, L)
+        spending = flops.of(lengths.clamp(min=1))  # (B, L); of a row without a real token as if it had one
         return CalledCarry(hidden=hidden, full_flops=spending.sum(dim=1), mask=mask, spending=spending)
 
     def run(self, i: int, carry: Carry, rows: Tensor | None) -> Tensor:

@@ -23,7 +23,19 @@ RETURNS: dict[str, tuple[str | None, ...]] = {
     "MT5Block": (HIDDEN, "position_bias", "encoder_decoder_position_bias"),
 }
 """Layers that return a tuple: where the hidden state is, and which argument of the layers after it another part becomes."""
-NO_ROWS_IN_TWO_DIMENSIONS = {"attn_mask", "position_embeddings", "rel_embeddings", "src_mask"}
+NO_ROWS_IN_TWO_DIMENSIONS = {
+    "attn_mask",
+    "cos",
+    "freqs",
+    "freqs_cis",
+    "memory_mask",
+    "position_embeddings",
+    "rel_embeddings",
+    "rotary_pos_emb",
+    "sin",
+    "src_mask",
+    "tgt_mask",
+}
 """Arguments that, with two dimensions, are the same for all rows, even where the first is as long as the batch."""
 PADDING_MASKS = ("src_key_padding_mask", "key_padding_mask")
 """Arguments that are true, or far below zero, where a token is padding."""
@@ -49,7 +61,10 @@ class LayerCall:
             args, kwargs = (kwargs.get(names[0]),), {name: value for name, value in kwargs.items() if name != names[0]}
         hidden = args[0]
         if not isinstance(hidden, Tensor) or hidden.is_nested:
-            raise UserError(f"a layer was called with a {_kind(hidden)} for its hidden state {names[0]!r}, expected a tensor with the rows first")
+            expected = "a tensor with the rows first"
+            if isinstance(hidden, Tensor):
+                expected += "; build nn.TransformerEncoder with enable_nested_tensor=False"
+            raise UserError(f"a layer was called with a {_kind(hidden)} for its hidden state {names[0]!r}, expected {expected}")
         positional = dict(zip(names[1:], args[1:], strict=False))
         return hidden, cls({**positional, **kwargs}, len(positional), hidden.shape[0], args[1 + len(positional) :])
 
@@ -70,6 +85,10 @@ class LayerCall:
         B, R = self.row_count, other.row_count
         pairs = {name: _alike(value, other.arguments[name], B, R, causal) for name, value in self.arguments.items()}
         return replace(self, arguments={name: _put(mine, theirs, rows, B, name) for name, (mine, theirs) in pairs.items()})
+
+    def without_caches(self) -> "LayerCall":
+        """The call as it is where nothing is kept."""
+        return replace(self, arguments={name: None if is_cache(value) else value for name, value in self.arguments.items()})
 
     def check(self) -> None:
         """Refuses what cannot be given for some rows alone.

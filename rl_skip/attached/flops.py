@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_skip.attached.calls import LayerCall
+from rl_skip.attached.calls import LayerCall, split_returned
 from rl_skip.attached.finding import configured
 from rl_skip.costs import attention_pair_flops, count_flops, counting, linear_flops
+from rl_skip.errors import UserError
 
 __all__ = ["LayerFlops", "counted_flops", "transformer_flops"]
 
@@ -47,15 +48,31 @@ def transformer_flops(model: nn.Module, layers: Sequence[nn.Module], width: int)
 
 
 def counted_flops(layers: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]], hidden: Tensor, call: LayerCall) -> LayerFlops:
-    """Of any layers, counted on the first row of a call that all of them can take."""
+    """Of any layers, counted on the first row of a call that all of them can take, and without its cache, which stays as it is.
+
+    Raises:
+        UserError: if they cost nothing, or do not give back what they take.
+    """
     first = torch.zeros(1, dtype=torch.long, device=hidden.device)
-    one = call.take(first) if call.row_count > 1 else call
+    one = call.without_caches()
+    one = one.take(first) if one.row_count > 1 else one
+    given = hidden[:1].detach()
     counted = []
-    for layer, forward in zip(layers, forwards, strict=True):
+    for i, (layer, forward) in enumerate(zip(layers, forwards, strict=True)):
+        returned: list[Any] = []
         with counting(layer):
-            counted.append(count_flops(partial(one.run, forward, hidden[:1].detach(), {})))
+            counted.append(count_flops(partial(_run, one, forward, given, returned)))
+        shape = split_returned(layer, returned[0])[0].shape
+        if shape != given.shape:
+            raise UserError(f"layer {i} makes {tuple(shape)} of {tuple(given.shape)}: a layer that can be skipped gives back the shape that it takes")
+    if sum(counted) == 0:
+        raise UserError("the layers cost nothing, there is no matrix product in them: skipping them would save nothing")
     L = len(layers)
     return LayerFlops([0.0] * L, [0.0] * L, counted)
+
+
+def _run(call: LayerCall, forward: Callable[..., Any], hidden: Tensor, returned: list[Any]) -> None:
+    returned.append(call.run(forward, hidden, {}))
 
 
 def _linear_maps(module: nn.Module) -> int:

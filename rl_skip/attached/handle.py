@@ -1,15 +1,17 @@
 """The handle of a policy that is attached to a model: what it does now, what it did last, and the way back."""
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import update_wrapper
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rl_skip.attached.caches import fill_caches, keep_route, kept_route
+from rl_skip.attached.caches import check_forced, check_off, fill_caches, keep_route, kept_route
 from rl_skip.attached.called import CalledCarry, CalledStack
 from rl_skip.attached.calls import LayerCall
 from rl_skip.attached.flops import LayerFlops, counted_flops
@@ -17,10 +19,8 @@ from rl_skip.attached.identity import identity
 from rl_skip.dial import PriceTable
 from rl_skip.errors import UserError
 from rl_skip.export import checked_price, save
-from rl_skip.inputs import Inputs
 from rl_skip.policy import JumpPolicy
 from rl_skip.routing import Walk, next_landings, whole_route
-from rl_skip.stack import Carry
 
 __all__ = ["Handle", "RoutedForward"]
 
@@ -28,14 +28,40 @@ __all__ = ["Handle", "RoutedForward"]
 class RoutedForward:
     """What stands in the place of a layer's `forward` while a policy is attached."""
 
-    def __init__(self, handle: "Handle", index: int, original: Callable[..., Any], was_own: bool) -> None:
-        self.handle, self.index, self.original, self.was_own = handle, index, original, was_own
-        update_wrapper(self, original)
+    def __init__(self, handle: "Handle", index: int, layer: nn.Module) -> None:
+        self.handle, self.index, self.layer = handle, index, layer
+        self.original, self.was_own = layer.forward, "forward" in vars(layer)
+        update_wrapper(self, self.original)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.handle.routing:
+            check_off((*args, *kwargs.values()))
             return self.original(*args, **kwargs)
         return self.handle.call_layer(self.index, args, kwargs)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the layer."""
+        return self.original(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the layer's own method, which a pickle would look up by its name and find this object in its place."""
+        return {name: value for name, value in vars(self).items() if name != "__wrapped__" and (self.was_own or name != "original")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if not self.was_own:
+            self.original = MethodType(type(self.layer).forward, self.layer)
+        self.__wrapped__ = self.original
+
+
+class _Progress(threading.local):
+    """How far a call of the model has come; each thread that calls it has its own."""
+
+    walk: Walk | None = None
+    at = -1
+    """The last layer that was called."""
+    landings: Tensor | None = None
+    """(B, L), where each row goes on after each layer, on a route that is given."""
 
 
 class Handle:
@@ -77,18 +103,24 @@ class Handle:
         self.table = PriceTable() if table is None else table
         self.price = price
         self.flops = flops
-        self._routed = [RoutedForward(self, i, layer.forward, "forward" in vars(layer)) for i, layer in enumerate(layers)]
-        self.stack = _AttachedStack(layers, width=width or 0, forwards=[routed.original for routed in self._routed], channel_dim=channel_dim)
+        self._routed = [RoutedForward(self, i, layer) for i, layer in enumerate(layers)]
+        self.stack = CalledStack(layers, width=width or 0, forwards=[routed.run for routed in self._routed], channel_dim=channel_dim)
         self.stack.prompt_tokens = prompt_tokens
-        self._enabled = True
+        self._enabled = self._attached = True
         self._forced: Tensor | None = None
-        self._walk: Walk | None = None
-        self._at = -1  # the last layer that was called
-        self._landings: Tensor | None = None
+        self._progress = _Progress()
         self._route: Tensor | None = None
         self._spent: Tensor | None = None
         for layer, routed in zip(layers, self._routed, strict=True):
             layer.forward = routed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is not in the middle of a call."""
+        return {name: value for name, value in vars(self).items() if name != "_progress"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._progress = _Progress()
 
     @property
     def price(self) -> float:
@@ -140,8 +172,11 @@ class Handle:
         """Within it every call takes `route`, (L,) or (B, L) bool, and no policy is asked.
 
         Generation with n beams has n rows for each input: give it `route.repeat_interleave(n, dim=0)`.
+
+        Raises:
+            UserError: for what is no route of so many layers.
         """
-        before, self._forced = self._forced, route
+        before, self._forced = self._forced, self._checked(route)
         try:
             yield
         finally:
@@ -176,6 +211,8 @@ class Handle:
 
     def detach(self) -> None:
         """Gives the model's layers their own `forward` back; the handle is of no use afterwards."""
+        if not self._attached:
+            raise UserError(f"the policy was detached from {self.path} already")
         for layer, routed in zip(self.stack.routed, self._routed, strict=True):
             if vars(layer).get("forward") is not routed:
                 raise UserError(f"the forward of layer {routed.index} was replaced after the policy was attached: undo that first, then detach")
@@ -183,21 +220,23 @@ class Handle:
             del layer.forward
             if routed.was_own:
                 layer.forward = routed.original
-        self._enabled = False
+        self._enabled = self._attached = False
+        self._progress = _Progress()
 
     def call_layer(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs layer `i` on the rows that land on it, and sends them on."""
         hidden, call = LayerCall.of(self.stack.names[i], args, kwargs)
         call.check()
-        walk = self._walk
-        if walk is None or i <= self._at:
+        progress = self._progress
+        walk = progress.walk
+        if walk is None or i <= progress.at:
             walk = self._begin(hidden, call)
         carry = walk.carry
         assert isinstance(carry, CalledCarry)
         carry.hidden, carry.calls = hidden, {i: call}
-        if i > self._at + 1:  # the model left layers out by itself, such as wav2vec2 when it trains
+        if i > progress.at + 1:  # the model left layers out by itself, such as wav2vec2 when it trains
             walk.landing.clamp_(min=i)
-        self._at = i
+        progress.at = i
         rows = walk.visit(i)
         if rows is None:
             fill_caches(i, hidden, call)
@@ -205,31 +244,32 @@ class Handle:
             self._send(walk, i, rows)
         returned = self.stack.returned(i, carry)
         if i == self.stack.depth - 1:
-            self._end(call)
+            self._end(walk, call)
         return returned
 
     def _begin(self, hidden: Tensor, call: LayerCall) -> Walk:
         """A new call of the model."""
+        route = kept_route(call)
+        if self._forced is not None:
+            check_forced(self._forced, route)
+            route = self._forced if route is None else route
+        self._check_width(hidden)
         if self.flops is None:
             self.flops = counted_flops(self.stack.routed, self.stack.forwards, hidden, call)
-        self._check_width(hidden)
-        self.stack.waiting = self.stack.carry_of(hidden, call, self.flops)
-        route = kept_route(call)
-        if route is None and self._forced is not None:
-            route = self._forced
         rules = None
         if route is None:
             assert self.policy is not None
             self.policy.to(hidden.device)
             rules = self.policy.rules
-        walk = Walk(self.stack, rules, hidden, self.price)
-        self._landings = None if route is None else next_landings(whole_route(route, walk.route, None))
-        self._walk, self._at, self._route, self._spent = walk, -1, walk.route, walk.spent
+        walk = Walk(self.stack, rules, hidden, self.price, self.stack.carry_of(hidden, call, self.flops))
+        self._progress.landings = None if route is None else next_landings(whole_route(route, walk.route, None))
+        self._progress.walk, self._progress.at = walk, -1
+        self._route, self._spent = walk.route, walk.spent
         return walk
 
     def _send(self, walk: Walk, i: int, rows: Tensor) -> None:
-        if self._landings is not None:
-            walk.send(rows, self._landings[rows, i])
+        if self._progress.landings is not None:
+            walk.send(rows, self._progress.landings[rows, i])
             return
         policy = self.policy
         assert policy is not None
@@ -241,10 +281,20 @@ class Handle:
                 jumps = policy(observation).argmax(dim=1)
         walk.jump(rows, jumps)
 
-    def _end(self, call: LayerCall) -> None:
-        if self._route is not None:
-            keep_route(call, self._route)
-        self._walk = self._landings = None
+    def _end(self, walk: Walk, call: LayerCall) -> None:
+        keep_route(call, walk.route)
+        self._progress.walk = self._progress.landings = None
+
+    def _checked(self, route: Any) -> Tensor:
+        """A route that was given, bool."""
+        given = torch.as_tensor(route)
+        if given.dim() not in (1, 2) or given.shape[-1] != self.stack.depth:
+            raise UserError(f"a route of {self.path} has shape ({self.stack.depth},) or (rows, {self.stack.depth}), got {tuple(given.shape)}")
+        if not ((given == 0) | (given == 1)).all():
+            raise UserError("a route is of True and False, for the layers that run and those that do not; got other numbers")
+        if not given[..., 0].all():
+            raise UserError("layer 0 always runs, and the route leaves it out")
+        return given.bool()
 
     def _check_width(self, hidden: Tensor) -> None:
         width = hidden.shape[self.stack.channel_dim]
@@ -256,12 +306,3 @@ class Handle:
         if recorded is None:
             raise UserError("no call was routed yet: call the model first, with a policy or within handle.forced(route)")
         return recorded.detach().clone()
-
-
-class _AttachedStack(CalledStack):
-    """The stack of a model that calls its layers itself: it begins when the model calls layer 0, and the model finishes it."""
-
-    waiting: CalledCarry
-
-    def begin(self, inputs: Inputs) -> Carry:
-        return self.waiting

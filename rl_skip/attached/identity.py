@@ -12,38 +12,47 @@ from rl_skip.attached.finding import configured
 from rl_skip.description import Description
 from rl_skip.errors import UserError
 
-__all__ = ["check_identity", "identity", "saved_identity"]
+__all__ = ["DIGEST", "check_identity", "identity", "saved_identity"]
 
 VOLATILE = {
     "architectures",
     "attn_implementation",
+    "bos_token_id",
+    "decoder_start_token_id",
     "dtype",
+    "eos_token_id",
     "id2label",
     "label2id",
     "num_labels",
     "output_attentions",
     "output_hidden_states",
+    "pad_token_id",
     "problem_type",
     "quantization_config",
     "return_dict",
+    "sep_token_id",
     "torch_dtype",
     "transformers_version",
     "use_cache",
+    "vocab_size",
 }
-"""Fields of a configuration that say how a model is used or stored, not what its layers are."""
+"""Fields of a configuration that say how a model is used, stored or trained, not what its layers are; besides those of a dropout."""
 COST_TOLERANCE = 1e-4
+DIGEST = "rl_skip_weights"
+"""A field in the configuration of a model that was trained here, by which a policy knows it from the model that it was made of."""
 
 
 def identity(model: nn.Module, path: str, channel_dim: int, prompt_tokens: int | None = None) -> dict[str, Any]:
     """What tells the model from others, in plain JSON. Adapters around it do not count."""
     model = _without_adapters(model)
-    name = configured(model, "_name_or_path")
+    name, config = configured(model, "_name_or_path"), _config(model)
     return {
         "kind": "attached",
         "model_class": type(model).__name__,
         "base_model": name or None,
         "revision": configured(model, "_commit_hash"),
-        "config_hash": _config_hash(model),
+        "config_hash": None if config is None else _hash(config),
+        "config": config,
         "layers": path,
         "channel_dim": channel_dim,
         "prompt_tokens": prompt_tokens,
@@ -72,6 +81,9 @@ def check_identity(description: Description, model: nn.Module, path: str, layer_
     advice = "load the model that the policy was saved for"
     for name in ("model_class", "config_hash", "base_model", "revision"):
         mine, theirs = saved[name], found[name]
+        if name == "config_hash" and saved.get("config") is not None and found["config"] is not None:
+            _check_config(saved["config"], found["config"], file)
+            continue  # another release of transformers may know more fields, and so have another hash
         if name == "base_model":  # a model keeps its name when its folder moves
             mine, theirs = (None if one is None else Path(one).name for one in (mine, theirs))
         if mine is not None and theirs is not None and mine != theirs:
@@ -88,9 +100,35 @@ def _without_adapters(model: nn.Module) -> nn.Module:
     return inside() if callable(inside) else model
 
 
-def _config_hash(model: nn.Module) -> str | None:
+def _config(model: nn.Module) -> dict[str, Any] | None:
+    """What the configuration says of the layers, in plain JSON; None without one."""
     to_dict = getattr(getattr(model, "config", None), "to_dict", None)
     if to_dict is None:
         return None
-    fields = {name: value for name, value in to_dict().items() if name not in VOLATILE and not name.startswith("_")}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    plain: dict[str, Any] = json.loads(json.dumps(_lasting(to_dict()), default=str))
+    return plain
+
+
+def _lasting(value: Any) -> Any:
+    """Without the fields that do not count, those of configurations within the configuration too."""
+    if not isinstance(value, dict):
+        return value
+    return {str(name): _lasting(part) for name, part in value.items() if not _passing(str(name))}
+
+
+def _passing(name: str) -> bool:
+    return name in VOLATILE or name.startswith("_") or name.endswith(("dropout", "drop", "pdrop", "_prob"))
+
+
+def _hash(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_config(saved: dict[str, Any], found: dict[str, Any], file: Path, within: str = "") -> None:
+    """Refuses a configuration that differs in a field that both have, or in the digest of the weights."""
+    for name in sorted(saved.keys() & found.keys() | {DIGEST} & (saved.keys() | found.keys())):
+        mine, theirs = saved.get(name), found.get(name)
+        if isinstance(mine, dict) and isinstance(theirs, dict):
+            _check_config(mine, theirs, file, f"{within}{name}.")
+        elif mine != theirs:
+            raise UserError(f"{file}: config.{within}{name} is {mine}, the given model's is {theirs}; load the model that the policy was saved for")

@@ -14,6 +14,7 @@ from torch import nn
 
 from rl_skip.attached.finding import configured, width_of
 from rl_skip.attached.huggingface import HuggingFaceStack
+from rl_skip.attached.identity import DIGEST
 from rl_skip.errors import UserError
 from rl_skip.weights import read_weights, save_weights
 
@@ -34,8 +35,6 @@ __all__ = [
 CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification", "ForAudioClassification")
 HEAD = "head.safetensors"
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.model")
-DIGEST = "rl_skip_weights"
-"""A field in the configuration of a model that was trained here, by which a policy knows it from the model that it was made of."""
 
 
 def needed(name: str = "transformers") -> Any:

@@ -1,6 +1,10 @@
 """What people do with a model goes on working with a policy attached: Trainer, pipelines, hooks, copies, files, hidden states."""
 
 import copy
+import gc
+import pickle
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -55,6 +59,47 @@ def test_saving_and_copying_a_model_leaves_the_policy_out_or_takes_it_along(tmp_
         for parameter in model.parameters():
             parameter.zero_()
         assert copied(**inputs).logits.equal(routed)
+
+
+def test_a_model_is_copied_and_pickled_after_it_was_trained() -> None:
+    """What a call leaves behind holds no graph, no cache and no method that a pickle would look up by its name."""
+    model = build("bert")
+    inputs = batch(model)
+    handle = rl_skip.attach(model, make_policy(1))
+    handle.price = 0.3
+    model.train()(**inputs).logits.sum().backward()
+    model.eval()
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert other(**inputs).logits.equal(expected)
+            other.bert.encoder.layer[0].forward.handle.detach()
+            with handle.disabled():
+                assert other(**inputs).logits.equal(model(**inputs).logits)
+
+
+def test_nothing_of_a_call_is_kept() -> None:
+    model = build("llama")
+    rl_skip.attach(model, make_policy(1))
+    cache = weakref.ref(model(**batch(model)).past_key_values)
+    gc.collect()
+    assert cache() is None
+
+
+def test_threads_call_one_model_at_once() -> None:
+    model = build("bert")
+    inputs = batch(model)
+    rl_skip.attach(model, make_policy(1)).price = 0.3
+
+    def logits(row: int) -> torch.Tensor:
+        with torch.no_grad():
+            return model(**{name: value[row : row + 1] for name, value in inputs.items()}).logits
+
+    expected = [logits(row) for row in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(logits, [n % 4 for n in range(80)]))
+    for n, one in enumerate(found):
+        torch.testing.assert_close(one, expected[n % 4])
 
 
 def test_hidden_states_are_those_of_each_rows_own_route() -> None:

@@ -67,7 +67,7 @@ def test_the_files(folder: Path) -> None:
     ("field", "other"),
     [
         ("model_class", lambda: build("electra")),
-        ("config_hash", lambda: _bert(hidden_act="relu")),
+        ("config.hidden_act", lambda: _bert(hidden_act="relu")),
         ("depth", lambda: _bert(num_hidden_layers=4)),
         ("width", lambda: _bert(hidden_size=16)),
         ("base_model", lambda: _named("somebody/other-bert", None)),

@@ -131,6 +131,50 @@ def test_generation_equals_that_on_the_routes_of_the_prompts() -> None:
     assert generated.equal(torch.cat(rows))
 
 
+@pytest.mark.parametrize(("family", "path"), [("llama", "model.layers"), ("gpt2", "transformer.h")])
+def test_layers_that_are_named_route_as_those_that_are_found(family: str, path: str) -> None:
+    model, cache = build(family), transformers.DynamicCache()
+    inputs = batch(model)
+    with torch.no_grad():
+        found = rl_skip.attach(model, make_policy(1))
+        found.price = 0.3
+        expected, routes, compute = model(**inputs).logits, found.last_routes, found.last_compute
+        found.detach()
+        named = rl_skip.attach(model, make_policy(1), layers=path)
+        named.price = 0.3
+        assert model(**inputs, past_key_values=cache).logits.equal(expected)
+    assert named.last_routes.equal(routes) and named.last_compute.equal(compute)
+    assert cache.get_seq_length() == inputs["input_ids"].shape[1]
+
+
+def test_counting_the_cost_of_layers_leaves_their_cache_alone() -> None:
+    """Where the layers are not those that are found, their cost is counted on the first call."""
+    model, cache = build("gpt2"), transformers.DynamicCache()
+    model.transformer.parts = nn.ModuleList([model.transformer.h])
+    inputs = batch(model)
+    handle = rl_skip.attach(model, layers="transformer.parts.0")
+    with handle.forced([True, False, True, True, False]), torch.no_grad():
+        model(**inputs, past_key_values=cache)
+    assert cache.get_seq_length() == inputs["input_ids"].shape[1]
+    assert handle.last_compute.allclose(torch.tensor(0.6))
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_rows_without_a_real_token(family: str) -> None:
+    model = build(family)
+    inputs = batch(model)
+    inputs["attention_mask"][1] = 0
+    with torch.no_grad():
+        handle = rl_skip.attach(model, make_policy(1))
+        handle.price = 0.3
+        model(**inputs)
+    assert handle.last_compute.isfinite().all()
+    others = torch.tensor([0, 2, 3])
+    with torch.no_grad():
+        alone = model(**{name: value[others] for name, value in inputs.items()}).logits
+        torch.testing.assert_close(model(**inputs).logits[others], alone)
+
+
 def test_the_dial_sets_the_price() -> None:
     model = build("bert")
     handle = rl_skip.attach(model, make_policy())

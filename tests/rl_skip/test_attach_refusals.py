@@ -113,9 +113,68 @@ def test_routes_that_cannot_be() -> None:
     handle = rl_skip.attach(model)
     with pytest.raises(UserError, match="no call was routed yet"):
         _ = handle.last_routes
-    for route, sentence in ((ROUTE[:, :4], r"must have shape \(5,\) or \(4, 5\)"), (~ROUTE, "layer 0 always runs")):
-        with handle.forced(route), pytest.raises(ValueError, match=sentence):
-            model(**batch(model))
+    for route, sentence in (
+        (ROUTE[:, :4], r"has shape \(5,\) or \(rows, 5\), got \(4, 4\)"),
+        (~ROUTE, "layer 0 always runs"),
+        ([1, 2, 2, 0, 1], "of True and False"),
+    ):
+        with pytest.raises(UserError, match=sentence), handle.forced(route):
+            pass
+    with handle.forced(ROUTE[:2]), pytest.raises(ValueError, match=r"must have shape \(5,\) or \(4, 5\)"):
+        model(**batch(model))
+    with handle.forced([True, False, True, False, False]), torch.no_grad():
+        model(**batch(model))
+    assert handle.last_routes[3].tolist() == [True, False, True, False, False]
+
+
+def test_detaching_twice() -> None:
+    handle = rl_skip.attach(build("bert"))
+    handle.detach()
+    with pytest.raises(UserError, match="was detached from bert.encoder.layer already"):
+        handle.detach()
+
+
+def test_a_cache_goes_on_as_it_was_begun() -> None:
+    """What was read while rows skipped layers is of no use to the bare model, or on another route."""
+    model, following = build("llama"), torch.tensor([[5], [6], [7], [8]])
+    inputs = batch(model)
+    handle = rl_skip.attach(model)
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(following)], dim=1)
+    with torch.no_grad():
+        with handle.forced(ROUTE):
+            cache = model(**inputs).past_key_values
+        with handle.disabled(), pytest.raises(UserError, match="filled while rows skipped layers"):
+            model(input_ids=following, attention_mask=mask, past_key_values=cache)
+        with handle.forced(ROUTE[1]), pytest.raises(UserError, match="filled on another route"):
+            model(input_ids=following, attention_mask=mask, past_key_values=cache)
+        with handle.forced(torch.ones(DEPTH)):
+            whole = model(**inputs).past_key_values
+        with handle.disabled():
+            model(input_ids=following, attention_mask=mask, past_key_values=whole)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_caches_of_other_kinds_of_attention(beams: int) -> None:
+    """The state that linear attention keeps is one for all tokens: it has no rows of a length to fill up."""
+    options = {"hidden_size": 32, "num_hidden_layers": DEPTH, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+    kinds = ["conv", "full_attention", "conv", "full_attention", "conv"]
+    config = transformers.Lfm2Config(vocab_size=60, pad_token_id=0, bos_token_id=1, eos_token_id=2, layer_types=kinds, **options)
+    model = transformers.Lfm2ForCausalLM(config).eval()
+    inputs = batch(build("llama"))
+    with rl_skip.attach(model).forced(ROUTE.repeat_interleave(beams, dim=0)):
+        with pytest.raises(UserError, match="has no rows that some layers may leave out: use use_cache=False"):
+            model.generate(**inputs, max_new_tokens=3, num_beams=beams)
+        model.generate(**inputs, max_new_tokens=3, num_beams=beams, use_cache=False)
+
+
+def test_layers_that_cost_nothing_or_change_the_shape() -> None:
+    for layers, sentence in (
+        (nn.Sequential(*(nn.LayerNorm(8) for _ in range(5))), "there is no matrix product in them"),
+        (nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)), r"layer 0 makes \(1, 16\) of \(1, 8\)"),
+    ):
+        model = nn.Sequential(nn.Linear(3, 8), layers)
+        with rl_skip.attach(model, layers="1").forced([True] * len(layers)), pytest.raises(UserError, match=sentence):
+            model(torch.zeros(2, 3))
 
 
 def test_one_module_that_is_several_layers_and_rows_that_come_second() -> None:
