@@ -254,6 +254,7 @@ class Handle:
             check_forced(self._forced, route)
             route = self._forced if route is None else route
         self._check_width(hidden)
+        self._check_device(hidden)
         if self.flops is None:
             self.flops = counted_flops(self.stack.routed, self.stack.forwards, hidden, call)
         rules = None
@@ -301,6 +302,15 @@ class Handle:
         self.stack.width = self.stack.width or width
         if width != self.stack.width:
             raise UserError(f"the policy is for a hidden state of width {self.stack.width}, that of {self.path} has {width}; name other layers")
+
+    def _check_device(self, hidden: Tensor) -> None:
+        """A copy of a layer that `nn.DataParallel` makes would run the layer that it was copied from."""
+        weight = next(self.stack.routed[0].parameters(), None)
+        if weight is not None and weight.device != hidden.device and not self._routed[0].was_own:  # as accelerate's hooks are, which move rows
+            raise UserError(
+                f"the layers of {self.path} are on {weight.device} and were called on {hidden.device}: use one process for each device, "
+                "the copies of nn.DataParallel do not take a policy along"
+            )
 
     def _last(self, recorded: Tensor | None) -> Tensor:
         if recorded is None:

@@ -127,6 +127,12 @@ def test_routes_that_cannot_be() -> None:
     assert handle.last_routes[3].tolist() == [True, False, True, False, False]
 
 
+def test_copies_of_the_layers_on_another_device() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.Sequential(*(nn.Linear(8, 8) for _ in range(DEPTH))))
+    with rl_skip.attach(model, layers="1").forced(ROUTE[0]), pytest.raises(UserError, match=r"on cpu and were called on meta: .* nn.DataParallel"):
+        model[1][0](torch.zeros(2, 8, device="meta"))
+
+
 def test_detaching_twice() -> None:
     handle = rl_skip.attach(build("bert"))
     handle.detach()
