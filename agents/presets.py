@@ -36,7 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "speech": {"schedule": ScheduleConfig(warmup_epochs=8, epochs=12)},
     "text": {
         "network": NetworkConfig(layers=6, width=128, dropout=0.1),
-        "pricing": PriceConfig(price_range=(0.01, 0.5)),
+        "pricing": PriceConfig(price_range=(0.01, 1.0)),
         "schedule": ScheduleConfig(warmup_epochs=4, epochs=8, eval_epochs=2),
     },
     "language": {

@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/sst2"), help="where all that is trained goes")
     parser.add_argument("--full-epochs", type=int, default=2, help="of fine-tuning at full depth, before the policy's run")
     parser.add_argument("--first", type=int, nargs="*", default=[2, 3], help="how many first layers each rival has")
-    parser.add_argument("--budgets", type=float, nargs="*", default=[0.5, 0.6])
+    parser.add_argument("--budgets", type=float, nargs="*", default=[0.5, 0.55])
     arguments, more_flags = parser.parse_known_args()
     flags = ["--task", "text", "--data", arguments.data, *more_flags]
     config = train.read_options([*flags, "--model", arguments.model])
@@ -125,6 +125,8 @@ def main() -> None:
         models[name] = attached(model, run, price)
     with torch.no_grad():
         times = milliseconds(models, test)
+    tuned = json.loads((arguments.out / "full" / DONE).read_text())["seconds"] / 60
+    print(f"{tuned:.0f} minutes of fine-tuning, {json.loads((run / 'report.json').read_text())['seconds'] / 60:.0f} of the policy's run\n")
     print(f"| {len(test)} test rows | accuracy | compute | ms per {BATCH} rows | times as fast |", "| --- | ---: | ---: | ---: | ---: |", sep="\n")
     for name, (accuracy, compute) in rows.items():
         timed = f"{times[name]:.1f} | {times['bare model'] / times[name]:.2f}" if name in times else " | "
