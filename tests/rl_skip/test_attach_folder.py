@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,6 +85,26 @@ def test_a_model_that_moved_or_serves_another_task_is_not_another_model(folder: 
     assert _routes(_named("/somewhere/else/small-bert", None), folder).shape == expected.shape
     assert _routes(_bert(num_labels=7), folder).shape == expected.shape
     assert _routes(build("bert").bfloat16(), folder).shape == expected.shape
+
+
+@pytest.mark.parametrize("change", [{"pad_token_id": 7}, {"hidden_dropout_prob": 0.3}, {"known_from_some_release_on": 1}])
+def test_how_a_model_is_used_or_trained_makes_no_other_model_of_it(folder: Path, change: dict[str, Any]) -> None:
+    model = build("bert")
+    model.config.update(change)
+    rl_skip.attach(model, folder)
+
+
+def test_more_words_make_no_other_model(folder: Path) -> None:
+    model = build("bert")
+    model.resize_token_embeddings(72)
+    rl_skip.attach(model, folder)
+
+
+def test_another_digest_of_the_weights_makes_another_model(folder: Path) -> None:
+    model = build("bert")
+    model.config.rl_skip_weights = "0123"
+    with pytest.raises(UserError, match=r"config.rl_skip_weights is None, the given model's is 0123"):
+        rl_skip.attach(model, folder)
 
 
 def test_a_policy_folder_goes_with_adapters(folder: Path) -> None:

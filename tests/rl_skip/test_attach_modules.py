@@ -93,6 +93,40 @@ def test_masks_of_an_encoder_and_its_padding() -> None:
             torch.testing.assert_close(routed[b], alone[0], atol=1e-5, rtol=1e-5)
 
 
+class _Turned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, hidden: Tensor, cos: Tensor) -> Tensor:
+        return self.linear(hidden * cos)
+
+
+class _WithTable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_Turned() for _ in range(4))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        cos = torch.arange(hidden.shape[1] * 8.0).view(-1, 8).cos()  # (T, D), the same for all rows
+        for block in self.blocks:
+            hidden = block(hidden, cos)
+        return hidden
+
+
+def test_a_table_as_long_as_the_batch_is_not_taken_for_rows() -> None:
+    model = _WithTable()
+    hidden = torch.randn(4, 4, 8)
+    route = torch.tensor([[1, 0, 0, 1], [1, 1, 1, 1], [1, 0, 1, 0], [1, 1, 0, 0]]).bool()
+    handle = rl_skip.attach(model, layers="blocks")
+    with torch.no_grad():
+        with handle.forced(route):
+            together = model(hidden)
+        for b in range(4):
+            with handle.forced(route[b]):
+                torch.testing.assert_close(together[b : b + 1], model(hidden[b : b + 1]))
+
+
 def test_policies_on_images_and_their_cost(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = _convolutions().eval()
