@@ -40,9 +40,9 @@ def pricing_of(agent: str) -> PriceConfig:
 
 
 def train_plainly(network: nn.Module, learner: Learner, updates: range) -> None:
-    """The AdamW of a run on a network as anybody would write it, with its batches and rates."""
+    """AdamW on a network as anybody would write it, with the batches and the rates of a run."""
     schedule = learner.config.schedule
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=schedule.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=schedule.weight_decay)
     network.train()
     for update in updates:
         cosine = max(0.5 * (1 + math.cos(math.pi * update / learner.updates)), 0.01)
