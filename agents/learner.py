@@ -83,8 +83,9 @@ class Learner:
         """Where a task knows the depth that each row needs, the warm-up is at that depth; a network that learns on can do without."""
         if task.needed is not None and not (self.tunes and KnownDepth.obstacle(task, self.train, self.rules)):
             self.known = KnownDepth(task, self.train, self.rules, schedule.batch_size, config.seed)
-        options = {"lr": schedule.learning_rate, "weight_decay": schedule.weight_decay, "fused": config.options.pretrained}
-        self.network_optimizer = torch.optim.AdamW(self.stack.parameters(), **options)  # fused, large embeddings cost a sixth less time
+        fused = config.options.pretrained  # with its large embeddings, an update takes a sixth less time
+        decay = schedule.weight_decay
+        self.network_optimizer = torch.optim.AdamW(self.stack.parameters(), lr=schedule.learning_rate, weight_decay=decay, fused=fused)
         deciding = [*self.policy.parameters(), *self.critic.parameters()]
         self.policy_optimizer = torch.optim.Adam(deciding, lr=schedule.policy_learning_rate)
         self.full_route = torch.ones(self.stack.depth, dtype=torch.bool, device=device)
