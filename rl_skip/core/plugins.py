@@ -1,0 +1,132 @@
+"""Plugins by one rule: what is bundled has a name, a person's own is `file.py:name`, and one registry finds both."""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Generic, TypeVar
+
+from rl_skip.errors import UserError
+
+__all__ = ["Registry", "absolute_reference", "is_own", "label_of", "load_own"]
+
+T = TypeVar("T")
+_modules: dict[Path, ModuleType] = {}
+"""The files that were imported, so that two plugins of one file share their module."""
+
+
+class Registry(Generic[T]):
+    """Things of one kind by their names. Bundled ones are registered; a person's own is found as `file.py:name`.
+
+    Args:
+        kind: what they are, for messages, such as "reward".
+        flag: the option that names one, such as "--reward".
+
+    Example:
+        >>> rewards: Registry[str] = Registry("reward", "--reward")
+        >>> rewards.register("linear", "score - price * compute")
+        'score - price * compute'
+        >>> rewards.names(), rewards.find("linear")
+        (('linear',), 'score - price * compute')
+    """
+
+    def __init__(self, kind: str, flag: str) -> None:
+        self.kind, self.flag = kind, flag
+        self._found: dict[str, T] = {}
+        self._places: dict[str, str] = {}
+
+    def register(self, name: str, thing: T) -> T:
+        """Makes `thing` known by its name. Returns it.
+
+        Raises:
+            ValueError: if another thing has that name.
+        """
+        if name in self._places or self._found.get(name, thing) is not thing:
+            raise ValueError(f"there is a {self.kind} {name!r} already; register yours under another name")
+        self._found[name] = thing
+        return thing
+
+    def register_lazily(self, name: str, place: str) -> None:
+        """Makes the attribute at `place`, "package.module:name", known; it is imported when it is first asked for."""
+        self._places[name] = place
+
+    def names(self) -> tuple[str, ...]:
+        """The registered names, in the order in which they were registered."""
+        return tuple(dict.fromkeys((*self._places, *self._found)))
+
+    def find(self, reference: str) -> T:
+        """The thing that is registered as `reference`, or that `file.py:name` names.
+
+        Raises:
+            UserError: if there is none.
+        """
+        if reference in self._found:
+            return self._found[reference]
+        if reference in self._places:
+            module, _, attribute = self._places[reference].partition(":")
+            thing: T = getattr(importlib.import_module(module), attribute)
+            return thing
+        if not is_own(reference):
+            known = ", ".join(self.names())
+            raise UserError(f"there is no {self.kind} {reference!r}; set {self.flag} to {known}, or file.py:name for one of your own")
+        own: T = load_own(reference, self.kind, self.flag)
+        return own
+
+
+def is_own(reference: str) -> bool:
+    """Whether a name has the form of a person's own, `file.py:name`."""
+    file, separator, name = reference.rpartition(":")
+    return bool(separator and name) and Path(file).suffix == ".py"
+
+
+def label_of(reference: str) -> str:
+    """The name alone, for file names and tables."""
+    return reference.rpartition(":")[2] if is_own(reference) else reference
+
+
+def absolute_reference(reference: str) -> str:
+    """The same name with the file's whole path, which holds from every folder; bundled names stay."""
+    file, _, name = reference.rpartition(":")
+    return f"{Path(file).resolve()}:{name}" if is_own(reference) else reference
+
+
+def load_own(reference: str, kind: str, flag: str) -> T:  # type: ignore[type-var]
+    """What `file.py:name` names. The file is run once in a process, however many of its names are asked for.
+
+    Args:
+        kind: what is expected, for messages.
+        flag: the option that named it, for messages.
+
+    Raises:
+        UserError: if there is no such file, it fails, or it has no such name.
+    """
+    file, _, name = reference.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"there is no file {file} with a {kind}; set {flag} to file.py:name")
+    module = _imported(path.resolve(), file, kind)
+    if not hasattr(module, name):
+        raise UserError(f"{file} has no {kind} {name!r}; set {flag} to file.py:name")
+    found: T = getattr(module, name)
+    return found
+
+
+def _imported(path: Path, file: str, kind: str) -> ModuleType:
+    if path in _modules:
+        return _modules[path]
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # annotations of its dataclasses are looked up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a person's own code can fail in any way
+        del sys.modules[name]
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"the file {file} with the {kind} failed: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    _modules[path] = module
+    return module
