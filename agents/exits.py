@@ -9,9 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from agents.baseline import BATCH, Baseline, Routed, Setting, Unsuited, batch_metrics
 from agents.calibration import SETTLING_ROWS
 from agents.learner import Learner
-from agents.rival import BATCH, Rival, Routed, Setting, Unsuited, batch_metrics
+from rl_skip.compare.baseline import BaselineRecord
+from rl_skip.compare.style import GREEN
 from rl_skip.costs import count_flops, counting
 from rl_skip.gated import HeadedStack
 from rl_skip.inputs import Inputs, row_count
@@ -91,10 +93,19 @@ def exit_sweep(stack: LayerStack, heads: ExitHeads, inputs: Inputs, threshold: f
     return Routed(outputs, walk.route, walk.spent.sum(dim=1))
 
 
-class Exits(Rival):
+class Exits(Baseline):
     """All heads trained with the network, at full depth, on the mean of their losses; one run serves every threshold."""
 
-    title = "confidence exits"
+    record = BaselineRecord(
+        "exits",
+        "confidence exits",
+        about="a head after each layer; a row leaves when one is sure enough",
+        advice="train it with train.py --agent exits",
+        trained=True,
+        colour=GREEN,
+        marker="X",
+        line=(1, 1),
+    )
 
     def __init__(self, learner: Learner) -> None:
         self.heads = ExitHeads(learner.stack)

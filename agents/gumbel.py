@@ -1,4 +1,4 @@
-"""Straight-through Gumbel gates, one for each layer, trained end to end: the strongest known rival.
+"""Straight-through Gumbel gates, one for each layer, trained end to end: the strongest known baseline.
 
 Veit and Belongie 2018, "Convolutional Networks with Adaptive Inference Graphs"; the relaxation is that of Jang et al. 2017
 and Maddison et al. 2017.
@@ -10,9 +10,11 @@ from copy import copy
 import torch
 from torch import Tensor, nn
 
+from agents.baseline import Baseline, Routed, Setting, batch_metrics
 from agents.calibration import SETTLING_ROWS, leaning_within
 from agents.learner import Learner
-from agents.rival import Rival, Routed, Setting, batch_metrics
+from rl_skip.compare.baseline import BaselineRecord
+from rl_skip.compare.style import VERMILLION
 from rl_skip.costs import linear_flops
 from rl_skip.inputs import Inputs, row_count
 from rl_skip.routing import Walk
@@ -141,10 +143,20 @@ def gated_sweep(stack: LayerStack, gates: Gates, inputs: Inputs) -> Routed:
     return Routed(stack.finish(walk.carry), walk.route, walk.spent.sum(dim=1))
 
 
-class Gumbel(Rival):
+class Gumbel(Baseline):
     """Gates and network trained together: the supervised loss, and the squared distance of a batch's mean compute from the budget."""
 
-    title = "Gumbel gates"
+    record = BaselineRecord(
+        "gumbel",
+        "Gumbel gates",
+        about="a straight-through gate before each layer, trained end to end towards the budget",
+        advice="train it with train.py --agent gumbel",
+        trained=True,
+        per_budget=True,
+        colour=VERMILLION,
+        marker="P",
+        line="-.",
+    )
 
     def __init__(self, learner: Learner) -> None:
         config, memory = learner.config.gumbel, self._has_memory(learner)

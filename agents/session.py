@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from agents.baseline import Baseline, baseline_report, print_baseline
 from agents.calibration import calibrate
 from agents.checkpoints import Checkpoints, StopRequests, load_random_states, random_states, write_whole
 from agents.config import RIVALS, AgentName, TrainConfig
@@ -26,7 +27,6 @@ from agents.ppo import Ppo
 from agents.prices import FixedPrice, price_source
 from agents.reinforce import Reinforce
 from agents.report import final_report, print_report
-from agents.rival import Rival, print_rival, rival_report
 from agents.shallow import Shallow
 from agents.start import START, load_start, save_start
 from agents.static import Static
@@ -80,7 +80,7 @@ def train(
     if config.resume is not None:
         TrainConfig.from_json(folder).refuse_changes(config)
         if is_finished(folder, config.agent):
-            see = f"compare RUN --rivals {folder}" if config.agent in RIVALS else f"eval {folder}"
+            see = f"compare RUN --baselines {folder}" if config.agent in RIVALS else f"eval {folder}"
             _say(console, f"the run {folder} is finished, nothing is left to do; see python -m rl_skip {see}")
             return folder
     random.seed(config.seed)
@@ -146,7 +146,7 @@ class Session:
         self.done, self.best, self.seconds = 0, -math.inf, 0.0
         """Updates done, best reward on validation, and seconds of training in earlier sittings."""
 
-    def _make_agent(self) -> Reinforce | Ppo | Rival:
+    def _make_agent(self) -> Reinforce | Ppo | Baseline:
         name = self.config.agent
         if name in RIVAL_OF:
             return RIVAL_OF[name](self.learner)
@@ -192,7 +192,7 @@ class Session:
             self.load_state_dict(state)
 
     def _finish(self, folder: Path, telemetry: Telemetry, console: Console) -> None:
-        if isinstance(self.agent, Rival):
+        if isinstance(self.agent, Baseline):
             self._finish_rival(self.agent, folder, telemetry, console)
             return
         self.learner.merge_adapters()
@@ -208,14 +208,14 @@ class Session:
         print_report(report, folder, console, own_stack=not self.built)
         show_routes(telemetry.writer, self.learner, price)
 
-    def _finish_rival(self, rival: Rival, folder: Path, telemetry: Telemetry, console: Console) -> None:
-        report = rival_report(rival, folder, self.seconds)
+    def _finish_rival(self, rival: Baseline, folder: Path, telemetry: Telemetry, console: Console) -> None:
+        report = baseline_report(rival, folder, self.seconds)
         telemetry.heat_map(self.learner.updates)
         best = max(report["points"], key=lambda point: point["validation_accuracy"])
         telemetry.hyper_parameters(self.config.to_json(), {f"final/{name}": best[name] for name in ("accuracy", "compute")})
         telemetry.flush()
         write_whole(folder / REPORT, (json.dumps(report, indent=2) + "\n").encode())
-        print_rival(report, rival.title, folder, console)
+        print_baseline(report, rival.record.title, folder, console)
 
     def _guaranteed(self, table: PriceTable, price: float, console: Console) -> float:
         """The price that keeps the guarantee asked for; where the data do not support it, that is said, and the price stays."""
@@ -272,7 +272,7 @@ class Session:
     def measure(self, price: float) -> Evaluation:
         """The greedy policy, or the rival as it stands, on validation data."""
         learner = self.learner
-        if isinstance(self.agent, Rival):
+        if isinstance(self.agent, Baseline):
             return self.agent.measure(learner.validation)
         return evaluate(learner.stack, learner.policy, self.task, learner.validation, price=price)
 

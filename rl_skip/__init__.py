@@ -7,6 +7,8 @@ from rl_skip.errors import UserError
 
 if TYPE_CHECKING:
     from rl_skip.attached import Handle, HuggingFaceStack, attach
+    from rl_skip.compare.baseline import BaselineRecord
+    from rl_skip.compare.measured import Bench, MeasuredBaseline
     from rl_skip.export import SkipModel, load, load_policy, save
     from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
     from rl_skip.routing import Rollout, sweep
@@ -17,12 +19,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BaselineRecord",
+    "Bench",
     "Examples",
     "Handle",
     "HuggingFaceStack",
     "JumpPolicy",
     "JumpRules",
     "LayerStack",
+    "MeasuredBaseline",
     "ModuleStack",
     "ObservationLayout",
     "Rollout",
@@ -40,6 +45,8 @@ __all__ = [
 
 _PARTS = {
     "attached": ("Handle", "HuggingFaceStack", "attach"),
+    "compare.baseline": ("BaselineRecord",),
+    "compare.measured": ("Bench", "MeasuredBaseline"),
     "export": ("SkipModel", "load", "load_policy", "save"),
     "policy": ("JumpPolicy", "JumpRules", "ObservationLayout"),
     "routing": ("Rollout", "sweep"),

@@ -82,12 +82,12 @@ def measured(targets: tuple[int, int], seed: int = 0) -> Measurement:
     return measure(Path("run"), seed, model, TASK, Rows.load(TASK, "cpu"), budgets=(0.5,))
 
 
-def comparison_of(targets: tuple[int, int], *rivals: Curve) -> Comparison:
-    return compared([measured(targets)], [list(rivals)])
+def comparison_of(targets: tuple[int, int], *baselines: Curve) -> Comparison:
+    return compared([measured(targets)], [list(baselines)])
 
 
 def at_exported(comparison: Comparison, name: str) -> tuple[float, float]:
-    found = comparison.operating[0].rival(name)
+    found = comparison.operating[0].baseline(name)
     assert found is not None
     return found.accuracy.value, found.compute
 
@@ -98,7 +98,7 @@ def test_every_number_is_the_one_that_arithmetic_gives() -> None:
     assert at_exported(found, POLICY) == pytest.approx((1.0, 0.75), **close)
     assert at_exported(found, FULL_DEPTH) == pytest.approx((1.0, 1.0), **close)
     assert at_exported(found, BEST_FIXED) == pytest.approx((COMMON / ROWS, 0.75), **close)
-    assert found.operating[0].rival(BEST_FIXED).layers == (0, 1, 3)
+    assert found.operating[0].baseline(BEST_FIXED).layers == (0, 1, 3)
     assert at_exported(found, ORACLE) == pytest.approx((1.0, 0.75), **close)
     same_type = (COMMON * (COMMON - 1) + RARE * (RARE - 1)) / (ROWS * (ROWS - 1))
     assert at_exported(found, ANOTHER_ROW) == pytest.approx((same_type, 0.75), **close)
@@ -136,32 +136,32 @@ def test_a_policy_that_ignores_its_input_gets_the_verdict_fixed() -> None:
     assert gap is not None and gap.value == pytest.approx((policy - fixed) / (oracle - fixed), rel=1e-4)
 
 
-def rival(name: str, kind: str, right: int, compute: float, label: str = "one") -> Curve:
-    """A rival that is right on the first `right` rows."""
+def baseline(name: str, kind: str, right: int, compute: float, label: str = "one") -> Curve:
+    """A baseline that is right on the first `right` rows."""
     point = Point(label, None, None, (torch.arange(ROWS) < right).float(), torch.full((ROWS,), compute))
     return Curve(name, kind, 0, (point,), (point,))
 
 
-def test_a_trained_rival_that_is_better_is_named_and_one_that_costs_more_is_not_set_beside() -> None:
-    better = comparison_of(COMMON_ONLY, rival("Gumbel gate", "gumbel", ROWS, 0.7))
+def test_a_trained_baseline_that_is_better_is_named_and_one_that_costs_more_is_not_set_beside() -> None:
+    better = comparison_of(COMMON_ONLY, baseline("Gumbel gate", "gumbel", ROWS, 0.7))
     assert better.verdict.use == "Gumbel gate"
     assert any(sentence.startswith("Gumbel gate is better by 33.3 ±") and "--agent gumbel" in sentence for sentence in better.verdict.sentences)
-    dearer = comparison_of(COMMON_ONLY, rival("Gumbel gate", "gumbel", ROWS, 0.8))
-    assert dearer.verdict.use == "fixed" and dearer.operating[0].rival("Gumbel gate") is None
+    dearer = comparison_of(COMMON_ONLY, baseline("Gumbel gate", "gumbel", ROWS, 0.8))
+    assert dearer.verdict.use == "fixed" and dearer.operating[0].baseline("Gumbel gate") is None
 
 
-def test_a_rival_that_is_better_on_few_rows_is_not_called_better() -> None:
-    close = comparison_of(COMMON_ONLY, rival("Gumbel gate", "gumbel", COMMON + 5, 0.7))  # 5 rows to 0: McNemar's p is 2 / 2^5
-    found = close.operating[0].rival("Gumbel gate")
+def test_a_baseline_that_is_better_on_few_rows_is_not_called_better() -> None:
+    close = comparison_of(COMMON_ONLY, baseline("Gumbel gate", "gumbel", COMMON + 5, 0.7))  # 5 rows to 0: McNemar's p is 2 / 2^5
+    found = close.operating[0].baseline("Gumbel gate")
     assert found is not None and found.lead.high < 0 and found.p_value == pytest.approx(2 / 2**5)
     assert close.verdict.use == "fixed"
 
 
-def test_seeds_are_averaged_and_a_rival_that_some_lack_is_left_out() -> None:
+def test_seeds_are_averaged_and_a_baseline_that_some_lack_is_left_out() -> None:
     both = [measured(LOOKING, seed=0), measured(COMMON_ONLY, seed=1)]
-    found = compared(both, [[rival("static", "static", ROWS, 0.5)], []])
+    found = compared(both, [[baseline("static", "static", ROWS, 0.5)], []])
     assert found.seeds == (0, 1)
-    policy = found.operating[0].rivals[0]
+    policy = found.operating[0].baselines[0]
     assert policy.accuracy.value == pytest.approx((1 + COMMON / ROWS) / 2)
     assert policy.accuracy.low == pytest.approx(COMMON / ROWS, abs=0.15) and policy.accuracy.high == pytest.approx(1.0)
     assert all(curve.name != "static" for curve in found.curves)

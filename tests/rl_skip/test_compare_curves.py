@@ -1,4 +1,4 @@
-"""What rivals leave for `compare`: it comes back as it was, and what is damaged is named."""
+"""What baselines leave for `compare`: it comes back as it was, and what is damaged is named."""
 
 import json
 from pathlib import Path
@@ -25,15 +25,15 @@ def curve() -> Curve:
 
 
 def test_a_curve_comes_back_as_it_was(tmp_path: Path, curve: Curve) -> None:
-    save_curve(tmp_path / "rival", curve)
-    back = load_curve(tmp_path / "rival")
+    save_curve(tmp_path / "baseline", curve)
+    back = load_curve(tmp_path / "baseline")
     assert (back.name, back.kind, back.seed) == ("Gumbel gate", "gumbel", 3)
     for mine, theirs in zip((*curve.validation, *curve.test), (*back.validation, *back.test), strict=True):
         assert (mine.label, mine.price, mine.budget) == (theirs.label, theirs.price, theirs.budget)
         assert torch.equal(mine.correct, theirs.correct) and torch.equal(mine.compute, theirs.compute)
         assert (mine.route is None) == (theirs.route is None)
         assert mine.route is None or (theirs.route is not None and torch.equal(mine.route, theirs.route))
-    assert {file.name for file in (tmp_path / "rival").iterdir()} == {"curve.json", "curve.safetensors"}
+    assert {file.name for file in (tmp_path / "baseline").iterdir()} == {"curve.json", "curve.safetensors"}
 
 
 def test_a_curve_has_the_same_points_on_both_splits(curve: Curve) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rl_skip.compare.examples import draw_examples, easiest_and_hardest, right_and_wrong
 from rl_skip.compare.figures import STYLES, UNTRAINED, draw_all, draw_curve, draw_flow, draw_run_rate
-from rl_skip.compare.result import Comparison, CurvePoint, Interval, RivalCurve, RoutesTaken, Verdict
+from rl_skip.compare.result import BaselineCurve, Comparison, CurvePoint, Interval, RoutesTaken, Verdict
 from rl_skip.errors import UserError
 from rl_skip.inputs import Inputs
 from rl_skip.tasks import Examples, Task
@@ -20,9 +20,9 @@ from rl_skip.tasks import Examples, Task
 DEPTH, ROWS, CLASSES = 6, 60, ("ant", "bee", "cow")
 
 
-def curve(kind: str, points: list[tuple[float, float]]) -> RivalCurve:
+def curve(kind: str, points: list[tuple[float, float]]) -> BaselineCurve:
     found = (CurvePoint(f"{compute}", compute, Interval(accuracy, accuracy - 0.02, accuracy + 0.01)) for compute, accuracy in points)
-    return RivalCurve(f"the {kind} one", kind, tuple(found), Interval(0.9, 0.8, 1.0))
+    return BaselineCurve(f"the {kind} one", kind, tuple(found), Interval(0.9, 0.8, 1.0))
 
 
 def taken(exits: bool = False) -> RoutesTaken:
@@ -36,7 +36,7 @@ def taken(exits: bool = False) -> RoutesTaken:
     return RoutesTaken(route, prediction, correct, route.float().mean(dim=1), labels)
 
 
-def comparison(curves: tuple[RivalCurve, ...] = (curve("policy", [(0.4, 0.9)]),), rows: RoutesTaken | None = None) -> Comparison:
+def comparison(curves: tuple[BaselineCurve, ...] = (curve("policy", [(0.4, 0.9)]),), rows: RoutesTaken | None = None) -> Comparison:
     rows = taken() if rows is None else rows
     return Comparison(("a",), "beasts", CLASSES, DEPTH, ROWS, (0,), curves, (), (), Verdict("policy", ()), (), rows)
 

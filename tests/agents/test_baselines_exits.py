@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.baseline import Unsuited
 from agents.config import ScheduleConfig
 from agents.exits import ExitHeads, Exits, exit_sweep
-from agents.rival import Unsuited
 from rl_skip.gated import GatedStack
 from rl_skip.inputs import take_rows
 from rl_skip.stack import LayerStack
-from tests.agents.rival_stacks import CLASSES, DEPTH, KINDS, ROWS, WIDTH, Calls, alone, build
+from tests.agents.baseline_stacks import CLASSES, DEPTH, KINDS, ROWS, WIDTH, Calls, alone, build
 
 HEAD = 2 * WIDTH * CLASSES
 

@@ -1,4 +1,4 @@
-"""What the rivals of the policy share: how they learn, are measured, and what they leave in their run folder."""
+"""What the baselines of the policy share: how they learn, are measured, and what they leave in their run folder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,20 +11,21 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from agents.learner import Learner
+from rl_skip.compare.baseline import BaselineRecord
 from rl_skip.compare.curves import Curve, Point, save_curve
 from rl_skip.errors import UserError
 from rl_skip.evaluation import Evaluation, seconds_per_batch
 from rl_skip.inputs import Inputs
 from rl_skip.tasks import Examples
 
-__all__ = ["BATCH", "Rival", "Routed", "Setting", "Unsuited", "batch_metrics", "print_rival", "rival_report"]
+__all__ = ["BATCH", "Baseline", "Routed", "Setting", "Unsuited", "batch_metrics", "print_baseline", "baseline_report"]
 
 BATCH = 256
 TIMED_ROWS = 64
 
 
 class Unsuited(UserError):
-    """A rival cannot be trained on this network."""
+    """A baseline cannot be trained on this network."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +42,22 @@ class Routed:
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to run a rival: a point of its curve."""
+    """One way to run a baseline: a point of its curve."""
 
     label: str
     run: Callable[[Inputs], Routed]
 
 
-class Rival:
-    """Base of the rivals: from the start that the warm-up gave, as many updates as the policy's joint training has.
+class Baseline:
+    """Base of the baselines: from the start that the warm-up gave, as many updates as the policy's joint training has.
 
     Args:
         learner: the network and its optimiser; policy and critic are left as they are.
-        extra: what the rival trains beside the network, such as gates; by an Adam of its own, at the policy's learning rate.
+        extra: what the baseline trains beside the network, such as gates; by an Adam of its own, at the policy's learning rate.
     """
 
-    title: str
-    """What reports call it."""
+    record: BaselineRecord
+    """What the comparison knows of it."""
     routed = True
     """Whether its routes name layers of the whole stack."""
 
@@ -131,7 +132,7 @@ class Rival:
         return Evaluation(0.0, *(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
 
     def state_dict(self) -> dict[str, Any]:
-        """What the rival needs beside the learner to go on."""
+        """What the baseline needs beside the learner to go on."""
         return {"extra": self.extra.state_dict(), "optimizer": {} if self.optimizer is None else self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -147,20 +148,20 @@ def batch_metrics(supervised: Tensor, accuracy: Tensor, compute: Tensor, route: 
     return {"train/supervised_loss": supervised, "rollout/accuracy": accuracy.mean(), "rollout/compute": compute.mean()} | rates
 
 
-def rival_report(rival: Rival, folder: Path, seconds: float) -> dict[str, Any]:
-    """Settles and measures a trained rival, and leaves its curve in the run folder.
+def baseline_report(baseline: Baseline, folder: Path, seconds: float) -> dict[str, Any]:
+    """Settles and measures a trained baseline, and leaves its curve in the run folder.
 
     Returns:
         Accuracy, compute and milliseconds for a batch of each point, on test data.
     """
-    rival.settle()
-    learner, config = rival.learner, rival.learner.config
+    baseline.settle()
+    learner, config = baseline.learner, baseline.learner.config
     test = learner.task.load("test").to(learner.device)
-    settings = rival.settings()
-    validation, tested = ([rival.measure(part, one) for one in settings] for part in (learner.validation, test))
-    curve = Curve(rival.title, config.agent, config.seed, *(tuple(map(_point(rival), settings, found)) for found in (validation, tested)))
+    settings = baseline.settings()
+    validation, tested = ([baseline.measure(part, one) for one in settings] for part in (learner.validation, test))
+    curve = Curve(baseline.record, config.seed, *(tuple(map(_point(baseline), settings, found)) for found in (validation, tested)))
     save_curve(folder, curve)
-    times = _milliseconds(rival, settings)
+    times = _milliseconds(baseline, settings)
     points = [
         {"label": one.label, "accuracy": found.accuracy, "compute": found.compute, "milliseconds": taken, "validation_accuracy": known.accuracy}
         for one, found, known, taken in zip(settings, tested, validation, times, strict=True)
@@ -169,22 +170,22 @@ def rival_report(rival: Rival, folder: Path, seconds: float) -> dict[str, Any]:
     return {"points": points, **about, "timed_rows": min(TIMED_ROWS, len(learner.validation))}
 
 
-def _point(rival: Rival) -> Callable[[Setting, Evaluation], Point]:
-    budget = rival.learner.config.pricing.budget
-    return lambda setting, found: Point(setting.label, None, budget, found.correct, found.compute_by_row, found.route if rival.routed else None)
+def _point(baseline: Baseline) -> Callable[[Setting, Evaluation], Point]:
+    budget = baseline.learner.config.pricing.budget
+    return lambda setting, found: Point(setting.label, None, budget, found.correct, found.compute_by_row, found.route if baseline.routed else None)
 
 
 @torch.no_grad()
-def _milliseconds(rival: Rival, settings: list[Setting]) -> list[float]:
-    rival.learner.stack.eval()
-    rival.extra.eval()
-    inputs = rival.learner.validation.take(slice(0, TIMED_ROWS)).inputs
+def _milliseconds(baseline: Baseline, settings: list[Setting]) -> list[float]:
+    baseline.learner.stack.eval()
+    baseline.extra.eval()
+    inputs = baseline.learner.validation.take(slice(0, TIMED_ROWS)).inputs
     calls: dict[str, Callable[[], object]] = {one.label: lambda run=one.run: run(inputs) for one in settings}  # type: ignore[misc]
-    taken = seconds_per_batch(calls, rival.learner.device)
+    taken = seconds_per_batch(calls, baseline.learner.device)
     return [1000 * taken[one.label] for one in settings]
 
 
-def print_rival(report: dict[str, Any], title: str, folder: Path, console: Console) -> None:
+def print_baseline(report: dict[str, Any], title: str, folder: Path, console: Console) -> None:
     """Prints the points and what to do next."""
     table = Table(title=f"{report['rows']} test rows, {report['seconds']:.0f} s of training", title_justify="left")
     for column in (title, "accuracy", "compute", f"ms per {report['timed_rows']} rows"):
@@ -192,4 +193,4 @@ def print_rival(report: dict[str, Any], title: str, folder: Path, console: Conso
     for point in report["points"]:
         table.add_row(point["label"], f"{point['accuracy']:.1%}", f"{point['compute']:.3f}", f"{point['milliseconds']:.1f}")
     console.print(table)
-    console.print("next:", f"  python -m rl_skip compare RUN --rivals {folder}", sep="\n", highlight=False)
+    console.print("next:", f"  python -m rl_skip compare RUN --baselines {folder}", sep="\n", highlight=False)

@@ -14,7 +14,7 @@ from rl_skip.inputs import take_rows
 from rl_skip.routing import sweep
 from rl_skip.stack import LayerStack, ModuleStack
 from rl_skip.tasks import Examples, Split, Task
-from tests.agents.rival_stacks import DEPTH, KINDS, ROWS, WIDTH, Calls, alone, build
+from tests.agents.baseline_stacks import DEPTH, KINDS, ROWS, WIDTH, Calls, alone, build
 
 HIDDEN = 4
 
