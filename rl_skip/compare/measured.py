@@ -91,15 +91,10 @@ def measured_curve(baseline: MeasuredBaseline, bench: Bench, seed: int) -> Curve
         parts = [tuple(_point(label, way, book) for label, way in found.items()) for book in bench.books]
         found = (parts[0], parts[1])
     name = baseline.record.name
-    for part, points, policy in zip(bench.rows.both(), found, bench.policy, strict=True):
-        if not points:
-            raise UserError(f"the baseline {name} gave no way to run the network; let it return at least one")
-        for point in points:
-            if not point.correct.shape == point.compute.shape == (len(part),):
-                shapes = f"{tuple(point.correct.shape)} and {tuple(point.compute.shape)}"
-                raise UserError(f"the baseline {name} must give score and compute of each row, ({len(part)},) both, got {shapes} for {point.label!r}")
-        if baseline.record.control and not policy.keys() <= {point.price for point in points}:
-            raise UserError(f"the baseline {name} is a control, so it must have a point for each of the policy's prices; or leave control out")
+    if not found[1]:
+        raise UserError(f"the baseline {name} gave no way to run the network; let it return at least one")
+    if baseline.record.control and not bench.policy[1].keys() <= {point.price for point in found[1]}:
+        raise UserError(f"the baseline {name} is a control, so it must have a point for each of the policy's prices; or leave control out")
     return Curve(baseline.record, seed, *found)
 
 
@@ -108,9 +103,15 @@ def _point(label: str, way: Way, book: RouteBook) -> Point:
         return Point(label, None, None, *book.follow(way), way.expand(len(book.examples), -1))
     book.stack.eval()
     order = by_length(book.examples.inputs)  # rows of like length run together
-    with torch.no_grad():
-        parts = [way(book.examples.take(rows.to(book.examples.labels.device))) for rows in order.split(BATCH)]
-    score, compute = (torch.cat(part).float().cpu()[order.argsort()] for part in zip(*parts, strict=True))
+    parts: list[tuple[Tensor, Tensor]] = []
+    for rows in order.split(BATCH):
+        with torch.no_grad():
+            score, compute = way(book.examples.take(rows.to(book.examples.labels.device)))
+        if not score.shape == compute.shape == rows.shape:
+            got = f"{tuple(score.shape)} and {tuple(compute.shape)}"
+            raise UserError(f"score and compute of a baseline must be ({len(rows)},) for {len(rows)} rows, got {got} for {label!r}")
+        parts.append((score.float().cpu(), compute.float().cpu()))
+    score, compute = (torch.cat(part)[order.argsort()] for part in zip(*parts, strict=True))
     return Point(label, None, None, score, compute)
 
 

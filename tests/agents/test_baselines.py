@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import train as command_line
 from agents.baseline import Baseline, Unsuited
 from agents.baselines import TRAINED, train_baselines
-from agents.config import AgentName, NetworkConfig, PriceConfig, ScheduleConfig, TrainConfig
+from agents.config import RIVALS, AgentName, NetworkConfig, PriceConfig, ScheduleConfig, TrainConfig
 from agents.learner import Learner
 from agents.session import RIVAL_OF, Session, train
 from agents.shallow import Shallow
@@ -268,7 +268,7 @@ def test_every_baseline_of_a_run_is_trained_with_its_options(with_baselines: tup
     assert spent is not None and abs(spent - 0.5) > 0.03
     kinds = {f"{kind}-{budget:g}": kind for budget in (0.5, round(spent, 2)) for kind in ("static", "shallow", "gumbel")}
     kinds |= {"exits": "exits", "one-shot": "reinforce"}
-    assert {folder.name for folder in (run / "baselines").iterdir()} == set(kinds)
+    assert {folder.name for folder in (run / "baselines").iterdir() if folder.is_dir()} == set(kinds)
     mine = json.loads((run / "config.json").read_text())
     for number, (name, kind) in enumerate(kinds.items(), start=1):
         folder, config = run / "baselines" / name, json.loads((run / "baselines" / name / "config.json").read_text())
@@ -280,7 +280,7 @@ def test_every_baseline_of_a_run_is_trained_with_its_options(with_baselines: tup
             assert config["policy"] == mine["policy"] | {"policy_scope": "input"} and (folder / "policy").is_dir()
             continue
         curve = load_curve(folder)
-        assert (curve.kind, curve.seed) == (kind, 0)
+        assert (curve.record, curve.seed) == (RIVAL_OF[kind].record, 0)
         assert all(len(point.correct) == 360 and point.budget == config["pricing"]["budget"] for point in curve.test)
         assert all(len(point.correct) == 359 for point in curve.validation)
         assert len(curve.test) == 1 or name == "exits" and len(curve.test) > 10
@@ -292,9 +292,9 @@ def test_compare_sets_them_beside_the_policy(with_baselines: tuple[Path, str], c
     run, _ = with_baselines
     assert main(["compare", str(run), "--budgets", "0.5", "--json", "--device", "cpu"]) == 0
     found = json.loads(capsys.readouterr().out)
-    kinds = {curve["kind"] for curve in found["curves"]}
+    kinds = {curve["name"] for curve in found["curves"]}
     assert {"static", "shallow", "gumbel", "exits", "one-shot"} < kinds
-    at_half = {baseline["kind"]: baseline for baseline in found["operating"][1]["baselines"]}
+    at_half = {baseline["name"]: baseline for baseline in found["operating"][1]["baselines"]}
     report = json.loads((run / "baselines" / "static-0.5" / "report.json").read_text())["points"][0]
     assert at_half["static"]["accuracy"]["value"] == pytest.approx(report["accuracy"])
     assert at_half["static"]["label"] == report["label"] and found["notes"] == []
@@ -320,7 +320,9 @@ def test_the_standard_output_stays_empty(with_baselines: tuple[Path, str], capsy
     assert capsys.readouterr().out == "" and torch.get_num_threads() == threads
 
 
-def test_a_baseline_that_the_network_cannot_have_is_left_out(finished_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_baseline_that_the_network_cannot_have_is_left_out_and_compare_says_so(
+    finished_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Path(shutil.copytree(finished_run.folder, tmp_path / "run"))
 
     def unsuited(self: object, learner: Learner) -> None:
@@ -330,4 +332,7 @@ def test_a_baseline_that_the_network_cannot_have_is_left_out(finished_run: Any, 
     said = io.StringIO()
     train_baselines(run, budgets=[], console=Console(file=said))
     left = {folder.name for folder in (run / "baselines").iterdir()}
+    assert main(["compare", str(run), "--budgets", "0.5", "--json", "--device", "cpu"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert notes == [f"{run / 'baselines' / 'exits'}, confidence exits, is not there: no head to copy"]
     assert "exits: left out: no head to copy" in said.getvalue() and "one-shot" in left and "exits" not in left

@@ -171,7 +171,7 @@ def test_without_a_budget_the_policys_compute_is_the_limit(capsys: pytest.Captur
 
 def test_a_comparison_says_which_route(capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
-    baselines = [{"name": "policy", "layers": None}, {"name": "best fixed route", "layers": [0, 1, 2]}]
+    baselines = [{"name": "policy", "layers": None}, {"name": "fixed", "layers": [0, 1, 2]}]
     compared = {"format_version": 1, "operating": [{"baselines": baselines}, {"baselines": []}]}
     (run / "compare.json").write_text(json.dumps(compared))
     assert report(capsys, "prune", run, tmp_path / "as-compared")["layers"] == [0, 1, 2]
