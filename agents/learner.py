@@ -15,20 +15,11 @@ from rl_skip.routing import sweep
 from rl_skip.stack import LayerStack
 from rl_skip.tasks import Examples, Split, Task
 
-__all__ = ["Critic", "Learner", "distillation", "pick_device"]
+__all__ = ["Critic", "Learner", "distillation"]
 
 RISE_UPDATES = 50
 BUCKET = 32
 """Batches among whose rows those of like length are put together: more pads less, fewer mixes better."""
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that `--device` names; auto takes cuda, then mps, then cpu."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def distillation(outputs: Tensor, teacher: Tensor) -> Tensor:

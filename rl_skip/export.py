@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rl_skip.card import model_card
+from rl_skip.core.files import atomic_replace
 from rl_skip.description import Description
 from rl_skip.dial import PriceTable
 from rl_skip.errors import UserError
@@ -25,7 +25,7 @@ from rl_skip.skip_layer import SkipLayer
 from rl_skip.stack import LayerStack
 from rl_skip.weights import build, read_weights, save_weights
 
-__all__ = ["DESCRIPTION", "FILES", "SkipModel", "checked_price", "copy_export", "load", "load_policy", "place", "read_description", "save"]
+__all__ = ["DESCRIPTION", "FILES", "SkipModel", "checked_price", "copy_export", "load", "load_policy", "read_description", "save"]
 
 RIGHT_NETWORK = "the policy goes with the network that it was trained on"
 DESCRIPTION, POLICY, MODEL, CARD = FILES = ("policy.json", "policy.safetensors", "model.safetensors", "README.md")
@@ -149,7 +149,7 @@ def save(
             save_weights(new / MODEL, _network_state(stack))
         (new / CARD).write_text(model_card(description, weights), encoding="utf-8")
 
-    place(Path(folder), fill, overwrite=overwrite)
+    _place(Path(folder), fill, overwrite)
 
 
 def copy_export(source: Path, folder: Path, *, overwrite: bool = False) -> None:
@@ -165,28 +165,14 @@ def copy_export(source: Path, folder: Path, *, overwrite: bool = False) -> None:
             if (source / name).is_file():
                 shutil.copyfile(source / name, new / name)
 
-    place(folder, fill, overwrite=overwrite)
+    _place(folder, fill, overwrite)
 
 
-def place(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
-    """Makes a folder beside its place, lets `fill` write into it, and renames it into place.
-
-    Raises:
-        UserError: if something is in its place that may not be overwritten.
-    """
-    if folder.is_symlink() or folder.exists():
-        if not overwrite:
-            raise UserError(f"{folder} exists and is left as it is; name another folder, or overwrite it with overwrite=True")
-        if not (folder / DESCRIPTION).is_file():
-            raise UserError(f"{folder} is not an exported policy, so it is not overwritten; name another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
-        new, old = Path(staging, "new"), Path(staging, "old")
-        new.mkdir()
-        fill(new)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+def _place(folder: Path, fill: Callable[[Path], None], overwrite: bool) -> None:
+    """Makes the folder; of all that may be in its place, an export alone is overwritten."""
+    if overwrite and (folder.is_symlink() or folder.exists()) and not (folder / DESCRIPTION).is_file():
+        raise UserError(f"{folder} is not an exported policy, so it is not overwritten; name another folder")
+    atomic_replace(folder, fill, overwrite=overwrite)
 
 
 def read_description(folder: Path | str) -> Description:

@@ -11,9 +11,10 @@ from rl_skip.attached.huggingface import HuggingFaceStack
 from rl_skip.attached.pretrained import save_model
 from rl_skip.compare.result import BEST_FIXED
 from rl_skip.compare.result import FORMAT_VERSION as COMPARISON_VERSION
+from rl_skip.core.files import atomic_replace
 from rl_skip.errors import UserError
 from rl_skip.evaluation import SLACK, best_fixed_route, evaluate
-from rl_skip.export import SkipModel, place, read_description
+from rl_skip.export import SkipModel, read_description
 from rl_skip.fields import Fields
 from rl_skip.pruned import CARD, DESCRIPTION, FORMAT_VERSION, MODEL, WEIGHTS, PrunedNetwork, checked_layers
 from rl_skip.runs import load_run
@@ -88,7 +89,7 @@ def prune(
             save_weights(new / WEIGHTS, pruned.state_dict())
         (new / CARD).write_text(_card(description, removed), encoding="utf-8")
 
-    place(folder, fill)
+    atomic_replace(folder, fill)
     return {"folder": str(folder), "layers": list(layers), "removed": removed, **measured, "weights": weights, "full_depth_weights": whole}
 
 
