@@ -10,6 +10,7 @@ from torch import Tensor
 from rl_skip.compare.book import RouteBook
 from rl_skip.compare.curves import Curve, Point
 from rl_skip.compare.result import ANOTHER_ROW, BEST_FIXED, FULL_DEPTH, ORACLE, POLICY, RANDOM, RoutesTaken
+from rl_skip.dial import price_grid
 from rl_skip.errors import UserError
 from rl_skip.evaluation import Evaluation, evaluate, random_routes, searched_routes
 from rl_skip.export import SkipModel
@@ -17,7 +18,6 @@ from rl_skip.tasks import Examples, Split, Task
 
 __all__ = ["AtBudget", "Measurement", "Rows", "measure", "policy_curve", "price_label"]
 
-GRID_POINTS = 17
 ORACLE_PRICES = tuple(10.0 ** (k / 4) for k in range(-12, 3))
 """0.001 to 3.2, at which the oracle's curve is drawn."""
 RANDOM_DRAWS = 4
@@ -141,8 +141,8 @@ def _prices(model: SkipModel) -> list[float]:
     """Those of the table and others over its range; none for a policy that was trained for one price."""
     if not model.table.points:
         return []
-    low, high = model.rules.layout.price_low, model.rules.layout.price_high
-    return [*(point.price for point in model.table.points), *(low * (high / low) ** (k / (GRID_POINTS - 1)) for k in range(GRID_POINTS))]
+    layout = model.rules.layout
+    return [*(point.price for point in model.table.points), *price_grid(layout.price_low, layout.price_high)]
 
 
 def _price_for(model: SkipModel, budget: float) -> float:
