@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from agents.calibration import SETTLING_ROWS
 from agents.learner import Learner
 from agents.rival import BATCH, Rival, Routed, Setting, Unsuited, batch_metrics
+from rl_skip.core.batches import deployed, in_batches
 from rl_skip.costs import count_flops, counting
 from rl_skip.gated import HeadedStack
 from rl_skip.inputs import Inputs, row_count
 from rl_skip.routing import Walk
 from rl_skip.stack import Carry, LayerStack, ModuleStack
+from rl_skip.tasks import Examples
 
 __all__ = ["ExitHeads", "Exits", "entropy", "exit_sweep"]
 
@@ -99,8 +101,8 @@ class Exits(Rival):
     def __init__(self, learner: Learner) -> None:
         self.heads = ExitHeads(learner.stack)
         super().__init__(learner, self.heads)
-        with torch.no_grad():
-            self.heads.count(learner.stack.eval().begin(learner.validation.take(slice(0, 2)).inputs))
+        with deployed(learner.stack):
+            self.heads.count(learner.stack.begin(learner.validation.take(slice(0, 2)).inputs))
         self.thresholds: list[float] = []
 
     def update(self, update: int) -> dict[str, Tensor]:
@@ -124,20 +126,21 @@ class Exits(Rival):
         everything = learner.full_route.expand(len(batch), -1)
         return batch_metrics(loss, task.accuracy(outputs, batch.labels), compute, everything) | told
 
-    @torch.no_grad()
     def settle(self) -> None:
         """Chooses thresholds: quantiles of the entropies of all heads on validation data, and those of no row and of every row."""
         stack, validation = self.learner.stack, self.learner.validation.some(SETTLING_ROWS)
-        stack.eval()
-        self.heads.eval()
-        seen: list[Tensor] = []
-        for start in range(0, len(validation), BATCH):
-            carry = stack.begin(validation.take(slice(start, start + BATCH)).inputs)
+
+        def entropies(batch: Examples, _rows: Tensor) -> tuple[Tensor]:
+            carry = stack.begin(batch.inputs)
+            seen = []
             for i in range(stack.depth - 1):
                 stack.run(i, carry, None)
                 seen.append(entropy(self.heads.ask(i, carry.hidden, carry.mask)))
+            return (torch.stack(seen, dim=1),)
+
+        (seen,) = in_batches(entropies, validation, BATCH, stack, self.heads)  # (N, L - 1)
         shares = torch.linspace(0, 1, THRESHOLDS - 2, dtype=torch.float64)
-        quantiles = torch.cat(seen).double().cpu().quantile(shares).tolist()
+        quantiles = seen.flatten().double().quantile(shares).tolist()
         self.thresholds = sorted({0.0, *(float(f"{quantile:.4g}") for quantile in quantiles), float("inf")})
 
     def run(self, threshold: float, inputs: Inputs) -> Routed:

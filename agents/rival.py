@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from agents.learner import Learner
 from rl_skip.compare.curves import Curve, Point, save_curve
+from rl_skip.core.batches import deployed, in_batches
 from rl_skip.errors import UserError
 from rl_skip.evaluation import Evaluation, seconds_per_batch
 from rl_skip.inputs import Inputs
@@ -114,21 +115,15 @@ class Rival:
         self.optimizer.step()
         return {"train/grad_norm": norm, "train/learning_rate": rate}
 
-    @torch.no_grad()
     def measure(self, examples: Examples, setting: Setting | None = None) -> Evaluation:
         """Runs all examples in evaluation mode; in the typical way unless another is named."""
         run, task = (setting or self.typical()).run, self.learner.task
-        training = self.learner.stack.training
-        self.learner.stack.eval()
-        self.extra.eval()
-        parts: list[tuple[Tensor, ...]] = []
-        for start in range(0, len(examples), BATCH):
-            batch = examples.take(slice(start, start + BATCH))
+
+        def measured(batch: Examples, _rows: Tensor) -> tuple[Tensor, ...]:
             found = run(batch.inputs)
-            parts.append((found.route, task.accuracy(found.outputs, batch.labels), found.compute, task.prediction(found.outputs)))
-        self.learner.stack.train(training)
-        self.extra.train(training)
-        return Evaluation(0.0, *(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
+            return found.route, task.accuracy(found.outputs, batch.labels), found.compute, task.prediction(found.outputs)
+
+        return Evaluation(0.0, *in_batches(measured, examples, BATCH, self.learner.stack, self.extra))
 
     def state_dict(self) -> dict[str, Any]:
         """What the rival needs beside the learner to go on."""
@@ -174,13 +169,11 @@ def _point(rival: Rival) -> Callable[[Setting, Evaluation], Point]:
     return lambda setting, found: Point(setting.label, None, budget, found.correct, found.compute_by_row, found.route if rival.routed else None)
 
 
-@torch.no_grad()
 def _milliseconds(rival: Rival, settings: list[Setting]) -> list[float]:
-    rival.learner.stack.eval()
-    rival.extra.eval()
     inputs = rival.learner.validation.take(slice(0, TIMED_ROWS)).inputs
     calls: dict[str, Callable[[], object]] = {one.label: lambda run=one.run: run(inputs) for one in settings}  # type: ignore[misc]
-    taken = seconds_per_batch(calls, rival.learner.device)
+    with deployed(rival.learner.stack, rival.extra):
+        taken = seconds_per_batch(calls, rival.learner.device)
     return [1000 * taken[one.label] for one in settings]
 
 

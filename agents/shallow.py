@@ -6,6 +6,7 @@ from torch import Tensor
 from agents.learner import Learner
 from agents.report import SEARCH_ROWS
 from agents.rival import Rival, Routed, Setting, Unsuited
+from rl_skip.core.batches import deployed
 from rl_skip.inputs import Inputs
 
 __all__ = ["Shallow"]
@@ -31,13 +32,12 @@ class Shallow(Rival):
         learner.warmup_updates = 0
         self.layers = self._affordable()
 
-    @torch.no_grad()
     def _affordable(self) -> int:
         """The largest number of layers within the budget on validation data, at least 1."""
         learner = self.learner
-        learner.stack.eval()
-        carry = learner.stack.begin(learner.validation.some(SEARCH_ROWS).inputs)
-        spent = torch.stack([learner.stack.run(i, carry, None).float().mean() for i in range(learner.stack.depth)]).cumsum(dim=0)  # (L,)
+        with deployed(learner.stack):
+            carry = learner.stack.begin(learner.validation.some(SEARCH_ROWS).inputs)
+            spent = torch.stack([learner.stack.run(i, carry, None).float().mean() for i in range(learner.stack.depth)]).cumsum(dim=0)  # (L,)
         return max(int((spent <= self.budget + SLACK).sum()), 1)
 
     def update(self, update: int) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from rl_skip.compare.result import Comparison
 from rl_skip.compare.text import terminal
 from rl_skip.core.devices import pick_device
 from rl_skip.errors import UserError
-from rl_skip.evaluation import evaluate
+from rl_skip.evaluation import beside_full_depth
 from rl_skip.export import MODEL, copy_export, load, load_policy, read_description
 from rl_skip.fields import Fields
 from rl_skip.generate import generate
@@ -152,9 +152,7 @@ def _eval(arguments: argparse.Namespace) -> Report:
         model.price = found.price
         promise = {"guarantee": found.tolerance, "guarantee_price": found.price, "guarantee_rows": found.rows}
     examples = task.load(split).to(device)
-    measured = evaluate(model.stack, model.policy, task, examples, price=model.price, batch_size=arguments.batch_size)
-    everything = torch.ones(model.stack.depth, dtype=torch.bool)
-    full_depth = evaluate(model.stack, None, task, examples, route=everything, batch_size=arguments.batch_size)
+    measured, full_depth = beside_full_depth(model.stack, model.policy, task, examples, price=model.price, batch_size=arguments.batch_size)
     return {
         "accuracy": measured.accuracy,
         "compute": measured.compute,

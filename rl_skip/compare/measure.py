@@ -10,9 +10,10 @@ from torch import Tensor
 from rl_skip.compare.book import RouteBook
 from rl_skip.compare.curves import Curve, Point
 from rl_skip.compare.result import ANOTHER_ROW, BEST_FIXED, FULL_DEPTH, ORACLE, POLICY, RANDOM, RoutesTaken
+from rl_skip.core.random_routes import random_routes_at
 from rl_skip.dial import price_grid
 from rl_skip.errors import UserError
-from rl_skip.evaluation import Evaluation, evaluate, random_routes, searched_routes
+from rl_skip.evaluation import Evaluation, evaluate, searched_routes
 from rl_skip.export import SkipModel
 from rl_skip.tasks import Examples, Split, Task
 
@@ -206,13 +207,13 @@ def _random_rows(model: SkipModel, full: float) -> Callable[[RouteBook, Evaluati
     def drawn(book: RouteBook, target: float) -> tuple[Tensor, Tensor]:
         found = []
         for seed in range(RANDOM_DRAWS):
-            route = random_routes(len(book.examples), model.stack, target, full=full, allow_exit=model.rules.allow_exit, seed=seed)
+            route = random_routes_at(target, len(book.examples), model.stack.layer_costs, model.rules, full=full, seed=seed)
             found.append(book.follow(route))
         correct, compute = (torch.stack(part).mean(dim=0) for part in zip(*found, strict=True))
         return correct, compute
 
     def run(book: RouteBook, policy: Evaluation) -> tuple[Tensor, Tensor]:
-        missed = policy.compute - float(drawn(book, policy.compute)[1].double().mean())  # layers may differ in what they cost
+        missed = policy.compute - float(drawn(book, policy.compute)[1].double().mean())  # rows may differ in what their layers and gates cost
         return drawn(book, policy.compute + missed)
 
     return run
