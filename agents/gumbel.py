@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from agents.calibration import SETTLING_ROWS, leaning_within
 from agents.learner import Learner
 from agents.rival import Rival, Setting, batch_metrics
+from rl_skip.core.batches import deployed
 from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
 from rl_skip.costs import linear_flops
 from rl_skip.inputs import Inputs, row_count
@@ -179,11 +180,10 @@ class Gumbel(Rival):
         self.gates, self.config = gates, config
 
     @staticmethod
-    @torch.no_grad()
     def _has_memory(learner: Learner) -> bool:
-        learner.stack.eval()
-        carry = learner.stack.begin(learner.validation.take(slice(0, 1)).inputs)
-        return learner.stack.memory(carry, None) is not None
+        with deployed(learner.stack):
+            carry = learner.stack.begin(learner.validation.take(slice(0, 1)).inputs)
+            return learner.stack.memory(carry, None) is not None
 
     def update(self, update: int) -> dict[str, Tensor]:
         """One update of network and gates."""
