@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from envs.core import Price, Score, SkipCore
+from rl_skip.core.devices import pick_device
 from rl_skip.errors import UserError
 from rl_skip.export import SkipModel
 from rl_skip.gated import BodyName
@@ -144,10 +145,7 @@ class EnvOptions:
         if self.device is None:
             first = next(stack.parameters(), None)
             return torch.device("cpu") if first is None else first.device
-        try:
-            return torch.empty(0, device=self.device).device
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"the device {self.device!s} cannot be used ({str(error).splitlines()[0]}); set device") from None
+        return pick_device(self.device)
 
 
 def _task_of(examples: Examples) -> Task:

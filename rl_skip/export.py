@@ -1,38 +1,37 @@
 """The exported policy: a folder of safetensors and JSON that runs without anything that trained it."""
 
 import inspect
-import math
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rl_skip.card import model_card
+from rl_skip.core.files import atomic_replace
+from rl_skip.core.routing import Rollout, routed_forward
 from rl_skip.description import Description
-from rl_skip.dial import PriceTable
+from rl_skip.dial import Dial, PriceTable, checked_price
 from rl_skip.errors import UserError
 from rl_skip.gated import GatedStack
 from rl_skip.inputs import Inputs
 from rl_skip.network import network_from_json
 from rl_skip.policy import JumpPolicy, JumpRules
-from rl_skip.routing import Rollout, sweep
 from rl_skip.skip_layer import SkipLayer
 from rl_skip.stack import LayerStack
 from rl_skip.weights import build, read_weights, save_weights
 
-__all__ = ["DESCRIPTION", "FILES", "SkipModel", "checked_price", "copy_export", "load", "load_policy", "place", "read_description", "save"]
+__all__ = ["DESCRIPTION", "FILES", "SkipModel", "copy_export", "load", "load_policy", "read_description", "save"]
 
 RIGHT_NETWORK = "the policy goes with the network that it was trained on"
 DESCRIPTION, POLICY, MODEL, CARD = FILES = ("policy.json", "policy.safetensors", "model.safetensors", "README.md")
 COST_TOLERANCE = 1e-4
 
 
-class SkipModel(nn.Module):
+class SkipModel(Dial, nn.Module):
     """A stack that runs under its policy: inputs → outputs, each row on its own route, the likeliest jump taken.
 
     Example:
@@ -58,43 +57,11 @@ class SkipModel(nn.Module):
         """What the policy may do and see."""
         return self.policy.rules
 
-    @property
-    def price(self) -> float:
-        """What the policy is told a unit of compute costs. Higher skips more."""
-        return self._price
-
-    @price.setter
-    def price(self, price: float) -> None:
-        self._price = checked_price(price)
-
-    @property
-    def budget(self) -> float | None:
-        """The mean compute that the price led to on validation data; None without a table. Set it, and the price follows.
-
-        Setting raises `UserError` for a budget outside (0, 1] or below the smallest compute of the table.
-        """
-        return self.table.compute_for(self.price)
-
-    @budget.setter
-    def budget(self, budget: float) -> None:
-        self.price = self.table.price_for(budget)
-
     def forward(self, inputs: Inputs) -> Tensor:
-        rollout = sweep(self.stack, self.policy, inputs, price=self.price)
+        rollout = routed_forward(self.stack, self.policy, inputs, price=self.price)
         kept = {field.name: getattr(rollout, field.name).detach() for field in fields(rollout)}
         self.last = Rollout(**{**kept, "outputs": rollout.outputs.new_empty(0)})
         return rollout.outputs
-
-
-def checked_price(price: float) -> float:
-    """The price, if it is one: finite and at least 0.
-
-    Raises:
-        UserError: if it is not.
-    """
-    if not (math.isfinite(price) and price >= 0):
-        raise UserError(f"a price is a finite number of at least 0, got {price}; set --price, or price=")
-    return float(price)
 
 
 def save(
@@ -149,7 +116,7 @@ def save(
             save_weights(new / MODEL, _network_state(stack))
         (new / CARD).write_text(model_card(description, weights), encoding="utf-8")
 
-    place(Path(folder), fill, overwrite=overwrite)
+    _place(Path(folder), fill, overwrite)
 
 
 def copy_export(source: Path, folder: Path, *, overwrite: bool = False) -> None:
@@ -165,28 +132,14 @@ def copy_export(source: Path, folder: Path, *, overwrite: bool = False) -> None:
             if (source / name).is_file():
                 shutil.copyfile(source / name, new / name)
 
-    place(folder, fill, overwrite=overwrite)
+    _place(folder, fill, overwrite)
 
 
-def place(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
-    """Makes a folder beside its place, lets `fill` write into it, and renames it into place.
-
-    Raises:
-        UserError: if something is in its place that may not be overwritten.
-    """
-    if folder.is_symlink() or folder.exists():
-        if not overwrite:
-            raise UserError(f"{folder} exists and is left as it is; name another folder, or overwrite it with overwrite=True")
-        if not (folder / DESCRIPTION).is_file():
-            raise UserError(f"{folder} is not an exported policy, so it is not overwritten; name another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
-        new, old = Path(staging, "new"), Path(staging, "old")
-        new.mkdir()
-        fill(new)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+def _place(folder: Path, fill: Callable[[Path], None], overwrite: bool) -> None:
+    """Makes the folder; of all that may be in its place, an export alone is overwritten."""
+    if overwrite and (folder.is_symlink() or folder.exists()) and not (folder / DESCRIPTION).is_file():
+        raise UserError(f"{folder} is not an exported policy, so it is not overwritten; name another folder")
+    atomic_replace(folder, fill, overwrite=overwrite)
 
 
 def read_description(folder: Path | str) -> Description:

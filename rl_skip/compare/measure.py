@@ -13,6 +13,7 @@ from rl_skip.compare.measured import BASELINES, Bench, MeasuredBaseline, measure
 from rl_skip.compare.result import BEST_FIXED, POLICY, RoutesTaken
 from rl_skip.compare.rows import Rows
 from rl_skip.compare.style import BLUE
+from rl_skip.dial import price_grid
 from rl_skip.errors import UserError
 from rl_skip.evaluation import Evaluation, evaluate
 from rl_skip.export import SkipModel
@@ -21,7 +22,6 @@ from rl_skip.tasks import Task
 __all__ = ["AtBudget", "Measurement", "measure", "policy_curve"]
 
 THE_POLICY = BaselineRecord(POLICY, "policy", about="as exported, and with its dial turned to each budget", colour=BLUE, marker="o", line="-")
-GRID_POINTS = 17
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def _prices(model: SkipModel) -> list[float]:
     """Those of the table and others over its range; none for a policy that was trained for one price."""
     if not model.table.points:
         return []
-    low, high = model.rules.layout.price_low, model.rules.layout.price_high
-    return [*(point.price for point in model.table.points), *(low * (high / low) ** (k / (GRID_POINTS - 1)) for k in range(GRID_POINTS))]
+    layout = model.rules.layout
+    return [*(point.price for point in model.table.points), *price_grid(layout.price_low, layout.price_high)]
 
 
 def _price_for(model: SkipModel, budget: float) -> float:

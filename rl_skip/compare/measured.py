@@ -13,19 +13,20 @@ from rl_skip.compare.result import BEST_FIXED, FULL_DEPTH, ORACLE, RANDOM, SHUFF
 from rl_skip.compare.rows import Rows
 from rl_skip.compare.style import GREEN, GREY, INK, ORANGE, PURPLE
 from rl_skip.core.plugins import Registry
+from rl_skip.core.random_routes import random_routes_at
+from rl_skip.core.routing import Router
 from rl_skip.errors import UserError
-from rl_skip.evaluation import Evaluation, random_routes, searched_routes
+from rl_skip.evaluation import Evaluation, evaluate, searched_routes
 from rl_skip.export import SkipModel
-from rl_skip.inputs import by_length
+from rl_skip.policy import JumpPolicy
 from rl_skip.stack import LayerStack
-from rl_skip.tasks import Examples, Task
+from rl_skip.tasks import Task
 
 __all__ = ["BASELINES", "Bench", "MeasuredBaseline", "measured_curve"]
 
 ORACLE_PRICES = tuple(10.0 ** (k / 4) for k in range(-12, 3))
 """0.001 to 3.2, at which the oracle's curve is drawn."""
 RANDOM_DRAWS = 4
-BATCH = 256
 SEARCH_ROWS = 500
 """Validation rows of the beam search, where not all routes can be tried."""
 
@@ -50,8 +51,8 @@ class Bench:
         return self.model.stack
 
 
-Way = Tensor | Callable[[Examples], tuple[Tensor, Tensor]]
-"""A way to run the network: a route (L,) for all rows, or a function examples → score and compute of each row, (B,) both."""
+Way = Router | JumpPolicy | Tensor
+"""A way to run the network: a router, a policy whose likeliest jump is taken, or a route (L,) bool for all rows."""
 Points = tuple[tuple[Point, ...], tuple[Point, ...]]
 """On validation and on test rows, the same in the same order."""
 
@@ -101,18 +102,8 @@ def measured_curve(baseline: MeasuredBaseline, bench: Bench, seed: int) -> Curve
 def _point(label: str, way: Way, book: RouteBook) -> Point:
     if isinstance(way, Tensor):
         return Point(label, None, None, *book.follow(way), way.expand(len(book.examples), -1))
-    book.stack.eval()
-    order = by_length(book.examples.inputs)  # rows of like length run together
-    parts: list[tuple[Tensor, Tensor]] = []
-    for rows in order.split(BATCH):
-        with torch.no_grad():
-            score, compute = way(book.examples.take(rows.to(book.examples.labels.device)))
-        if not score.shape == compute.shape == rows.shape:
-            got = f"{tuple(score.shape)} and {tuple(compute.shape)}"
-            raise UserError(f"score and compute of a baseline must be ({len(rows)},) for {len(rows)} rows, got {got} for {label!r}")
-        parts.append((score.float().cpu(), compute.float().cpu()))
-    score, compute = (torch.cat(part)[order.argsort()] for part in zip(*parts, strict=True))
-    return Point(label, None, None, score, compute)
+    found = evaluate(book.stack, way, book.task, book.examples)
+    return Point(label, None, None, found.correct, found.compute_by_row, found.route)
 
 
 # ------------------------------------------------------------------------------------------------------- on fixed routes
@@ -192,13 +183,13 @@ def _random(bench: Bench) -> Points:
     def drawn(book: RouteBook, target: float) -> tuple[Tensor, Tensor]:
         found = []
         for seed in range(RANDOM_DRAWS):
-            route = random_routes(len(book.examples), bench.stack, target, full=full, allow_exit=bench.model.rules.allow_exit, seed=seed)
+            route = random_routes_at(target, len(book.examples), bench.stack.layer_costs, bench.model.rules, full=full, seed=seed)
             found.append(book.follow(route))
         correct, compute = (torch.stack(part).mean(dim=0) for part in zip(*found, strict=True))
         return correct, compute
 
     def run(book: RouteBook, policy: Evaluation) -> tuple[Tensor, Tensor]:
-        missed = policy.compute - float(drawn(book, policy.compute)[1].double().mean())  # layers may differ in what they cost
+        missed = policy.compute - float(drawn(book, policy.compute)[1].double().mean())  # rows may differ in what their layers and gates cost
         return drawn(book, policy.compute + missed)
 
     return _beside_policy(bench, run)
@@ -246,7 +237,7 @@ BASELINES.register(
         BaselineRecord(
             ORACLE,
             "oracle",
-            about="for each row the best of all its routes, chosen by somebody who knows the label: a bound, not a goal",
+            about="for each row the best of all its routes at the policy's price, chosen by somebody who knows the label: a bound, not a goal",
             control=True,
             colour=GREEN,
             marker="^",

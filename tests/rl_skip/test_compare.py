@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rl_skip import JumpPolicy, JumpRules, LayerStack, ObservationLayout, sweep
+from rl_skip import JumpPolicy, JumpRules, LayerStack, ObservationLayout
 from rl_skip.compare import book
 from rl_skip.compare.baseline import BaselineRecord
 from rl_skip.compare.book import RouteBook
@@ -17,6 +17,7 @@ from rl_skip.compare.measure import Measurement, measure
 from rl_skip.compare.measured import Bench, MeasuredBaseline
 from rl_skip.compare.result import BEST_FIXED, FULL_DEPTH, ORACLE, POLICY, RANDOM, SHUFFLED, Comparison
 from rl_skip.compare.rows import Rows
+from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
 from rl_skip.dial import PriceTable
 from rl_skip.errors import UserError
 from rl_skip.evaluation import evaluate
@@ -163,16 +164,17 @@ def test_a_baseline_that_is_better_on_few_rows_is_not_called_better() -> None:
     assert close.verdict.use == "fixed"
 
 
+class AsKindsAsk(Router):
+    """Three layers for each row, those that its kind needs, without asking anybody."""
+
+    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
+        kind = state.hidden(rows)[0][:, 1].long()
+        return Decision(1 + kind if i == 0 else torch.full_like(rows, DEPTH - 1 if i < DEPTH - 1 else DEPTH))
+
+
 def as_kinds_ask(bench: Bench) -> dict[str, Any]:
-    """Three layers for each row, those that its kind needs, without asking anybody; and layers 0 and 3 alone."""
-
-    def asked(examples: Examples) -> tuple[Tensor, Tensor]:
-        kind = examples.inputs[:, 1].long()
-        routes = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 1]]).bool()[kind]
-        outputs = sweep(bench.stack, None, examples.inputs, route=routes).outputs
-        return bench.task.accuracy(outputs, examples.labels), routes.float().mean(dim=1)
-
-    return {"as asked": asked, "ends": torch.tensor([True, False, False, True])}
+    """And layers 0 and 3 alone."""
+    return {"as asked": AsKindsAsk(), "ends": torch.tensor([True, False, False, True])}
 
 
 def test_a_baseline_of_ones_own_is_measured_listed_and_named_by_the_verdict() -> None:
@@ -187,9 +189,7 @@ def test_a_baseline_of_ones_own_is_measured_listed_and_named_by_the_verdict() ->
 
 def test_a_baseline_of_ones_own_that_is_none_is_told_in_one_line() -> None:
     record = BaselineRecord("mine", "mine")
-    few = {"few": lambda examples: (torch.ones(3), torch.ones(3))}
     for wrong, said in (
-        (MeasuredBaseline(record, lambda bench: few), r"must be \(60,\) for 60 rows, got \(3,\) and \(3,\) for 'few'"),
         (MeasuredBaseline(record, lambda bench: {}), "gave no way to run"),
         (MeasuredBaseline(BaselineRecord("mine", "mine", control=True), as_kinds_ask), "for each of the policy's prices"),
         (MeasuredBaseline(BaselineRecord(ORACLE, "mine"), as_kinds_ask), "there is a baseline 'oracle' already"),
@@ -233,8 +233,8 @@ def small() -> tuple[SkipModel, Task, Examples]:
     for parameter in stack.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     policy = JumpPolicy(JumpRules.reaching(ObservationLayout(16, 5))).eval()
-    nn.init.normal_(policy.leave.weight)
-    nn.init.normal_(policy.enter.weight)
+    nn.init.normal_(policy.fc_out.weight)
+    nn.init.normal_(policy.fc_in.weight)
     return SkipModel(stack, policy, price=0.1), task, task.load("validation").take(slice(0, 24))
 
 
@@ -257,7 +257,7 @@ def test_another_rows_eyes_equal_a_loop_over_all_pairs(
         for i in range(len(few)):
             others = [j for j in range(len(few)) if j != i]
             inputs = few.inputs[i].expand(len(others), -1, -1)
-            rollout = sweep(model.stack, None, inputs, route=policy.route[others])
+            rollout = routed_forward(model.stack, policy.route[others], inputs)
             right = (rollout.outputs.argmax(dim=1) == few.labels[i]).double().mean()
             assert float(correct[i]) == pytest.approx(float(right), abs=1e-6)
             assert float(compute[i]) == pytest.approx(float(rollout.compute.double().mean() + decisions), abs=1e-6)
@@ -273,7 +273,7 @@ def test_rows_that_follow_routes_equal_a_sweep_of_one_row_at_a_time(
     routes[:, 0] = routes[:, -1] = True
     correct, compute = RouteBook(model.stack, task, few, allow_exit=False).follow(routes)
     for i in range(len(few)):
-        alone = sweep(model.stack, None, few.inputs[i : i + 1], route=routes[i])
+        alone = routed_forward(model.stack, routes[i], few.inputs[i : i + 1])
         assert bool(correct[i]) == (int(alone.outputs.argmax()) == int(few.labels[i]))
         assert float(compute[i]) == pytest.approx(float(alone.compute), abs=1e-6)
 
