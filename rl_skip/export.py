@@ -2,7 +2,7 @@
 
 import inspect
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.card import model_card
+from rl_skip.core.features import Feature
 from rl_skip.core.files import atomic_replace
+from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routing import Rollout, routed_forward
 from rl_skip.description import Description
 from rl_skip.dial import Dial, PriceTable, checked_price
@@ -74,6 +76,7 @@ def save(
     price: float | None = None,
     price_table: PriceTable | Iterable[tuple[float, float, float]] = (),
     trained_on: dict[str, Any] | None = None,
+    reward: Reward = LINEAR,
     overwrite: bool = False,
 ) -> None:
     """Writes an export, all of it or nothing.
@@ -87,6 +90,7 @@ def save(
         price: the operating price, chosen on validation data; that of the `SkipLayer` by default.
         price_table: measured (price, compute, accuracy) on validation data; dominated points are dropped.
         trained_on: task, rows, seed, agent and whatever else is worth knowing; plain JSON.
+        reward: what the policy was rewarded for; its formula stands in the model card.
         overwrite: replaces an export that exists.
 
     Raises:
@@ -106,6 +110,7 @@ def save(
         price=checked_price(price),
         table=price_table if isinstance(price_table, PriceTable) else PriceTable.monotone(price_table),
         trained_on=trained_on or {},
+        reward=reward.formula,
         network=_skip_layer_to_json(stack) if isinstance(stack, SkipLayer) else network or stack.described(),
     )
 
@@ -119,13 +124,17 @@ def save(
     _place(Path(folder), fill, overwrite)
 
 
-def copy_export(source: Path, folder: Path, *, overwrite: bool = False) -> None:
-    """Copies an export after checking all of it that can be checked without its maker's code."""
-    description = read_description(source)
+def copy_export(source: Path, folder: Path, *, features: Sequence[Feature] = (), overwrite: bool = False) -> None:
+    """Copies an export after checking all of it that can be checked without its maker's code.
+
+    Args:
+        features: those of one's own that the policy sees.
+    """
+    description = read_description(source, features)
     if description.network is None or description.attached:
-        load_policy(source)
+        load_policy(source, features)
     else:
-        load(source)
+        load(source, features=features)
 
     def fill(new: Path) -> None:
         for name in FILES:
@@ -142,24 +151,24 @@ def _place(folder: Path, fill: Callable[[Path], None], overwrite: bool) -> None:
     atomic_replace(folder, fill, overwrite=overwrite)
 
 
-def read_description(folder: Path | str) -> Description:
-    """What an exported policy is.
+def read_description(folder: Path | str, features: Sequence[Feature] = ()) -> Description:
+    """What an exported policy is; `features` are those of one's own that it may see.
 
     Raises:
         UserError: if the folder is none, or a field of its `policy.json` is missing or wrong.
     """
     if not Path(folder).is_dir():
         raise UserError(f"there is no folder {folder}; name an exported policy, the folder with a {DESCRIPTION}")
-    return Description.read(Path(folder, DESCRIPTION))
+    return Description.read(Path(folder, DESCRIPTION), features)
 
 
-def load_policy(folder: Path | str) -> JumpPolicy:
-    """The exported policy alone, in evaluation mode.
+def load_policy(folder: Path | str, features: Sequence[Feature] = ()) -> JumpPolicy:
+    """The exported policy alone, in evaluation mode; `features` are those of one's own that it may see.
 
     Raises:
         UserError: if a file is missing, a field is wrong, or the weights do not fit.
     """
-    rules = read_description(folder).rules
+    rules = read_description(folder, features).rules
     return build(Path(folder, POLICY), lambda: JumpPolicy(replace(rules)), DESCRIPTION)  # a copy, whose cached masks are on its own device
 
 
@@ -169,6 +178,7 @@ def load(
     *,
     price: float | None = None,
     budget: float | None = None,
+    features: Sequence[Feature] = (),
     device: torch.device | str = "cpu",
 ) -> SkipModel:
     """An exported policy with its network, in evaluation mode.
@@ -178,6 +188,7 @@ def load(
         stack: the network, for an export that does not describe it; takes the exported weights where there are any.
         price: what the policy is told a unit of compute costs; the export's own by default.
         budget: the mean compute allowed, in (0, 1], in place of the price.
+        features: those of one's own that the policy sees; registered ones need not be named.
         device: where to run.
 
     Raises:
@@ -185,7 +196,7 @@ def load(
     """
     if price is not None and budget is not None:
         raise UserError("a price and a budget exclude each other; set one of --price and --budget")
-    description, policy, file = read_description(folder), load_policy(folder), Path(folder, MODEL)
+    description, policy, file = read_description(folder, features), load_policy(folder, features), Path(folder, MODEL)
     if stack is None:
         stack = _build_network(description, file)
     else:
