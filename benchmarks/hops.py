@@ -37,8 +37,8 @@ class Found:
     """mean(k) / L."""
     fixed: float
     """Accuracy of the best fixed route within the policy's compute."""
-    eyes: float
-    """Accuracy of the policy when every row is shown to it as another row."""
+    shuffled: float
+    """Accuracy of the policy where every row follows the route chosen for another row."""
     layers: list[float]
     """Layers run by rows of each k, in the mean."""
     right: list[float]
@@ -54,7 +54,7 @@ def measured(run: Path) -> Found:
     exits = model.rules.allow_exit
     route = best_fixed_route(model.stack, task, validation, max_compute=policy.compute, allow_exit=exits)
     fixed = evaluate(model.stack, route, task, test)
-    eyes, _ = RouteBook(model.stack, task, test, allow_exit=exits).another_rows_eyes(policy)
+    shuffled, _ = RouteBook(model.stack, task, test, allow_exit=exits).shuffled_routes(policy)
     needed, run_by_row = task.needed(test), policy.route.sum(dim=1).double()
     kinds = [needed == k for k in needed.unique()]
     return Found(
@@ -64,7 +64,7 @@ def measured(run: Path) -> Found:
         compute=policy.compute,
         needed=float(needed.double().mean()) / model.stack.depth,
         fixed=fixed.accuracy,
-        eyes=float(eyes.mean()),
+        shuffled=float(shuffled.mean()),
         layers=[float(run_by_row[kind].mean()) for kind in kinds],
         right=[float(policy.correct[kind].mean()) for kind in kinds],
     )
@@ -88,7 +88,7 @@ def main() -> None:
     print("| run | seconds | accuracy | compute | mean(k) / L | best fixed route | shuffled-routes control |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for one in found:
-        print(f"| {one.name} | {one.seconds:.0f} | {one.accuracy:.1%} | {one.compute:.3f} | {one.needed:.3f} | {one.fixed:.1%} | {one.eyes:.1%} |")
+        print(f"| {one.name} | {one.seconds:.0f} | {one.accuracy:.1%} | {one.compute:.3f} | {one.needed:.3f} | {one.fixed:.1%} | {one.shuffled:.1%} |")
     print("\nLayers run by rows of each k, and how many of them are right:\n")
     print("| run | " + " | ".join(f"k = {k + 1}" for k in range(len(found[0].layers))) + " |")
     print("| --- | " + " | ".join("---:" for _ in found[0].layers) + " |")

@@ -180,7 +180,8 @@ def _eval(arguments: argparse.Namespace) -> Report:
         model.price = found.price
         promise = {"guarantee": found.tolerance, "guarantee_price": found.price, "guarantee_rows": found.rows}
     examples = task.load(split).to(device)
-    measured, full_depth = beside_full_depth(model.stack, model.policy, task, examples, price=model.price, batch_size=arguments.batch_size)
+    options = {"price": model.price, "reward": read_run(arguments.run).reward, "batch_size": arguments.batch_size}
+    measured, full_depth = beside_full_depth(model.stack, model.policy, task, examples, **options)
     return {
         "accuracy": measured.accuracy,
         "compute": measured.compute,

@@ -48,12 +48,11 @@ class RouteBook:
         best = reward.total(self.correct, self.compute, price).argmax(dim=0, keepdim=True)  # (1, N)
         return self.correct.gather(0, best).squeeze(0), self.compute.gather(0, best).squeeze(0)
 
-    def another_rows_eyes(self, policy: Evaluation) -> tuple[Tensor, Tensor]:
-        """Score and compute, (N,) each, of the policy when every row is shown to it as another row.
+    def shuffled_routes(self, policy: Evaluation) -> tuple[Tensor, Tensor]:
+        """Score and compute, (N,) each, where every row follows the route that the policy chose for another row.
 
-        Row i then follows the route that the policy chose for row j, at whose every decision it saw row j; the mean over
-        all j other than i, of which there are at most 512, is what a random other row's eyes give in expectation. What
-        the decisions cost stays the mean of what the policy paid.
+        The mean over all other rows, of which there are at most 512, is what a random other row's route gives in
+        expectation. What the decisions cost stays the mean of what the policy paid.
         """
         N = len(policy.route)
         others = torch.randperm(N, generator=torch.Generator().manual_seed(0))[:OTHERS]

@@ -71,7 +71,7 @@ def compare(
     for folder, seed in zip(folders, seeds, strict=True):
         model, task = load_run(folder, data=data, device=device)
         part = Rows.load(task, device, rows)
-        found = measure(folder, seed, model, task, part, budgets, own)
+        found = measure(folder, seed, model, task, part, budgets, own, read_run(folder).reward)
         _check_together(found, measurements)
         measurements.append(found)
         curves, left_out = read_baselines([*baseline_folders(folder), *extra[folder]], read_run(folder).task, part, data, device)

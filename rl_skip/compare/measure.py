@@ -13,6 +13,7 @@ from rl_skip.compare.measured import BASELINES, Bench, MeasuredBaseline, measure
 from rl_skip.compare.result import BEST_FIXED, POLICY, RoutesTaken
 from rl_skip.compare.rows import Rows
 from rl_skip.compare.style import BLUE
+from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.dial import price_grid
 from rl_skip.errors import UserError
 from rl_skip.evaluation import Evaluation, evaluate
@@ -26,7 +27,7 @@ THE_POLICY = BaselineRecord(POLICY, "policy", about="as exported, and with its d
 
 @dataclass(frozen=True)
 class AtBudget:
-    """Where the dial stands for a budget, and what each test row earns there, as score − price · compute."""
+    """Where the dial stands for a budget, and what each test row earns there."""
 
     budget: float | None
     """None: as exported."""
@@ -57,7 +58,14 @@ class Measurement:
 
 
 def measure(
-    folder: Path, seed: int, model: SkipModel, task: Task, rows: Rows, budgets: Iterable[float], own: Iterable[MeasuredBaseline] = ()
+    folder: Path,
+    seed: int,
+    model: SkipModel,
+    task: Task,
+    rows: Rows,
+    budgets: Iterable[float],
+    own: Iterable[MeasuredBaseline] = (),
+    reward: Reward = LINEAR,
 ) -> Measurement:
     """Measures a run's policy, and beside it all bundled baselines that need no training.
 
@@ -65,6 +73,7 @@ def measure(
         rows: on the model's device.
         budgets: where the dial is turned to besides the price that the run was exported with.
         own: a person's own baselines, to be measured too.
+        reward: what the policy was rewarded for.
 
     Raises:
         UserError: if two baselines have the same name, or one gives no curve.
@@ -72,10 +81,10 @@ def measure(
     asked = [(None, model.price), *((budget, _price_for(model, budget)) for budget in (budgets if model.table.points else ()))]
     prices = sorted({*(price for _, price in asked), *_prices(model)}, reverse=True)
     validation, test = (
-        {price: evaluate(model.stack, model.policy, task, part, price=price) for price in prices} for part in rows.both()
+        {price: evaluate(model.stack, model.policy, task, part, price=price, reward=reward) for price in prices} for part in rows.both()
     )
     books = [RouteBook(model.stack, task, part, allow_exit=model.rules.allow_exit) for part in rows.both()]
-    bench = Bench(model, task, rows, (books[0], books[1]), (validation, test))
+    bench = Bench(model, task, rows, (books[0], books[1]), (validation, test), reward)
     curves = {POLICY: _policy_points((validation, test), seed, THE_POLICY)}
     for baseline in dict.fromkeys([*map(BASELINES.find, BASELINES.names()), *own]):
         if baseline.record.name in curves:
@@ -91,7 +100,7 @@ def measure(
         task=task,
         rows=rows,
         curves=curves,
-        operating=tuple(_at_budget(budget, price, test[price], curves[BEST_FIXED], books[1]) for budget, price in asked),
+        operating=tuple(_at_budget(budget, price, test[price], curves[BEST_FIXED], books[1], reward) for budget, price in asked),
         floor=task.floor(rows.validation.labels, rows.test.labels).cpu(),
         taken=RoutesTaken(
             exported.route, exported.prediction, exported.correct, exported.compute_by_row, task.class_of(rows.test.labels).cpu()
@@ -127,16 +136,15 @@ def _policy_points(found: Iterable[dict[float, Evaluation]], seed: int, record: 
     return Curve(record, seed, *points)
 
 
-def _at_budget(budget: float | None, price: float, policy: Evaluation, fixed: Curve, book: RouteBook) -> AtBudget:
-    best = max(range(len(fixed.validation)), key=lambda n: fixed.validation[n].accuracy - price * fixed.validation[n].mean_compute)
-    oracle = None
-    if book.routes is not None:
-        correct, compute = book.best_by_row(price)
-        oracle = correct - price * compute
+def _at_budget(budget: float | None, price: float, policy: Evaluation, fixed: Curve, book: RouteBook, reward: Reward) -> AtBudget:
+    def earned(point: Point) -> Tensor:
+        return reward.total(point.correct, point.compute, price)  # (N,)
+
+    best = max(range(len(fixed.validation)), key=lambda n: float(earned(fixed.validation[n]).double().mean()))
     return AtBudget(
         budget=budget,
         price=price,
-        policy=policy.correct - price * policy.compute_by_row,
-        fixed=fixed.test[best].correct - price * fixed.test[best].compute,
-        oracle=oracle,
+        policy=policy.reward_by_row().float(),
+        fixed=earned(fixed.test[best]),
+        oracle=None if book.routes is None else reward.total(*book.best_by_row(price, reward), price),
     )

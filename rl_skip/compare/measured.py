@@ -14,6 +14,7 @@ from rl_skip.compare.rows import Rows
 from rl_skip.compare.style import GREEN, GREY, INK, ORANGE, PURPLE
 from rl_skip.core.plugins import Registry
 from rl_skip.core.random_routes import random_routes_at
+from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routing import Router
 from rl_skip.errors import UserError
 from rl_skip.evaluation import Evaluation, evaluate, searched_routes
@@ -44,6 +45,8 @@ class Bench:
     """What routes earn, on validation and on test rows."""
     policy: tuple[dict[float, Evaluation], dict[float, Evaluation]]
     """What the policy did at each of its prices, on validation and on test rows."""
+    reward: Reward = LINEAR
+    """What the policy was rewarded for."""
 
     @property
     def stack(self) -> LayerStack:
@@ -196,7 +199,7 @@ def _random(bench: Bench) -> Points:
 
 
 def _shuffled(bench: Bench) -> Points:
-    return _beside_policy(bench, RouteBook.another_rows_eyes)
+    return _beside_policy(bench, RouteBook.shuffled_routes)
 
 
 def _oracle(bench: Bench) -> Points | None:
@@ -205,7 +208,7 @@ def _oracle(bench: Bench) -> Points | None:
     if book.routes is None:
         return None
     prices = sorted({*bench.policy[1], *ORACLE_PRICES}, reverse=True)
-    return (tuple(Point(price_label(price), price, None, *book.best_by_row(price)) for price in prices),) * 2
+    return (tuple(Point(price_label(price), price, None, *book.best_by_row(price, bench.reward)) for price in prices),) * 2
 
 
 BASELINES.register(

@@ -244,13 +244,13 @@ def alike(few: Examples) -> Rows:
 
 
 @pytest.mark.parametrize("deepest", [12, 1])
-def test_another_rows_eyes_equal_a_loop_over_all_pairs(
+def test_shuffled_routes_equal_a_loop_over_all_pairs(
     small: tuple[SkipModel, Task, Examples], monkeypatch: pytest.MonkeyPatch, deepest: int
 ) -> None:
     model, task, few = small
     monkeypatch.setattr(book, "EXHAUSTIVE_DEPTH", deepest)  # 1: nothing is looked up
     policy = evaluate(model.stack, model.policy, task, few, price=0.1)
-    correct, compute = RouteBook(model.stack, task, few, allow_exit=False).another_rows_eyes(policy)
+    correct, compute = RouteBook(model.stack, task, few, allow_exit=False).shuffled_routes(policy)
     assert policy.distinct_routes > 2
     decisions = (policy.compute_by_row - policy.route.double().mean(dim=1)).mean()
     with torch.no_grad():
