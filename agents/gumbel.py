@@ -147,19 +147,12 @@ class Gumbel(Rival):
     title = "Gumbel gates"
 
     def __init__(self, learner: Learner) -> None:
-        config, memory = learner.config.gumbel, self._has_memory(learner)
+        config, memory = learner.config.gumbel, learner.stack.has_memory
         with torch.random.fork_rng(devices=[]):  # so that the warm-up is that of a policy's run
             torch.manual_seed(learner.config.seed)
             gates = Gates(learner.stack, memory, config.gate_hidden, learner.rules.allow_exit)
         super().__init__(learner, gates)
         self.gates, self.config = gates, config
-
-    @staticmethod
-    @torch.no_grad()
-    def _has_memory(learner: Learner) -> bool:
-        learner.stack.eval()
-        carry = learner.stack.begin(learner.validation.take(slice(0, 1)).inputs)
-        return learner.stack.memory(carry, None) is not None
 
     def update(self, update: int) -> dict[str, Tensor]:
         """One update of network and gates."""

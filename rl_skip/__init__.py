@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from rl_skip.errors import UserError
+from rl_skip.kinds import BUILT, KINDS
 
 if TYPE_CHECKING:
     from rl_skip.attached import Handle, HuggingFaceStack, attach
@@ -48,6 +49,11 @@ _PARTS = {
     "tasks": ("Examples", "Split", "Task"),
 }
 """Where each name lives. It is imported when it is first asked for: a pruned network loads without policy and routing."""
+
+
+KINDS.register_lazily(BUILT, "rl_skip.network:NETWORK")
+KINDS.register_lazily("SkipLayer", "rl_skip.skip_layer:SKIP_LAYER")
+KINDS.register_lazily("attached", "rl_skip.attached.pretrained:ATTACHED")
 
 
 def __getattr__(name: str) -> object:
