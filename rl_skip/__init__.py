@@ -9,6 +9,7 @@ from rl_skip.kinds import BUILT, KINDS
 if TYPE_CHECKING:
     from rl_skip.attached import Handle, HuggingFaceStack, attach
     from rl_skip.export import SkipModel, load, load_policy, save
+    from rl_skip.network import NetworkConfig
     from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
     from rl_skip.routing import Rollout, sweep
     from rl_skip.skip_layer import SkipLayer
@@ -25,6 +26,7 @@ __all__ = [
     "JumpRules",
     "LayerStack",
     "ModuleStack",
+    "NetworkConfig",
     "ObservationLayout",
     "Rollout",
     "SkipLayer",
@@ -42,6 +44,7 @@ __all__ = [
 _PARTS = {
     "attached": ("Handle", "HuggingFaceStack", "attach"),
     "export": ("SkipModel", "load", "load_policy", "save"),
+    "network": ("NetworkConfig",),
     "policy": ("JumpPolicy", "JumpRules", "ObservationLayout"),
     "routing": ("Rollout", "sweep"),
     "skip_layer": ("SkipLayer",),
