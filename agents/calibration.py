@@ -57,7 +57,7 @@ def settle(learner: Learner, price: float, budget: float) -> None:
     policy cares: a leaning that is the same for every row, a · jump on the logits, takes up the difference, and leaves it
     to the policy which rows spend more than others. It becomes part of the last layer's bias.
     """
-    bias = learner.policy.leave.bias
+    bias = learner.policy.fc_out.bias
     trained, jumps = bias.clone(), torch.arange(len(bias), device=bias.device, dtype=bias.dtype)
     validation = learner.validation.some(SETTLING_ROWS)
 

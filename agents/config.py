@@ -82,9 +82,8 @@ class PriceConfig:
     """How far a steered price moves at each update, in its logarithm, per unit of compute in excess. More oscillates; 0.01 to 0.1."""
     budget_proportional: float = 0.5
     """How much a steered price answers the present excess at once. Some calms it; 0 to 2."""
-
-    budget_pull: float = 0.2
-    """What a row is charged for its squared distance from the budget. More brings every row nearer to it; 0 spends only what pays; 0 to 0.5."""
+    budget_penalty: float = 0.2
+    """What a row pays for its squared distance from the budget. More brings every row nearer to it; 0 spends only what pays; 0 to 0.5."""
 
     def __post_init__(self) -> None:
         if self.price is not None and self.budget is not None:
@@ -96,7 +95,7 @@ class PriceConfig:
         _positive("the price a budget starts from", self.budget_price, "--budget-price")
         _positive("budget_integral", self.budget_integral, "--budget-integral")
         _positive("budget_proportional", self.budget_proportional, "--budget-proportional", zero=True)
-        _positive("budget_pull", self.budget_pull, "--budget-pull", zero=True)
+        _positive("budget_penalty", self.budget_penalty, "--budget-penalty", zero=True)
         if self.price is not None:
             _positive("the price", self.price, "--price", zero=True)
         low, high = self.price_range

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from agents.config import TrainConfig
 from agents.known_depth import KnownDepth
 from agents.tuning import choose_parameters, merge_adapters
+from rl_skip.core.routing import routed_forward
 from rl_skip.inputs import lengths
 from rl_skip.policy import JumpPolicy, JumpRules
-from rl_skip.routing import sweep
 from rl_skip.stack import LayerStack
 from rl_skip.tasks import Examples, Split, Task
 
@@ -42,7 +42,7 @@ class Critic(nn.Module):
     def __init__(self, rules: JumpRules) -> None:
         super().__init__()
         self.body = JumpPolicy(rules)
-        self.body.leave = nn.Linear(rules.hidden, 1)
+        self.body.fc_out = nn.Linear(rules.hidden, 1)
         self.body.legal = torch.ones(rules.layout.depth, 1, dtype=torch.bool)
 
     def forward(self, observation: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class Learner:
 
     def full_depth_loss(self, batch: Examples) -> tuple[Tensor, Tensor]:
         """Mean loss at full depth, and accuracy, both scalars."""
-        outputs = sweep(self.stack, None, batch.inputs, route=self.full_route).outputs
+        outputs = routed_forward(self.stack, self.full_route, batch.inputs).outputs
         return self.task.loss(outputs, batch.labels).mean(), self.task.accuracy(outputs, batch.labels).mean()
 
     def network_loss(self, batch: Examples, route: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,12 +156,12 @@ class Learner:
         Slimmable Networks").
         """
         schedule = self.config.schedule
-        outputs = sweep(self.stack, None, batch.inputs, route=route).outputs
+        outputs = routed_forward(self.stack, route, batch.inputs).outputs
         loss = self.task.loss(outputs, batch.labels).mean()
         if schedule.full_depth_weight == 0 and schedule.distillation_weight == 0:
             return loss, outputs
         with torch.set_grad_enabled(schedule.full_depth_weight > 0):
-            full = sweep(self.stack, None, batch.inputs, route=self.full_route).outputs
+            full = routed_forward(self.stack, self.full_route, batch.inputs).outputs
         if schedule.full_depth_weight > 0:
             loss = loss + schedule.full_depth_weight * self.task.loss(full, batch.labels).mean()
         if schedule.distillation_weight > 0:
@@ -175,11 +175,11 @@ class Learner:
         if self.known is None:
             loss, accuracy = self.full_depth_loss(batch)
         else:
-            outputs = sweep(self.stack, None, batch.inputs, route=self.known.routes(batch)).outputs
+            outputs = routed_forward(self.stack, self.known.routes(batch), batch.inputs).outputs
             loss, accuracy = self.task.loss(outputs, batch.labels).mean(), self.task.accuracy(outputs, batch.labels).mean()
             self.known.saw(accuracy)
         if self.known is None and (weight := self.config.schedule.random_route_weight) > 0:
-            outputs = sweep(self.stack, None, batch.inputs, route=self.random_routes(len(batch))).outputs
+            outputs = routed_forward(self.stack, self.random_routes(len(batch)), batch.inputs).outputs
             loss = loss + weight * self.task.loss(outputs, batch.labels).mean()
         norm = self.apply(loss)
         return {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate), "warmup/accuracy": accuracy}

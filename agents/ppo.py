@@ -18,8 +18,8 @@ from agents.prices import PriceSource
 from agents.reinforce import entropy_weight
 from agents.telemetry import rollout_metrics
 from envs import Price, SB3SkipVecEnv, SkipCore
+from rl_skip.core.routing import PolicyRouter, routed_forward
 from rl_skip.policy import JumpPolicy
-from rl_skip.routing import sweep
 
 __all__ = ["Ppo", "actor_critic"]
 
@@ -74,7 +74,7 @@ class Ppo:
         config, seed = self.config, learner.config.seed
         reinforce = learner.config.reinforce
         score = learner.task.accuracy if reinforce.score == "accuracy" else learner.task.probability
-        core = SkipCore(learner.stack, learner.rules, learner.train, score, num_envs=config.num_envs, price=_price(prices), charge=prices.charge)
+        core = SkipCore(learner.stack, learner.rules, learner.train, score, num_envs=config.num_envs, price=_price(prices), reward=prices.reward)
         self.core, self.env = core, SB3SkipVecEnv(core)
         masked = learner.config.agent == "maskable-ppo"
         algorithm, base = (MaskablePPO, MaskableActorCriticPolicy) if masked else (PPO, ActorCriticPolicy)
@@ -125,7 +125,7 @@ class Ppo:
         rate, batch = learner.set_learning_rates(update), learner.batch(update)
         price = self.prices.draw(len(batch), learner.generator).to(learner.device)
         with torch.no_grad():
-            route = sweep(learner.stack, learner.policy, batch.inputs, price=price, mode="sample")
+            route = routed_forward(learner.stack, PolicyRouter(learner.policy, sample=True), batch.inputs, price=price)
         outputs, loss = route.outputs, torch.zeros((), device=learner.device)
         if (weight := imitation_weight(learner.config.reinforce.imitation_weight, learner.joint_progress(update))) > 0:
             loss = loss + weight * imitation_loss(learner, self.prices, batch)
@@ -139,7 +139,7 @@ class Ppo:
         accuracy = learner.task.accuracy(outputs, batch.labels)
         score = accuracy if learner.config.reinforce.score == "accuracy" else learner.task.probability(outputs, batch.labels)
         self.prices.observe(route.compute.mean())
-        return rollout_metrics(route, score.detach(), accuracy, price, learner.rules.max_jump) | told
+        return rollout_metrics(route, score.detach(), accuracy, price, self.prices.reward, learner.rules.max_jump) | told
 
     def state_dict(self) -> dict[str, Any]:
         """What PPO needs beside the learner to go on: its optimiser and its count of updates."""

@@ -11,8 +11,8 @@ from agents.imitation import imitation_loss, imitation_weight
 from agents.learner import Learner
 from agents.prices import PriceSource
 from agents.telemetry import rollout_metrics
-from envs import Charge, linear_charge
-from rl_skip.routing import Rollout, sweep
+from rl_skip.core.reward import LINEAR, Reward
+from rl_skip.core.routing import PolicyRouter, Rollout, routed_forward
 
 __all__ = ["Reinforce", "entropy_weight", "leave_one_out_advantage", "reinforce_loss"]
 
@@ -58,8 +58,8 @@ class PolicyLosses:
     """Entropy of the decisions, summed likewise."""
 
 
-def reinforce_loss(rollout: Rollout, score: Tensor, price: Tensor, config: ReinforceConfig, charge: Charge = linear_charge) -> PolicyLosses:
-    """REINFORCE with reward to go: what a decision earned is the score less the charge for all compute after it.
+def reinforce_loss(rollout: Rollout, score: Tensor, price: Tensor, config: ReinforceConfig, reward: Reward = LINEAR) -> PolicyLosses:
+    """REINFORCE with reward to go: what a decision earned is the gain less the penalty for all compute after it.
 
     With leave-one-out every decision of a route gets the advantage of the whole route: what was spent before a decision is
     known to the baseline too, and cancels.
@@ -71,14 +71,12 @@ def reinforce_loss(rollout: Rollout, score: Tensor, price: Tensor, config: Reinf
         rollout: of B · G rows, the G routes of an input side by side.
         score: (B · G,), of each row's prediction.
         price: (B · G,), the same for the G routes of an input.
-        charge: what compute costs at a price.
+        reward: what a route earns.
     """
     taken = rollout.decided.float()  # (B G, L)
-    total = charge(rollout.compute, price)  # (B G,)
-    so_far = charge(rollout.spent.cumsum(dim=1), price.unsqueeze(1))  # (B G, L)
-    to_go = (score - total).unsqueeze(1) + so_far
+    to_go = reward.to_go(score, rollout.spent, price)  # (B G, L)
     if config.baseline == "leave-one-out":
-        reward_BG = (score - total).view(-1, config.routes_per_input)
+        reward_BG = reward.total(score, rollout.compute, price).view(-1, config.routes_per_input)
         advantage = leave_one_out_advantage(reward_BG).view(-1, 1)  # (B G, 1)
     else:
         advantage = (to_go - rollout.values).detach()  # (B G, L)
@@ -108,10 +106,10 @@ class Reinforce:
         routes = batch.take(torch.arange(len(batch), device=learner.device).repeat_interleave(G))  # B G rows
         price = self.prices.draw(len(batch), learner.generator).repeat_interleave(G).to(learner.device)  # (B G,)
         learner.prepare(learns=False)
-        rollout = sweep(learner.stack, learner.policy, routes.inputs, price=price, mode="sample", critic=self.critic)
+        rollout = routed_forward(learner.stack, PolicyRouter(learner.policy, sample=True), routes.inputs, price=price, critic=self.critic)
         accuracy = learner.task.accuracy(rollout.outputs, routes.labels)
         score = accuracy if config.score == "accuracy" else learner.task.probability(rollout.outputs, routes.labels)
-        losses = reinforce_loss(rollout, score, price, config, self.prices.charge)
+        losses = reinforce_loss(rollout, score, price, config, self.prices.reward)
         loss = losses.policy - entropy_weight(config, learner.joint_progress(update)) * losses.entropy
         told = {"train/value_loss": torch.zeros(())}  # without a critic there is nothing to miss
         if self.critic is not None:
@@ -124,7 +122,7 @@ class Reinforce:
             loss, told["train/supervised_loss"] = loss + supervised, supervised
         norm = learner.apply(loss)
         self.prices.observe(rollout.compute.mean())
-        return rollout_metrics(rollout, score, accuracy, price, learner.rules.max_jump) | told | {
+        return rollout_metrics(rollout, score, accuracy, price, self.prices.reward, learner.rules.max_jump) | told | {
             "train/policy_loss": losses.policy,
             "train/grad_norm": norm,
             "train/learning_rate": torch.tensor(rate),

@@ -19,7 +19,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from agents.checkpoints import write_whole
 from agents.settings import flat
-from rl_skip.routing import Rollout
+from rl_skip.core.reward import Reward
+from rl_skip.core.routing import Rollout
 
 __all__ = ["Averages", "Display", "Telemetry", "rollout_metrics"]
 
@@ -29,13 +30,15 @@ HEAT_MAP = "layers/run_rates"
 WRITTEN_LAST = (HEAT_MAP, "final/", "_hparams_/")
 
 
-def rollout_metrics(rollout: Rollout, score: Tensor, accuracy: Tensor, price: Tensor, max_jump: int) -> dict[str, Tensor]:
-    """What one batch of episodes shows, as scalars on the device. `score`, `accuracy` and `price` are (B,)."""
+def rollout_metrics(
+    rollout: Rollout, score: Tensor, accuracy: Tensor, price: Tensor, reward: Reward, max_jump: int
+) -> dict[str, Tensor]:
+    """What one batch of episodes shows, as scalars on the device. `score`, `accuracy` and `price` are (B,); `reward` is the one that is optimised."""
     decided = rollout.decided.float()
     decisions = decided.sum().clamp(min=1.0)
     taken = rollout.jumps[rollout.decided]
     metrics = {
-        "rollout/ep_rew_mean": (score - price * rollout.compute).mean(),
+        "rollout/ep_rew_mean": reward.total(score, rollout.compute, price).mean(),
         "rollout/ep_len_mean": decided.sum(dim=1).mean(),
         "rollout/accuracy": accuracy.mean(),
         "rollout/compute": rollout.compute.mean(),

@@ -48,7 +48,7 @@ def on_test(run: Path, budget: float | None = None) -> Evaluation:
 def full_depth(run: Path) -> Evaluation:
     """Every layer on test data."""
     model, task = load_run(run)
-    return evaluate(model.stack, None, task, task.load("test"), route=torch.ones(model.stack.depth, dtype=torch.bool))
+    return evaluate(model.stack, torch.ones(model.stack.depth, dtype=torch.bool), task, task.load("test"))
 
 
 def draw(title: str, dial: list[Evaluation], single: list[Evaluation], full: Evaluation, file: Path) -> None:

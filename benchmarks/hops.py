@@ -61,7 +61,7 @@ def measured(run: Path) -> Found:
     policy = evaluate(model.stack, model.policy, task, test, price=model.price)
     exits = model.rules.allow_exit
     route = best_fixed_route(model.stack, task, validation, max_compute=policy.compute, allow_exit=exits)
-    fixed = evaluate(model.stack, None, task, test, route=route)
+    fixed = evaluate(model.stack, route, task, test)
     eyes, _ = RouteBook(model.stack, task, test, allow_exit=exits).another_rows_eyes(policy)
     needed, run_by_row = task.needed(test), policy.route.sum(dim=1).double()
     kinds = [needed == k for k in needed.unique()]

@@ -153,7 +153,7 @@ def _eval(arguments: argparse.Namespace) -> Report:
     examples = task.load(split).to(device)
     measured = evaluate(model.stack, model.policy, task, examples, price=model.price, batch_size=arguments.batch_size)
     everything = torch.ones(model.stack.depth, dtype=torch.bool)
-    full_depth = evaluate(model.stack, None, task, examples, route=everything, batch_size=arguments.batch_size)
+    full_depth = evaluate(model.stack, everything, task, examples, batch_size=arguments.batch_size)
     return {
         "accuracy": measured.accuracy,
         "compute": measured.compute,

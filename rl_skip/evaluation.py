@@ -5,16 +5,16 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from copy import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from rl_skip.core.reward import LINEAR, Reward
+from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
 from rl_skip.inputs import by_length
 from rl_skip.policy import JumpPolicy
-from rl_skip.routing import sweep
-from rl_skip.stack import Carry, LayerStack
+from rl_skip.stack import LayerStack
 from rl_skip.tasks import Examples, Task
 
 __all__ = ["Evaluation", "all_routes", "best_fixed_route", "evaluate", "evaluate_routes", "random_routes", "searched_routes", "seconds_per_batch"]
@@ -31,7 +31,7 @@ class Evaluation:
     """What a policy, or a route, does on a split."""
 
     price: float
-    """The price at which the reward is reckoned, and which the policy saw."""
+    """The price λ, in score per unit of relative compute: the policy saw it, and the reward is computed at it."""
     route: Tensor
     """(N, L) bool."""
     correct: Tensor
@@ -40,6 +40,8 @@ class Evaluation:
     """(N,), compute of each row's route."""
     prediction: Tensor
     """(N,) long, the likeliest class."""
+    objective: Reward = LINEAR
+    """What a row earns."""
 
     @property
     def rows(self) -> int:
@@ -58,8 +60,12 @@ class Evaluation:
 
     @property
     def reward(self) -> float:
-        """accuracy − price · compute."""
-        return self.accuracy - self.price * self.compute
+        """Mean of what the rows earn: accuracy − price · compute, unless the objective is another."""
+        return float(self.reward_by_row().mean())
+
+    def reward_by_row(self) -> Tensor:
+        """(N,) double, what each row earns."""
+        return self.objective.total(self.correct.double(), self.compute_by_row.double(), self.price)
 
     @property
     def distinct_routes(self) -> int:
@@ -70,19 +76,20 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     stack: LayerStack,
-    policy: JumpPolicy | None,
+    router: Router | JumpPolicy | Tensor,
     task: Task,
     examples: Examples,
     *,
     price: float = 0.0,
-    route: Tensor | None = None,
+    reward: Reward = LINEAR,
     batch_size: int = 256,
 ) -> Evaluation:
-    """Runs all examples greedily, in evaluation mode, on the device where they are; rows of like length run together.
+    """Runs all examples in evaluation mode, on the device where they are; rows of like length run together.
 
     Args:
-        policy: who decides; None with a given `route`.
-        route: (L,) or (N, L) bool, followed instead of asking the policy.
+        router: who decides; of a policy the likeliest jump is taken, and a route, (L,) or (N, L) bool, is followed.
+        price: the price λ, in score per unit of relative compute; a policy sees it.
+        reward: what a row earns.
     """
     training = stack.training
     stack.eval()
@@ -90,13 +97,13 @@ def evaluate(
     order = by_length(examples.inputs)
     for rows in order.split(batch_size):
         batch = examples.take(rows.to(examples.labels.device))
-        chosen = route if route is None or route.dim() == 1 else route[rows.to(route.device)]
-        rollout = sweep(stack, policy, batch.inputs, price=price, route=chosen)
+        chosen = router[rows.to(router.device)] if isinstance(router, Tensor) and router.dim() == 2 else router
+        rollout = routed_forward(stack, chosen, batch.inputs, price=price)
         parts.append((rollout.route, task.accuracy(rollout.outputs, batch.labels), rollout.compute, task.prediction(rollout.outputs)))
     stack.train(training)
     back = order.argsort()
     routes, correct, compute, prediction = (torch.cat(part).cpu()[back] for part in zip(*parts, strict=True))
-    return Evaluation(price, routes, correct, compute, prediction)
+    return Evaluation(price, routes, correct, compute, prediction, reward)
 
 
 def all_routes(depth: int, allow_exit: bool) -> Tensor:
@@ -131,35 +138,28 @@ def evaluate_routes(stack: LayerStack, task: Task, examples: Examples, routes: T
 def _routes_at_once(stack: LayerStack, task: Task, examples: Examples, routes: Tensor) -> tuple[Tensor, Tensor]:
     N, depth = len(examples), stack.depth
     correct, compute = torch.zeros(len(routes), N), torch.zeros(len(routes), N)
-    begun = stack.begin(examples.inputs)
+    begun = RoutingState(stack, None, examples.inputs, 0.0)
+    everyone = torch.arange(N, device=begun.next_layer.device)
 
-    def descend(i: int, chosen: Tensor, carry: Carry, last: int, spent: Tensor) -> None:
+    def descend(i: int, chosen: Tensor, state: RoutingState) -> None:
         """Follows the routes `chosen` (indices) from layer i on; they agree on everything before."""
         if i == depth:
-            _mark_jump(stack, carry, N, depth - last - 1)
-            right = task.accuracy(stack.finish(carry), examples.labels).cpu()
-            correct[chosen], compute[chosen] = right, spent.cpu()
+            state.follow(everyone, Decision(torch.full_like(everyone, depth)))
+            correct[chosen], compute[chosen] = task.accuracy(state.outputs(), examples.labels).cpu(), state.compute.cpu()
             return
         for run in (False, True):
             part = chosen[routes[chosen, i] == run]
             if len(part) == 0:
                 continue
-            if not run:
-                descend(i + 1, part, copy(carry), last, spent)
-                continue
-            forked = copy(carry)
-            if i > 0:
-                _mark_jump(stack, forked, N, i - last - 1)
-            cost = stack.run(i, forked, None)
-            descend(i + 1, part, forked, i, spent + cost)
+            forked = state.fork()
+            if run and i > 0:
+                forked.follow(everyone, Decision(torch.full_like(everyone, i)))
+            if run:
+                forked.visit(i)
+            descend(i + 1, part, forked)
 
-    descend(0, torch.arange(len(routes)), begun, -1, torch.zeros(N, device=begun.hidden.device))
+    descend(0, torch.arange(len(routes)), begun)
     return correct, compute
-
-
-def _mark_jump(stack: LayerStack, carry: Carry, rows: int, jump: int) -> None:
-    index = torch.arange(rows, device=carry.hidden.device)
-    stack.jumped(carry, index, torch.full_like(index, jump))
 
 
 def best_fixed_route(

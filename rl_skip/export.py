@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.card import model_card
+from rl_skip.core.routing import Rollout, routed_forward
 from rl_skip.description import Description
 from rl_skip.dial import PriceTable
 from rl_skip.errors import UserError
 from rl_skip.inputs import Inputs
 from rl_skip.kinds import kind_of
 from rl_skip.policy import JumpPolicy, JumpRules
-from rl_skip.routing import Rollout, sweep
 from rl_skip.stack import LayerStack
 from rl_skip.weights import build, read_weights, save_weights
 
@@ -80,7 +80,7 @@ class SkipModel(nn.Module):
         self.price = self.table.price_for(budget)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        rollout = sweep(self.stack, self.policy, inputs, price=self.price)
+        rollout = routed_forward(self.stack, self.policy, inputs, price=self.price)
         kept = {field.name: getattr(rollout, field.name).detach() for field in fields(rollout)}
         self.last = Rollout(**{**kept, "outputs": rollout.outputs.new_empty(0)})
         return rollout.outputs

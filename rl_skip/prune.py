@@ -110,7 +110,7 @@ def _best_layers(model: SkipModel, task: Task, budget: float | None, batch_size:
     searched = validation.some(SEARCH_ROWS)
     limit = budget or evaluate(model.stack, model.policy, task, validation, price=model.price, batch_size=batch_size).compute
     route = best_fixed_route(model.stack, task, searched, max_compute=limit, allow_exit=model.rules.allow_exit)
-    needed = evaluate(model.stack, None, task, searched, route=route, batch_size=batch_size).compute
+    needed = evaluate(model.stack, route, task, searched, batch_size=batch_size).compute
     if budget is not None and needed > budget + SLACK:
         raise UserError(f"no fixed route keeps to a budget of {budget}: the cheapest costs {needed:.4f}; raise --budget, or set --layers")
     return tuple(route.nonzero().squeeze(1).tolist())
@@ -122,7 +122,7 @@ def _measure(model: SkipModel, task: Task, layers: tuple[int, ...], batch_size: 
     full = torch.ones(model.stack.depth, dtype=torch.bool)
     route = torch.zeros_like(full)
     route[list(layers)] = True
-    fixed, whole = (evaluate(model.stack, None, task, test, route=one, batch_size=batch_size) for one in (route, full))
+    fixed, whole = (evaluate(model.stack, one, task, test, batch_size=batch_size) for one in (route, full))
     policy = evaluate(model.stack, model.policy, task, test, price=model.price, batch_size=batch_size)
     return {
         "accuracy": fixed.accuracy,

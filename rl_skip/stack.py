@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_skip.costs import count_flops, counting
+from rl_skip.costs import CostModel, count_flops, counting
 from rl_skip.errors import UserError
 from rl_skip.inputs import Inputs
 
@@ -71,6 +71,8 @@ class LayerStack(nn.Module):
     """(L,), operations of each layer for one row of nominal length."""
     has_memory: bool = False
     """Whether there is a working memory, so that `memory` returns one."""
+    costs: CostModel = CostModel()
+    """What running a layer, or deciding, costs."""
 
     @property
     def layer_costs(self) -> Tensor:
@@ -111,7 +113,7 @@ class LayerStack(nn.Module):
         memory = carry.memory if rows is None else carry.memory.index_select(0, rows)
         return memory.squeeze(1)
 
-    def jumped(self, carry: Carry, rows: Tensor, jumps: Tensor) -> None:
+    def on_jump(self, carry: Carry, rows: Tensor, jumps: Tensor) -> None:
         """Called after the policy chose `jumps` (R,) for `rows`; stacks that mark a jump in the hidden state do it here."""
 
     def readout(self) -> nn.Module | None:

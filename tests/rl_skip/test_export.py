@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rl_skip
-from rl_skip import JumpPolicy, JumpRules, ModuleStack, ObservationLayout, SkipLayer, UserError, sweep
+from rl_skip import JumpPolicy, JumpRules, ModuleStack, ObservationLayout, SkipLayer, UserError
 from rl_skip.blocks import FrameEmbedding, PatchEmbedding
+from rl_skip.core.routing import routed_forward
 from rl_skip.export import copy_export
 from rl_skip.gated import AdapterBody
 from rl_skip.network import NetworkConfig, build_network, network_to_json
@@ -36,7 +37,7 @@ sys.meta_path.insert(0, Refuse())
 
 def outspoken(policy):
     """A policy whose jumps differ from row to row, unlike those of a fresh one."""
-    nn.init.normal_(policy.leave.weight, std=1.0)
+    nn.init.normal_(policy.fc_out.weight, std=1.0)
     return policy.eval()
 
 
@@ -106,7 +107,7 @@ def one_line(raised):
 def test_round_trip_gives_the_same_outputs_and_routes_bit_for_bit(tmp_path, kind):
     stack, network, policy, inputs = make_case(kind)
     with torch.no_grad():
-        expected = sweep(stack, policy, inputs, price=PRICE)
+        expected = routed_forward(stack, policy, inputs, price=PRICE)
     assert len(expected.route.unique(dim=0)) > 1, "the rows must not all take one route"
     rl_skip.save(tmp_path / "a", policy, stack=stack, network=network, price=PRICE)
     state = torch.get_rng_state()
@@ -127,7 +128,7 @@ def test_a_process_without_the_training_libraries_gives_the_same(tmp_path):
     for kind in KINDS:
         stack, network, policy, inputs = make_case(kind)
         with torch.no_grad():
-            expected[kind] = sweep(stack, policy, inputs, price=PRICE)
+            expected[kind] = routed_forward(stack, policy, inputs, price=PRICE)
         rl_skip.save(tmp_path / kind, policy, stack=stack, network=network, price=PRICE)
         save_file({"alone": inputs} if isinstance(inputs, torch.Tensor) else inputs, tmp_path / f"{kind}.inputs")
     script = f"""
@@ -185,7 +186,7 @@ def test_a_stack_of_ones_own_takes_the_exported_weights(tmp_path):
     other = copy.deepcopy(stack)
     for parameter in other.parameters():
         nn.init.normal_(parameter)
-    assert torch.equal(rl_skip.load(tmp_path / "a", other)(inputs), sweep(stack, policy, inputs, price=PRICE).outputs)
+    assert torch.equal(rl_skip.load(tmp_path / "a", other)(inputs), routed_forward(stack, policy, inputs, price=PRICE).outputs)
 
 
 def test_without_weights_the_given_stack_keeps_its_own(tmp_path):
@@ -193,7 +194,7 @@ def test_without_weights_the_given_stack_keeps_its_own(tmp_path):
     rl_skip.save(tmp_path / "a", policy, stack=stack, price=PRICE, weights=False)
     assert not (tmp_path / "a" / "model.safetensors").exists()
     nn.init.normal_(stack.head.weight)
-    assert torch.equal(rl_skip.load(tmp_path / "a", stack)(inputs), sweep(stack, policy, inputs, price=PRICE).outputs)
+    assert torch.equal(rl_skip.load(tmp_path / "a", stack)(inputs), routed_forward(stack, policy, inputs, price=PRICE).outputs)
 
 
 def test_the_policy_alone(export):
@@ -282,14 +283,14 @@ def test_the_budget_dial(export):
 
 def test_a_price_reaches_the_policy(export):
     stack, _, policy, inputs = make_case("blocks")
-    nn.init.normal_(policy.enter.weight, std=1.0)
+    nn.init.normal_(policy.fc_in.weight, std=1.0)
     rl_skip.save(export, policy, stack=stack, network=make_case("blocks")[1], price=PRICE, overwrite=True)
     routes = {}
     for price in (0.001, 10.0):
         model = rl_skip.load(export, price=price)
         model(inputs)
         routes[price] = model.last.route
-        assert torch.equal(model.last.route, sweep(stack, policy, inputs, price=price).route)
+        assert torch.equal(model.last.route, routed_forward(stack, policy, inputs, price=price).route)
     assert not torch.equal(*routes.values())
 
 
