@@ -7,23 +7,17 @@ import torch
 
 from agents.learner import Learner
 from agents.prices import BudgetPrice, PriceRange
-from rl_skip.dial import PricePoint, PriceTable
+from rl_skip.dial import PricePoint, PriceTable, price_grid
 from rl_skip.evaluation import evaluate
 
-__all__ = ["SETTLING_ROWS", "calibrate", "leaning_within", "price_grid"]
+__all__ = ["SETTLING_ROWS", "calibrate", "leaning_within"]
 
-GRID_POINTS = 17
 TOLERANCE = 0.005
 SLACK = 0.005
 LEAN = 64.0
 """More than the logits of any two jumps differ by."""
 HALVINGS = 20
 SETTLING_ROWS = 2000
-
-
-def price_grid(low: float, high: float) -> list[float]:
-    """The prices that are measured for the table, evenly spaced in their logarithm from `low` to `high`."""
-    return [low * (high / low) ** (k / (GRID_POINTS - 1)) for k in range(GRID_POINTS)]
 
 
 def calibrate(learner: Learner, prices: PriceRange | BudgetPrice) -> tuple[PriceTable, float]:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from agents.calibration import SETTLING_ROWS
 from agents.learner import Learner
 from agents.rival import Rival, Setting, Unsuited, batch_metrics
+from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
 from rl_skip.costs import count_flops, counting
 from rl_skip.stack import Carry, LayerStack
+from rl_skip.tasks import Examples
 
 __all__ = ["ConfidenceExits", "EveryHead", "ExitHeads", "Exits", "entropy"]
 
@@ -106,8 +108,8 @@ class Exits(Rival):
     def __init__(self, learner: Learner) -> None:
         self.heads = ExitHeads(learner.stack)
         super().__init__(learner, self.heads)
-        with torch.no_grad():
-            self.heads.count(learner.stack.eval().begin(learner.validation.take(slice(0, 2)).inputs))
+        with deployed(learner.stack):
+            self.heads.count(learner.stack.begin(learner.validation.take(slice(0, 2)).inputs))
         self.thresholds: list[float] = []
 
     def update(self, update: int) -> dict[str, Tensor]:
@@ -124,19 +126,18 @@ class Exits(Rival):
         told = self.learn(loss, update)
         return batch_metrics(loss, task.accuracy(rollout.outputs, batch.labels), rollout.compute, rollout.route) | told
 
-    @torch.no_grad()
     def settle(self) -> None:
         """Chooses thresholds: quantiles of the entropies of all heads on validation data, and those of no row and of every row."""
         stack, validation = self.learner.stack, self.learner.validation.some(SETTLING_ROWS)
-        stack.eval()
-        self.heads.eval()
-        seen: list[Tensor] = []
-        for start in range(0, len(validation), BATCH):
+
+        def entropies(batch: Examples, _rows: Tensor) -> tuple[Tensor]:
             router = EveryHead(self.heads)
-            routed_forward(stack, router, validation.take(slice(start, start + BATCH)).inputs)
-            seen += [entropy(logits) for logits in router.said]
+            routed_forward(stack, router, batch.inputs)
+            return (torch.stack([entropy(logits) for logits in router.said], dim=1),)
+
+        (seen,) = in_batches(entropies, validation, BATCH, stack, self.heads)  # (N, L - 1)
         shares = torch.linspace(0, 1, THRESHOLDS - 2, dtype=torch.float64)
-        quantiles = torch.cat(seen).double().cpu().quantile(shares).tolist()
+        quantiles = seen.flatten().double().quantile(shares).tolist()
         self.thresholds = sorted({0.0, *(float(f"{quantile:.4g}") for quantile in quantiles), float("inf")})
 
     def settings(self) -> list[Setting]:

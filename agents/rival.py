@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from agents.learner import Learner
 from rl_skip.compare.curves import Curve, Point, save_curve
+from rl_skip.core.batches import deployed
 from rl_skip.core.routing import Router, routed_forward
 from rl_skip.errors import UserError
 from rl_skip.evaluation import Evaluation, evaluate, seconds_per_batch
@@ -101,14 +102,10 @@ class Rival:
         self.optimizer.step()
         return {"train/grad_norm": norm, "train/learning_rate": rate}
 
-    @torch.no_grad()
     def measure(self, examples: Examples, setting: Setting | None = None) -> Evaluation:
         """Runs all examples in evaluation mode; in the typical way unless another is named."""
-        training = self.extra.training
-        self.extra.eval()
-        found = evaluate(self.learner.stack, (setting or self.typical()).router, self.learner.task, examples)
-        self.extra.train(training)
-        return found
+        with deployed(self.extra):
+            return evaluate(self.learner.stack, (setting or self.typical()).router, self.learner.task, examples)
 
     def state_dict(self) -> dict[str, Any]:
         """What the rival needs beside the learner to go on."""
@@ -154,16 +151,14 @@ def _point(rival: Rival) -> Callable[[Setting, Evaluation], Point]:
     return lambda setting, found: Point(setting.label, None, budget, found.correct, found.compute_by_row, found.route if rival.routed else None)
 
 
-@torch.no_grad()
 def _milliseconds(rival: Rival, settings: list[Setting]) -> list[float]:
-    rival.learner.stack.eval()
-    rival.extra.eval()
     inputs = rival.learner.validation.take(slice(0, TIMED_ROWS)).inputs
     stack = rival.learner.stack
     calls: dict[str, Callable[[], object]] = {
         one.label: lambda router=one.router: routed_forward(stack, router, inputs) for one in settings  # type: ignore[misc]
     }
-    taken = seconds_per_batch(calls, rival.learner.device)
+    with deployed(stack, rival.extra):
+        taken = seconds_per_batch(calls, rival.learner.device)
     return [1000 * taken[one.label] for one in settings]
 
 

@@ -16,11 +16,11 @@ import torch
 from rich.console import Console
 
 from agents.calibration import calibrate
-from agents.checkpoints import Checkpoints, StopRequests, load_random_states, random_states, write_whole
+from agents.checkpoints import Checkpoints, StopRequests, load_random_states, random_states
 from agents.config import RIVALS, AgentName, TrainConfig
 from agents.exits import Exits
 from agents.gumbel import Gumbel
-from agents.learner import Learner, pick_device
+from agents.learner import Learner
 from agents.pictures import show_routes
 from agents.ppo import Ppo
 from agents.prices import FixedPrice, price_source
@@ -32,6 +32,8 @@ from agents.start import START, load_start, save_start
 from agents.static import Static
 from agents.telemetry import Averages, Display, Telemetry
 from rl_skip.compare.curves import CURVE
+from rl_skip.core.devices import pick_device
+from rl_skip.core.files import atomic_write
 from rl_skip.dial import PriceTable
 from rl_skip.errors import UserError
 from rl_skip.evaluation import Evaluation, evaluate
@@ -83,7 +85,7 @@ def train(
             return folder
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
-    device = _available(pick_device(config.device))
+    device = pick_device(config.device)
     task = load_task(config.task, config.data, config.options) if task is None else task
     if config.resume is None:
         _refuse_to_replace(folder, config.overwrite)
@@ -102,7 +104,7 @@ def train(
         if folder.exists():
             shutil.rmtree(folder)
         _make(folder)
-        write_whole(folder / CONFIG, (json.dumps(config.to_json(), indent=2) + "\n").encode())
+        atomic_write(folder / CONFIG, json.dumps(config.to_json(), indent=2) + "\n")
     session.run(folder, console)
     return folder
 
@@ -123,13 +125,6 @@ def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
 
 def _say(console: Console, line: str) -> None:
     console.print(line, soft_wrap=True, markup=False, highlight=False)
-
-
-def _available(device: torch.device) -> torch.device:
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not present[device.type]:
-        raise UserError(f"there is no {device.type} device here; set --device auto or cpu")
-    return device
 
 
 class Session:
@@ -202,7 +197,7 @@ class Session:
         final = {f"final/{name}": report["policy"][name] for name in ("accuracy", "compute", "reward")}
         telemetry.hyper_parameters(self.config.to_json(), final)
         telemetry.flush()
-        write_whole(folder / REPORT, (json.dumps(report, indent=2) + "\n").encode())
+        atomic_write(folder / REPORT, json.dumps(report, indent=2) + "\n")
         print_report(report, folder, console, own_stack=not self.built)
         show_routes(telemetry.writer, self.learner, price)
 
@@ -212,7 +207,7 @@ class Session:
         best = max(report["points"], key=lambda point: point["validation_accuracy"])
         telemetry.hyper_parameters(self.config.to_json(), {f"final/{name}": best[name] for name in ("accuracy", "compute")})
         telemetry.flush()
-        write_whole(folder / REPORT, (json.dumps(report, indent=2) + "\n").encode())
+        atomic_write(folder / REPORT, json.dumps(report, indent=2) + "\n")
         print_rival(report, rival.title, folder, console)
 
     def _guaranteed(self, table: PriceTable, price: float, console: Console) -> float:

@@ -6,6 +6,7 @@ from torch import Tensor
 from agents.learner import Learner
 from agents.report import SEARCH_ROWS
 from agents.rival import Rival, Setting, Unsuited
+from rl_skip.core.batches import deployed
 from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
 
 __all__ = ["Shallow"]
@@ -43,11 +44,11 @@ class Shallow(Rival):
         learner.warmup_updates = 0
         self.layers = self._affordable()
 
-    @torch.no_grad()
     def _affordable(self) -> int:
         """The largest number of layers within the budget on validation data, at least 1."""
         learner = self.learner
-        rollout = routed_forward(learner.stack.eval(), learner.full_route, learner.validation.some(SEARCH_ROWS).inputs)
+        with deployed(learner.stack):
+            rollout = routed_forward(learner.stack, learner.full_route, learner.validation.some(SEARCH_ROWS).inputs)
         spent = rollout.spent.mean(dim=0).cumsum(dim=0)  # (L,)
         return max(int((spent <= self.budget + SLACK).sum()), 1)
 

@@ -19,8 +19,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agents.calibration import price_grid  # noqa: E402
-from rl_skip.dial import PricePoint, PriceTable  # noqa: E402
+from rl_skip.dial import PricePoint, PriceTable, price_grid  # noqa: E402
 from rl_skip.errors import UserError  # noqa: E402
 from rl_skip.evaluation import evaluate  # noqa: E402
 from rl_skip.guarantee import smallest_guaranteed  # noqa: E402

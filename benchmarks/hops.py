@@ -9,7 +9,6 @@ Runs are trained where they are not there yet, one for each agent and seed. Flag
 
 import argparse
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.training import trained
 from rl_skip.compare.book import RouteBook
 from rl_skip.evaluation import best_fixed_route, evaluate
 from rl_skip.runs import load_run
 
-TRAIN = Path(__file__).parent.parent / "train.py"
 SEARCH_ROWS = 1_000
 
 
@@ -44,13 +43,6 @@ class Found:
     """Layers run by rows of each k, in the mean."""
     right: list[float]
     """Accuracy of rows of each k."""
-
-
-def trained(run: Path, *flags: str) -> Path:
-    """The run folder, trained if it is not finished."""
-    if not (run / "report.json").is_file():
-        subprocess.run([sys.executable, str(TRAIN), *flags, "--out", str(run), "--overwrite"], check=True, stdout=subprocess.DEVNULL)
-    return run
 
 
 def measured(run: Path) -> Found:

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rl_skip.core.batches import in_batches
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
-from rl_skip.inputs import by_length
 from rl_skip.policy import JumpPolicy
 from rl_skip.stack import LayerStack
 from rl_skip.tasks import Examples, Task
 
-__all__ = ["Evaluation", "all_routes", "best_fixed_route", "evaluate", "evaluate_routes", "random_routes", "searched_routes", "seconds_per_batch"]
+__all__ = ["Evaluation", "all_routes", "beside_full_depth", "best_fixed_route", "evaluate", "evaluate_routes", "searched_routes", "seconds_per_batch"]
 
 EXHAUSTIVE_DEPTH = 12
 BEAM = 32
@@ -73,7 +73,6 @@ class Evaluation:
         return len(self.route.unique(dim=0))
 
 
-@torch.no_grad()
 def evaluate(
     stack: LayerStack,
     router: Router | JumpPolicy | Tensor,
@@ -91,19 +90,23 @@ def evaluate(
         price: the price λ, in score per unit of relative compute; a policy sees it.
         reward: what a row earns.
     """
-    training = stack.training
-    stack.eval()
-    parts: list[tuple[Tensor, ...]] = []
-    order = by_length(examples.inputs)
-    for rows in order.split(batch_size):
-        batch = examples.take(rows.to(examples.labels.device))
+
+    def run(batch: Examples, rows: Tensor) -> tuple[Tensor, ...]:
         chosen = router[rows.to(router.device)] if isinstance(router, Tensor) and router.dim() == 2 else router
         rollout = routed_forward(stack, chosen, batch.inputs, price=price)
-        parts.append((rollout.route, task.accuracy(rollout.outputs, batch.labels), rollout.compute, task.prediction(rollout.outputs)))
-    stack.train(training)
-    back = order.argsort()
-    routes, correct, compute, prediction = (torch.cat(part).cpu()[back] for part in zip(*parts, strict=True))
-    return Evaluation(price, routes, correct, compute, prediction, reward)
+        return rollout.route, task.accuracy(rollout.outputs, batch.labels), rollout.compute, task.prediction(rollout.outputs)
+
+    route, correct, compute, prediction = in_batches(run, examples, batch_size, stack)
+    return Evaluation(price, route, correct, compute, prediction, reward)
+
+
+def beside_full_depth(
+    stack: LayerStack, policy: JumpPolicy, task: Task, examples: Examples, *, price: float, reward: Reward = LINEAR, batch_size: int = 256
+) -> tuple[Evaluation, Evaluation]:
+    """The policy at a price, and every layer, on the same rows."""
+    everything = torch.ones(stack.depth, dtype=torch.bool)
+    measured, full = (evaluate(stack, router, task, examples, price=price, reward=reward, batch_size=batch_size) for router in (policy, everything))
+    return measured, full
 
 
 def all_routes(depth: int, allow_exit: bool) -> Tensor:
@@ -115,7 +118,6 @@ def all_routes(depth: int, allow_exit: bool) -> Tensor:
     return torch.cat([always, middle, last], dim=1)
 
 
-@torch.no_grad()
 def evaluate_routes(stack: LayerStack, task: Task, examples: Examples, routes: Tensor) -> tuple[Tensor, Tensor]:
     """Every route on every example; routes that begin alike share the work.
 
@@ -125,14 +127,13 @@ def evaluate_routes(stack: LayerStack, task: Task, examples: Examples, routes: T
     Returns:
         Whether each row is right, (R, N) float, and its compute, (R, N).
     """
-    training = stack.training
-    stack.eval()
-    order = by_length(examples.inputs)
-    parts = [_routes_at_once(stack, task, examples.take(rows.to(examples.labels.device)), routes) for rows in order.split(ROWS_AT_ONCE)]
-    stack.train(training)
-    back = order.argsort()
-    correct, compute = (torch.cat(part, dim=1)[:, back] for part in zip(*parts, strict=True))
-    return correct, compute
+
+    def run(batch: Examples, _rows: Tensor) -> tuple[Tensor, Tensor]:
+        correct, compute = _routes_at_once(stack, task, batch, routes)
+        return correct.T, compute.T
+
+    correct, compute = in_batches(run, examples, ROWS_AT_ONCE, stack)
+    return correct.T.contiguous(), compute.T.contiguous()
 
 
 def _routes_at_once(stack: LayerStack, task: Task, examples: Examples, routes: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,25 +225,6 @@ def _best_within(routes: Tensor, accuracy: Tensor, compute: Tensor, max_compute:
     if not allowed.any():
         allowed = compute <= compute.min()
     return routes[torch.where(allowed, accuracy - 1e-6 * compute, -1.0).argmax()]
-
-
-def random_routes(rows: int, stack: LayerStack, compute: float, *, full: float = 1.0, allow_exit: bool = False, seed: int = 0) -> Tensor:
-    """(N, L) bool, random routes whose mean compute is `compute`, for layers of equal cost; `full` is the compute of all of them.
-
-    Each row runs layer 0 (and the last, where exits are not allowed) and a random choice of the others, as many as
-    the compute allows, rounded up or down at random.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    depth = stack.depth
-    routes = torch.zeros(rows, depth, dtype=torch.bool)
-    routes[:, 0] = True
-    routes[:, -1] |= not allow_exit
-    free = (~routes[0]).nonzero().squeeze(1)
-    wanted = min(max(compute / full * depth - float(routes[0].sum()), 0.0), float(len(free)))
-    count = (wanted + torch.rand(rows, generator=generator)).floor().clamp(max=len(free))  # (N,)
-    rank = torch.rand(rows, len(free), generator=generator).argsort(dim=1).argsort(dim=1)
-    routes[:, free] = rank < count.unsqueeze(1)
-    return routes
 
 
 @torch.no_grad()

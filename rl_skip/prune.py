@@ -9,9 +9,10 @@ import torch
 from rl_skip import __version__
 from rl_skip.compare.result import BEST_FIXED
 from rl_skip.compare.result import FORMAT_VERSION as COMPARISON_VERSION
+from rl_skip.core.files import atomic_replace
 from rl_skip.errors import UserError
-from rl_skip.evaluation import SLACK, best_fixed_route, evaluate
-from rl_skip.export import SkipModel, place, read_description
+from rl_skip.evaluation import SLACK, beside_full_depth, best_fixed_route, evaluate
+from rl_skip.export import SkipModel, read_description
 from rl_skip.fields import Fields
 from rl_skip.pruned import CARD, DESCRIPTION, FORMAT_VERSION, MODEL, WEIGHTS, PrunedNetwork, checked_layers
 from rl_skip.runs import load_run
@@ -86,7 +87,7 @@ def prune(
         takes_stack = origin.missing is not None and not whole_model
         (new / CARD).write_text(_card(description, removed, takes_stack), encoding="utf-8")
 
-    place(folder, fill)
+    atomic_replace(folder, fill)
     return {"folder": str(folder), "layers": list(layers), "removed": removed, **measured, "weights": weights, "full_depth_weights": whole}
 
 
@@ -119,11 +120,10 @@ def _best_layers(model: SkipModel, task: Task, budget: float | None, batch_size:
 def _measure(model: SkipModel, task: Task, layers: tuple[int, ...], batch_size: int) -> dict[str, Any]:
     """The route on test data, beside full depth and the policy at its operating price."""
     test = task.load("test").to(next(model.parameters()).device)
-    full = torch.ones(model.stack.depth, dtype=torch.bool)
-    route = torch.zeros_like(full)
+    route = torch.zeros(model.stack.depth, dtype=torch.bool)
     route[list(layers)] = True
-    fixed, whole = (evaluate(model.stack, one, task, test, batch_size=batch_size) for one in (route, full))
-    policy = evaluate(model.stack, model.policy, task, test, price=model.price, batch_size=batch_size)
+    fixed = evaluate(model.stack, route, task, test, batch_size=batch_size)
+    policy, whole = beside_full_depth(model.stack, model.policy, task, test, price=model.price, batch_size=batch_size)
     return {
         "accuracy": fixed.accuracy,
         "compute": fixed.compute,

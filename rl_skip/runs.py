@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from rl_skip.core.features import Feature, find_features
+from rl_skip.core.reward import Reward, find_reward
 from rl_skip.errors import UserError
 from rl_skip.export import SkipModel, load, read_description
 from rl_skip.fields import Fields
@@ -33,6 +35,20 @@ class Run:
     network: NetworkConfig
     options: TaskOptions = DEFAULTS
     """How the task reads its data; the model is the run's own, where it has one."""
+    reward_name: str = "linear"
+    """What its policy was rewarded for, as `find_reward` takes it."""
+    feature_names: tuple[str, ...] = ()
+    """What its policy sees, where that was said, as `find_features` takes it."""
+
+    @property
+    def reward(self) -> Reward:
+        """What its policy was rewarded for."""
+        return find_reward(self.reward_name)
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """The features that its policy sees, where they were named."""
+        return find_features(self.feature_names)
 
     @property
     def policy(self) -> Path:
@@ -90,13 +106,13 @@ def load_run(
     """
     run = read_run(folder)
     task = run.load_task(data)
-    description, stack = read_description(run.policy), None
+    description, stack = read_description(run.policy, run.features), None
     if description.network is not None and task.network is None:
         _check_network(run, task, description.network)
     if description.missing is not None:  # an embedding or a stack of one's own, or a model from transformers
         with torch.random.fork_rng(devices=[]):
             stack = task.build(run.network)
-    return load(run.policy, stack, price=price, budget=budget, device=device), task
+    return load(run.policy, stack, price=price, budget=budget, features=run.features, device=device), task
 
 
 def _check_network(run: Run, task: Task, described: dict[str, Any]) -> None:

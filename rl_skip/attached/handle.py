@@ -17,9 +17,9 @@ from rl_skip.attached.calls import LayerCall
 from rl_skip.attached.flops import LayerFlops, counted_flops
 from rl_skip.attached.identity import identity
 from rl_skip.core.routing import FixedRoute, PolicyRouter, Router, RoutingState
-from rl_skip.dial import PriceTable
+from rl_skip.dial import Dial, PriceTable
 from rl_skip.errors import UserError
-from rl_skip.export import checked_price, save
+from rl_skip.export import save
 from rl_skip.policy import JumpPolicy
 
 __all__ = ["Handle", "RoutedForward"]
@@ -63,7 +63,7 @@ class _Progress(threading.local):
     """The last layer that was called."""
 
 
-class Handle:
+class Handle(Dial):
     """A policy attached to a model, made by `rl_skip.attach`. The model stays the object that it was.
 
     Attention weights (`output_attentions`) are those of the rows that ran a layer.
@@ -120,27 +120,6 @@ class Handle:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._progress = _Progress()
-
-    @property
-    def price(self) -> float:
-        """What the policy is told a unit of compute costs. Higher skips more."""
-        return self._price
-
-    @price.setter
-    def price(self, price: float) -> None:
-        self._price = checked_price(price)
-
-    @property
-    def budget(self) -> float | None:
-        """The mean compute that the price led to on validation data; None without a table. Set it, and the price follows.
-
-        Setting raises `UserError` for a budget outside (0, 1] or below the smallest compute of the table.
-        """
-        return self.table.compute_for(self.price)
-
-    @budget.setter
-    def budget(self, budget: float) -> None:
-        self.price = self.table.price_for(budget)
 
     @property
     def last_routes(self) -> Tensor:

@@ -2,13 +2,11 @@
 
 import hashlib
 import inspect
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from rl_skip.attached.finding import find_layers, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.identity import DIGEST, identity
 from rl_skip.attached.library import needed, quiet
+from rl_skip.core.files import atomic_replace
 from rl_skip.errors import UserError
 from rl_skip.inputs import Inputs
 from rl_skip.stack import Carry, masked_mean
@@ -189,17 +188,16 @@ class HuggingFaceStack(CalledStack):
         """
         self._config._name_or_path = ""  # what it was made of is not what it is
         setattr(self._config, DIGEST, _digest(self.model))
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging, quiet():
-            new = Path(staging, "new")
+
+        def fill(new: Path) -> None:
             self.model.save_pretrained(new)  # type: ignore[operator]
             if self.processor is not None:
                 self.processor.save_pretrained(new)
             if self.head is not None:
                 save_weights(new / HEAD, self.head.state_dict())
-            if folder.exists():
-                shutil.rmtree(folder)
-            new.rename(folder)
+
+        with quiet():
+            atomic_replace(folder, fill, overwrite=True)
         return True
 
     @property

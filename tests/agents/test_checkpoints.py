@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import train
-from agents.checkpoints import Checkpoints, Stopped, StopRequests, load_random_states, random_states, write_whole
+from agents.checkpoints import Checkpoints, Stopped, StopRequests, load_random_states, random_states
 from agents.config import CheckpointConfig, NetworkConfig, PpoConfig, PriceConfig, TrainConfig
 from agents.session import Session
 from benchmarks.kill import WEIGHTS, differences, points, reached, start, train_with_kills
@@ -104,19 +104,6 @@ def test_where_all_are_damaged_each_is_named(tmp_path: Path) -> None:
     said: list[str] = []
     assert Checkpoints(tmp_path, CheckpointConfig()).latest(said.append) is None
     assert [line.split("update-")[1][:9] for line in said] == ["000000030", "000000020", "000000010"]
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "file"
-    write_whole(file, b"old")
-
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="file cannot be written .No space left on device."):
-        write_whole(file, b"new and longer")
-    assert file.read_bytes() == b"old"
 
 
 def test_what_is_half_written_never_bears_the_final_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

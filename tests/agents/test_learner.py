@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from agents.config import PolicyConfig, PriceConfig, ScheduleConfig
-from agents.learner import Critic, Learner, pick_device
+from agents.learner import Critic, Learner
 from agents.prices import PriceRange
 from agents.reinforce import Reinforce
 from rl_skip.core.routing import PolicyRouter, routed_forward
@@ -180,8 +180,3 @@ def test_a_stack_of_ones_own_takes_the_place_of_the_options_network(known_optimu
     assert learner.stack.depth == 6 != learner.config.network.layers
     assert torch.equal(learner.policy.legal, legal_jumps(6, 4, allow_exit=False))
     assert learner.updates == 3
-
-
-@pytest.mark.parametrize("name", ["cpu", "cuda", "mps"])
-def test_a_device_that_is_named_is_taken(name):
-    assert pick_device(name).type == name

@@ -1,4 +1,4 @@
-"""Measuring: shared-prefix route search against the sweep, route by route; random routes; time."""
+"""Measuring: shared-prefix route search against the sweep, route by route; time."""
 
 import itertools
 import time
@@ -9,7 +9,7 @@ import torch
 import rl_skip.evaluation as evaluation
 from rl_skip import JumpPolicy, JumpRules, LayerStack, ObservationLayout
 from rl_skip.core.routing import routed_forward
-from rl_skip.evaluation import all_routes, best_fixed_route, evaluate, evaluate_routes, random_routes, seconds_per_batch
+from rl_skip.evaluation import all_routes, beside_full_depth, best_fixed_route, evaluate, evaluate_routes, seconds_per_batch
 from rl_skip.network import NetworkConfig, StackKind, build_network
 from rl_skip.tasks import Examples, Task, load_task
 
@@ -82,15 +82,6 @@ def test_the_beam_finds_what_the_exhaustive_search_finds(task: Task, few: Exampl
     assert [route.tolist() for route in beam] == [route.tolist() for route in exact]
 
 
-@pytest.mark.parametrize("compute", [0.4, 0.53, 0.9, 1.0])
-def test_random_routes_cost_what_was_asked(task: Task, compute: float) -> None:
-    routes = random_routes(4000, network(task, "blocks"), compute)
-    assert routes[:, 0].all() and routes[:, -1].all()
-    assert float(routes.float().mean()) == pytest.approx(compute, abs=0.01)
-    middle = routes[:, 1:-1].float().mean(dim=0)
-    assert float(middle.max() - middle.min()) < 0.05
-
-
 def test_evaluate_counts_rewards_and_routes_of_every_batch(task: Task, few: Examples) -> None:
     stack = network(task, "blocks")
     policy = JumpPolicy(JumpRules.reaching(ObservationLayout(16, DEPTH)))
@@ -106,15 +97,19 @@ def test_evaluate_counts_rewards_and_routes_of_every_batch(task: Task, few: Exam
     assert whole.distinct_routes == len({tuple(route) for route in rollout.route.tolist()}) > 1
 
 
+def test_a_policy_stands_beside_full_depth_on_the_same_rows(task: Task, few: Examples) -> None:
+    stack, policy = network(task, "blocks"), JumpPolicy(JumpRules.reaching(ObservationLayout(16, DEPTH))).eval()
+    torch.nn.init.normal_(policy.fc_out.weight)
+    with torch.no_grad():
+        rollouts = routed_forward(stack, policy, few.inputs, price=0.3), routed_forward(stack, torch.ones(DEPTH, dtype=torch.bool), few.inputs)
+    for found, rollout in zip(beside_full_depth(stack, policy, task, few, price=0.3), rollouts, strict=True):
+        assert torch.equal(found.route, rollout.route) and torch.equal(found.correct, task.accuracy(rollout.outputs, few.labels))
+        assert found.reward == pytest.approx(found.accuracy - 0.3 * float(rollout.compute.mean()))
+
+
 def test_seconds_are_medians_of_each_call() -> None:
     took = seconds_per_batch({"slow": lambda: time.sleep(0.01), "fast": lambda: None}, torch.device("cpu"), repeats=3)
     assert 0.01 <= took["slow"] < 0.1 and took["fast"] < 0.005
-
-
-def test_random_routes_of_a_stack_whose_gates_cost_something_keep_to_the_share(task: Task) -> None:
-    full, share = 3.9, 0.6
-    routes = random_routes(4000, network(task, "skip-layer"), share * full, full=full)
-    assert float(routes.float().mean()) == pytest.approx(share, abs=0.01)
 
 
 @pytest.mark.parametrize("deepest", [1, 12])

@@ -213,8 +213,8 @@ def test_the_folder_holds_no_pickle_and_its_json_has_the_documented_fields(expor
     described = json.loads((export / "policy.json").read_text())
     sizes = {"hidden": 16, "memory": 16, "position": 1, "compute": 1, "price": 1}
     parts = [{"name": name, "size": size} for name, size in sizes.items()]
-    assert described["observation"] == {"layout": parts, "price_low": 0.001, "price_high": 10.0}
-    assert (described["format_version"], described["depth"], described["width"], described["max_jump"]) == (1, 4, 16, 2)
+    assert described["observation"] == {"features": parts, "price_low": 0.001, "price_high": 10.0}
+    assert (described["format_version"], described["depth"], described["width"], described["max_jump"]) == (2, 4, 16, 2)
     assert (described["allow_exit"], described["policy_scope"], described["hidden"], described["price"]) == (False, "state", 128, PRICE)
     assert described["layer_costs"] == [0.25] * 4
     assert described["price_table"] == [{"price": p, "compute": c, "accuracy": a} for p, c, a in TABLE]
@@ -223,7 +223,7 @@ def test_the_folder_holds_no_pickle_and_its_json_has_the_documented_fields(expor
     assert described["network"]["embedding"]["kind"] == "patches"
     assert described.keys() == {
         "format_version", "observation", "depth", "width", "max_jump", "allow_exit", "policy_scope", "hidden",
-        "layer_costs", "price", "price_table", "trained_on", "versions", "network",
+        "layer_costs", "price", "price_table", "reward", "trained_on", "versions", "network",
     }  # fmt: skip
 
 
@@ -317,13 +317,14 @@ def field_paths():
     yield ("observation",), [None, []]
     yield ("observation", "price_low"), [*number, 0, 10.0]
     yield ("observation", "price_high"), number
-    yield ("observation", "layout"), [None, {}, [], ["hidden"]]
-    yield ("observation", "layout", 0, "name"), [*text, "memory"]
-    yield ("observation", "layout", 0, "size"), [*whole, 17]
+    yield ("observation", "features"), [None, {}, [], ["hidden"]]
+    yield ("observation", "features", 0, "name"), [*text, "memory"]
+    yield ("observation", "features", 0, "size"), [*whole, 17]
     yield ("price_table",), [None, {}, [3]]
     for name in ("price", "compute"):
         yield ("price_table", 1, name), number
     yield ("price_table", 1, "accuracy"), [*number, 1.5]
+    yield ("reward",), text
     yield ("trained_on",), [None, []]
     yield ("versions",), [None, []]
     for name in ("rl_skip", "torch", "python"):
@@ -379,7 +380,7 @@ def test_every_field_of_a_wrong_type_is_named(export, path, values):
             with pytest.raises(UserError) as raised:
                 load(export)
             message = one_line(raised)
-            named = "layout" if "layout" in path else str(path[-1])
+            named = "features" if "features" in path else str(path[-1])
             assert named in message and "policy.json" in message, (value, message)
 
 
@@ -410,9 +411,16 @@ def test_every_field_of_a_skip_layer_is_checked(tmp_path, name, value):
         assert name in one_line(raised) or (name == "kind" and change is None and "network.layers is missing" in str(raised.value))
 
 
+def test_an_older_format_is_refused_with_the_way_to_make_it_anew(export):
+    edit(export, lambda described: described.update(format_version=1, observation={"layout": []}))
+    with pytest.raises(UserError, match=r"format_version is 1, of an earlier rl_skip.* train the policy anew with train\.py") as raised:
+        rl_skip.load(export)
+    one_line(raised)
+
+
 def test_a_newer_format_is_refused(export):
-    edit(export, lambda described: described.update(format_version=2, hidden="renamed since"))
-    with pytest.raises(UserError, match="format_version is 2, this rl_skip reads up to 1; upgrade"):
+    edit(export, lambda described: described.update(format_version=3, hidden="renamed since"))
+    with pytest.raises(UserError, match="format_version is 3, this rl_skip reads up to 2; upgrade"):
         rl_skip.load_policy(export)
 
 
@@ -436,7 +444,7 @@ def test_layer_costs_that_differ_are_refused(tmp_path, export):
 def test_depth_and_width_must_agree_with_the_weights(export):
     def widen(described):
         described["width"] = described["network"]["width"] = 32
-        for part in described["observation"]["layout"][:2]:
+        for part in described["observation"]["features"][:2]:
             part["size"] = 32
 
     edit(export, widen)
