@@ -117,11 +117,11 @@ class RelaxedStack(LayerStack):
         if i > 0 and through.shape[0] > 0:
             self.stack.on_jump(moved, through, i - self.position[through] - 1)
         counted = self.stack.run(i, moved, None).detach().float()
+        self.compute = self.compute + opened * self.stack.costs.layer(i, counted)
         if i > 0:
             _blend(carry, moved, opened)
         vars(carry).update(vars(moved))
         self.position[through] = i
-        self.compute = self.compute + opened * self.stack.costs.layer(i, counted)
         self.opened.append(opened)
         return counted
 
