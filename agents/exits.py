@@ -17,8 +17,7 @@ from rl_skip.compare.style import GREEN
 from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
 from rl_skip.costs import count_flops, counting
-from rl_skip.gated import HeadedStack
-from rl_skip.stack import Carry, LayerStack, ModuleStack
+from rl_skip.stack import Carry, LayerStack
 from rl_skip.tasks import Examples
 
 __all__ = ["ConfidenceExits", "EveryHead", "ExitHeads", "Exits", "entropy"]
@@ -45,14 +44,14 @@ class ExitHeads(nn.Module):
     def __init__(self, stack: LayerStack) -> None:
         super().__init__()
         own = own_head(stack)
-        self.takes_mask = not isinstance(stack, ModuleStack) or stack.layers_take_mask
+        self.read = stack.read
         self.each = nn.ModuleList(deepcopy(own).requires_grad_(True) for _ in range(stack.depth - 1))
         self.flops = 0.0
         """Operations of one head for one row."""
 
     def ask(self, i: int, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """(R, C), what the head after layer `i` says."""
-        return self.each[i](hidden, mask) if self.takes_mask else self.each[i](hidden)
+        return self.read(self.each[i], hidden, mask)
 
     def begin_as(self, stack: LayerStack) -> None:
         """Gives all heads the weights of the stack's own."""
@@ -67,9 +66,10 @@ class ExitHeads(nn.Module):
 
 def own_head(stack: LayerStack) -> nn.Module:
     """The module of a stack that turns a hidden state into outputs."""
-    if isinstance(stack, ModuleStack | HeadedStack):
-        return stack.head
-    raise Unsuited(f"a {type(stack).__name__} has no head of its own that could be copied after each layer; leave --agent exits out")
+    readout = stack.readout()
+    if readout is None:
+        raise Unsuited(f"a {type(stack).__name__} has no head of its own that could be copied after each layer; leave --agent exits out")
+    return readout
 
 
 class ConfidenceExits(Router):

@@ -15,7 +15,6 @@ from agents.calibration import SETTLING_ROWS, leaning_within
 from agents.learner import Learner
 from rl_skip.compare.baseline import BaselineRecord
 from rl_skip.compare.style import VERMILLION
-from rl_skip.core.batches import deployed
 from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
 from rl_skip.costs import linear_flops
 from rl_skip.inputs import Inputs, row_count
@@ -184,18 +183,12 @@ class Gumbel(Baseline):
     )
 
     def __init__(self, learner: Learner) -> None:
-        config, memory = learner.config.gumbel, self._has_memory(learner)
+        config, memory = learner.config.gumbel, learner.stack.has_memory
         with torch.random.fork_rng(devices=[]):  # so that the warm-up is that of a policy's run
             torch.manual_seed(learner.config.seed)
             gates = Gates(learner.stack, memory, config.gate_hidden, learner.rules.allow_exit)
         super().__init__(learner, gates)
         self.gates, self.config = gates, config
-
-    @staticmethod
-    def _has_memory(learner: Learner) -> bool:
-        with deployed(learner.stack):
-            carry = learner.stack.begin(learner.validation.take(slice(0, 1)).inputs)
-            return learner.stack.memory(carry, None) is not None
 
     def update(self, update: int) -> dict[str, Tensor]:
         """One update of network and gates."""

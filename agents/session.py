@@ -31,8 +31,6 @@ from agents.shallow import Shallow
 from agents.start import START, load_start, save_start
 from agents.static import Static
 from agents.telemetry import Averages, Display, Telemetry
-from rl_skip.attached.huggingface import HuggingFaceStack
-from rl_skip.attached.pretrained import save_model
 from rl_skip.compare.curves import CURVE
 from rl_skip.core.devices import pick_device
 from rl_skip.core.files import atomic_write
@@ -275,8 +273,7 @@ class Session:
         config, learner, task = self.config, self.learner, self.task
         trained_on: dict[str, Any] = {"task": task.name, "rows": len(learner.train), "seed": config.seed, "agent": config.agent}
         stack, network, weights = learner.stack, None, True
-        if self.built and isinstance(stack, HuggingFaceStack):
-            save_model(stack, folder.parent / MODEL)
+        if self.built and stack.write_model(folder.parent / MODEL):
             weights = False
             trained_on |= {"model": Path(config.options.model).name} if config.options.pretrained else {}
         elif self.built:

@@ -29,7 +29,7 @@ import train
 from agents.config import TrainConfig
 from agents.learner import Learner
 from rl_skip.attached.huggingface import HuggingFaceStack
-from rl_skip.attached.pretrained import load_model, save_model, without_layers
+from rl_skip.attached.pretrained import load_model
 from rl_skip.evaluation import evaluate, seconds_per_batch
 from rl_skip.export import SkipModel
 from rl_skip.inputs import Inputs
@@ -47,7 +47,6 @@ def fine_tuned(folder: Path, config: TrainConfig, epochs: int, layers: int | Non
         schedule = replace(config.schedule, tune="none", warmup_epochs=epochs, epochs=1, random_route_weight=0.0)  # the warm-up alone is run
         torch.manual_seed(config.seed)
         stack = task.build(config.network)
-        assert isinstance(stack, HuggingFaceStack)
         learner = Learner(replace(config, schedule=schedule), task, torch.device("cpu"), stack)
         if layers is not None:
             learner.full_route[layers:] = False
@@ -59,11 +58,11 @@ def fine_tuned(folder: Path, config: TrainConfig, epochs: int, layers: int | Non
                 print(f"{folder.name}: epoch {(update + 1) // learner.updates_per_epoch}, validation {accuracy:.1%}", flush=True)
                 if accuracy >= best:
                     best = accuracy
-                    save_model(stack, folder / "model")
+                    stack.write_model(folder / "model")
         told = {"validation": best, "updates": learner.warmup_updates, "seconds": time.monotonic() - begun}
         (folder / DONE).write_text(json.dumps(told) + "\n")
     trained = load_model(str(folder / "model"), task.classes)
-    return trained if layers is None else without_layers(trained, range(layers)), task
+    return trained if layers is None else trained.keep(range(layers)), task
 
 
 def milliseconds(models: dict[str, nn.Module], test: Examples) -> dict[str, float]:

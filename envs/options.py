@@ -14,7 +14,7 @@ from rl_skip.core.reward import LINEAR, Reward, find_reward
 from rl_skip.errors import UserError
 from rl_skip.export import SkipModel
 from rl_skip.gated import BodyName
-from rl_skip.network import NetworkConfig, StackKind
+from rl_skip.network import NetworkConfig
 from rl_skip.policy import JumpRules, ObservationLayout, PolicyScope
 from rl_skip.runs import load_run, read_run
 from rl_skip.stack import LayerStack
@@ -41,8 +41,8 @@ class EnvOptions:
     """Where the task's data are. None: where the run found them; digits needs none."""
     run: str | Path | None = None
     """The folder of a finished run, whose network and rules are taken."""
-    stack: LayerStack | StackKind | None = None
-    """A network of your own, or the kind that is built: "blocks" or "skip-layer"."""
+    stack: LayerStack | str | None = None
+    """A network of your own, or the kind that is built: "blocks", "skip-layer", or file.py:function for one of your own."""
     examples: Examples | None = None
     """Examples of your own instead of a task's."""
     layers: int | None = None
@@ -129,7 +129,7 @@ class EnvOptions:
         return load_task(self.task or "digits", self.data)
 
     def _network(self, task: Task) -> LayerStack:
-        if isinstance(self.stack, LayerStack):
+        if self.stack is not None and not isinstance(self.stack, str):
             return self.stack
         given = {"layers": self.layers, "width": self.width, "heads": self.heads, "body": self.body, "stack": self.stack}
         config = NetworkConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

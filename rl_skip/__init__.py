@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from rl_skip.errors import UserError
+from rl_skip.kinds import BUILT, KINDS
 
 if TYPE_CHECKING:
     from rl_skip.attached import Handle, HuggingFaceStack, attach
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rl_skip.core.routing import Decision, FixedRoute, PolicyRouter, Rollout, Router, RoutingState, routed_forward
     from rl_skip.costs import CostModel
     from rl_skip.export import SkipModel, load, load_policy, save
+    from rl_skip.network import NetworkConfig
     from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
     from rl_skip.skip_layer import SkipLayer
     from rl_skip.stack import LayerStack, ModuleStack
@@ -38,6 +40,7 @@ __all__ = [
     "LayerStack",
     "MeasuredBaseline",
     "ModuleStack",
+    "NetworkConfig",
     "ObservationLayout",
     "PolicyRouter",
     "Reward",
@@ -66,12 +69,18 @@ _PARTS = {
     "compare.baseline": ("BaselineRecord",),
     "compare.measured": ("Bench", "MeasuredBaseline"),
     "export": ("SkipModel", "load", "load_policy", "save"),
+    "network": ("NetworkConfig",),
     "policy": ("JumpPolicy", "JumpRules", "ObservationLayout"),
     "skip_layer": ("SkipLayer",),
     "stack": ("LayerStack", "ModuleStack"),
     "tasks": ("Examples", "Split", "Task"),
 }
 """Where each name lives. It is imported when it is first asked for: a pruned network loads without policy and routing."""
+
+
+KINDS.register_lazily(BUILT, "rl_skip.network:NETWORK")
+KINDS.register_lazily("SkipLayer", "rl_skip.skip_layer:SKIP_LAYER")
+KINDS.register_lazily("attached", "rl_skip.attached.pretrained:ATTACHED")
 
 
 def __getattr__(name: str) -> object:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from rl_skip.errors import UserError
+from rl_skip.fields import Fields
 from rl_skip.inputs import Inputs
 from rl_skip.stack import masked_mean
 
@@ -19,6 +20,7 @@ __all__ = [
     "FrameEmbedding",
     "PatchEmbedding",
     "PointerEmbedding",
+    "check_embedding",
     "embedding_from_json",
     "embedding_to_json",
 ]
@@ -223,3 +225,23 @@ def embedding_from_json(described: dict[str, Any]) -> PatchEmbedding | FrameEmbe
         return _KINDS[kind](**arguments)
     except TypeError as error:
         raise UserError(f"the embedding {kind!r} is described wrongly: {error}") from None
+
+
+def check_embedding(fields: Fields) -> None:
+    """Refuses a described embedding, field by field, that `embedding_from_json` could not read."""
+    kind = fields.text("kind", tuple(_KINDS))
+    if kind == "frames":
+        expected = {"frames", "features", "stride"}
+    elif kind == "pointers":
+        expected = {"nodes", "longest"}
+    else:
+        expected = {"height", "image_width", "channels", "patch"}
+        fields.integer("overlap", 0)
+        if fields.get("patch_width") is not None:
+            fields.integer("patch_width")
+    for name in sorted(expected):
+        fields.integer(name)
+    try:
+        embedding_from_json(fields.values)
+    except UserError as error:
+        raise UserError(f"{fields.source}: {fields.prefix.rstrip('.')}: {error}; write the file anew") from None

@@ -43,11 +43,11 @@ def _use(description: Description) -> list[str]:
             '```python\nimport rl_skip\n\nhandle = rl_skip.attach(model, "path/to/this/folder")\noutputs = model(**inputs)\n```',
             f"`handle.price = 0.1` sets the price{budget.format('handle')}; `handle.last_routes` says which layers each row ran.",
         ]
-    argument = "" if network is not None else ", stack"
+    argument = "" if description.missing is None else ", stack"
     return [
         f'```python\nimport rl_skip\n\nmodel = rl_skip.load("path/to/this/folder"{argument})\noutputs = model(inputs)\n```',
         f"`model.price = 0.1` sets the price{budget.format('model')}; `model.last.route` says which layers each row ran."
-        + ("" if network is not None else " `stack` is the network that the policy was trained on, a `rl_skip.LayerStack`."),
+        + (argument and " `stack` is the network that the policy was trained on, a `rl_skip.LayerStack`."),
     ]
 
 

@@ -253,7 +253,7 @@ def _info(arguments: argparse.Namespace) -> Report:
     run = read_run(folder) if is_run(folder) else None
     export = folder if run is None else run.policy
     description = read_description(export)
-    if description.network is not None and not description.attached and (export / MODEL).is_file():
+    if description.missing is None and (export / MODEL).is_file():
         weights = load(export).stack
         network_weights = sum(parameter.numel() for parameter in weights.parameters())
     else:

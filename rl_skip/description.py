@@ -14,7 +14,7 @@ from rl_skip.core.reward import LINEAR
 from rl_skip.dial import PricePoint, PriceTable
 from rl_skip.errors import UserError
 from rl_skip.fields import Fields
-from rl_skip.network_fields import read_network
+from rl_skip.kinds import kind_of, read_network
 from rl_skip.policy import JumpRules, ObservationLayout, PolicyScope, longest_jump
 
 __all__ = ["FORMAT_VERSION", "Description"]
@@ -47,6 +47,13 @@ class Description:
     def attached(self) -> bool:
         """Whether the policy is attached to a model that its user has."""
         return self.network is not None and self.network.get("kind") == "attached"
+
+    @property
+    def missing(self) -> str | None:
+        """Why the folder alone does not make a network, and what to do, to follow the folder's name; None: it does."""
+        if self.network is None:
+            return "does not describe its network; pass the network that the policy was trained on: load(folder, stack)"
+        return kind_of(self.network).missing(self.network)
 
     def to_json(self) -> dict[str, Any]:
         """What the file holds."""

@@ -1,11 +1,10 @@
 """The exported policy: a folder of safetensors and JSON that runs without anything that trained it."""
 
-import inspect
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +17,14 @@ from rl_skip.core.routing import Rollout, routed_forward
 from rl_skip.description import Description
 from rl_skip.dial import Dial, PriceTable, checked_price
 from rl_skip.errors import UserError
-from rl_skip.gated import GatedStack
 from rl_skip.inputs import Inputs
-from rl_skip.network import network_from_json
+from rl_skip.kinds import kind_of
 from rl_skip.policy import JumpPolicy, JumpRules
-from rl_skip.skip_layer import SkipLayer
 from rl_skip.stack import LayerStack
 from rl_skip.weights import build, read_weights, save_weights
+
+if TYPE_CHECKING:
+    from rl_skip.skip_layer import SkipLayer
 
 __all__ = ["DESCRIPTION", "FILES", "SkipModel", "copy_export", "load", "load_policy", "read_description", "save"]
 
@@ -68,7 +68,7 @@ class SkipModel(Dial, nn.Module):
 
 def save(
     folder: Path | str,
-    model: JumpPolicy | SkipLayer,
+    model: "JumpPolicy | SkipLayer",
     *,
     stack: LayerStack | None = None,
     weights: bool = True,
@@ -96,10 +96,10 @@ def save(
     Raises:
         UserError: if the folder exists, or price or trained_on are not what they must be.
     """
-    if isinstance(model, SkipLayer):
-        stack, policy, price = model, model.policy, model.price if price is None else price
-    else:
+    if isinstance(model, JumpPolicy):
         policy = model
+    else:
+        stack, policy, price = model, model.policy, model.price if price is None else price
     if stack is None or price is None:
         raise ValueError("a JumpPolicy is saved with the stack it was trained on and its price: save(folder, policy, stack=…, price=…)")
     if (policy.rules.layout.depth, policy.rules.layout.width) != (stack.depth, stack.width):
@@ -111,14 +111,14 @@ def save(
         table=price_table if isinstance(price_table, PriceTable) else PriceTable.monotone(price_table),
         trained_on=trained_on or {},
         reward=reward.formula,
-        network=_skip_layer_to_json(stack) if isinstance(stack, SkipLayer) else network or stack.described(),
+        network=network or stack.described(),
     )
 
     def fill(new: Path) -> None:
         description.write(new / DESCRIPTION)
         save_weights(new / POLICY, policy.state_dict())
         if weights:
-            save_weights(new / MODEL, _network_state(stack))
+            save_weights(new / MODEL, stack.network_state())
         (new / CARD).write_text(model_card(description, weights), encoding="utf-8")
 
     _place(Path(folder), fill, overwrite)
@@ -130,11 +130,10 @@ def copy_export(source: Path, folder: Path, *, features: Sequence[Feature] = (),
     Args:
         features: those of one's own that the policy sees.
     """
-    description = read_description(source, features)
-    if description.network is None or description.attached:
-        load_policy(source, features)
-    else:
+    if read_description(source, features).missing is None:
         load(source, features=features)
+    else:
+        load_policy(source, features)
 
     def fill(new: Path) -> None:
         for name in FILES:
@@ -202,11 +201,10 @@ def load(
     else:
         _check_fit(description, stack, folder)
         if file.is_file():
-            state = read_weights(file, _network_state(stack), same_dtype=True)
+            state = read_weights(file, stack.network_state(), same_dtype=True)
             stack.load_state_dict(state, strict=False)
     _check_costs(description, stack, folder)
-    if isinstance(stack, SkipLayer):
-        stack.policy = policy
+    stack.take_policy(policy, description.price)
     model = SkipModel(stack, policy, price=description.price if price is None else price, table=description.table)
     if budget is not None:
         model.budget = budget
@@ -214,33 +212,11 @@ def load(
 
 
 def _build_network(description: Description, file: Path) -> LayerStack:
+    if (missing := description.missing) is not None:
+        raise UserError(f"{file.parent} {missing}")
     network = description.network
-    if network is None:
-        raise UserError(f"{file.parent} does not describe its network; pass the network that the policy was trained on: load(folder, stack)")
-    if description.attached:
-        raise UserError(f"{file.parent} goes with a model that you have: load a {network['model_class']}, then rl_skip.attach(model, folder)")
-    if "kind" not in network:
-        return build(file, lambda: network_from_json(network), DESCRIPTION)
-    options = {name: value for name, value in network.items() if name != "kind"}
-    rules = description.rules
-
-    def make() -> SkipLayer:
-        return SkipLayer(**options, max_jump=rules.max_jump, scope=rules.scope, allow_exit=rules.allow_exit, price=description.price)
-
-    return build(file, make, DESCRIPTION, _network_state)
-
-
-def _network_state(module: nn.Module) -> dict[str, Tensor]:
-    """The weights of a network; a `SkipLayer`'s policy is written apart."""
-    state = module.state_dict()
-    return {name: tensor for name, tensor in state.items() if not (isinstance(module, SkipLayer) and name.startswith("policy."))}
-
-
-def _skip_layer_to_json(layer: SkipLayer) -> dict[str, Any] | None:
-    """The constructor's arguments; None for bodies of a person's own, which a file cannot hold."""
-    bound = inspect.signature(GatedStack).bind(**layer.arguments)
-    bound.apply_defaults()
-    return None if callable(bound.arguments["body"]) else {"kind": "SkipLayer", **bound.arguments}
+    assert network is not None
+    return build(file, lambda: kind_of(network).build(network), DESCRIPTION, lambda stack: stack.network_state())
 
 
 def _check_fit(description: Description, stack: LayerStack, folder: Path | str) -> None:

@@ -60,6 +60,11 @@ class Fields:
             raise self.wrong(name, f"a whole number of at least {low}" if high is None else f"a whole number in {low}..{high}")
         return value
 
+    def same(self, name: str, expected: int) -> None:
+        """Refuses a whole number that is not the expected one."""
+        if self.integer(name) != expected:
+            raise self.wrong(name, f"{expected}, as the policy's own")
+
     def number(self, name: str, low: float = 0.0, high: float = math.inf) -> float:
         """A finite number in [low, high]."""
         value = self.get(name)

@@ -1,7 +1,7 @@
 """The layers of the original module as a stack: memory gates, working memory, jump weights, closing MLP."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -141,6 +141,8 @@ class GatedStack(LayerStack):
         tokens: T, the length for which `layer_costs` is quoted; what is charged follows the real length.
     """
 
+    has_memory = True
+
     def __init__(
         self,
         dims: int,
@@ -227,6 +229,12 @@ class GatedStack(LayerStack):
         x = carry.hidden
         return x + torch.sigmoid(self.close_gate(x)) * self.close_mlp(self.close_norm(x))
 
+    def keep(self, layers: Sequence[int]) -> "GatedStack":
+        self.bodies = nn.ModuleList(self.bodies[i] for i in layers)
+        self.gates = None if self.gates is None else nn.ModuleList(self.gates[i] for i in layers)
+        self.layer_flops, self.depth = self.layer_flops[list(layers)], len(layers)
+        return self
+
 
 def _on_real_tokens(gate: MemoryGate, hidden: Tensor, mask: Tensor | None) -> Tensor:
     """What the gate says of (R, T, D), 0 at padding, (R, T)."""
@@ -272,7 +280,7 @@ class HeadedStack(LayerStack):
     def __init__(self, embed: nn.Module, trunk: GatedStack, head: nn.Module) -> None:
         super().__init__()
         self.embed, self.trunk, self.head = embed, trunk, head
-        self.depth, self.width = trunk.depth, trunk.width
+        self.depth, self.width, self.has_memory = trunk.depth, trunk.width, trunk.has_memory
 
     @property
     def layer_flops(self) -> Tensor:  # type: ignore[override]
@@ -290,3 +298,10 @@ class HeadedStack(LayerStack):
 
     def finish(self, carry: Carry) -> Tensor:
         return self.head(self.trunk.finish(carry), carry.mask)
+
+    def readout(self) -> nn.Module:
+        return self.head
+
+    def keep(self, layers: Sequence[int]) -> "HeadedStack":
+        self.depth = self.trunk.keep(layers).depth
+        return self

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 
 from rl_skip import __version__
-from rl_skip.attached.huggingface import HuggingFaceStack
-from rl_skip.attached.pretrained import save_model
 from rl_skip.compare.result import BEST_FIXED
 from rl_skip.compare.result import FORMAT_VERSION as COMPARISON_VERSION
 from rl_skip.core.files import atomic_replace
@@ -83,11 +81,11 @@ def prune(
 
     def fill(new: Path) -> None:
         (new / DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if isinstance(pruned.stack, HuggingFaceStack):
-            save_model(pruned.stack, new / MODEL)
-        else:
+        whole_model = pruned.stack.write_model(new / MODEL)
+        if not whole_model:
             save_weights(new / WEIGHTS, pruned.state_dict())
-        (new / CARD).write_text(_card(description, removed), encoding="utf-8")
+        takes_stack = origin.missing is not None and not whole_model
+        (new / CARD).write_text(_card(description, removed, takes_stack), encoding="utf-8")
 
     atomic_replace(folder, fill)
     return {"folder": str(folder), "layers": list(layers), "removed": removed, **measured, "weights": weights, "full_depth_weights": whole}
@@ -138,10 +136,10 @@ def _measure(model: SkipModel, task: Task, layers: tuple[int, ...], batch_size: 
     }
 
 
-def _card(description: dict[str, Any], removed: list[int]) -> str:
-    """`README.md` of a pruned network."""
+def _card(description: dict[str, Any], removed: list[int], takes_stack: bool) -> str:
+    """`README.md` of a pruned network, which is loaded with the whole network at hand or without."""
     measured = description["measured"]
-    argument = "" if description["network"] is not None else ", stack"
+    argument = ", stack" if takes_stack else ""
     use = f'from rl_skip.pruned import load_pruned\n\nnetwork = load_pruned("path/to/this/folder"{argument})\noutputs = network(inputs)'
     kept, gone = (", ".join(map(str, layers)) for layers in (description["layers"], removed))
     left_out = f"layers {gone} are not in the file" if removed else "none is left out"

@@ -9,11 +9,9 @@ from torch import Tensor, nn
 
 from rl_skip.errors import UserError
 from rl_skip.fields import Fields
-from rl_skip.gated import GatedStack, HeadedStack
 from rl_skip.inputs import Inputs
-from rl_skip.network import network_from_json
-from rl_skip.network_fields import read_network
-from rl_skip.stack import LayerStack, ModuleStack
+from rl_skip.kinds import kind_of, read_network
+from rl_skip.stack import LayerStack
 from rl_skip.weights import build, read_weights
 
 __all__ = ["CARD", "DESCRIPTION", "FORMAT_VERSION", "WEIGHTS", "PrunedNetwork", "checked_layers", "load_pruned"]
@@ -32,6 +30,7 @@ class PrunedNetwork(nn.Module):
         layers: the layers that stay, ascending, layer 0 first.
 
     Example:
+        >>> from rl_skip.stack import ModuleStack
         >>> stack = ModuleStack(nn.Linear(3, 8), [nn.Linear(8, 8) for _ in range(4)], nn.Linear(8, 2), width=8, layer_flops=[1.0] * 4)
         >>> network = PrunedNetwork(stack, [0, 3])
         >>> len(network.stack.layers), network(torch.zeros(5, 3)).shape
@@ -43,7 +42,7 @@ class PrunedNetwork(nn.Module):
         self.layers = checked_layers(layers, stack.depth)
         self.jumps = [following - layer - 1 for layer, following in pairwise([*self.layers, stack.depth])]
         """After each layer, how many were taken out: a stack that marks its jumps goes on marking them."""
-        self.stack = _keep(stack, self.layers)
+        self.stack = stack.keep(self.layers)
 
     def forward(self, inputs: Inputs) -> Tensor:
         carry = self.stack.begin(inputs)
@@ -76,7 +75,7 @@ def load_pruned(folder: Path | str, stack: LayerStack | None = None, *, device: 
 
     Args:
         folder: DIR.
-        stack: the whole network, for a folder that does not describe it because its embedding is a function of one's own.
+        stack: the whole network, for a folder that does not describe it because its embedding, or the stack, is one's own.
         device: where to run.
 
     Raises:
@@ -97,14 +96,15 @@ def load_pruned(folder: Path | str, stack: LayerStack | None = None, *, device: 
     if fields.get("network") is None:
         raise UserError(f"{folder} does not describe its network; pass the whole network that was pruned: load_pruned(folder, stack)")
     described = read_network(fields.object("network"), fields.integer("width"), depth)
-    if described.get("kind") == "attached":
-        from rl_skip.attached.pretrained import load_model
-
-        whole = load_model(str(folder / MODEL))
+    kind = kind_of(described)
+    if kind.read_model is not None:
+        whole = kind.read_model(folder / MODEL)
         network = PrunedNetwork(whole, range(whole.depth))
         network.layers = layers
         return network.to(device).eval()
-    return build(folder / WEIGHTS, lambda: PrunedNetwork(network_from_json(described), layers), DESCRIPTION).to(device)
+    if (missing := kind.missing(described)) is not None:
+        raise UserError(f"{folder} {missing}")
+    return build(folder / WEIGHTS, lambda: PrunedNetwork(kind.build(described), layers), DESCRIPTION).to(device)
 
 
 def _read_layers(fields: Fields, depth: int) -> tuple[int, ...]:
@@ -115,24 +115,3 @@ def _read_layers(fields: Fields, depth: int) -> tuple[int, ...]:
         return checked_layers(layers, depth)
     except UserError:
         raise fields.wrong("layers", f"ascending layers in 0..{depth - 1}, 0 among them") from None
-
-
-def _keep(stack: LayerStack, layers: tuple[int, ...]) -> LayerStack:
-    trunk = stack.trunk if isinstance(stack, HeadedStack) else stack
-    flops = trunk.layer_flops[list(layers)]
-    if not isinstance(trunk, ModuleStack | GatedStack):
-        from rl_skip.attached.huggingface import HuggingFaceStack
-        from rl_skip.attached.pretrained import without_layers
-
-        if isinstance(trunk, HuggingFaceStack):
-            return without_layers(trunk, layers)
-    if isinstance(trunk, ModuleStack):
-        trunk.layers = nn.ModuleList(trunk.layers[i] for i in layers)
-    elif isinstance(trunk, GatedStack):
-        trunk.bodies = nn.ModuleList(trunk.bodies[i] for i in layers)
-        trunk.gates = None if trunk.gates is None else nn.ModuleList(trunk.gates[i] for i in layers)
-    else:
-        raise UserError(f"a {type(trunk).__name__} cannot be pruned: only a ModuleStack or a GatedStack knows which of its weights are a layer's")
-    trunk.layer_flops = flops
-    trunk.depth = stack.depth = len(layers)
-    return stack

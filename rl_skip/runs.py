@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,8 +11,7 @@ from rl_skip.core.reward import Reward, find_reward
 from rl_skip.errors import UserError
 from rl_skip.export import SkipModel, load, read_description
 from rl_skip.fields import Fields
-from rl_skip.network import NetworkConfig
-from rl_skip.network_fields import read_network_config
+from rl_skip.network import NetworkConfig, read_network_config
 from rl_skip.tasks import DEFAULTS, Task, load_task
 from rl_skip.tasks.options import TaskOptions
 
@@ -106,13 +106,18 @@ def load_run(
     """
     run = read_run(folder)
     task = run.load_task(data)
-    network = read_description(run.policy, run.features).network
-    stack = None
-    if network is None or task.network is not None:  # a task of one's own, whose embedding no file can hold, or a model from transformers
+    description, stack = read_description(run.policy, run.features), None
+    if description.network is not None and task.network is None:
+        _check_network(run, task, description.network)
+    if description.missing is not None:  # an embedding or a stack of one's own, or a model from transformers
         with torch.random.fork_rng(devices=[]):
             stack = task.build(run.network)
-    elif any(network.get(name, getattr(NetworkConfig, name)) != value for name, value in asdict(run.network).items()):
-        raise UserError(f"{run.folder / CONFIG}: network is not the one that {run.policy} was exported with; restore the file")
-    elif network.get("classes") != len(task.classes):
-        raise UserError(f"the data have {len(task.classes)} classes, the run {folder} was trained on {network.get('classes')}; set --data")
     return load(run.policy, stack, price=price, budget=budget, features=run.features, device=device), task
+
+
+def _check_network(run: Run, task: Task, described: dict[str, Any]) -> None:
+    """Refuses a run whose network is not the one of its options, or has other classes than its data."""
+    if any(described.get(name, getattr(NetworkConfig, name)) != value for name, value in asdict(run.network).items()):
+        raise UserError(f"{run.folder / CONFIG}: network is not the one that {run.policy} was exported with; restore the file")
+    if described.get("classes") != len(task.classes):
+        raise UserError(f"the data have {len(task.classes)} classes, the run {run.folder} was trained on {described.get('classes')}; set --data")

@@ -1,18 +1,21 @@
 """The original module, batched and made to learn: a gated stack with its own policy."""
 
+import inspect
 import math
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rl_skip.core.reward import LINEAR
 from rl_skip.core.routing import PolicyRouter, Rollout, routed_forward
-from rl_skip.gated import GatedStack, MemoryGate
+from rl_skip.fields import Fields
+from rl_skip.gated import BodyName, GatedStack, MemoryGate
 from rl_skip.inputs import Inputs
+from rl_skip.kinds import NetworkKind
 from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout, PolicyScope, longest_jump
 
-__all__ = ["SkipLayer"]
+__all__ = ["SKIP_LAYER", "SkipLayer"]
 
 
 class SkipLayer(GatedStack):
@@ -54,7 +57,7 @@ class SkipLayer(GatedStack):
         jump = longest if max_jump is None else min(max_jump, max(longest, 1))
         self.policy = JumpPolicy(JumpRules(ObservationLayout(dims, layer), jump, allow_exit=allow_exit, scope=scope))
         self.price = price
-        self.arguments: dict[str, object] = {"dims": dims, "head": head, "layer": layer, **options}
+        self._arguments: dict[str, Any] = {"dims": dims, "head": head, "layer": layer, **options}
         self.logs: dict[str, Tensor] = {}
         self._rollout: Rollout | None = None
         self._running_loss: float | None = None
@@ -87,6 +90,19 @@ class SkipLayer(GatedStack):
         surrogate = rollout.log_probs * (to_go - baseline) * taken + entropy * rollout.entropies
         return -surrogate.sum(dim=1).mean()
 
+    def described(self) -> dict[str, Any] | None:
+        """The constructor's arguments; None for bodies of a person's own, which a file cannot hold."""
+        bound = inspect.signature(GatedStack).bind(**self._arguments)
+        bound.apply_defaults()
+        return None if callable(bound.arguments["body"]) else {"kind": "SkipLayer", **bound.arguments}
+
+    def network_state(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("policy.")}
+
+    def take_policy(self, policy: nn.Module, price: float) -> None:
+        assert isinstance(policy, JumpPolicy)
+        self.policy, self.price = policy, price
+
     def __getstate__(self) -> dict[str, Any]:
         # A copy or a saved module has no use for the graph of the last forward pass, and could not take it along.
         return {**self.__dict__, "_rollout": None}
@@ -102,3 +118,25 @@ class SkipLayer(GatedStack):
             assert isinstance(gate, MemoryGate)
             gate.threshold.add_(lr * ((loss < level) - (loss > level))).clamp_(0.0, 1.0)
         self._running_loss = 0.9 * level + 0.1 * loss
+
+
+def _check(fields: Fields, width: int, depth: int) -> None:
+    fields.same("dims", width)
+    fields.same("layer", depth)
+    for name in ("head", "keys", "tokens"):
+        fields.integer(name)
+    fields.text("body", get_args(BodyName))
+    fields.number("threshold", 0.0, 1.0)
+    for name in ("memory_gate", "jump_mixing"):
+        fields.flag(name)
+    if fields.values["body"] == "attention" and width % fields.values["head"]:
+        raise fields.wrong("head", f"a divisor of dims, {width}")
+
+
+def _build(described: dict[str, Any]) -> SkipLayer:
+    """With a fresh policy, in whose place the one that was saved comes; with exits, which fewest layers allow."""
+    options = {name: value for name, value in described.items() if name != "kind"}
+    return SkipLayer(**options, allow_exit=True)
+
+
+SKIP_LAYER = NetworkKind(_check, _build)

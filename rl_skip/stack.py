@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,6 +57,10 @@ class LayerStack(nn.Module):
 
     Subclasses set `depth`, `width` and the buffer `layer_flops`, and implement `begin`, `run` and `finish`;
     `pooled`, `memory` and `jumped` have defaults that suit hidden states of shape (B, T, D).
+
+    All other methods are optional. They say what else can be done with the network, each with a default that says that it
+    cannot: `head_modules` and `readout` (its head), `keep` (without some of its layers), `add_adapters`, `described`
+    (rebuilding it from a file), `network_state` and `write_model` (how it is saved), `take_policy`.
     """
 
     depth: int
@@ -64,6 +69,8 @@ class LayerStack(nn.Module):
     """D, the width of the pooled hidden state."""
     layer_flops: Tensor
     """(L,), operations of each layer for one row of nominal length."""
+    has_memory: bool = False
+    """Whether there is a working memory, so that `memory` returns one."""
     costs: CostModel = CostModel()
     """What running a layer, or deciding, costs."""
 
@@ -109,6 +116,50 @@ class LayerStack(nn.Module):
     def on_jump(self, carry: Carry, rows: Tensor, jumps: Tensor) -> None:
         """Called after the policy chose `jumps` (R,) for `rows`; stacks that mark a jump in the hidden state do it here."""
 
+    def readout(self) -> nn.Module | None:
+        """The module that turns the hidden state after any layer into outputs, for copies of it; `read` calls it. None: there is none."""
+        return None
+
+    def read(self, readout: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """The outputs of `readout`, or of a copy of it, on a hidden state and its mask, rows first."""
+        outputs: Tensor = readout(hidden, mask)
+        return outputs
+
+    def head_modules(self) -> list[nn.Module]:
+        """What makes outputs of the last hidden state, for training it alone; empty where that is not known."""
+        readout = self.readout()
+        return [] if readout is None else [readout]
+
+    def keep(self, layers: Sequence[int]) -> "LayerStack":
+        """The same network without all layers but `layers`, which ascend; this stack is taken over.
+
+        Raises:
+            UserError: if the stack does not know which of its weights are a layer's.
+        """
+        raise UserError(f"a {type(self).__name__} cannot be pruned: it does not know which of its weights are a layer's; give it a keep(layers)")
+
+    def add_adapters(self, rank: int, alpha: int) -> Any:
+        """Puts adapters into the linear maps of the layers (LoRA, Hu et al. 2022).
+
+        Returns:
+            What stands around the model now; its `merge_and_unload` adds what the adapters learned to the weights.
+
+        Raises:
+            UserError: if the stack takes none.
+        """
+        raise UserError("adapters go into models from transformers; set --tune all, or --model to one")
+
+    def network_state(self) -> dict[str, Tensor]:
+        """The weights that an export writes as the network's: all but those of a policy inside."""
+        return self.state_dict()
+
+    def write_model(self, folder: Path) -> bool:
+        """Writes the network into a folder in a format of its own, in place of what is there. Returns whether it has one."""
+        return False
+
+    def take_policy(self, policy: nn.Module, price: float) -> None:
+        """Called when a policy is loaded with the stack: a stack with a policy inside takes it in its place."""
+
 
 class ModuleStack(LayerStack):
     """A stack of any PyTorch modules: `embed`, then layers that keep the shape, then `head`.
@@ -119,9 +170,10 @@ class ModuleStack(LayerStack):
             as `layer(hidden, mask)`.
         head: (hidden, mask) → outputs with `layers_take_mask`, else hidden → outputs.
         width: D, the size of the hidden state's channel dimension.
-        layer_flops: operations of each layer for one row. None: counted on `example`.
+        layer_flops: operations of each layer for one row. None: counted on `example`, or for `tokens`.
         example: inputs of a few rows, on which the operations are counted.
         channel_dim: where the D channels are; 1 for images (B, D, H, W).
+        tokens: T; without an example, the operations are counted on a hidden state (1, T, D).
 
     Example:
         >>> layers = [nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8)) for _ in range(4)]
@@ -141,6 +193,7 @@ class ModuleStack(LayerStack):
         example: Inputs | None = None,
         layers_take_mask: bool = False,
         channel_dim: int = -1,
+        tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.embed, self.layers, self.head = embed, nn.ModuleList(layers), head
@@ -148,9 +201,9 @@ class ModuleStack(LayerStack):
         self.layers_take_mask, self.channel_dim = layers_take_mask, channel_dim
         self.full_flops = 1.0
         if layer_flops is None:
-            if example is None:
-                raise ValueError("the cost of the layers is unknown: pass layer_flops, or example inputs to count them on")
-            layer_flops = self._count_layer_flops(example)
+            if example is None and tokens is None:
+                raise ValueError("the cost of the layers is unknown: pass layer_flops, or example inputs or the number of tokens to count them on")
+            layer_flops = self._count_layer_flops(example, tokens)
         if len(layer_flops) != self.depth:
             raise ValueError(f"layer_flops has {len(layer_flops)} entries for {self.depth} layers")
         if not sum(layer_flops) > 0:
@@ -218,7 +271,7 @@ class ModuleStack(LayerStack):
         return self.layer_costs[i].expand(rows.shape[0])
 
     def finish(self, carry: Carry) -> Tensor:
-        return self._caller(self.head)(carry.hidden, carry.mask)
+        return self.read(self.head, carry.hidden, carry.mask)
 
     def pooled(self, carry: Carry, rows: Tensor | None) -> Tensor:
         if carry.mask is not None:
@@ -227,11 +280,23 @@ class ModuleStack(LayerStack):
         hidden = hidden.movedim(self.channel_dim, -1)
         return hidden.flatten(1, -2).mean(dim=1) if hidden.dim() > 2 else hidden
 
+    def readout(self) -> nn.Module:
+        return self.head
+
+    def read(self, readout: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        return self._caller(readout)(hidden, mask)
+
+    def keep(self, layers: Sequence[int]) -> "ModuleStack":
+        self.layers = nn.ModuleList(self.layers[i] for i in layers)
+        self.layer_flops, self.depth = self.layer_flops[list(layers)], len(layers)
+        return self
+
     def _caller(self, module: nn.Module) -> Callable[[Tensor, Tensor | None], Tensor]:
         return module if self.layers_take_mask else lambda hidden, _mask: module(hidden)
 
-    def _count_layer_flops(self, example: Inputs) -> list[float]:
+    def _count_layer_flops(self, example: Inputs | None, tokens: int | None) -> list[float]:
         with counting(self):
-            carry = self.begin(example)
+            blank = torch.zeros(1, tokens or 1, self.width)
+            carry = Carry(hidden=blank, full_flops=blank) if example is None else self.begin(example)
             rows = carry.hidden.shape[0]
             return [count_flops(partial(self._caller(layer), carry.hidden, carry.mask)) / rows for layer in self.layers]

@@ -17,7 +17,7 @@ M = TypeVar("M", bound=nn.Module)
 RIGHT_NETWORK = "the weights go with the network that they were saved from"
 
 
-def build(file: Path, make: Callable[[], M], description: str, state_of: Callable[[nn.Module], dict[str, Tensor]] = nn.Module.state_dict) -> M:
+def build(file: Path, make: Callable[[], M], description: str, state_of: Callable[[M], dict[str, Tensor]] = nn.Module.state_dict) -> M:
     """What `make` makes, with the weights in `file`, in evaluation mode; made only once the weights are known to fit.
 
     Args:

@@ -1,10 +1,12 @@
 """A model from transformers as a `LayerStack`, so that the sweep, the environment, the agents and the export serve it."""
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,14 +17,20 @@ from rl_skip.attached.called import CalledCarry, CalledStack
 from rl_skip.attached.calls import LayerCall, real_tokens
 from rl_skip.attached.finding import find_layers, width_of
 from rl_skip.attached.flops import transformer_flops
-from rl_skip.attached.identity import identity
+from rl_skip.attached.identity import DIGEST, identity
+from rl_skip.attached.library import needed, quiet
+from rl_skip.core.files import atomic_replace
 from rl_skip.errors import UserError
 from rl_skip.inputs import Inputs
 from rl_skip.stack import Carry, masked_mean
+from rl_skip.weights import save_weights
 
-__all__ = ["HuggingFaceStack"]
+__all__ = ["HEAD", "HuggingFaceStack"]
 
 Recorded = dict[str, list[Any]]
+HEAD = "head.safetensors"
+"""Beside a saved backbone, the head that it has got."""
+LINEAR = ("Linear", "Conv1D")  # the latter in GPT-2
 
 
 class _Reached(Exception):
@@ -141,6 +149,61 @@ class HuggingFaceStack(CalledStack):
             raise UserError(f"{type(self.model).__name__} returns no logits: give the stack a head, or load the model with one")
         return logits
 
+    def head_modules(self) -> list[nn.Module]:
+        if self.head is not None:
+            return [self.head]
+        inside = getattr(self.model, "base_model_prefix", "")
+        heads = [child for name, child in self.model.named_children() if name != inside]
+        return heads if len(heads) < len(list(self.model.children())) else []
+
+    def keep(self, layers: Sequence[int]) -> "HuggingFaceStack":
+        model, config = self.model, self._config
+        kept = [self.routed[i] for i in layers]
+        types = getattr(config, "layer_types", None)
+        parent, _, name = self.path.rpartition(".")
+        setattr(model.get_submodule(parent), name, nn.ModuleList(kept))
+        config.num_hidden_layers = len(kept)
+        if types is not None:
+            config.layer_types = [types[i] for i in layers]
+        for i, layer in enumerate(kept):
+            for part in layer.modules():
+                if hasattr(part, "layer_idx"):
+                    part.layer_idx = i  # type: ignore[assignment]
+        pruned = HuggingFaceStack(model, head=self.head, layers=self.path, prompt_tokens=self.prompt_tokens, prepare=self.prepare)
+        pruned.processor = self.processor
+        return pruned
+
+    def add_adapters(self, rank: int, alpha: int) -> Any:
+        peft = needed("peft")
+        targets = [
+            f"{self.path}.{i}.{name}" for i, layer in enumerate(self.routed) for name, part in layer.named_modules() if type(part).__name__ in LINEAR
+        ]
+        with quiet():
+            return peft.get_peft_model(self.model, peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets))
+
+    def write_model(self, folder: Path) -> bool:
+        """Writes the model with its head, and what made its inputs; `load_model` reads it, and `from_pretrained` the model in it.
+
+        The configuration is marked with a digest of the weights, so that a policy tells the model from the one that it was made of.
+        """
+        self._config._name_or_path = ""  # what it was made of is not what it is
+        setattr(self._config, DIGEST, _digest(self.model))
+
+        def fill(new: Path) -> None:
+            self.model.save_pretrained(new)  # type: ignore[operator]
+            if self.processor is not None:
+                self.processor.save_pretrained(new)
+            if self.head is not None:
+                save_weights(new / HEAD, self.head.state_dict())
+
+        with quiet():
+            atomic_replace(folder, fill, overwrite=True)
+        return True
+
+    @property
+    def _config(self) -> Any:
+        return self.model.config
+
     def _call(self, inputs: Inputs) -> Any:
         return self.model(inputs, **self.options) if isinstance(inputs, Tensor) else self.model(**inputs, **self.options)
 
@@ -169,6 +232,13 @@ class HuggingFaceStack(CalledStack):
         modules = [self.beside[name] for name in before]
         with _standing_in(modules, [partial(replay, list(before[name]), self.beside[name].forward) for name in before]):
             yield
+
+
+def _digest(model: nn.Module) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8 if tensor.dim() else tensor.dtype).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _copied(output: Any) -> Any:

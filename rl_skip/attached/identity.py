@@ -11,8 +11,9 @@ from torch import nn
 from rl_skip.attached.finding import configured
 from rl_skip.description import Description
 from rl_skip.errors import UserError
+from rl_skip.fields import Fields
 
-__all__ = ["DIGEST", "check_identity", "identity", "saved_identity"]
+__all__ = ["DIGEST", "check_described", "check_identity", "identity", "saved_identity"]
 
 VOLATILE = {
     "architectures",
@@ -57,6 +58,19 @@ def identity(model: nn.Module, path: str, channel_dim: int, prompt_tokens: int |
         "channel_dim": channel_dim,
         "prompt_tokens": prompt_tokens,
     }
+
+
+def check_described(fields: Fields, _width: int, _depth: int) -> None:
+    """Refuses what `identity` cannot have said, field by field."""
+    for name in ("model_class", "layers"):
+        fields.text(name)
+    for name in ("base_model", "revision", "config_hash"):
+        fields.text_or_none(name)
+    fields.integer("channel_dim", -1)
+    if fields.values.get("config") is not None:  # older files do not know it
+        fields.object("config")
+    if fields.values.get("prompt_tokens") is not None:
+        fields.integer("prompt_tokens")
 
 
 def saved_identity(description: Description, file: Path) -> dict[str, Any]:

@@ -1,7 +1,5 @@
-"""Models from transformers in folders: read with their head, built anew, saved beside their tokenizer. transformers is imported when asked for."""
+"""Models from transformers in folders: read with their head, and their tokenizers. transformers is imported when asked for."""
 
-import hashlib
-import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,56 +9,18 @@ import torch
 from torch import nn
 
 from rl_skip.attached.finding import configured, width_of
-from rl_skip.attached.huggingface import HuggingFaceStack
-from rl_skip.attached.identity import DIGEST
-from rl_skip.core.files import atomic_replace
+from rl_skip.attached.huggingface import HEAD, HuggingFaceStack
+from rl_skip.attached.identity import check_described
+from rl_skip.attached.library import needed, quiet
 from rl_skip.errors import UserError
-from rl_skip.weights import read_weights, save_weights
+from rl_skip.kinds import NetworkKind
+from rl_skip.stack import LayerStack
+from rl_skip.weights import read_weights
 
-__all__ = [
-    "HEAD",
-    "load_model",
-    "name_classes",
-    "needed",
-    "order_of_model",
-    "quiet",
-    "read_config",
-    "read_extractor",
-    "read_tokenizer",
-    "save_model",
-    "without_layers",
-]
+__all__ = ["ATTACHED", "load_model", "name_classes", "order_of_model", "read_config", "read_extractor", "read_tokenizer"]
 
 CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification", "ForAudioClassification")
-HEAD = "head.safetensors"
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.model")
-
-
-def needed(name: str = "transformers") -> Any:
-    """The package `name`, imported.
-
-    Raises:
-        UserError: if it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise UserError(f"this needs {name}; pip install 'rl-skip[huggingface]'") from None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Within it, transformers shows no progress and says nothing but errors."""
-    logging = needed("transformers.utils.logging")
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def read_config(folder: str) -> Any:
@@ -154,62 +114,12 @@ def order_of_model(classes: Sequence[str], config: Any) -> tuple[torch.Tensor, t
     return torch.arange(len(classes)), tuple(classes)
 
 
-def save_model(stack: HuggingFaceStack, folder: Path, digest: bool = True) -> None:
-    """Writes the model with its head, and what made its inputs, in place of what is there.
-
-    Args:
-        folder: what to make; `load_model` reads it, and `from_pretrained` the model in it.
-        digest: marks the configuration with a digest of the weights, so that a policy tells the model from the one that it was made of.
-    """
-    model: Any = stack.model
-    if digest:
-        model.config._name_or_path = ""  # what it was made of is not what it is
-        setattr(model.config, DIGEST, _digest(model))
-
-    def fill(new: Path) -> None:
-        model.save_pretrained(new)
-        if stack.processor is not None:
-            stack.processor.save_pretrained(new)
-        if stack.head is not None:
-            save_weights(new / HEAD, stack.head.state_dict())
-
-    with quiet():
-        atomic_replace(folder, fill, overwrite=True)
-
-
-def without_layers(stack: HuggingFaceStack, layers: Sequence[int]) -> HuggingFaceStack:
-    """The stack of the same model, from which all layers but `layers` are deleted; the given stack is taken over."""
-    model = stack.model
-    config: Any = model.config
-    kept = [stack.routed[i] for i in layers]
-    types = getattr(config, "layer_types", None)
-    parent, _, name = stack.path.rpartition(".")
-    setattr(model.get_submodule(parent), name, nn.ModuleList(kept))
-    config.num_hidden_layers = len(kept)
-    if types is not None:
-        config.layer_types = [types[i] for i in layers]
-    for i, layer in enumerate(kept):
-        for part in layer.modules():
-            if hasattr(part, "layer_idx"):
-                part.layer_idx = i  # type: ignore[assignment]
-    pruned = HuggingFaceStack(model, head=stack.head, layers=stack.path, prompt_tokens=stack.prompt_tokens, prepare=stack.prepare)
-    pruned.processor = stack.processor
-    return pruned
-
-
 def _mean_head(model: nn.Module, classes: int) -> nn.Module:
     width = width_of(model)
     if width is None:
         raise UserError(f"{type(model).__name__} has no configuration with a hidden_size, so no head can be added to it; set --model to a classifier")
     dropout = configured(model, "hidden_dropout_prob") or configured(model, "hidden_dropout") or 0.0
     return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, classes))
-
-
-def _digest(model: nn.Module) -> str:
-    found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8 if tensor.dim() else tensor.dtype).numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 @contextmanager
@@ -223,3 +133,15 @@ def _reading(folder: str) -> Iterator[None]:
         reason = " ".join(str(error).split())
         name = type(error).__name__
         raise UserError(f"{folder} cannot be read ({name}: {reason[:200]}); set --model to a folder that save_pretrained wrote") from None
+
+
+def _missing(described: dict[str, Any]) -> str:
+    return f"goes with a model that you have: load a {described['model_class']}, then rl_skip.attach(model, folder)"
+
+
+def _build(described: dict[str, Any]) -> LayerStack:
+    raise UserError(f"this policy {_missing(described)}")
+
+
+ATTACHED = NetworkKind(check_described, _build, _missing, lambda folder: load_model(str(folder)))
+"""Models that their user has; a description tells them from others."""

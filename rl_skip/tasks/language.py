@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rl_skip.attached.huggingface import HuggingFaceStack
-from rl_skip.attached.pretrained import load_model, needed, read_tokenizer
+from rl_skip.attached.library import needed
+from rl_skip.attached.pretrained import load_model, read_tokenizer
 from rl_skip.errors import UserError
 from rl_skip.network import NetworkConfig
 from rl_skip.stack import LayerStack

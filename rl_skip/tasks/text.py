@@ -4,7 +4,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rl_skip.attached.pretrained import load_model, name_classes, needed, order_of_model, read_config, read_tokenizer
+from rl_skip.attached.library import needed
+from rl_skip.attached.pretrained import load_model, name_classes, order_of_model, read_config, read_tokenizer
 from rl_skip.errors import UserError
 from rl_skip.network import NetworkConfig
 from rl_skip.stack import LayerStack

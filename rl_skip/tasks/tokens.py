@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_skip.attached.pretrained import needed
+from rl_skip.attached.library import needed
 from rl_skip.errors import UserError
 
 __all__ = ["character_tokenizer", "no_embedding", "padded", "trained_tokenizer", "vocabulary_for"]

@@ -1,5 +1,8 @@
 """Stacks of any modules, and the carry that goes through them."""
 
+from copy import deepcopy
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -133,6 +136,32 @@ def test_a_stack_says_what_it_lacks() -> None:
     for call in (lambda s: s.begin(torch.zeros(1)), lambda s: s.run(0, None, None), lambda s: s.finish(None)):
         with pytest.raises(NotImplementedError, match="Half"):
             call(Half())
+
+
+def test_what_a_stack_cannot_do_it_says() -> None:
+    bare = LayerStack()
+    assert bare.readout() is None and bare.head_modules() == [] and bare.described() is None and not bare.has_memory
+    assert not bare.write_model(Path("nowhere"))
+    with pytest.raises(UserError, match="a LayerStack cannot be pruned: it does not know"):
+        bare.keep([0])
+    with pytest.raises(UserError, match="adapters go into models from transformers; set --tune all"):
+        bare.add_adapters(8, 16)
+
+
+@pytest.mark.parametrize("takes_mask", [True, False])
+def test_a_readout_reads_as_the_stack_itself_does(takes_mask: bool) -> None:
+    head = ClassifierHead(6, 3) if takes_mask else nn.Sequential(nn.Flatten(), nn.Linear(24, 3))
+    layers = [AttentionBlock(6, 2) for _ in range(3)]
+    stack = ModuleStack(nn.Identity(), layers, head, width=6, tokens=4, layers_take_mask=takes_mask)
+    carry = stack.begin(torch.randn(5, 4, 6))
+    assert stack.head_modules() == [head]
+    assert torch.equal(stack.read(deepcopy(stack.readout()), carry.hidden, carry.mask), stack.finish(carry))
+
+
+def test_costs_are_counted_for_a_number_of_tokens_as_on_an_example() -> None:
+    layers = [nn.Sequential(nn.Linear(6, 6 * k), nn.Linear(6 * k, 6)) for k in (1, 2, 3)]
+    counted, shown = (ModuleStack(nn.Identity(), layers, nn.Identity(), width=6, **how) for how in ({"tokens": 4}, {"example": torch.randn(2, 4, 6)}))
+    assert counted.layer_flops.tolist() == shown.layer_flops.tolist() == [2 * 2 * 4 * 36 * k for k in (1, 2, 3)]
 
 
 def test_routed_training_of_any_modules_moves_every_layer_that_ran() -> None:
