@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from agents.agent import AGENTS
 from agents.calibration import SETTLING_ROWS
 from agents.learner import Learner
 from agents.rival import BATCH, Rival, Routed, Setting, Unsuited, batch_metrics
@@ -95,6 +96,7 @@ class Exits(Rival):
     """All heads trained with the network, at full depth, on the mean of their losses; one run serves every threshold."""
 
     title = "confidence exits"
+    trained_for = "every budget"
 
     def __init__(self, learner: Learner) -> None:
         self.heads = ExitHeads(learner.stack)
@@ -150,3 +152,6 @@ class Exits(Rival):
 
     def typical(self) -> Setting:
         return Setting(f"threshold {WATCHED:g}", partial(self.run, WATCHED))
+
+
+AGENTS.register("exits", Exits)

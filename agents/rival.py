@@ -3,15 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from agents.agent import Agent, Results, TrainedFor, TrainedRun
 from agents.learner import Learner
-from rl_skip.compare.curves import Curve, Point, save_curve
+from rl_skip.compare.curves import CURVE, Curve, Point, save_curve
+from rl_skip.core.plugins import label_of
 from rl_skip.errors import UserError
 from rl_skip.evaluation import Evaluation, seconds_per_batch
 from rl_skip.inputs import Inputs
@@ -47,18 +49,21 @@ class Setting:
     run: Callable[[Inputs], Routed]
 
 
-class Rival:
-    """Base of the rivals: from the start that the warm-up gave, as many updates as the policy's joint training has.
+class Rival(Agent):
+    """Base of the agents that train no policy, and leave a curve: as many updates as a policy has, from the start that its warm-up gave.
 
     Args:
         learner: the network and its optimiser; policy and critic are left as they are.
         extra: what the rival trains beside the network, such as gates; by an Adam of its own, at the policy's learning rate.
     """
 
-    title: str
+    title: ClassVar[str]
     """What reports call it."""
-    routed = True
+    routed: ClassVar[bool] = True
     """Whether its routes name layers of the whole stack."""
+    trained_for: ClassVar[TrainedFor] = "one budget"
+    leaves = CURVE
+    see = "compare RUN --rivals {folder}"
 
     def __init__(self, learner: Learner, extra: nn.Module | None = None) -> None:
         self.learner = learner
@@ -73,10 +78,6 @@ class Rival:
         budget = self.learner.config.pricing.budget
         assert budget is not None, "the options are refused without one"
         return budget
-
-    def update(self, update: int) -> dict[str, Tensor]:
-        """One update; returns its metrics as scalars on the device."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it learns")
 
     def settle(self) -> None:
         """Called once, after the training: whatever is chosen on validation data."""
@@ -113,6 +114,17 @@ class Rival:
         self.optimizer.param_groups[0]["lr"] = learner.policy_optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         return {"train/grad_norm": norm, "train/learning_rate": rate}
+
+    def evaluate(self, examples: Examples) -> Evaluation:
+        """All examples in the typical way."""
+        return self.measure(examples)
+
+    def finish(self, run: TrainedRun) -> Results:
+        """Settles and measures it, leaves its curve in the run folder, and prints its points."""
+        report = rival_report(self, run.folder, run.seconds)
+        print_rival(report, self.title, run.folder, run.console)
+        best = max(report["points"], key=lambda point: point["validation_accuracy"])
+        return Results(report, {name: best[name] for name in ("accuracy", "compute")})
 
     @torch.no_grad()
     def measure(self, examples: Examples, setting: Setting | None = None) -> Evaluation:
@@ -158,14 +170,14 @@ def rival_report(rival: Rival, folder: Path, seconds: float) -> dict[str, Any]:
     test = learner.task.load("test").to(learner.device)
     settings = rival.settings()
     validation, tested = ([rival.measure(part, one) for one in settings] for part in (learner.validation, test))
-    curve = Curve(rival.title, config.agent, config.seed, *(tuple(map(_point(rival), settings, found)) for found in (validation, tested)))
+    curve = Curve(rival.title, label_of(config.agent), config.seed, *(tuple(map(_point(rival), settings, found)) for found in (validation, tested)))
     save_curve(folder, curve)
     times = _milliseconds(rival, settings)
     points = [
         {"label": one.label, "accuracy": found.accuracy, "compute": found.compute, "milliseconds": taken, "validation_accuracy": known.accuracy}
         for one, found, known, taken in zip(settings, tested, validation, times, strict=True)
     ]
-    about = {"agent": config.agent, "budget": config.pricing.budget, "seconds": seconds, "rows": len(test), "split": "test"}
+    about = {"agent": label_of(config.agent), "budget": config.pricing.budget, "seconds": seconds, "rows": len(test), "split": "test"}
     return {"points": points, **about, "timed_rows": min(TIMED_ROWS, len(learner.validation))}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from agents.agent import AgentConfig
 from agents.checkpoints import Stopped
 from agents.config import PriceConfig, TrainConfig
 from agents.rival import Unsuited
@@ -32,7 +33,7 @@ def rivals_of(folder: Path, budgets: Iterable[float] = BUDGETS) -> dict[str, Tra
     unpriced = PriceConfig()
     rivals = {f"{agent}-{budget:g}": (agent, replace(unpriced, budget=budget)) for budget in budgets for agent in ("static", "shallow", "gumbel")}
     rivals |= {"exits": ("exits", unpriced)}
-    found = {name: replace(run, agent=agent, pricing=pricing) for name, (agent, pricing) in rivals.items()}  # type: ignore[arg-type]
+    found = {name: replace(run, agent=agent, agent_config=AgentConfig(), pricing=pricing) for name, (agent, pricing) in rivals.items()}
     if run.policy.policy_scope != "input":
         pricing = replace(run.pricing, guarantee=None)
         found["one-shot"] = replace(run, policy=replace(run.policy, policy_scope="input"), pricing=pricing)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from agents.agent import AGENTS
 from agents.learner import Learner
 from agents.report import SEARCH_ROWS
 from agents.rival import Rival, Routed, Setting, Unsuited
@@ -22,13 +23,13 @@ class Shallow(Rival):
     """
 
     title = "shallower network"
+    warms_up = False
     routed = False
 
     def __init__(self, learner: Learner) -> None:
         super().__init__(learner)
         if not learner.tunes:
             raise Unsuited("a frozen network cannot be trained with fewer layers; leave --agent shallow out, or train the network too")
-        learner.warmup_updates = 0
         self.layers = self._affordable()
 
     @torch.no_grad()
@@ -55,3 +56,6 @@ class Shallow(Rival):
     def settings(self) -> list[Setting]:
         """The one network."""
         return [Setting(f"{self.layers} layer{'s' * (self.layers > 1)}", self.run)]
+
+
+AGENTS.register("shallow", Shallow)

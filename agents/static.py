@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from agents.agent import AGENTS
 from agents.learner import Learner
 from agents.report import SEARCH_ROWS
 from agents.rival import Rival, Routed, Setting
@@ -56,3 +57,6 @@ class Static(Rival):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.route = state["route"].to(self.learner.device)
+
+
+AGENTS.register("static", Static)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.checkpoints import write_whole
-from agents.settings import flat
+from rl_skip.fields import flat
 from rl_skip.routing import Rollout
 
 __all__ = ["Averages", "Display", "Telemetry", "rollout_metrics"]

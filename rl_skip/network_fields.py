@@ -4,27 +4,16 @@ from typing import Any, get_args
 
 from rl_skip.blocks import embedding_from_json
 from rl_skip.errors import UserError
-from rl_skip.fields import Fields
+from rl_skip.fields import Fields, read_dataclass
 from rl_skip.gated import BodyName
-from rl_skip.network import NetworkConfig, StackKind
+from rl_skip.network import NetworkConfig
 
 __all__ = ["read_network", "read_network_config"]
 
 
 def read_network_config(fields: Fields) -> NetworkConfig:
     """A `NetworkConfig` from JSON, checked field by field."""
-    layers, width, heads = fields.integer("layers"), fields.integer("width"), fields.integer("heads")
-    if width % heads:
-        raise fields.wrong("heads", f"a divisor of the width {width}")
-    stack: StackKind = "skip-layer" if fields.text("stack", get_args(StackKind)) == "skip-layer" else "blocks"
-    body: BodyName = "adapter" if fields.text("body", get_args(BodyName)) == "adapter" else "attention"
-    dropout = fields.number("dropout")
-    if dropout >= 1:
-        raise fields.wrong("dropout", "a number in [0, 1)")
-    tied = "tied" in fields.values and fields.flag("tied")  # older files do not know it
-    if tied and stack != "blocks":
-        raise fields.wrong("tied", f"false for a stack {stack!r}")
-    return NetworkConfig(layers, width, heads, stack, body, dropout, tied)
+    return read_dataclass(NetworkConfig, fields, may_lack=("tied",))
 
 
 def read_network(fields: Fields, width: int, depth: int) -> dict[str, Any]:
@@ -52,7 +41,8 @@ def read_network(fields: Fields, width: int, depth: int) -> dict[str, Any]:
         if fields.values["body"] == "attention" and width % fields.values["head"]:
             raise fields.wrong("head", f"a divisor of dims, {width}")
         return fields.values
-    read_network_config(fields)
+    described = ("tokens", "classes", "embedding")
+    read_network_config(Fields({name: value for name, value in fields.values.items() if name not in described}, fields.source, fields.prefix))
     _same(fields, "width", width)
     _same(fields, "layers", depth)
     for name in ("tokens", "classes"):
