@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import tyro
 
@@ -17,10 +18,10 @@ from rl_skip.tasks import defaults_of
 def given_on(arguments: Sequence[str]) -> dict[str, str]:
     """What flags are given, by their names with underscores, each with the first word that follows it."""
     given = {}
-    for flag, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for flag, following in pairwise([*arguments, "--"]):
         if flag.startswith("--"):
             name, separator, value = flag.removeprefix("--").partition("=")
-            given[name.replace("-", "_")] = value if separator else "" if following.startswith("--") else following
+            given[name.replace("-", "_")] = value if separator else following if not following.startswith("--") else ""
     return given
 
 

@@ -201,9 +201,7 @@ class TrainConfig:
         if type(self.agent_config) is AgentConfig:
             object.__setattr__(self, "agent_config", kind.config_class())
         if type(self.agent_config) is not kind.config_class:
-            raise UserError(
-                f"the agent {self.agent} has the options of {kind.config_class.__name__}, not {type(self.agent_config).__name__}; set --agent"
-            )
+            raise UserError(f"the agent {self.agent} takes {kind.config_class.__name__}, not {type(self.agent_config).__name__}; set --agent")
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise UserError(f"the threads must lie in 1..1024, got {self.threads}; set --threads")
         if self.train_rows is not None and self.train_rows < 1:
@@ -290,9 +288,7 @@ class TrainConfig:
             raise UserError(f"{folder} is no run folder, it has no {CONFIG}; name one that train.py wrote with --resume")
         fields = Fields.read(file, FORMAT_VERSION)
         if (version := fields.values.pop("format_version")) < FORMAT_VERSION:
-            raise UserError(
-                f"{file}: format_version is {version}, this rl_skip goes on with {FORMAT_VERSION} alone; train it anew with --overwrite"
-            )
+            raise UserError(f"{file}: format_version is {version}, this rl_skip goes on with {FORMAT_VERSION} alone; train it anew with --overwrite")
         task = fields.object("task")
         options = read_dataclass(TaskOptions, task.object("options"))
         try:

@@ -133,12 +133,12 @@ def read_dataclass(kind: type[T], fields: Fields, given: Mapping[str, Any] | Non
         UserError: names the field that is missing, unknown, of the wrong type, or refused by the dataclass.
     """
     hints, given = get_type_hints(kind), given or {}
-    if unknown := [name for name in fields.values if name not in hints]:
-        raise UserError(f"{fields.source}: {fields.prefix}{unknown[0]} is no option of this version; remove it")
     names = [field.name for field in fields_of(kind)]  # type: ignore[arg-type]
     values = {
         name: given[name] if name in given else _read(fields, name, hints[name]) for name in names if name not in may_lack or name in fields.values
     }
+    if unknown := [name for name in fields.values if name not in hints]:
+        raise UserError(f"{fields.source}: {fields.prefix}{unknown[0]} is no option of this version; remove it")
     try:
         return kind(**values)
     except UserError as error:
@@ -156,7 +156,7 @@ def _read(fields: Fields, name: str, kind: Any) -> Any:
     if origin is tuple:
         return fields.numbers(name, len(inner))
     value = fields.get(name)
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and _is_number(value):
         return float(value)
     if type(value) is not kind:
         raise fields.wrong(name, EXPECTED[kind])
