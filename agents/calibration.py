@@ -7,23 +7,17 @@ import torch
 
 from agents.learner import Learner
 from agents.prices import BudgetPrice, PriceRange
-from rl_skip.dial import PricePoint, PriceTable
+from rl_skip.dial import PricePoint, PriceTable, price_grid
 from rl_skip.evaluation import evaluate
 
-__all__ = ["SETTLING_ROWS", "calibrate", "leaning_within", "price_grid"]
+__all__ = ["SETTLING_ROWS", "calibrate", "leaning_within"]
 
-GRID_POINTS = 17
 TOLERANCE = 0.005
 SLACK = 0.005
 LEAN = 64.0
 """More than the logits of any two jumps differ by."""
 HALVINGS = 20
 SETTLING_ROWS = 2000
-
-
-def price_grid(low: float, high: float) -> list[float]:
-    """The prices that are measured for the table, evenly spaced in their logarithm from `low` to `high`."""
-    return [low * (high / low) ** (k / (GRID_POINTS - 1)) for k in range(GRID_POINTS)]
 
 
 def calibrate(learner: Learner, prices: PriceRange | BudgetPrice) -> tuple[PriceTable, float]:
@@ -57,7 +51,7 @@ def settle(learner: Learner, price: float, budget: float) -> None:
     policy cares: a leaning that is the same for every row, a · jump on the logits, takes up the difference, and leaves it
     to the policy which rows spend more than others. It becomes part of the last layer's bias.
     """
-    bias = learner.policy.leave.bias
+    bias = learner.policy.fc_out.bias
     trained, jumps = bias.clone(), torch.arange(len(bias), device=bias.device, dtype=bias.dtype)
     validation = learner.validation.some(SETTLING_ROWS)
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import random
 import re
 import signal
@@ -18,30 +17,11 @@ import numpy as np
 import torch
 
 from agents.config import CheckpointConfig
-from rl_skip.errors import UserError
+from rl_skip.core.files import atomic_write
 
-__all__ = ["Checkpoints", "StopRequests", "Stopped", "load_random_states", "random_states", "write_whole"]
+__all__ = ["Checkpoints", "StopRequests", "Stopped", "load_random_states", "random_states"]
 
 NAME = re.compile(r"update-(\d{9})-([0-9a-f]{16})\.pt")
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Writes a file so that, whatever happens, either the old content is there or all of the new.
-
-    Written beside, flushed to the disk, renamed over.
-
-    Raises:
-        UserError: if the disk does not take it.
-    """
-    beside = file.with_name(".writing.tmp")
-    try:
-        with beside.open("wb") as opened:
-            opened.write(content)
-            opened.flush()
-            os.fsync(opened.fileno())
-        beside.replace(file)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written ({error.strerror}); make room, then go on with --resume") from None
 
 
 def random_states() -> dict[str, Any]:
@@ -92,7 +72,7 @@ class Checkpoints:
             return
         content = _packed(state)
         self.folder.mkdir(exist_ok=True)
-        write_whole(self.folder / f"update-{done:09}-{_digest(content)}.pt", content)
+        atomic_write(self.folder / f"update-{done:09}-{_digest(content)}.pt", content)
         self._written = done, time.monotonic()
         for file in self._files()[self.config.keep_checkpoints :]:
             file.unlink()

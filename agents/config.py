@@ -70,9 +70,8 @@ class PriceConfig:
     """How far a steered price moves at each update, in its logarithm, per unit of compute in excess. More oscillates; 0.01 to 0.1."""
     budget_proportional: float = 0.5
     """How much a steered price answers the present excess at once. Some calms it; 0 to 2."""
-
-    budget_pull: float = 0.2
-    """What a row is charged for its squared distance from the budget. More brings every row nearer to it; 0 spends only what pays; 0 to 0.5."""
+    budget_penalty: float = 0.2
+    """What a row pays for its squared distance from the budget. More brings every row nearer to it; 0 spends only what pays; 0 to 0.5."""
 
     def __post_init__(self) -> None:
         if self.price is not None and self.budget is not None:
@@ -84,7 +83,7 @@ class PriceConfig:
         positive("the price a budget starts from", self.budget_price, "--budget-price")
         positive("budget_integral", self.budget_integral, "--budget-integral")
         positive("budget_proportional", self.budget_proportional, "--budget-proportional", zero=True)
-        positive("budget_pull", self.budget_pull, "--budget-pull", zero=True)
+        positive("budget_penalty", self.budget_penalty, "--budget-penalty", zero=True)
         if self.price is not None:
             positive("the price", self.price, "--price", zero=True)
         low, high = self.price_range
@@ -286,9 +285,8 @@ class TrainConfig:
         file = Path(folder) / CONFIG
         if not file.is_file():
             raise UserError(f"{folder} is no run folder, it has no {CONFIG}; name one that train.py wrote with --resume")
-        fields = Fields.read(file, FORMAT_VERSION)
-        if (version := fields.values.pop("format_version")) < FORMAT_VERSION:
-            raise UserError(f"{file}: format_version is {version}, this rl_skip goes on with {FORMAT_VERSION} alone; train it anew with --overwrite")
+        fields = Fields.read(file, FORMAT_VERSION, oldest=FORMAT_VERSION, anew="train the run anew with --overwrite")
+        del fields.values["format_version"]
         task = fields.object("task")
         options = read_dataclass(TaskOptions, task.object("options"))
         try:

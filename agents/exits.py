@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from agents.agent import AGENTS
 from agents.calibration import SETTLING_ROWS
 from agents.learner import Learner
-from agents.rival import BATCH, Rival, Routed, Setting, Unsuited, batch_metrics
+from agents.rival import Rival, Setting, Unsuited, batch_metrics
+from rl_skip.core.batches import deployed, in_batches
+from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
 from rl_skip.costs import count_flops, counting
 from rl_skip.gated import HeadedStack
-from rl_skip.inputs import Inputs, row_count
-from rl_skip.routing import Walk
 from rl_skip.stack import Carry, LayerStack, ModuleStack
+from rl_skip.tasks import Examples
 
-__all__ = ["ExitHeads", "Exits", "entropy", "exit_sweep"]
+__all__ = ["ConfidenceExits", "EveryHead", "ExitHeads", "Exits", "entropy"]
 
+BATCH = 256
 THRESHOLDS = 25
 WATCHED = 0.1
 """The threshold, in nats, at which a run in progress is validated."""
@@ -69,27 +71,34 @@ def own_head(stack: LayerStack) -> nn.Module:
     raise Unsuited(f"a {type(stack).__name__} has no head of its own that could be copied after each layer; leave --agent exits out")
 
 
-def exit_sweep(stack: LayerStack, heads: ExitHeads, inputs: Inputs, threshold: float) -> Routed:
-    """Each row leaves after the first layer whose head has an entropy below `threshold`, and is computed no further."""
-    walk = Walk(stack, None, inputs, 0.0)
-    outputs: Tensor | None = None
-    for i in range(stack.depth - 1):
-        rows = walk.visit(i)
-        if rows is None:
-            break
-        hidden, mask = walk.carry.hidden.index_select(0, rows), walk.carry.mask
-        logits = heads.ask(i, hidden, None if mask is None else mask.index_select(0, rows))  # (R, C)
-        walk.spent[rows, i] += heads.flops / walk.carry.full_flops[rows]
-        outputs = logits.new_zeros(row_count(inputs), logits.shape[1]) if outputs is None else outputs
-        sure = entropy(logits) < threshold
-        outputs = outputs.index_copy(0, rows[sure], logits[sure])
-        walk.send(rows[~sure], torch.full_like(rows[~sure], i + 1))
-    rows = walk.visit(stack.depth - 1)
-    if rows is not None:
-        ends = stack.finish(walk.carry.take(rows))
-        outputs = ends if outputs is None else outputs.index_copy(0, rows, ends)
-    assert outputs is not None
-    return Routed(outputs, walk.route, walk.spent.sum(dim=1))
+class ConfidenceExits(Router):
+    """A row leaves after the first layer whose head has an entropy below `threshold`, in nats, and is computed no further."""
+
+    def __init__(self, heads: ExitHeads, threshold: float) -> None:
+        self.heads, self.threshold = heads, threshold
+
+    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
+        if i == state.stack.depth - 1:
+            return Decision(torch.full_like(rows, i + 1))
+        logits = self.heads.ask(i, *state.hidden(rows))  # (R, C)
+        sure = entropy(logits) < self.threshold
+        return Decision(torch.where(sure, state.stack.depth, i + 1), self.heads.flops, "readout", answers=logits)
+
+
+class EveryHead(Router):
+    """All rows run all layers, and every head says what it would answer.
+
+    `said` holds the logits (B, C) of each layer's head but the last, once the pass is done.
+    """
+
+    def __init__(self, heads: ExitHeads) -> None:
+        self.heads = heads
+        self.said: list[Tensor] = []
+
+    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
+        if i < state.stack.depth - 1:
+            self.said.append(self.heads.ask(i, *state.hidden(rows)))
+        return Decision(torch.full_like(rows, i + 1))
 
 
 class Exits(Rival):
@@ -101,8 +110,8 @@ class Exits(Rival):
     def __init__(self, learner: Learner) -> None:
         self.heads = ExitHeads(learner.stack)
         super().__init__(learner, self.heads)
-        with torch.no_grad():
-            self.heads.count(learner.stack.eval().begin(learner.validation.take(slice(0, 2)).inputs))
+        with deployed(learner.stack):
+            self.heads.count(learner.stack.begin(learner.validation.take(slice(0, 2)).inputs))
         self.thresholds: list[float] = []
 
     def update(self, update: int) -> dict[str, Tensor]:
@@ -113,45 +122,32 @@ class Exits(Rival):
         batch = learner.batch(update)
         learner.prepare(learns=learner.tunes)
         self.heads.train()
-        carry = learner.stack.begin(batch.inputs)
-        losses = []
-        compute = torch.zeros(len(batch), device=learner.device)
-        for i in range(learner.stack.depth):
-            compute = compute + learner.stack.run(i, carry, None).detach()
-            last = i == learner.stack.depth - 1
-            outputs = learner.stack.finish(carry) if last else self.heads.ask(i, carry.hidden, carry.mask)
-            losses.append(task.loss(outputs, batch.labels).mean())
-        loss = torch.stack(losses).mean()
+        router = EveryHead(self.heads)
+        rollout = routed_forward(learner.stack, router, batch.inputs)
+        loss = torch.stack([task.loss(outputs, batch.labels).mean() for outputs in (*router.said, rollout.outputs)]).mean()
         told = self.learn(loss, update)
-        everything = learner.full_route.expand(len(batch), -1)
-        return batch_metrics(loss, task.accuracy(outputs, batch.labels), compute, everything) | told
+        return batch_metrics(loss, task.accuracy(rollout.outputs, batch.labels), rollout.compute, rollout.route) | told
 
-    @torch.no_grad()
     def settle(self) -> None:
         """Chooses thresholds: quantiles of the entropies of all heads on validation data, and those of no row and of every row."""
         stack, validation = self.learner.stack, self.learner.validation.some(SETTLING_ROWS)
-        stack.eval()
-        self.heads.eval()
-        seen: list[Tensor] = []
-        for start in range(0, len(validation), BATCH):
-            carry = stack.begin(validation.take(slice(start, start + BATCH)).inputs)
-            for i in range(stack.depth - 1):
-                stack.run(i, carry, None)
-                seen.append(entropy(self.heads.ask(i, carry.hidden, carry.mask)))
-        shares = torch.linspace(0, 1, THRESHOLDS - 2, dtype=torch.float64)
-        quantiles = torch.cat(seen).double().cpu().quantile(shares).tolist()
-        self.thresholds = sorted({0.0, *(float(f"{quantile:.4g}") for quantile in quantiles), float("inf")})
 
-    def run(self, threshold: float, inputs: Inputs) -> Routed:
-        """Every row until a head is sure of it."""
-        return exit_sweep(self.learner.stack, self.heads, inputs, threshold)
+        def entropies(batch: Examples, _rows: Tensor) -> tuple[Tensor]:
+            router = EveryHead(self.heads)
+            routed_forward(stack, router, batch.inputs)
+            return (torch.stack([entropy(logits) for logits in router.said], dim=1),)
+
+        (seen,) = in_batches(entropies, validation, BATCH, stack, self.heads)  # (N, L - 1)
+        shares = torch.linspace(0, 1, THRESHOLDS - 2, dtype=torch.float64)
+        quantiles = seen.flatten().double().quantile(shares).tolist()
+        self.thresholds = sorted({0.0, *(float(f"{quantile:.4g}") for quantile in quantiles), float("inf")})
 
     def settings(self) -> list[Setting]:
         """One for each threshold."""
-        return [Setting(f"threshold {threshold:.4g}", partial(self.run, threshold)) for threshold in self.thresholds]
+        return [Setting(f"threshold {threshold:.4g}", ConfidenceExits(self.heads, threshold)) for threshold in self.thresholds]
 
     def typical(self) -> Setting:
-        return Setting(f"threshold {WATCHED:g}", partial(self.run, WATCHED))
+        return Setting(f"threshold {WATCHED:g}", ConfidenceExits(self.heads, WATCHED))
 
 
 AGENTS.register("exits", Exits)

@@ -15,14 +15,15 @@ from agents.agent import AGENTS, AgentConfig
 from agents.calibration import SETTLING_ROWS, leaning_within
 from agents.config import positive
 from agents.learner import Learner
-from agents.rival import Rival, Routed, Setting, batch_metrics
+from agents.rival import Rival, Setting, batch_metrics
+from rl_skip.core.batches import deployed
+from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
 from rl_skip.costs import linear_flops
 from rl_skip.errors import UserError
 from rl_skip.inputs import Inputs, row_count
-from rl_skip.routing import Walk
 from rl_skip.stack import Carry, LayerStack
 
-__all__ = ["Gate", "Gates", "Gumbel", "GumbelConfig", "gated_sweep", "relaxed_sweep", "straight_through_gumbel"]
+__all__ = ["Gate", "GateRouter", "Gates", "Gumbel", "GumbelConfig", "RelaxedStack", "straight_through_gumbel"]
 
 OPEN_AT_FIRST = 0.85
 
@@ -50,14 +51,14 @@ class Gate(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.norm, self.enter, self.leave = nn.LayerNorm(width), nn.Linear(width, hidden), nn.Linear(hidden, 2)
-        nn.init.normal_(self.leave.weight, std=0.01)
+        self.norm, self.fc_in, self.fc_out = nn.LayerNorm(width), nn.Linear(width, hidden), nn.Linear(hidden, 2)
+        nn.init.normal_(self.fc_out.weight, std=0.01)
         with torch.no_grad():
-            self.leave.bias.copy_(torch.tensor([0.0, math.log(OPEN_AT_FIRST / (1 - OPEN_AT_FIRST))]))
+            self.fc_out.bias.copy_(torch.tensor([0.0, math.log(OPEN_AT_FIRST / (1 - OPEN_AT_FIRST))]))
         self.flops = linear_flops(width, hidden) + linear_flops(hidden, 2)
 
     def forward(self, seen: Tensor) -> Tensor:
-        return self.leave(torch.relu(self.enter(self.norm(seen))))
+        return self.fc_out(torch.relu(self.fc_in(self.norm(seen))))
 
 
 class Gates(nn.Module):
@@ -76,15 +77,15 @@ class Gates(nn.Module):
         super().__init__()
         self.gated = range(1, stack.depth if allow_exit else stack.depth - 1)
         self.each = nn.ModuleList(Gate(stack.width * (1 + sees_memory), hidden) for _ in self.gated)
-        self.register_buffer("lean", torch.zeros(()))
+        self.register_buffer("logit_bias", torch.zeros(()))
         """Taken from the logit of open when a gate decides without noise: higher skips more, of every row alike."""
 
-    lean: Tensor
+    logit_bias: Tensor
 
-    def logits(self, i: int, stack: LayerStack, carry: Carry) -> Tensor:
-        """(B, 2), of the gate of layer `i`."""
-        memory = stack.memory(carry, None)
-        seen = stack.pooled(carry, None).float()
+    def logits(self, i: int, stack: LayerStack, carry: Carry, rows: Tensor | None) -> Tensor:
+        """(R, 2), of the gate of layer `i` for the named rows; None: for all."""
+        memory = stack.memory(carry, rows)
+        seen = stack.pooled(carry, rows).float()
         return self.gate(i)(seen if memory is None else torch.cat([seen, memory.float()], dim=1))
 
     def gate(self, i: int) -> Gate:
@@ -104,63 +105,87 @@ def straight_through_gumbel(logits: Tensor, temperature: float) -> Tensor:
     return (soft > 0.5).to(soft.dtype) + (soft - soft.detach())
 
 
-def relaxed_sweep(stack: LayerStack, gates: Gates, inputs: Inputs, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """A training pass: every layer is computed for every row, h ← h + g · (f(h) − h), so that closed gates learn too.
+class RelaxedStack(LayerStack):
+    """A stack in one training pass: every layer is computed for every row, h ← h + g · (f(h) − h), so that closed gates learn too.
 
-    Returns:
-        Outputs; gates (B, L), 0 or 1, with the straight-through gradient; and compute (B,), with a gradient to the gates.
+    Args:
+        stack: the layers.
+        gates: theirs.
+        temperature: of the relaxed samples.
     """
-    carry, B = stack.begin(inputs), row_count(inputs)
-    position = torch.zeros(B, dtype=torch.long, device=carry.hidden.device)  # last layer run
-    opened = [torch.ones(B, device=carry.hidden.device)]
-    compute = stack.run(0, carry, None).detach().float()
-    for i in range(1, stack.depth):
-        if i in gates.gated:
-            opened.append(straight_through_gumbel(gates.logits(i, stack, carry), temperature))
-            compute = compute + gates.gate(i).flops / carry.full_flops
-        else:
-            opened.append(torch.ones_like(opened[0]))
-        rows = opened[i].detach().nonzero().squeeze(1)
-        moved = copy(carry)
-        if rows.shape[0] > 0:
-            stack.jumped(moved, rows, i - position[rows] - 1)
-        compute = compute + opened[i] * stack.run(i, moved, None).detach().float()
-        carry = _blended(carry, moved, opened[i])
-        position[rows] = i
-    everyone = torch.arange(B, device=position.device)
-    stack.jumped(carry, everyone, stack.depth - position - 1)
-    return stack.finish(carry), torch.stack(opened, dim=1), compute
+
+    def __init__(self, stack: LayerStack, gates: Gates, temperature: float) -> None:
+        super().__init__()
+        self.stack, self.gates, self.temperature = stack, gates, temperature
+        self.depth, self.width, self.layer_flops = stack.depth, stack.width, stack.layer_flops
+        self.opened: list[Tensor] = []
+        """For each layer that was run, its gates (B,), 0 or 1, with the straight-through gradient."""
+        self.compute: Tensor | float = 0.0
+        """(B,), compute so far, with a gradient to the gates."""
+
+    def begin(self, inputs: Inputs) -> Carry:
+        B, carry = row_count(inputs), self.stack.begin(inputs)
+        self.opened, self.compute = [], 0.0
+        self.everyone = torch.arange(B, device=carry.hidden.device)
+        self.position = torch.zeros_like(self.everyone)  # (B,), the last layer whose gate was open
+        return carry
+
+    def run(self, i: int, carry: Carry, rows: Tensor | None) -> Tensor:
+        assert rows is None, "a relaxed pass runs every layer for every row"
+        opened = carry.full_flops.new_ones(len(self.everyone))
+        if i in self.gates.gated:
+            opened = straight_through_gumbel(self.gates.logits(i, self.stack, carry, None), self.temperature)
+            self.compute = self.compute + self.stack.costs.part("gate", self.gates.gate(i).flops / carry.full_flops)
+        moved, through = copy(carry), opened.detach().nonzero().squeeze(1)
+        if i > 0 and through.shape[0] > 0:
+            self.stack.on_jump(moved, through, i - self.position[through] - 1)
+        counted = self.stack.run(i, moved, None).detach().float()
+        if i > 0:
+            _blend(carry, moved, opened)
+        vars(carry).update(vars(moved))
+        self.position[through] = i
+        self.compute = self.compute + opened * self.stack.costs.layer(i, counted)
+        self.opened.append(opened)
+        return counted
+
+    def finish(self, carry: Carry) -> Tensor:
+        self.stack.on_jump(carry, self.everyone, self.depth - self.position - 1)
+        return self.stack.finish(carry)
 
 
-def _blended(before: Carry, after: Carry, gate: Tensor) -> Carry:
-    """`after` with a hidden state and a memory that are `before`'s where the gate (B,) is 0."""
+def _blend(before: Carry, after: Carry, gate: Tensor) -> None:
+    """Gives `after` a hidden state and a memory that are `before`'s where the gate (B,) is 0."""
 
-    def blend(old: Tensor, new: Tensor) -> Tensor:
+    def blended(old: Tensor, new: Tensor) -> Tensor:
         return old + gate.view(-1, *[1] * (old.dim() - 1)).to(old.dtype) * (new - old)
 
-    after.hidden = blend(before.hidden, after.hidden)
+    after.hidden = blended(before.hidden, after.hidden)
     if before.memory is not None and after.memory is not None:
-        after.memory = blend(before.memory, after.memory)
-    return after
+        after.memory = blended(before.memory, after.memory)
 
 
-def gated_sweep(stack: LayerStack, gates: Gates, inputs: Inputs) -> Routed:
-    """A pass without noise: each layer is computed for the rows whose gate is open, and for no others."""
-    walk = Walk(stack, None, inputs, 0.0)
-    everyone = torch.arange(row_count(inputs), device=walk.landing.device)
-    walk.visit(0)
-    for i in range(1, stack.depth):
-        rows = everyone
-        if i in gates.gated:
-            logits = gates.logits(i, stack, walk.carry)
-            rows = (logits[:, 1] - logits[:, 0] > gates.lean).nonzero().squeeze(1)
-        if rows.shape[0] > 0:
-            walk.send(rows, torch.full_like(rows, i))
-            walk.visit(i)
-        if i in gates.gated:
-            walk.spent[:, i] += gates.gate(i).flops / walk.carry.full_flops
-    walk.send(everyone, torch.full_like(everyone, stack.depth))
-    return Routed(stack.finish(walk.carry), walk.route, walk.spent.sum(dim=1))
+class GateRouter(Router):
+    """Without noise: the next layer of a row is the first whose gate is open, each gate asked once."""
+
+    def __init__(self, gates: Gates) -> None:
+        self.gates = gates
+
+    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
+        gates, depth = self.gates, state.stack.depth
+        following, flops = torch.full_like(rows, depth), torch.zeros(rows.shape, device=rows.device)
+        waiting = torch.arange(rows.shape[0], device=rows.device)  # which of the rows are still to find an open gate
+        for j in range(i + 1, depth):
+            if j not in gates.gated:
+                following[waiting] = j
+                break
+            flops[waiting] += gates.gate(j).flops
+            logits = gates.logits(j, state.stack, state.carry, rows[waiting])
+            opened = logits[:, 1] - logits[:, 0] > gates.logit_bias
+            following[waiting[opened]] = j
+            waiting = waiting[~opened]
+            if waiting.shape[0] == 0:
+                break
+        return Decision(following, flops, "gate")
 
 
 class Gumbel(Rival):
@@ -179,18 +204,19 @@ class Gumbel(Rival):
         self.gates, self.config = gates, config
 
     @staticmethod
-    @torch.no_grad()
     def _has_memory(learner: Learner) -> bool:
-        learner.stack.eval()
-        carry = learner.stack.begin(learner.validation.take(slice(0, 1)).inputs)
-        return learner.stack.memory(carry, None) is not None
+        with deployed(learner.stack):
+            carry = learner.stack.begin(learner.validation.take(slice(0, 1)).inputs)
+            return learner.stack.memory(carry, None) is not None
 
     def update(self, update: int) -> dict[str, Tensor]:
         """One update of network and gates."""
         learner = self.learner
         batch = learner.batch(update)
         learner.prepare(learns=learner.tunes)
-        outputs, opened, compute = relaxed_sweep(learner.stack, self.gates, batch.inputs, self.config.gate_temperature)
+        relaxed = RelaxedStack(learner.stack, self.gates, self.config.gate_temperature)
+        outputs = routed_forward(relaxed, learner.full_route, batch.inputs).outputs
+        compute, opened = torch.as_tensor(relaxed.compute), torch.stack(relaxed.opened, dim=1)
         supervised = learner.task.loss(outputs, batch.labels).mean()
         missed = compute.mean() - self.budget
         told = self.learn(supervised + self.config.gate_target_weight * missed.square(), update)
@@ -201,19 +227,15 @@ class Gumbel(Rival):
         """Leans all gates alike until the routes spend the budget on validation data, as a policy is settled on its budget."""
         validation = self.learner.validation.some(SETTLING_ROWS)
 
-        def compute(lean: float) -> float:
-            self.gates.lean.fill_(lean)
+        def compute(logit_bias: float) -> float:
+            self.gates.logit_bias.fill_(logit_bias)
             return self.measure(validation).compute
 
-        self.gates.lean.fill_(leaning_within(compute, self.budget))
-
-    def run(self, inputs: Inputs) -> Routed:
-        """Every row through the layers whose gates it opens."""
-        return gated_sweep(self.learner.stack, self.gates, inputs)
+        self.gates.logit_bias.fill_(leaning_within(compute, self.budget))
 
     def settings(self) -> list[Setting]:
         """The one budget."""
-        return [Setting(f"budget {self.budget:g}", self.run)]
+        return [Setting(f"budget {self.budget:g}", GateRouter(self.gates))]
 
 
 AGENTS.register("gumbel", Gumbel)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from agents.learner import Learner
 from agents.prices import PriceSource
-from rl_skip.routing import sweep
+from rl_skip.core.routing import PolicyRouter, routed_forward
 from rl_skip.tasks import Examples
 
 __all__ = ["imitation_loss", "imitation_weight"]
@@ -33,10 +33,9 @@ def imitation_loss(learner: Learner, prices: PriceSource, batch: Examples, worth
         A scalar.
     """
     price = prices.draw(len(batch), learner.generator).to(learner.device)  # (B,)
-    rollout = sweep(learner.stack, learner.policy, batch.inputs, price=price, route=learner.random_routes(len(batch)), critic=learner.critic)
+    router = PolicyRouter(learner.policy, route=learner.random_routes(len(batch)))
+    rollout = routed_forward(learner.stack, router, batch.inputs, price=price, critic=learner.critic)
     score = worth(rollout.outputs, batch.labels)
-    so_far = prices.charge(rollout.spent.cumsum(dim=1), price.unsqueeze(1))  # (B, L)
-    to_go = (score - prices.charge(rollout.compute, price)).unsqueeze(1) + so_far
-    surprise = (to_go - rollout.values).clamp(min=0).detach()  # (B, L)
+    surprise = (prices.reward.to_go(score, rollout.spent, price) - rollout.values).clamp(min=0).detach()  # (B, L)
     loss: Tensor = -(rollout.log_probs * surprise * rollout.decided).sum(dim=1).mean()
     return loss

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from agents.learner import Learner
+from rl_skip.core.routing import routed_forward
 from rl_skip.errors import UserError
-from rl_skip.routing import sweep
 from rl_skip.tasks import Examples
 
 __all__ = ["KnownDepth"]
@@ -53,7 +53,7 @@ class KnownDepth:
         learner = self.learner
         rate, batch = learner.set_learning_rates(update), self.batch(update)
         learner.prepare(learns=True)
-        outputs = sweep(learner.stack, None, batch.inputs, route=self.routes(batch)).outputs
+        outputs = routed_forward(learner.stack, self.routes(batch), batch.inputs).outputs
         loss, accuracy = learner.task.loss(outputs, batch.labels).mean(), learner.task.accuracy(outputs, batch.labels).mean()
         self.saw(accuracy)
         norm = learner.apply(loss)

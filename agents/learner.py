@@ -8,26 +8,18 @@ from torch import Tensor, nn
 
 from agents.config import TrainConfig
 from agents.tuning import choose_parameters, merge_adapters
+from rl_skip.core.random_routes import random_routes
+from rl_skip.core.routing import routed_forward
 from rl_skip.inputs import lengths
 from rl_skip.policy import JumpPolicy, JumpRules
-from rl_skip.routing import sweep
 from rl_skip.stack import LayerStack
 from rl_skip.tasks import Examples, Split, Task
 
-__all__ = ["Critic", "Learner", "distillation", "pick_device"]
+__all__ = ["Critic", "Learner", "distillation"]
 
 RISE_UPDATES = 50
 BUCKET = 32
 """Batches among whose rows those of like length are put together: more pads less, fewer mixes better."""
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that `--device` names; auto takes cuda, then mps, then cpu."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def distillation(outputs: Tensor, teacher: Tensor) -> Tensor:
@@ -41,7 +33,7 @@ class Critic(nn.Module):
     def __init__(self, rules: JumpRules) -> None:
         super().__init__()
         self.body = JumpPolicy(rules)
-        self.body.leave = nn.Linear(rules.hidden, 1)
+        self.body.fc_out = nn.Linear(rules.hidden, 1)
         self.body.legal = torch.ones(rules.layout.depth, 1, dtype=torch.bool)
 
     def forward(self, observation: Tensor) -> Tensor:
@@ -140,7 +132,7 @@ class Learner:
 
     def full_depth_loss(self, batch: Examples) -> tuple[Tensor, Tensor]:
         """Mean loss at full depth, and accuracy, both scalars."""
-        outputs = sweep(self.stack, None, batch.inputs, route=self.full_route).outputs
+        outputs = routed_forward(self.stack, self.full_route, batch.inputs).outputs
         return self.task.loss(outputs, batch.labels).mean(), self.task.accuracy(outputs, batch.labels).mean()
 
     def network_loss(self, batch: Examples, route: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,12 +143,12 @@ class Learner:
         Slimmable Networks").
         """
         schedule = self.config.schedule
-        outputs = sweep(self.stack, None, batch.inputs, route=route).outputs
+        outputs = routed_forward(self.stack, route, batch.inputs).outputs
         loss = self.task.loss(outputs, batch.labels).mean()
         if schedule.full_depth_weight == 0 and schedule.distillation_weight == 0:
             return loss, outputs
         with torch.set_grad_enabled(schedule.full_depth_weight > 0):
-            full = sweep(self.stack, None, batch.inputs, route=self.full_route).outputs
+            full = routed_forward(self.stack, self.full_route, batch.inputs).outputs
         if schedule.full_depth_weight > 0:
             loss = loss + schedule.full_depth_weight * self.task.loss(full, batch.labels).mean()
         if schedule.distillation_weight > 0:
@@ -167,14 +159,8 @@ class Learner:
         """(B, L) bool: each row keeps its layers with a probability of its own, even from the smallest allowed to 1."""
         depth, least = self.stack.depth, self.config.schedule.random_route_keep
         chances = torch.rand(rows, depth, generator=self.generator)
-        routes = chances < least + (1 - least) * torch.rand(rows, 1, generator=self.generator)
-        routes[:, 0] = True
-        passed = torch.zeros(rows, dtype=torch.long)  # layers passed over since the last that runs
-        for i in range(1, depth):
-            routes[:, i] |= passed == self.rules.max_jump
-            passed = torch.where(routes[:, i], 0, passed + 1)
-        routes[:, -1] |= not self.rules.allow_exit
-        return routes.to(self.device)
+        keep = least + (1 - least) * torch.rand(rows, 1, generator=self.generator)
+        return random_routes(chances, keep, self.rules).to(self.device)
 
     def apply(self, loss: Tensor) -> Tensor:
         """One step of both optimisers down the gradient of `loss`. Returns the norm of the network's gradient."""

@@ -20,9 +20,9 @@ from agents.policy_agent import PolicyAgent, PolicyAgentConfig, entropy_weight
 from agents.prices import BudgetPrice, PriceRange, PriceSource
 from agents.telemetry import rollout_metrics
 from envs import Price, SB3SkipVecEnv, SkipCore
+from rl_skip.core.routing import PolicyRouter, routed_forward
 from rl_skip.errors import UserError
 from rl_skip.policy import JumpPolicy
-from rl_skip.routing import sweep
 
 __all__ = ["MaskablePpo", "Ppo", "PpoConfig", "actor_critic"]
 
@@ -110,7 +110,7 @@ class Ppo(PolicyAgent):
     def __init__(self, learner: Learner, prices: PriceRange | BudgetPrice | None = None) -> None:
         super().__init__(learner, prices)
         config, prices = self.config, self.prices
-        core = SkipCore(learner.stack, learner.rules, learner.train, self.score, num_envs=config.num_envs, price=_price(prices), charge=prices.charge)
+        core = SkipCore(learner.stack, learner.rules, learner.train, self.score, num_envs=config.num_envs, price=_price(prices), reward=prices.reward)
         self.core, self.env = core, SB3SkipVecEnv(core)
         options: dict[str, Any] = {
             "n_steps": config.steps,
@@ -159,7 +159,7 @@ class Ppo(PolicyAgent):
         rate, batch = learner.set_learning_rates(update), learner.batch(update)
         price = self.prices.draw(len(batch), learner.generator).to(learner.device)
         with torch.no_grad():
-            route = sweep(learner.stack, learner.policy, batch.inputs, price=price, mode="sample")
+            route = routed_forward(learner.stack, PolicyRouter(learner.policy, sample=True), batch.inputs, price=price)
         outputs, loss = route.outputs, torch.zeros((), device=learner.device)
         if (weight := imitation_weight(self.config.imitation_weight, learner.joint_progress(update))) > 0:
             loss = loss + weight * imitation_loss(learner, self.prices, batch, self.score)
@@ -173,7 +173,7 @@ class Ppo(PolicyAgent):
         accuracy = learner.task.accuracy(outputs, batch.labels)
         score = self.score(outputs, batch.labels)
         self.prices.observe(route.compute.mean())
-        return rollout_metrics(route, score.detach(), accuracy, price, learner.rules.max_jump) | told
+        return rollout_metrics(route, score.detach(), accuracy, price, self.prices.reward, learner.rules.max_jump) | told
 
     def state_dict(self) -> dict[str, Any]:
         """What PPO needs beside the learner to go on: its optimiser and its count of updates."""

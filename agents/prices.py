@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from agents.config import PRICE_BOUNDS, PriceConfig
-from envs import linear_charge
+from rl_skip.core.reward import LINEAR, BudgetReward, Reward
 
 __all__ = ["BudgetPrice", "FixedPrice", "PriceRange", "PriceSource", "price_source"]
 
@@ -29,8 +29,9 @@ class PriceSource(Protocol):
         """(B,), on the CPU."""
         ...
 
-    def charge(self, compute: Tensor, price: Tensor) -> Tensor:
-        """What compute costs at a price, both of one shape, in units of score."""
+    @property
+    def reward(self) -> Reward:
+        """The reward that is optimised."""
         ...
 
     def observe(self, compute: Tensor) -> None:
@@ -57,15 +58,12 @@ def _log_uniform(low: float, high: float, rows: int, generator: torch.Generator)
 class PriceRange:
     """A price for every row, log-uniform in a range, so that one policy learns the whole trade-off."""
 
-    def __init__(self, low: float, high: float) -> None:
-        self.range = (low, high)
+    def __init__(self, low: float, high: float, reward: Reward = LINEAR) -> None:
+        self.range, self.reward = (low, high), reward
         self.typical = math.sqrt(low * high)
 
     def draw(self, rows: int, generator: torch.Generator) -> Tensor:
         return _log_uniform(*self.range, rows, generator)
-
-    def charge(self, compute: Tensor, price: Tensor) -> Tensor:
-        return linear_charge(compute, price)
 
     def observe(self, compute: Tensor) -> None:
         """The range stays as it is."""
@@ -83,8 +81,9 @@ class PriceRange:
 class FixedPrice(PriceRange):
     """The same price for every row: a range whose ends are one."""
 
-    def __init__(self, price: float) -> None:
-        self.typical, self.range = price, (price, price)
+    def __init__(self, price: float, reward: Reward = LINEAR) -> None:
+        super().__init__(price, price, reward)
+        self.typical = price
 
     def draw(self, rows: int, generator: torch.Generator) -> Tensor:
         return torch.full((rows,), self.typical)
@@ -98,15 +97,14 @@ class BudgetPrice:
     PID Lagrangian Methods"). Prices are drawn from a window around the multiplier and shown to the policy, which so
     knows what a change of price will mean before it comes.
 
-    A multiplier can only forbid: where accuracy asks for less than the budget, the price sinks to nothing, and routes go
-    wherever noise drives them. So a row is charged besides for its distance from the budget, by a little, squared: enough
-    to settle what accuracy leaves open, and to spend what is allowed.
+    A row also pays a small penalty for its distance from the budget (`BudgetReward`), so that what is allowed is spent.
     """
 
     WINDOW = 2.0
 
-    def __init__(self, budget: float, start: float, integral: float, proportional: float, pull: float) -> None:
-        self.budget, self.integral, self.proportional, self.pull = budget, integral, proportional, pull
+    def __init__(self, budget: float, start: float, integral: float, proportional: float, penalty: float, reward: Reward = LINEAR) -> None:
+        self.budget, self.integral, self.proportional = budget, integral, proportional
+        self.reward = BudgetReward(reward, budget, penalty)
         self._log_price, self._violation = math.log(start), 0.0
 
     @property
@@ -120,10 +118,6 @@ class BudgetPrice:
 
     def draw(self, rows: int, generator: torch.Generator) -> Tensor:
         return _log_uniform(*self.range, rows, generator)
-
-    def charge(self, compute: Tensor, price: Tensor) -> Tensor:
-        toll = self.pull * compute * (compute - 2 * self.budget)  # of (compute − budget)², less that of no compute
-        return linear_charge(compute, price) + toll
 
     def observe(self, compute: Tensor) -> None:
         self._violation = 0.9 * self._violation + 0.1 * (float(compute) - self.budget)
@@ -140,8 +134,8 @@ class BudgetPrice:
         self._log_price, self._violation = state["log_price"], state["violation"]
 
 
-def price_source(config: PriceConfig) -> PriceRange | BudgetPrice:
-    """The source that the options ask for."""
+def price_source(config: PriceConfig, reward: Reward = LINEAR) -> PriceRange | BudgetPrice:
+    """The source that the options ask for, of prices for `reward`."""
     if config.budget is not None:
-        return BudgetPrice(config.budget, config.budget_price, config.budget_integral, config.budget_proportional, config.budget_pull)
-    return PriceRange(*config.price_range) if config.price is None else FixedPrice(config.price)
+        return BudgetPrice(config.budget, config.budget_price, config.budget_integral, config.budget_proportional, config.budget_penalty, reward)
+    return PriceRange(*config.price_range, reward) if config.price is None else FixedPrice(config.price, reward)

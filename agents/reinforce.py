@@ -13,9 +13,9 @@ from agents.learner import Learner
 from agents.policy_agent import PolicyAgent, PolicyAgentConfig, entropy_weight
 from agents.prices import BudgetPrice, PriceRange
 from agents.telemetry import rollout_metrics
-from envs import Charge, linear_charge
+from rl_skip.core.reward import LINEAR, Reward
+from rl_skip.core.routing import PolicyRouter, Rollout, routed_forward
 from rl_skip.errors import UserError
-from rl_skip.routing import Rollout, sweep
 
 __all__ = ["Reinforce", "ReinforceConfig", "estimated_advantage", "leave_one_out_advantage", "reinforce_loss"]
 
@@ -86,8 +86,8 @@ class PolicyLosses:
     """Entropy of the decisions, summed likewise."""
 
 
-def reinforce_loss(rollout: Rollout, score: Tensor, price: Tensor, advantage: Advantage, charge: Charge = linear_charge) -> PolicyLosses:
-    """REINFORCE with reward to go: what a decision earned is the score less the charge for all compute after it.
+def reinforce_loss(rollout: Rollout, score: Tensor, price: Tensor, advantage: Advantage, reward: Reward = LINEAR) -> PolicyLosses:
+    """REINFORCE with reward to go: what a decision earned is the gain less the penalty for all compute after it.
 
     Sums run over a route's decisions and means over the rows: never divided by the route's own length, since here the
     length is the cost.
@@ -97,13 +97,11 @@ def reinforce_loss(rollout: Rollout, score: Tensor, price: Tensor, advantage: Ad
         score: (B · G,), of each row's prediction.
         price: (B · G,), the same for the G routes of an input.
         advantage: what the routes earned more than their baseline.
-        charge: what compute costs at a price.
+        reward: what a route earns.
     """
     taken = rollout.decided.float()  # (B G, L)
-    total = charge(rollout.compute, price)  # (B G,)
-    so_far = charge(rollout.spent.cumsum(dim=1), price.unsqueeze(1))  # (B G, L)
-    to_go = (score - total).unsqueeze(1) + so_far
-    advantages = advantage(rollout, score - total, to_go)  # (B G, L), or (B G, 1)
+    to_go = reward.to_go(score, rollout.spent, price)  # (B G, L)
+    advantages = advantage(rollout, reward.total(score, rollout.compute, price), to_go)  # (B G, L), or (B G, 1)
     return PolicyLosses(
         policy=-(rollout.log_probs * advantages * taken).sum(dim=1).mean(),
         value=((rollout.values - to_go).square() * taken).sum(dim=1).mean(),
@@ -144,10 +142,10 @@ class Reinforce(PolicyAgent):
         routes = batch.take(torch.arange(len(batch), device=learner.device).repeat_interleave(G))  # B G rows
         price = self.prices.draw(len(batch), learner.generator).repeat_interleave(G).to(learner.device)  # (B G,)
         learner.prepare(learns=False)
-        rollout = sweep(learner.stack, learner.policy, routes.inputs, price=price, mode="sample", critic=self.critic)
+        rollout = routed_forward(learner.stack, PolicyRouter(learner.policy, sample=True), routes.inputs, price=price, critic=self.critic)
         accuracy = learner.task.accuracy(rollout.outputs, routes.labels)
         score = self.score(rollout.outputs, routes.labels)
-        losses = reinforce_loss(rollout, score, price, self.advantage, self.prices.charge)
+        losses = reinforce_loss(rollout, score, price, self.advantage, self.prices.reward)
         loss = losses.policy - entropy_weight(config, learner.joint_progress(update)) * losses.entropy
         told = {"train/value_loss": torch.zeros(())}  # without a critic there is nothing to miss
         if self.critic is not None:
@@ -160,15 +158,11 @@ class Reinforce(PolicyAgent):
             loss, told["train/supervised_loss"] = loss + supervised, supervised
         norm = learner.apply(loss)
         self.prices.observe(rollout.compute.mean())
-        return (
-            rollout_metrics(rollout, score, accuracy, price, learner.rules.max_jump)
-            | told
-            | {
-                "train/policy_loss": losses.policy,
-                "train/grad_norm": norm,
-                "train/learning_rate": torch.tensor(rate),
-            }
-        )
+        return rollout_metrics(rollout, score, accuracy, price, self.prices.reward, learner.rules.max_jump) | told | {
+            "train/policy_loss": losses.policy,
+            "train/grad_norm": norm,
+            "train/learning_rate": torch.tensor(rate),
+        }
 
 
 AGENTS.register("reinforce", Reinforce)

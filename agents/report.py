@@ -9,9 +9,10 @@ from rich.table import Table
 from torch import Tensor
 
 from agents.learner import Learner
+from rl_skip.core.random_routes import random_routes_at
+from rl_skip.core.routing import routed_forward
 from rl_skip.dial import PriceTable
-from rl_skip.evaluation import best_fixed_route, evaluate, random_routes, seconds_per_batch
-from rl_skip.routing import sweep
+from rl_skip.evaluation import beside_full_depth, best_fixed_route, evaluate, seconds_per_batch
 
 __all__ = ["final_report", "print_report"]
 
@@ -30,13 +31,13 @@ def final_report(learner: Learner, table: PriceTable, price: float, seconds: flo
     """
     stack, task, rules = learner.stack, learner.task, learner.rules
     test = task.load("test").to(learner.device)
-    policy = evaluate(stack, learner.policy, task, test, price=price)
+    policy, full = beside_full_depth(stack, learner.policy, task, test, price=price)
     searched = learner.validation.some(SEARCH_ROWS)
     fixed = best_fixed_route(stack, task, searched, max_compute=policy.compute, allow_exit=rules.allow_exit)
-    full = evaluate(stack, None, task, learner.validation, price=price, route=learner.full_route).compute  # above 1 where there are gates
-    chance = random_routes(len(test), stack, policy.compute, full=full, allow_exit=rules.allow_exit)
+    chance = random_routes_at(policy.compute, len(test), stack.layer_costs, rules, full=full.compute)
     routes = {"full depth": learner.full_route, "best fixed route": fixed.to(learner.device), "random routes": chance.to(learner.device)}
-    found = {"policy": policy} | {name: evaluate(stack, None, task, test, price=price, route=route) for name, route in routes.items()}
+    others = {name: evaluate(stack, routes[name], task, test, price=price) for name in ("best fixed route", "random routes")}
+    found = {"policy": policy, "full depth": full} | others
     times = _milliseconds(learner, price, routes)
     report: dict[str, Any] = {
         name: {"accuracy": one.accuracy, "compute": one.compute, "reward": one.reward, "milliseconds": times[name]} for name, one in found.items()
@@ -56,9 +57,9 @@ def _milliseconds(learner: Learner, price: float, routes: dict[str, Tensor]) -> 
     inputs = learner.validation.take(slice(0, rows)).inputs
 
     def along(route: Tensor) -> Callable[[], object]:
-        return lambda: sweep(stack, None, inputs, route=route if route.dim() == 1 else route[:rows])
+        return lambda: routed_forward(stack, route if route.dim() == 1 else route[:rows], inputs)
 
-    calls: dict[str, Callable[[], object]] = {"policy": lambda: sweep(stack, learner.policy, inputs, price=price)}
+    calls: dict[str, Callable[[], object]] = {"policy": lambda: routed_forward(stack, learner.policy, inputs, price=price)}
     calls |= {name: along(route) for name, route in routes.items()}
     return {name: 1000 * seconds for name, seconds in seconds_per_batch(calls, learner.device).items()}
 

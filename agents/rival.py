@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from agents.agent import Agent, Results, TrainedFor, TrainedRun
 from agents.learner import Learner
 from rl_skip.compare.curves import CURVE, Curve, Point, save_curve
+from rl_skip.core.batches import deployed
 from rl_skip.core.plugins import label_of
+from rl_skip.core.routing import Router, routed_forward
 from rl_skip.errors import UserError
-from rl_skip.evaluation import Evaluation, seconds_per_batch
-from rl_skip.inputs import Inputs
+from rl_skip.evaluation import Evaluation, evaluate, seconds_per_batch
 from rl_skip.tasks import Examples
 
-__all__ = ["BATCH", "Rival", "Routed", "Setting", "Unsuited", "batch_metrics", "print_rival", "rival_report"]
+__all__ = ["Rival", "Setting", "Unsuited", "batch_metrics", "print_rival", "rival_report"]
 
-BATCH = 256
 TIMED_ROWS = 64
 
 
@@ -30,23 +30,11 @@ class Unsuited(UserError):
 
 
 @dataclass(frozen=True)
-class Routed:
-    """What one pass of a batch gave."""
-
-    outputs: Tensor
-    """(B, ...), what the network says."""
-    route: Tensor
-    """(B, L) bool, the layers that each row ran."""
-    compute: Tensor
-    """(B,), in units of the whole stack at full depth."""
-
-
-@dataclass(frozen=True)
 class Setting:
     """One way to run a rival: a point of its curve."""
 
     label: str
-    run: Callable[[Inputs], Routed]
+    router: Router
 
 
 class Rival(Agent):
@@ -90,12 +78,12 @@ class Rival(Agent):
         """The way in which a run in progress is validated."""
         return self.settings()[0]
 
-    def learn_from_labels(self, update: int, run: Callable[[Inputs], Routed]) -> dict[str, Tensor]:
-        """One supervised update on what `run` makes of a batch."""
+    def learn_from_labels(self, update: int, router: Router) -> dict[str, Tensor]:
+        """One supervised update on what the network says of a batch on the routes of `router`."""
         learner = self.learner
         batch = learner.batch(update)
         learner.prepare(learns=learner.tunes)
-        found = run(batch.inputs)
+        found = routed_forward(learner.stack, router, batch.inputs)
         loss = learner.task.loss(found.outputs, batch.labels).mean()
         told = self.learn(loss, update)
         return batch_metrics(loss, learner.task.accuracy(found.outputs, batch.labels), found.compute, found.route) | told
@@ -126,21 +114,10 @@ class Rival(Agent):
         best = max(report["points"], key=lambda point: point["validation_accuracy"])
         return Results(report, {name: best[name] for name in ("accuracy", "compute")})
 
-    @torch.no_grad()
     def measure(self, examples: Examples, setting: Setting | None = None) -> Evaluation:
         """Runs all examples in evaluation mode; in the typical way unless another is named."""
-        run, task = (setting or self.typical()).run, self.learner.task
-        training = self.learner.stack.training
-        self.learner.stack.eval()
-        self.extra.eval()
-        parts: list[tuple[Tensor, ...]] = []
-        for start in range(0, len(examples), BATCH):
-            batch = examples.take(slice(start, start + BATCH))
-            found = run(batch.inputs)
-            parts.append((found.route, task.accuracy(found.outputs, batch.labels), found.compute, task.prediction(found.outputs)))
-        self.learner.stack.train(training)
-        self.extra.train(training)
-        return Evaluation(0.0, *(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
+        with deployed(self.extra):
+            return evaluate(self.learner.stack, (setting or self.typical()).router, self.learner.task, examples)
 
     def state_dict(self) -> dict[str, Any]:
         """What the rival needs beside the learner to go on."""
@@ -186,13 +163,14 @@ def _point(rival: Rival) -> Callable[[Setting, Evaluation], Point]:
     return lambda setting, found: Point(setting.label, None, budget, found.correct, found.compute_by_row, found.route if rival.routed else None)
 
 
-@torch.no_grad()
 def _milliseconds(rival: Rival, settings: list[Setting]) -> list[float]:
-    rival.learner.stack.eval()
-    rival.extra.eval()
     inputs = rival.learner.validation.take(slice(0, TIMED_ROWS)).inputs
-    calls: dict[str, Callable[[], object]] = {one.label: lambda run=one.run: run(inputs) for one in settings}  # type: ignore[misc]
-    taken = seconds_per_batch(calls, rival.learner.device)
+    stack = rival.learner.stack
+    calls: dict[str, Callable[[], object]] = {
+        one.label: lambda router=one.router: routed_forward(stack, router, inputs) for one in settings  # type: ignore[misc]
+    }
+    with deployed(stack, rival.extra):
+        taken = seconds_per_batch(calls, rival.learner.device)
     return [1000 * taken[one.label] for one in settings]
 
 

@@ -15,12 +15,14 @@ import torch
 from rich.console import Console
 
 from agents.agent import TrainedRun, find_agent
-from agents.checkpoints import Checkpoints, StopRequests, load_random_states, random_states, write_whole
+from agents.checkpoints import Checkpoints, StopRequests, load_random_states, random_states
 from agents.config import TrainConfig
-from agents.learner import Learner, pick_device
+from agents.learner import Learner
 from agents.start import START, load_start, save_start
 from agents.telemetry import Averages, Display, Telemetry
 from agents.warmup import warm_up_for
+from rl_skip.core.devices import pick_device
+from rl_skip.core.files import atomic_write
 from rl_skip.core.plugins import label_of
 from rl_skip.errors import UserError
 from rl_skip.network import NetworkConfig
@@ -69,7 +71,7 @@ def train(
             return folder
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
-    device = _available(pick_device(config.device))
+    device = pick_device(config.device)
     task = load_task(config.task, config.data, config.options) if task is None else task
     if config.resume is None:
         _refuse_to_replace(folder, config.overwrite)
@@ -88,7 +90,7 @@ def train(
         if folder.exists():
             shutil.rmtree(folder)
         _make(folder)
-        write_whole(folder / CONFIG, (json.dumps(config.to_json(), indent=2) + "\n").encode())
+        atomic_write(folder / CONFIG, json.dumps(config.to_json(), indent=2) + "\n")
     session.run(folder, console)
     return folder
 
@@ -109,13 +111,6 @@ def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
 
 def _say(console: Console, line: str) -> None:
     console.print(line, soft_wrap=True, markup=False, highlight=False)
-
-
-def _available(device: torch.device) -> torch.device:
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not present[device.type]:
-        raise UserError(f"there is no {device.type} device here; set --device auto or cpu")
-    return device
 
 
 class Session:
@@ -175,7 +170,7 @@ class Session:
         telemetry.heat_map(self.learner.updates)
         telemetry.hyper_parameters(self.config.to_json(), {f"final/{name}": value for name, value in figures.items()})
         telemetry.flush()
-        write_whole(folder / REPORT, (json.dumps(report, indent=2) + "\n").encode())
+        atomic_write(folder / REPORT, json.dumps(report, indent=2) + "\n")
 
     def _leave_warm_up(self, folder: Path, console: Console) -> None:
         if self.agent.leaves_start:

@@ -6,13 +6,26 @@ from torch import Tensor
 from agents.agent import AGENTS
 from agents.learner import Learner
 from agents.report import SEARCH_ROWS
-from agents.rival import Rival, Routed, Setting, Unsuited
-from rl_skip.inputs import Inputs
+from agents.rival import Rival, Setting, Unsuited
+from rl_skip.core.batches import deployed
+from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
 
 __all__ = ["Shallow"]
 
 SLACK = 0.005
 """How much more than the budget may be spent, as where a policy is settled on one."""
+
+
+class FirstLayers(Router):
+    """The first layers, one after the other, and nothing that marks a jump after them: as if there were no others."""
+
+    def __init__(self, layers: int) -> None:
+        self.layers = layers
+
+    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
+        if i + 1 < self.layers:
+            return Decision(torch.full_like(rows, i + 1))
+        return Decision(torch.full_like(rows, state.stack.depth), answers=state.finish(rows))
 
 
 class Shallow(Rival):
@@ -32,30 +45,21 @@ class Shallow(Rival):
             raise Unsuited("a frozen network cannot be trained with fewer layers; leave --agent shallow out, or train the network too")
         self.layers = self._affordable()
 
-    @torch.no_grad()
     def _affordable(self) -> int:
         """The largest number of layers within the budget on validation data, at least 1."""
         learner = self.learner
-        learner.stack.eval()
-        carry = learner.stack.begin(learner.validation.some(SEARCH_ROWS).inputs)
-        spent = torch.stack([learner.stack.run(i, carry, None).float().mean() for i in range(learner.stack.depth)]).cumsum(dim=0)  # (L,)
+        with deployed(learner.stack):
+            rollout = routed_forward(learner.stack, learner.full_route, learner.validation.some(SEARCH_ROWS).inputs)
+        spent = rollout.spent.mean(dim=0).cumsum(dim=0)  # (L,)
         return max(int((spent <= self.budget + SLACK).sum()), 1)
 
     def update(self, update: int) -> dict[str, Tensor]:
         """One supervised update of the layers that there are."""
-        return self.learn_from_labels(update, self.run)
-
-    def run(self, inputs: Inputs) -> Routed:
-        """The first layers, one after the other, and nothing that marks a jump after them."""
-        stack = self.learner.stack
-        carry = stack.begin(inputs)
-        compute = torch.stack([stack.run(i, carry, None).detach().float() for i in range(self.layers)]).sum(dim=0)  # (B,)
-        route = torch.arange(stack.depth, device=compute.device) < self.layers  # (L,)
-        return Routed(stack.finish(carry), route.expand(len(compute), -1), compute)
+        return self.learn_from_labels(update, FirstLayers(self.layers))
 
     def settings(self) -> list[Setting]:
         """The one network."""
-        return [Setting(f"{self.layers} layer{'s' * (self.layers > 1)}", self.run)]
+        return [Setting(f"{self.layers} layer{'s' * (self.layers > 1)}", FirstLayers(self.layers))]
 
 
 AGENTS.register("shallow", Shallow)

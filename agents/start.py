@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as packed
 from torch import Tensor
 
-from agents.checkpoints import write_whole
 from agents.learner import Learner
+from rl_skip.core.files import atomic_write
 from rl_skip.errors import UserError
 
 __all__ = ["START", "load_start", "save_start"]
@@ -19,7 +19,7 @@ START = "start.safetensors"
 
 def save_start(learner: Learner, file: Path) -> None:
     """Writes the network, its optimiser's moments, and the states of the random generators."""
-    write_whole(file, packed({name: tensor.detach().cpu().clone().contiguous() for name, tensor in _state(learner).items()}))
+    atomic_write(file, packed({name: tensor.detach().cpu().clone().contiguous() for name, tensor in _state(learner).items()}))
 
 
 def load_start(learner: Learner, file: Path) -> None:

@@ -7,10 +7,9 @@ from torch import Tensor
 from agents.agent import AGENTS
 from agents.learner import Learner
 from agents.report import SEARCH_ROWS
-from agents.rival import Rival, Routed, Setting
+from agents.rival import Rival, Setting
+from rl_skip.core.routing import FixedRoute
 from rl_skip.evaluation import best_fixed_route
-from rl_skip.inputs import Inputs
-from rl_skip.routing import sweep
 
 __all__ = ["Static"]
 
@@ -40,16 +39,15 @@ class Static(Rival):
         """One supervised update on the route."""
         if update == self.learner.warmup_updates:
             self.route = self.search()
-        return self.learn_from_labels(update, self.run)
+        return self.learn_from_labels(update, self.router())
 
-    def run(self, inputs: Inputs) -> Routed:
+    def router(self) -> FixedRoute:
         """Every row along the route."""
-        found = sweep(self.learner.stack, None, inputs, route=self.route)
-        return Routed(found.outputs, found.route, found.compute)
+        return FixedRoute(self.route)
 
     def settings(self) -> list[Setting]:
         """The one route."""
-        return [Setting("layers " + ", ".join(map(str, self.route.nonzero().squeeze(1).tolist())), self.run)]
+        return [Setting("layers " + ", ".join(map(str, self.route.nonzero().squeeze(1).tolist())), self.router())]
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"route": self.route}

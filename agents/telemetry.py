@@ -17,9 +17,10 @@ from tensorboard.compat.proto.event_pb2 import Event
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.checkpoints import write_whole
+from rl_skip.core.files import atomic_write
+from rl_skip.core.reward import Reward
+from rl_skip.core.routing import Rollout
 from rl_skip.fields import flat
-from rl_skip.routing import Rollout
 
 __all__ = ["Averages", "Display", "Telemetry", "rollout_metrics"]
 
@@ -29,13 +30,15 @@ HEAT_MAP = "layers/run_rates"
 WRITTEN_LAST = (HEAT_MAP, "final/", "_hparams_/")
 
 
-def rollout_metrics(rollout: Rollout, score: Tensor, accuracy: Tensor, price: Tensor, max_jump: int) -> dict[str, Tensor]:
-    """What one batch of episodes shows, as scalars on the device. `score`, `accuracy` and `price` are (B,)."""
+def rollout_metrics(
+    rollout: Rollout, score: Tensor, accuracy: Tensor, price: Tensor, reward: Reward, max_jump: int
+) -> dict[str, Tensor]:
+    """What one batch of episodes shows, as scalars on the device. `score`, `accuracy` and `price` are (B,); `reward` is the one that is optimised."""
     decided = rollout.decided.float()
     decisions = decided.sum().clamp(min=1.0)
     taken = rollout.jumps[rollout.decided]
     metrics = {
-        "rollout/ep_rew_mean": (score - price * rollout.compute).mean(),
+        "rollout/ep_rew_mean": reward.total(score, rollout.compute, price).mean(),
         "rollout/ep_len_mean": decided.sum(dim=1).mean(),
         "rollout/accuracy": accuracy.mean(),
         "rollout/compute": rollout.compute.mean(),
@@ -146,13 +149,13 @@ def _forget_after(folder: Path, lines: Path, last_step: int) -> None:
     events = {record: Event.FromString(record[12:-4]) for file in files for record in _records(file.read_bytes())}
     versions = [record for record, event in events.items() if event.file_version]
     kept = sorted((record for record, event in events.items() if _stands(event, last_step)), key=lambda record: events[record].step)
-    write_whole(history, b"".join(versions[:1] + kept))
+    atomic_write(history, b"".join(versions[:1] + kept))
     for file in files:
         if file != history:
             file.unlink()
     if lines.exists():
         whole = [line for line in lines.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        write_whole(lines, b"".join(line for line in whole if json.loads(line)["step"] <= last_step))
+        atomic_write(lines, b"".join(line for line in whole if json.loads(line)["step"] <= last_step))
 
 
 def _records(content: bytes) -> Iterator[bytes]:

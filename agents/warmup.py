@@ -7,7 +7,7 @@ from torch import Tensor
 
 from agents.known_depth import KnownDepth
 from agents.learner import Learner
-from rl_skip.routing import sweep
+from rl_skip.core.routing import routed_forward
 
 __all__ = ["RandomRoutes", "WarmUp", "warm_up_for"]
 
@@ -45,7 +45,7 @@ class RandomRoutes:
         learner.prepare(learns=True)
         loss, accuracy = learner.full_depth_loss(batch)
         if (weight := learner.config.schedule.random_route_weight) > 0:
-            outputs = sweep(learner.stack, None, batch.inputs, route=learner.random_routes(len(batch))).outputs
+            outputs = routed_forward(learner.stack, learner.random_routes(len(batch)), batch.inputs).outputs
             loss = loss + weight * learner.task.loss(outputs, batch.labels).mean()
         norm = learner.apply(loss)
         return {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate), "warmup/accuracy": accuracy}

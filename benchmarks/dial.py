@@ -7,7 +7,6 @@ The runs are trained where they are not there yet. Flags that are not its own go
 """
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,21 +19,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.training import trained
 from rl_skip.evaluation import Evaluation, evaluate
 from rl_skip.runs import load_run
 
-TRAIN = Path(__file__).parent.parent / "train.py"
 BUDGETS = (0.25, 0.375, 0.5, 0.75)
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # Okabe and Ito's palette, apart for the colour-blind too
 SMALLEST_GAP = 0.01
 """A budget below the smallest compute of a dial, by the decisions' cost alone, gets that compute."""
-
-
-def trained(run: Path, *flags: str) -> Path:
-    """The run folder, trained if it is not finished."""
-    if not (run / "report.json").is_file():
-        subprocess.run([sys.executable, str(TRAIN), *flags, "--out", str(run), "--overwrite"], check=True, stdout=subprocess.DEVNULL)
-    return run
 
 
 def on_test(run: Path, budget: float | None = None) -> Evaluation:
@@ -48,7 +40,7 @@ def on_test(run: Path, budget: float | None = None) -> Evaluation:
 def full_depth(run: Path) -> Evaluation:
     """Every layer on test data."""
     model, task = load_run(run)
-    return evaluate(model.stack, None, task, task.load("test"), route=torch.ones(model.stack.depth, dtype=torch.bool))
+    return evaluate(model.stack, torch.ones(model.stack.depth, dtype=torch.bool), task, task.load("test"))
 
 
 def draw(title: str, dial: list[Evaluation], single: list[Evaluation], full: Evaluation, file: Path) -> None:

@@ -19,8 +19,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agents.calibration import price_grid  # noqa: E402
-from rl_skip.dial import PricePoint, PriceTable  # noqa: E402
+from rl_skip.dial import PricePoint, PriceTable, price_grid  # noqa: E402
 from rl_skip.errors import UserError  # noqa: E402
 from rl_skip.evaluation import evaluate  # noqa: E402
 from rl_skip.guarantee import smallest_guaranteed  # noqa: E402
@@ -38,7 +37,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     layout = model.rules.layout
     prices = price_grid(layout.price_low, layout.price_high)
     everything = torch.ones(model.stack.depth, dtype=torch.bool)
-    full = torch.cat([evaluate(model.stack, None, task, part, route=everything).correct for part in parts])  # (N,)
+    full = torch.cat([evaluate(model.stack, everything, task, part).correct for part in parts])  # (N,)
     found = {price: [evaluate(model.stack, model.policy, task, part, price=price) for part in parts] for price in prices}
     correct = {price: torch.cat([part.correct for part in both]) for price, both in found.items()}  # (N,) each
     compute = {price: torch.cat([part.compute_by_row for part in both]) for price, both in found.items()}  # (N,) each

@@ -9,7 +9,6 @@ Runs are trained where they are not there yet, one for each agent and seed. Flag
 
 import argparse
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.training import trained
 from rl_skip.compare.book import RouteBook
 from rl_skip.evaluation import best_fixed_route, evaluate
 from rl_skip.runs import load_run
 
-TRAIN = Path(__file__).parent.parent / "train.py"
 SEARCH_ROWS = 1_000
 
 
@@ -46,13 +45,6 @@ class Found:
     """Accuracy of rows of each k."""
 
 
-def trained(run: Path, *flags: str) -> Path:
-    """The run folder, trained if it is not finished."""
-    if not (run / "report.json").is_file():
-        subprocess.run([sys.executable, str(TRAIN), *flags, "--out", str(run), "--overwrite"], check=True, stdout=subprocess.DEVNULL)
-    return run
-
-
 def measured(run: Path) -> Found:
     """Measures a run; what is searched is searched on validation data."""
     model, task = load_run(run)
@@ -61,7 +53,7 @@ def measured(run: Path) -> Found:
     policy = evaluate(model.stack, model.policy, task, test, price=model.price)
     exits = model.rules.allow_exit
     route = best_fixed_route(model.stack, task, validation, max_compute=policy.compute, allow_exit=exits)
-    fixed = evaluate(model.stack, None, task, test, route=route)
+    fixed = evaluate(model.stack, route, task, test)
     eyes, _ = RouteBook(model.stack, task, test, allow_exit=exits).another_rows_eyes(policy)
     needed, run_by_row = task.needed(test), policy.route.sum(dim=1).double()
     kinds = [needed == k for k in needed.unique()]

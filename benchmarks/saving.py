@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rl_skip import sweep  # noqa: E402
+from rl_skip import routed_forward  # noqa: E402
 from rl_skip.network import NetworkConfig, build_network  # noqa: E402
 from rl_skip.stack import ModuleStack  # noqa: E402
 
@@ -64,9 +64,9 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     x = torch.randn(options.batch, options.tokens, options.width, device=device)
     half, full = half_routes(options.batch, options.layers).to(device), torch.ones(options.layers, dtype=torch.bool, device=device)
     ways: dict[str, Callable[[], Tensor]] = {
-        "half": lambda: sweep(stack, None, x, route=half).outputs,
+        "half": lambda: routed_forward(stack, half, x).outputs,
         "full": lambda: plain(stack, x),
-        "full_sweep": lambda: sweep(stack, None, x, route=full).outputs,
+        "full_sweep": lambda: routed_forward(stack, full, x).outputs,
     }
 
     def forward(way: str) -> None:

@@ -56,7 +56,7 @@ def fine_tuned(folder: Path, config: TrainConfig, epochs: int, layers: int | Non
         for update in range(learner.warmup_updates):
             warm_up.update(update)
             if (update + 1) % learner.updates_per_epoch == 0:
-                accuracy = evaluate(stack, None, task, learner.validation, route=learner.full_route).accuracy
+                accuracy = evaluate(stack, learner.full_route, task, learner.validation).accuracy
                 print(f"{folder.name}: epoch {(update + 1) // learner.updates_per_epoch}, validation {accuracy:.1%}", flush=True)
                 if accuracy >= best:
                     best = accuracy
@@ -113,7 +113,7 @@ def main() -> None:
     models: dict[str, nn.Module] = {"bare model": full.model}
     depth = full.depth
     for name, stack in {"bare model": full, "the run's model, all layers": model.stack, **rivals}.items():
-        found = evaluate(stack, None, task, test, route=torch.ones(stack.depth, dtype=torch.bool))
+        found = evaluate(stack, torch.ones(stack.depth, dtype=torch.bool), task, test)
         rows[name] = found.accuracy, stack.depth / depth
     models |= {name: stack.model for name, stack in rivals.items()}
     prices = {"policy, as exported": model.price}

@@ -11,11 +11,12 @@ Flags that are not its own go to train.py.
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
-TRAIN = Path(__file__).parent.parent / "train.py"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.training import trained
 
 
 def studies(arguments: argparse.Namespace) -> dict[str, list[str]]:
@@ -53,11 +54,8 @@ def main() -> None:
     print("| run | accuracy | compute | full depth | best fixed route | random routes | deviation of compute | training, s |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, flags in studies(arguments).items():
-        run = arguments.out / name
-        if not (run / "report.json").is_file():
-            data = ["--data", arguments.data] if arguments.data else []
-            command = [sys.executable, str(TRAIN), *flags, *data, "--out", str(run), "--overwrite", *more_flags]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        data = ["--data", arguments.data] if arguments.data else []
+        run = trained(arguments.out / name, *flags, *data, *more_flags)
         report = json.loads((run / "report.json").read_text())
         others = " | ".join(f"{report[other]['accuracy']:.1%}" for other in ("full depth", "best fixed route", "random routes"))
         policy, spread = report["policy"], spread_at_the_end(run)

@@ -2,14 +2,13 @@
 
 from gymnasium.envs.registration import register
 
-from envs.core import Charge, Ends, Price, Score, SkipCore, Step, linear_charge
+from envs.core import Ends, Price, Score, SkipCore, Step
 from envs.options import EnvOptions
 from envs.sb3 import SB3SkipVecEnv, make_sb3_env
 from envs.single import LayerSkipEnv
 from envs.vector import LayerSkipVectorEnv
 
 __all__ = [
-    "Charge",
     "EnvOptions",
     "Ends",
     "LayerSkipEnv",
@@ -19,7 +18,6 @@ __all__ = [
     "Score",
     "SkipCore",
     "Step",
-    "linear_charge",
     "make_sb3_env",
 ]
 

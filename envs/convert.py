@@ -10,7 +10,7 @@ from torch import Tensor
 
 from envs.core import Ends, SkipCore
 from rl_skip.errors import UserError
-from rl_skip.policy import STATE_BOUND, JumpRules
+from rl_skip.policy import JumpRules
 
 __all__ = ["Array", "METADATA", "action_space", "check_render_mode", "draw", "end_infos", "jumps_from", "observation_space", "to_numpy"]
 
@@ -21,10 +21,7 @@ RAN, JUMPED, AHEAD = "■", "□", "·"
 
 def observation_space(rules: JumpRules) -> spaces.Space[NDArray[np.float32]]:
     """The observation as `ObservationLayout` describes it, with bounds that it cannot leave."""
-    layout = rules.layout
-    low = np.full(layout.size, -STATE_BOUND, dtype=np.float32)
-    high = np.full(layout.size, STATE_BOUND, dtype=np.float32)
-    low[-3:], high[-3:] = (0, 0, -1), (1, STATE_BOUND, 1)
+    low, high = (end.numpy() for end in rules.layout.bounds())
     return spaces.Box(low, high, dtype=np.float32)
 
 
@@ -86,11 +83,11 @@ def draw(core: SkipCore, ends: Ends | None) -> list[str]:
 
     Where an episode ended in the last step, `ends`, that episode is drawn and not the next one.
     """
-    walk = core.walk
-    if walk is None:
+    state = core.state
+    if state is None:
         raise ValueError("no episode has begun; call reset() before render()")
-    position, compute, price = walk.position.tolist(), walk.spent.sum(dim=1).tolist(), walk.price.tolist()
-    lines = [_line(route, position[n], compute[n], price[n]) for n, route in enumerate(walk.route.tolist())]
+    position, compute, price = state.position.tolist(), state.compute.tolist(), state.price.tolist()
+    lines = [_line(route, position[n], compute[n], price[n]) for n, route in enumerate(state.route.tolist())]
     for row, info in zip(ends.rows.tolist(), end_infos(ends), strict=True) if ends is not None else ():
         whole = _line(info["route"].tolist(), core.stack.depth, info["compute"], info["price"])
         lines[row] = f"{whole}  score {info['score']:.3f}  label {info['label']}  prediction {info['prediction']}"

@@ -1,4 +1,4 @@
-"""The batched environment core: N episodes on the device, one row of a walk each."""
+"""The batched environment core: N episodes on the device, one row of a routing state each."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,28 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl_skip.core.reward import LINEAR, Reward
+from rl_skip.core.routing import Decision, RoutingState, only_way
 from rl_skip.errors import UserError
 from rl_skip.inputs import Inputs, take_rows
 from rl_skip.policy import JumpRules
-from rl_skip.routing import Walk
 from rl_skip.stack import LayerStack
 from rl_skip.tasks import Examples
 
-__all__ = ["Charge", "Ends", "Price", "Score", "SkipCore", "Step", "linear_charge"]
+__all__ = ["Ends", "Price", "Score", "SkipCore", "Step"]
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """(outputs, labels) → (B,), the quality of each prediction."""
 Price = float | tuple[float, float]
 """What a unit of compute costs: one number, or the range (low, high) from which each episode draws log-uniformly."""
-
-Charge = Callable[[Tensor, Tensor], Tensor]
-"""(compute, price), of one shape → what that much compute costs, in units of score; nothing costs nothing."""
-
-
-def linear_charge(compute: Tensor, price: Tensor) -> Tensor:
-    """Price times compute."""
-    return price * compute
-
 
 @dataclass(frozen=True)
 class Ends:
@@ -60,7 +52,7 @@ class Step:
     observations: Tensor
     """(N, S); of the new episode where one ended and the core restarts by itself."""
     rewards: Tensor
-    """(N,), less what the compute spent by the step costs, and the score where an episode ended."""
+    """(N,): the rise of the penalty, taken off, and what the answer is worth where an episode ended."""
     terminated: Tensor
     """(N,) bool, where an episode ended."""
     ends: Ends | None
@@ -71,9 +63,9 @@ class SkipCore:
     """N environments, in each of which one example at a time passes the stack.
 
     When an episode begins, layer 0 has run and the example waits for a jump. A step sends every row on, to the next
-    layer after which there is a choice, or to the end. The rewards of an episode sum to score − price · compute (or to
-    the score less what `charge` says), with the compute that `sweep` finds for the same route: layer 0 is paid for with
-    the first step. A jump that is illegal after its layer is shortened to the longest legal one. Each environment draws
+    layer after which there is a choice, or to the end. The rewards of an episode sum to what `reward` says of
+    it, score − price · compute by default, with the compute that `routed_forward` finds for the same route: layer 0 is paid for
+    with the first step. A jump that is illegal after its layer is shortened to the longest legal one. Each environment draws
     its examples from a random stream of its own, so what happens in one does not depend on how many others there are.
 
     The stack is put in evaluation mode here, and is called in whichever mode it is in later. Its weights may change
@@ -86,7 +78,7 @@ class SkipCore:
         score: quality of a prediction, added to the last reward.
         num_envs: N.
         price: see `Price`. May be set between steps; counts for episodes that begin later.
-        charge: what compute costs at a price; a step is charged the rise since the last one.
+        reward: what an episode earns; a step pays the rise of its penalty since the last one.
         seed: environment i draws from the stream seed + i. None: from unforeseeable ones.
         autoreset: whether a row whose episode ended begins the next one in the same step.
 
@@ -103,7 +95,7 @@ class SkipCore:
         *,
         num_envs: int,
         price: Price = 0.1,
-        charge: Charge = linear_charge,
+        reward: Reward = LINEAR,
         seed: int | None = None,
         autoreset: bool = True,
     ) -> None:
@@ -118,13 +110,13 @@ class SkipCore:
             )
         self.stack, self.rules, self.examples, self.score = stack.eval(), rules, examples, score
         self.num_envs, self.autoreset = num_envs, autoreset
-        self.price, self.charge = price, charge
+        self.price, self.reward = price, reward
         self.streams = [np.random.default_rng(None if seed is None else seed + i) for i in range(num_envs)]
         device = examples.labels.device
         self.legal = rules.legal.to(device)  # (L, J + 1)
         self.everyone = torch.arange(num_envs, device=device)
         self.drawn = torch.zeros_like(self.everyone)  # (N,), which example each environment shows
-        self.walk: Walk | None = None
+        self.state: RoutingState | None = None
 
     @property
     def price(self) -> Price:
@@ -150,51 +142,50 @@ class SkipCore:
         for i, seed in enumerate(seeds or ()):
             if seed is not None:
                 self.streams[i] = np.random.default_rng(seed)
-        self.walk = Walk(self.stack, self.rules, *self._draw(self.everyone))
-        self.walk.visit(0)
-        self.paid = torch.zeros_like(self.walk.price)  # (N,), what earlier rewards have charged
-        return self.walk.observe(self.everyone)
+        self.state = RoutingState(self.stack, self.rules, *self._draw(self.everyone))
+        self.state.visit(0)
+        self.paid = torch.zeros_like(self.state.price)  # (N,), the penalty in earlier rewards
+        return self.state.observe(self.everyone)
 
     @torch.no_grad()
     def step(self, jumps: Tensor) -> Step:
         """Sends every row on by `jumps` (N,) long, and runs the layers it lands on until there is a choice again."""
-        walk = self._begun()
-        walk.charge_decision(self.everyone)
-        walk.jump(self.everyone, jumps)  # past the last layer lands on it: what is illegal ends as the longest legal jump
+        state, rules = self._begun(), self.rules
+        state.follow(self.everyone, Decision(rules.next_layer(state.position, jumps), rules.decision_flops))
         for i in range(1, self.stack.depth):
-            rows = walk.visit(i)
-            if rows is not None and not self.rules.choices[i]:
-                walk.jump(rows, torch.zeros_like(rows))
-        charged = self.charge(walk.spent.sum(dim=1), walk.price)
-        rewards, self.paid = self.paid - charged, charged
-        terminated = walk.landing == self.stack.depth
+            rows = state.visit(i)
+            if rows is not None and not rules.choices[i]:
+                state.follow(rows, only_way(rules, i, rows))
+        penalty = self.reward.penalty(state.compute, state.price)
+        rewards, self.paid = self.paid - penalty, penalty
+        terminated = state.next_layer == self.stack.depth
         ended = terminated.nonzero().squeeze(1)
         if ended.shape[0] == 0:
-            return Step(walk.observe(self.everyone), rewards, terminated, None)
+            return Step(state.observe(self.everyone), rewards, terminated, None)
         ends = self._end(ended)
-        rewards[ended] += ends.scores
+        rewards[ended] += self.reward.gain(ends.scores)
         if self.autoreset:
-            walk.restart(ended, *self._draw(ended))
-            walk.visit(0)  # after layer 0 there always is a choice: rules without one are refused
+            state.restart(ended, *self._draw(ended))
+            state.visit(0)  # after layer 0 there always is a choice: rules without one are refused
             self.paid[ended] = 0.0
-        return Step(walk.observe(self.everyone), rewards, terminated, ends)
+        return Step(state.observe(self.everyone), rewards, terminated, ends)
 
     def masks(self) -> Tensor:
         """(N, J + 1) bool, the jumps that are legal now."""
         return self.legal[self._begun().position]
 
     def _end(self, rows: Tensor) -> Ends:
-        walk, labels = self._begun(), self.examples.labels[self.drawn[rows]]
-        outputs = self.stack.finish(walk.carry.take(rows))
+        state, labels = self._begun(), self.examples.labels[self.drawn[rows]]
+        outputs = state.finish(rows)
         return Ends(
             rows=rows,
-            observations=walk.observe(rows),
-            route=walk.route[rows],
-            compute=walk.spent[rows].sum(dim=1),
+            observations=state.observe(rows),
+            route=state.route[rows],
+            compute=state.compute[rows],
             scores=self.score(outputs, labels).float(),
             labels=labels,
             predictions=outputs.argmax(dim=1),
-            prices=walk.price[rows],
+            prices=state.price[rows],
         )
 
     def _draw(self, rows: Tensor) -> tuple[Inputs, Tensor]:
@@ -210,7 +201,7 @@ class SkipCore:
             price = torch.full(rows.shape, self.price, device=device, dtype=torch.float32)
         return take_rows(self.examples.inputs, chosen), price
 
-    def _begun(self) -> Walk:
-        if self.walk is None:
+    def _begun(self) -> RoutingState:
+        if self.state is None:
             raise ValueError("no episode has begun; call reset() first")
-        return self.walk
+        return self.state

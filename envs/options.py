@@ -1,5 +1,6 @@
 """The options that every environment takes, and the core that they describe."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -7,12 +8,15 @@ from typing import Any, Literal, get_args
 import torch
 
 from envs.core import Price, Score, SkipCore
+from rl_skip.core.devices import pick_device
+from rl_skip.core.features import Feature, find_features
+from rl_skip.core.reward import LINEAR, Reward, find_reward
 from rl_skip.errors import UserError
 from rl_skip.export import SkipModel
 from rl_skip.gated import BodyName
 from rl_skip.network import NetworkConfig, StackKind
 from rl_skip.policy import JumpRules, ObservationLayout, PolicyScope
-from rl_skip.runs import load_run
+from rl_skip.runs import load_run, read_run
 from rl_skip.stack import LayerStack
 from rl_skip.tasks import Examples, Split, Task, load_task
 
@@ -59,6 +63,11 @@ class EnvOptions:
     """Whether a jump past the last layer leaves the stack. None: the run's, or no."""
     policy_scope: PolicyScope | None = None
     """Whether "state" after every layer is observed or "input" alone. None: the run's, or "state"."""
+    features: Sequence[str | Feature] | None = None
+    """What is observed besides position, compute and price: names, "file.py:name", or features. None: the run's, or the hidden state and, of a
+    stack that has one, the working memory."""
+    reward: str | Reward | None = None
+    """What an episode earns: a name, "file.py:name", or a `Reward`. None: the run's, or score − price · compute."""
     score: ScoreName | Score = "accuracy"
     """What the last reward adds: 1 for a right prediction, the label's probability, or (outputs, labels) → (B,) of your own."""
     split: Split = "train"
@@ -85,6 +94,7 @@ class EnvOptions:
             self.score if callable(self.score) else getattr(task, self.score),
             num_envs=num_envs,
             price=self._price(DEFAULT_PRICE if model is None else model.price),
+            reward=self._reward(),
             seed=self.seed,
             autoreset=autoreset,
         )
@@ -130,7 +140,20 @@ class EnvOptions:
     def _rules(self, stack: LayerStack, rules: JumpRules | None) -> JumpRules:
         given = {"max_jump": self.max_jump, "allow_exit": self.allow_exit, "scope": self.policy_scope}
         chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        return JumpRules.reaching(ObservationLayout(stack.width, stack.depth), **chosen) if rules is None else replace(rules, **chosen)
+        if self.features is None:
+            return JumpRules.reaching(ObservationLayout(stack.width, stack.depth), **chosen) if rules is None else replace(rules, **chosen)
+        own = [feature for feature in self.features if isinstance(feature, Feature)]
+        features = find_features([feature.name if isinstance(feature, Feature) else feature for feature in self.features], own)
+        if rules is None:
+            return JumpRules.reaching(ObservationLayout(stack.width, stack.depth, features=features), **chosen)
+        return replace(rules, layout=replace(rules.layout, features=features), **chosen)
+
+    def _reward(self) -> Reward:
+        if isinstance(self.reward, Reward):
+            return self.reward
+        if self.reward is not None:
+            return find_reward(self.reward)
+        return LINEAR if self.run is None else read_run(self.run).reward
 
     def _price(self, default: float) -> Price:
         if self.price_range is None:
@@ -144,10 +167,7 @@ class EnvOptions:
         if self.device is None:
             first = next(stack.parameters(), None)
             return torch.device("cpu") if first is None else first.device
-        try:
-            return torch.empty(0, device=self.device).device
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"the device {self.device!s} cannot be used ({str(error).splitlines()[0]}); set device") from None
+        return pick_device(self.device)
 
 
 def _task_of(examples: Examples) -> Task:

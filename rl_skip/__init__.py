@@ -7,9 +7,12 @@ from rl_skip.errors import UserError
 
 if TYPE_CHECKING:
     from rl_skip.attached import Handle, HuggingFaceStack, attach
+    from rl_skip.core.features import FEATURES, Feature, View
+    from rl_skip.core.reward import REWARDS, Reward
+    from rl_skip.core.routing import Decision, FixedRoute, PolicyRouter, Rollout, Router, RoutingState, routed_forward
+    from rl_skip.costs import CostModel
     from rl_skip.export import SkipModel, load, load_policy, save
     from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
-    from rl_skip.routing import Rollout, sweep
     from rl_skip.skip_layer import SkipLayer
     from rl_skip.stack import LayerStack, ModuleStack
     from rl_skip.tasks import Examples, Split, Task
@@ -17,7 +20,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "FEATURES",
+    "REWARDS",
+    "CostModel",
+    "Decision",
     "Examples",
+    "Feature",
+    "FixedRoute",
     "Handle",
     "HuggingFaceStack",
     "JumpPolicy",
@@ -25,24 +34,32 @@ __all__ = [
     "LayerStack",
     "ModuleStack",
     "ObservationLayout",
+    "PolicyRouter",
+    "Reward",
     "Rollout",
+    "Router",
+    "RoutingState",
     "SkipLayer",
     "SkipModel",
     "Split",
     "Task",
     "UserError",
+    "View",
     "attach",
     "load",
     "load_policy",
+    "routed_forward",
     "save",
-    "sweep",
 ]
 
 _PARTS = {
+    "core.features": ("FEATURES", "Feature", "View"),
+    "core.reward": ("REWARDS", "Reward"),
+    "core.routing": ("Decision", "FixedRoute", "PolicyRouter", "Rollout", "Router", "RoutingState", "routed_forward"),
+    "costs": ("CostModel",),
     "attached": ("Handle", "HuggingFaceStack", "attach"),
     "export": ("SkipModel", "load", "load_policy", "save"),
     "policy": ("JumpPolicy", "JumpRules", "ObservationLayout"),
-    "routing": ("Rollout", "sweep"),
     "skip_layer": ("SkipLayer",),
     "stack": ("LayerStack", "ModuleStack"),
     "tasks": ("Examples", "Split", "Task"),

@@ -24,7 +24,7 @@ def model_card(description: Description, weights: bool) -> str:
         "\n".join(f"- {name}: {value}" for name, value in description.trained_on.items()) or "Not recorded.",
         "## Accuracy and compute",
         _table(description),
-        f"Operating price: {description.price:.4g}. Reward is accuracy − price · compute; compute is 1 for all layers of the network, "
+        f"Operating price: {description.price:.4g}. Reward is {description.reward}; compute is 1 for all layers of the network, "
         "and the policy's own operations are counted in.",
         "## Use",
         *_use(description),

@@ -14,8 +14,9 @@ import torch
 from rl_skip.compare.command import compare_and_write
 from rl_skip.compare.result import Comparison
 from rl_skip.compare.text import terminal
+from rl_skip.core.devices import pick_device
 from rl_skip.errors import UserError
-from rl_skip.evaluation import evaluate
+from rl_skip.evaluation import beside_full_depth
 from rl_skip.export import MODEL, copy_export, load, load_policy, read_description
 from rl_skip.fields import Fields
 from rl_skip.generate import generate
@@ -141,7 +142,7 @@ def _command(commands: Any, name: str, function: Command, summary: str) -> argpa
 
 
 def _eval(arguments: argparse.Namespace) -> Report:
-    device = _device(arguments.device)
+    device = pick_device(arguments.device)
     model, task = load_run(arguments.run, data=arguments.data, price=arguments.price, budget=arguments.budget, device=device)
     split: Split = arguments.split
     promise: Report = {}
@@ -151,9 +152,7 @@ def _eval(arguments: argparse.Namespace) -> Report:
         model.price = found.price
         promise = {"guarantee": found.tolerance, "guarantee_price": found.price, "guarantee_rows": found.rows}
     examples = task.load(split).to(device)
-    measured = evaluate(model.stack, model.policy, task, examples, price=model.price, batch_size=arguments.batch_size)
-    everything = torch.ones(model.stack.depth, dtype=torch.bool)
-    full_depth = evaluate(model.stack, None, task, examples, route=everything, batch_size=arguments.batch_size)
+    measured, full_depth = beside_full_depth(model.stack, model.policy, task, examples, price=model.price, batch_size=arguments.batch_size)
     return {
         "accuracy": measured.accuracy,
         "compute": measured.compute,
@@ -176,7 +175,7 @@ def _compare(arguments: argparse.Namespace) -> Comparison:
         train_rivals=arguments.train_rivals,
         rows=arguments.rows,
         data=arguments.data,
-        device=_device(arguments.device),
+        device=pick_device(arguments.device),
     )
 
 
@@ -195,7 +194,7 @@ def _prune(arguments: argparse.Namespace) -> Report:
         layers=arguments.layers,
         budget=arguments.budget,
         data=arguments.data,
-        device=_device(arguments.device),
+        device=pick_device(arguments.device),
     )
 
 
@@ -208,7 +207,7 @@ def _generate(arguments: argparse.Namespace) -> Report:
         price=arguments.price,
         budget=arguments.budget,
         seed=arguments.seed,
-        device=_device(arguments.device),
+        device=pick_device(arguments.device),
     )
 
 
@@ -232,15 +231,6 @@ def _info(arguments: argparse.Namespace) -> Report:
         "policy_weights": policy_weights,
         "network_weights": network_weights,
     }
-
-
-def _device(name: str) -> torch.device:
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    if not available[name]:
-        raise UserError(f"there is no {name} device here; set --device to auto or cpu")
-    return torch.device(name)
 
 
 def _number(text: str) -> float:

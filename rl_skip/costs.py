@@ -11,7 +11,23 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["attention_block_flops", "attention_pair_flops", "attention_token_flops", "count_flops", "counting", "linear_flops"]
+__all__ = ["CostModel", "attention_block_flops", "attention_pair_flops", "attention_token_flops", "count_flops", "counting", "linear_flops"]
+
+
+class CostModel:
+    """What the parts of a routed network cost, in units of all layers at full depth: their counted operations, as they are.
+
+    For another measure, such as measured time, subclass it: each method is given the counted share, (R,) for R rows, and says
+    what the part costs instead.
+    """
+
+    def layer(self, i: int, counted: Tensor) -> Tensor:
+        """(R,), the cost of running layer `i`."""
+        return counted
+
+    def part(self, name: str, counted: Tensor) -> Tensor:
+        """(R,), the cost of what is not a layer: a "decision" of a policy, a "gate", a "readout"."""
+        return counted
 
 
 def linear_flops(inputs: int, outputs: int) -> int:

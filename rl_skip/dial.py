@@ -9,7 +9,25 @@ from typing import NamedTuple
 
 from rl_skip.errors import UserError
 
-__all__ = ["PricePoint", "PriceTable"]
+__all__ = ["Dial", "PricePoint", "PriceTable", "checked_price", "price_grid"]
+
+GRID_POINTS = 17
+
+
+def checked_price(price: float) -> float:
+    """The price, if it is one: finite and at least 0.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if not (math.isfinite(price) and price >= 0):
+        raise UserError(f"a price is a finite number of at least 0, got {price}; set --price, or price=")
+    return float(price)
+
+
+def price_grid(low: float, high: float) -> list[float]:
+    """The prices at which a policy for many prices is measured, evenly spaced in their logarithm from `low` to `high`."""
+    return [low * (high / low) ** (k / (GRID_POINTS - 1)) for k in range(GRID_POINTS)]
 
 
 class PricePoint(NamedTuple):
@@ -95,3 +113,31 @@ class PriceTable:
         frugal, lavish = self.points[above - 1], self.points[above]
         share = 1 - price / frugal.price if lavish.price == 0 else math.log(frugal.price / price) / math.log(frugal.price / lavish.price)
         return frugal.compute + share * (lavish.compute - frugal.compute)
+
+
+class Dial:
+    """Mixed into what runs a policy: the price that the policy is told, and the budget that belongs to it."""
+
+    table: PriceTable
+    _price: float
+
+    @property
+    def price(self) -> float:
+        """What the policy is told a unit of compute costs. Higher skips more."""
+        return self._price
+
+    @price.setter
+    def price(self, price: float) -> None:
+        self._price = checked_price(price)
+
+    @property
+    def budget(self) -> float | None:
+        """The mean compute that the price led to on validation data; None without a table. Set it, and the price follows.
+
+        Setting raises `UserError` for a budget outside (0, 1] or below the smallest compute of the table.
+        """
+        return self.table.compute_for(self.price)
+
+    @budget.setter
+    def budget(self, budget: float) -> None:
+        self.price = self.table.price_for(budget)

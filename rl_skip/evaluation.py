@@ -5,19 +5,19 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from copy import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rl_skip.inputs import by_length
+from rl_skip.core.batches import in_batches
+from rl_skip.core.reward import LINEAR, Reward
+from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
 from rl_skip.policy import JumpPolicy
-from rl_skip.routing import sweep
-from rl_skip.stack import Carry, LayerStack
+from rl_skip.stack import LayerStack
 from rl_skip.tasks import Examples, Task
 
-__all__ = ["Evaluation", "all_routes", "best_fixed_route", "evaluate", "evaluate_routes", "random_routes", "searched_routes", "seconds_per_batch"]
+__all__ = ["Evaluation", "all_routes", "beside_full_depth", "best_fixed_route", "evaluate", "evaluate_routes", "searched_routes", "seconds_per_batch"]
 
 EXHAUSTIVE_DEPTH = 12
 BEAM = 32
@@ -31,7 +31,7 @@ class Evaluation:
     """What a policy, or a route, does on a split."""
 
     price: float
-    """The price at which the reward is reckoned, and which the policy saw."""
+    """The price λ, in score per unit of relative compute: the policy saw it, and the reward is computed at it."""
     route: Tensor
     """(N, L) bool."""
     correct: Tensor
@@ -40,6 +40,8 @@ class Evaluation:
     """(N,), compute of each row's route."""
     prediction: Tensor
     """(N,) long, the likeliest class."""
+    objective: Reward = LINEAR
+    """What a row earns."""
 
     @property
     def rows(self) -> int:
@@ -58,8 +60,12 @@ class Evaluation:
 
     @property
     def reward(self) -> float:
-        """accuracy − price · compute."""
-        return self.accuracy - self.price * self.compute
+        """Mean of what the rows earn: accuracy − price · compute, unless the objective is another."""
+        return float(self.reward_by_row().mean())
+
+    def reward_by_row(self) -> Tensor:
+        """(N,) double, what each row earns."""
+        return self.objective.total(self.correct.double(), self.compute_by_row.double(), self.price)
 
     @property
     def distinct_routes(self) -> int:
@@ -67,36 +73,40 @@ class Evaluation:
         return len(self.route.unique(dim=0))
 
 
-@torch.no_grad()
 def evaluate(
     stack: LayerStack,
-    policy: JumpPolicy | None,
+    router: Router | JumpPolicy | Tensor,
     task: Task,
     examples: Examples,
     *,
     price: float = 0.0,
-    route: Tensor | None = None,
+    reward: Reward = LINEAR,
     batch_size: int = 256,
 ) -> Evaluation:
-    """Runs all examples greedily, in evaluation mode, on the device where they are; rows of like length run together.
+    """Runs all examples in evaluation mode, on the device where they are; rows of like length run together.
 
     Args:
-        policy: who decides; None with a given `route`.
-        route: (L,) or (N, L) bool, followed instead of asking the policy.
+        router: who decides; of a policy the likeliest jump is taken, and a route, (L,) or (N, L) bool, is followed.
+        price: the price λ, in score per unit of relative compute; a policy sees it.
+        reward: what a row earns.
     """
-    training = stack.training
-    stack.eval()
-    parts: list[tuple[Tensor, ...]] = []
-    order = by_length(examples.inputs)
-    for rows in order.split(batch_size):
-        batch = examples.take(rows.to(examples.labels.device))
-        chosen = route if route is None or route.dim() == 1 else route[rows.to(route.device)]
-        rollout = sweep(stack, policy, batch.inputs, price=price, route=chosen)
-        parts.append((rollout.route, task.accuracy(rollout.outputs, batch.labels), rollout.compute, task.prediction(rollout.outputs)))
-    stack.train(training)
-    back = order.argsort()
-    routes, correct, compute, prediction = (torch.cat(part).cpu()[back] for part in zip(*parts, strict=True))
-    return Evaluation(price, routes, correct, compute, prediction)
+
+    def run(batch: Examples, rows: Tensor) -> tuple[Tensor, ...]:
+        chosen = router[rows.to(router.device)] if isinstance(router, Tensor) and router.dim() == 2 else router
+        rollout = routed_forward(stack, chosen, batch.inputs, price=price)
+        return rollout.route, task.accuracy(rollout.outputs, batch.labels), rollout.compute, task.prediction(rollout.outputs)
+
+    route, correct, compute, prediction = in_batches(run, examples, batch_size, stack)
+    return Evaluation(price, route, correct, compute, prediction, reward)
+
+
+def beside_full_depth(
+    stack: LayerStack, policy: JumpPolicy, task: Task, examples: Examples, *, price: float, reward: Reward = LINEAR, batch_size: int = 256
+) -> tuple[Evaluation, Evaluation]:
+    """The policy at a price, and every layer, on the same rows."""
+    everything = torch.ones(stack.depth, dtype=torch.bool)
+    measured, full = (evaluate(stack, router, task, examples, price=price, reward=reward, batch_size=batch_size) for router in (policy, everything))
+    return measured, full
 
 
 def all_routes(depth: int, allow_exit: bool) -> Tensor:
@@ -108,7 +118,6 @@ def all_routes(depth: int, allow_exit: bool) -> Tensor:
     return torch.cat([always, middle, last], dim=1)
 
 
-@torch.no_grad()
 def evaluate_routes(stack: LayerStack, task: Task, examples: Examples, routes: Tensor) -> tuple[Tensor, Tensor]:
     """Every route on every example; routes that begin alike share the work.
 
@@ -118,48 +127,40 @@ def evaluate_routes(stack: LayerStack, task: Task, examples: Examples, routes: T
     Returns:
         Whether each row is right, (R, N) float, and its compute, (R, N).
     """
-    training = stack.training
-    stack.eval()
-    order = by_length(examples.inputs)
-    parts = [_routes_at_once(stack, task, examples.take(rows.to(examples.labels.device)), routes) for rows in order.split(ROWS_AT_ONCE)]
-    stack.train(training)
-    back = order.argsort()
-    correct, compute = (torch.cat(part, dim=1)[:, back] for part in zip(*parts, strict=True))
-    return correct, compute
+
+    def run(batch: Examples, _rows: Tensor) -> tuple[Tensor, Tensor]:
+        correct, compute = _routes_at_once(stack, task, batch, routes)
+        return correct.T, compute.T
+
+    correct, compute = in_batches(run, examples, ROWS_AT_ONCE, stack)
+    return correct.T.contiguous(), compute.T.contiguous()
 
 
 def _routes_at_once(stack: LayerStack, task: Task, examples: Examples, routes: Tensor) -> tuple[Tensor, Tensor]:
     N, depth = len(examples), stack.depth
     correct, compute = torch.zeros(len(routes), N), torch.zeros(len(routes), N)
-    begun = stack.begin(examples.inputs)
+    begun = RoutingState(stack, None, examples.inputs, 0.0)
+    everyone = torch.arange(N, device=begun.next_layer.device)
 
-    def descend(i: int, chosen: Tensor, carry: Carry, last: int, spent: Tensor) -> None:
+    def descend(i: int, chosen: Tensor, state: RoutingState) -> None:
         """Follows the routes `chosen` (indices) from layer i on; they agree on everything before."""
         if i == depth:
-            _mark_jump(stack, carry, N, depth - last - 1)
-            right = task.accuracy(stack.finish(carry), examples.labels).cpu()
-            correct[chosen], compute[chosen] = right, spent.cpu()
+            state.follow(everyone, Decision(torch.full_like(everyone, depth)))
+            correct[chosen], compute[chosen] = task.accuracy(state.outputs(), examples.labels).cpu(), state.compute.cpu()
             return
         for run in (False, True):
             part = chosen[routes[chosen, i] == run]
             if len(part) == 0:
                 continue
-            if not run:
-                descend(i + 1, part, copy(carry), last, spent)
-                continue
-            forked = copy(carry)
-            if i > 0:
-                _mark_jump(stack, forked, N, i - last - 1)
-            cost = stack.run(i, forked, None)
-            descend(i + 1, part, forked, i, spent + cost)
+            forked = state.fork()
+            if run and i > 0:
+                forked.follow(everyone, Decision(torch.full_like(everyone, i)))
+            if run:
+                forked.visit(i)
+            descend(i + 1, part, forked)
 
-    descend(0, torch.arange(len(routes)), begun, -1, torch.zeros(N, device=begun.hidden.device))
+    descend(0, torch.arange(len(routes)), begun)
     return correct, compute
-
-
-def _mark_jump(stack: LayerStack, carry: Carry, rows: int, jump: int) -> None:
-    index = torch.arange(rows, device=carry.hidden.device)
-    stack.jumped(carry, index, torch.full_like(index, jump))
 
 
 def best_fixed_route(
@@ -224,25 +225,6 @@ def _best_within(routes: Tensor, accuracy: Tensor, compute: Tensor, max_compute:
     if not allowed.any():
         allowed = compute <= compute.min()
     return routes[torch.where(allowed, accuracy - 1e-6 * compute, -1.0).argmax()]
-
-
-def random_routes(rows: int, stack: LayerStack, compute: float, *, full: float = 1.0, allow_exit: bool = False, seed: int = 0) -> Tensor:
-    """(N, L) bool, random routes whose mean compute is `compute`, for layers of equal cost; `full` is the compute of all of them.
-
-    Each row runs layer 0 (and the last, where exits are not allowed) and a random choice of the others, as many as
-    the compute allows, rounded up or down at random.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    depth = stack.depth
-    routes = torch.zeros(rows, depth, dtype=torch.bool)
-    routes[:, 0] = True
-    routes[:, -1] |= not allow_exit
-    free = (~routes[0]).nonzero().squeeze(1)
-    wanted = min(max(compute / full * depth - float(routes[0].sum()), 0.0), float(len(free)))
-    count = (wanted + torch.rand(rows, generator=generator)).floor().clamp(max=len(free))  # (N,)
-    rank = torch.rand(rows, len(free), generator=generator).argsort(dim=1).argsort(dim=1)
-    routes[:, free] = rank < count.unsqueeze(1)
-    return routes
 
 
 @torch.no_grad()

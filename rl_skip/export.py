@@ -1,38 +1,39 @@
 """The exported policy: a folder of safetensors and JSON that runs without anything that trained it."""
 
 import inspect
-import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rl_skip.card import model_card
+from rl_skip.core.features import Feature
+from rl_skip.core.files import atomic_replace
+from rl_skip.core.reward import LINEAR, Reward
+from rl_skip.core.routing import Rollout, routed_forward
 from rl_skip.description import Description
-from rl_skip.dial import PriceTable
+from rl_skip.dial import Dial, PriceTable, checked_price
 from rl_skip.errors import UserError
 from rl_skip.gated import GatedStack
 from rl_skip.inputs import Inputs
 from rl_skip.network import network_from_json
 from rl_skip.policy import JumpPolicy, JumpRules
-from rl_skip.routing import Rollout, sweep
 from rl_skip.skip_layer import SkipLayer
 from rl_skip.stack import LayerStack
 from rl_skip.weights import build, read_weights, save_weights
 
-__all__ = ["DESCRIPTION", "FILES", "SkipModel", "checked_price", "copy_export", "load", "load_policy", "place", "read_description", "save"]
+__all__ = ["DESCRIPTION", "FILES", "SkipModel", "copy_export", "load", "load_policy", "read_description", "save"]
 
 RIGHT_NETWORK = "the policy goes with the network that it was trained on"
 DESCRIPTION, POLICY, MODEL, CARD = FILES = ("policy.json", "policy.safetensors", "model.safetensors", "README.md")
 COST_TOLERANCE = 1e-4
 
 
-class SkipModel(nn.Module):
+class SkipModel(Dial, nn.Module):
     """A stack that runs under its policy: inputs → outputs, each row on its own route, the likeliest jump taken.
 
     Example:
@@ -58,43 +59,11 @@ class SkipModel(nn.Module):
         """What the policy may do and see."""
         return self.policy.rules
 
-    @property
-    def price(self) -> float:
-        """What the policy is told a unit of compute costs. Higher skips more."""
-        return self._price
-
-    @price.setter
-    def price(self, price: float) -> None:
-        self._price = checked_price(price)
-
-    @property
-    def budget(self) -> float | None:
-        """The mean compute that the price led to on validation data; None without a table. Set it, and the price follows.
-
-        Setting raises `UserError` for a budget outside (0, 1] or below the smallest compute of the table.
-        """
-        return self.table.compute_for(self.price)
-
-    @budget.setter
-    def budget(self, budget: float) -> None:
-        self.price = self.table.price_for(budget)
-
     def forward(self, inputs: Inputs) -> Tensor:
-        rollout = sweep(self.stack, self.policy, inputs, price=self.price)
+        rollout = routed_forward(self.stack, self.policy, inputs, price=self.price)
         kept = {field.name: getattr(rollout, field.name).detach() for field in fields(rollout)}
         self.last = Rollout(**{**kept, "outputs": rollout.outputs.new_empty(0)})
         return rollout.outputs
-
-
-def checked_price(price: float) -> float:
-    """The price, if it is one: finite and at least 0.
-
-    Raises:
-        UserError: if it is not.
-    """
-    if not (math.isfinite(price) and price >= 0):
-        raise UserError(f"a price is a finite number of at least 0, got {price}; set --price, or price=")
-    return float(price)
 
 
 def save(
@@ -107,6 +76,7 @@ def save(
     price: float | None = None,
     price_table: PriceTable | Iterable[tuple[float, float, float]] = (),
     trained_on: dict[str, Any] | None = None,
+    reward: Reward = LINEAR,
     overwrite: bool = False,
 ) -> None:
     """Writes an export, all of it or nothing.
@@ -120,6 +90,7 @@ def save(
         price: the operating price, chosen on validation data; that of the `SkipLayer` by default.
         price_table: measured (price, compute, accuracy) on validation data; dominated points are dropped.
         trained_on: task, rows, seed, agent and whatever else is worth knowing; plain JSON.
+        reward: what the policy was rewarded for; its formula stands in the model card.
         overwrite: replaces an export that exists.
 
     Raises:
@@ -139,6 +110,7 @@ def save(
         price=checked_price(price),
         table=price_table if isinstance(price_table, PriceTable) else PriceTable.monotone(price_table),
         trained_on=trained_on or {},
+        reward=reward.formula,
         network=_skip_layer_to_json(stack) if isinstance(stack, SkipLayer) else network or stack.described(),
     )
 
@@ -149,64 +121,54 @@ def save(
             save_weights(new / MODEL, _network_state(stack))
         (new / CARD).write_text(model_card(description, weights), encoding="utf-8")
 
-    place(Path(folder), fill, overwrite=overwrite)
+    _place(Path(folder), fill, overwrite)
 
 
-def copy_export(source: Path, folder: Path, *, overwrite: bool = False) -> None:
-    """Copies an export after checking all of it that can be checked without its maker's code."""
-    description = read_description(source)
+def copy_export(source: Path, folder: Path, *, features: Sequence[Feature] = (), overwrite: bool = False) -> None:
+    """Copies an export after checking all of it that can be checked without its maker's code.
+
+    Args:
+        features: those of one's own that the policy sees.
+    """
+    description = read_description(source, features)
     if description.network is None or description.attached:
-        load_policy(source)
+        load_policy(source, features)
     else:
-        load(source)
+        load(source, features=features)
 
     def fill(new: Path) -> None:
         for name in FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, new / name)
 
-    place(folder, fill, overwrite=overwrite)
+    _place(folder, fill, overwrite)
 
 
-def place(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
-    """Makes a folder beside its place, lets `fill` write into it, and renames it into place.
-
-    Raises:
-        UserError: if something is in its place that may not be overwritten.
-    """
-    if folder.is_symlink() or folder.exists():
-        if not overwrite:
-            raise UserError(f"{folder} exists and is left as it is; name another folder, or overwrite it with overwrite=True")
-        if not (folder / DESCRIPTION).is_file():
-            raise UserError(f"{folder} is not an exported policy, so it is not overwritten; name another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
-        new, old = Path(staging, "new"), Path(staging, "old")
-        new.mkdir()
-        fill(new)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+def _place(folder: Path, fill: Callable[[Path], None], overwrite: bool) -> None:
+    """Makes the folder; of all that may be in its place, an export alone is overwritten."""
+    if overwrite and (folder.is_symlink() or folder.exists()) and not (folder / DESCRIPTION).is_file():
+        raise UserError(f"{folder} is not an exported policy, so it is not overwritten; name another folder")
+    atomic_replace(folder, fill, overwrite=overwrite)
 
 
-def read_description(folder: Path | str) -> Description:
-    """What an exported policy is.
+def read_description(folder: Path | str, features: Sequence[Feature] = ()) -> Description:
+    """What an exported policy is; `features` are those of one's own that it may see.
 
     Raises:
         UserError: if the folder is none, or a field of its `policy.json` is missing or wrong.
     """
     if not Path(folder).is_dir():
         raise UserError(f"there is no folder {folder}; name an exported policy, the folder with a {DESCRIPTION}")
-    return Description.read(Path(folder, DESCRIPTION))
+    return Description.read(Path(folder, DESCRIPTION), features)
 
 
-def load_policy(folder: Path | str) -> JumpPolicy:
-    """The exported policy alone, in evaluation mode.
+def load_policy(folder: Path | str, features: Sequence[Feature] = ()) -> JumpPolicy:
+    """The exported policy alone, in evaluation mode; `features` are those of one's own that it may see.
 
     Raises:
         UserError: if a file is missing, a field is wrong, or the weights do not fit.
     """
-    rules = read_description(folder).rules
+    rules = read_description(folder, features).rules
     return build(Path(folder, POLICY), lambda: JumpPolicy(replace(rules)), DESCRIPTION)  # a copy, whose cached masks are on its own device
 
 
@@ -216,6 +178,7 @@ def load(
     *,
     price: float | None = None,
     budget: float | None = None,
+    features: Sequence[Feature] = (),
     device: torch.device | str = "cpu",
 ) -> SkipModel:
     """An exported policy with its network, in evaluation mode.
@@ -225,6 +188,7 @@ def load(
         stack: the network, for an export that does not describe it; takes the exported weights where there are any.
         price: what the policy is told a unit of compute costs; the export's own by default.
         budget: the mean compute allowed, in (0, 1], in place of the price.
+        features: those of one's own that the policy sees; registered ones need not be named.
         device: where to run.
 
     Raises:
@@ -232,7 +196,7 @@ def load(
     """
     if price is not None and budget is not None:
         raise UserError("a price and a budget exclude each other; set one of --price and --budget")
-    description, policy, file = read_description(folder), load_policy(folder), Path(folder, MODEL)
+    description, policy, file = read_description(folder, features), load_policy(folder, features), Path(folder, MODEL)
     if stack is None:
         stack = _build_network(description, file)
     else:

@@ -31,8 +31,8 @@ class Fields:
         self.values, self.source, self.prefix = values, source, prefix
 
     @classmethod
-    def read(cls, file: Path, newest: int) -> "Fields":
-        """The object in `file`, whose `format_version` may be up to `newest`."""
+    def read(cls, file: Path, newest: int, oldest: int = 1, anew: str = "write it anew") -> "Fields":
+        """The object in `file`, whose `format_version` may lie in `oldest`..`newest`; `anew` says how an older one is made anew."""
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
@@ -45,6 +45,8 @@ class Fields:
         version = fields.integer("format_version")
         if version > newest:
             raise UserError(f"{file}: format_version is {version}, this rl_skip reads up to {newest}; upgrade rl_skip")
+        if version < oldest:
+            raise UserError(f"{file}: format_version is {version}, of an earlier rl_skip, and this one reads {oldest} and up; {anew}")
         return fields
 
     def wrong(self, name: str, expected: str) -> UserError:

@@ -210,7 +210,7 @@ class GatedStack(LayerStack):
             carry.memory = carry.memory.index_copy(0, rows, mine.memory.to(carry.memory.dtype))
         return (body.flops(tokens) + flops) / mine.full_flops
 
-    def jumped(self, carry: Carry, rows: Tensor, jumps: Tensor) -> None:
+    def on_jump(self, carry: Carry, rows: Tensor, jumps: Tensor) -> None:
         """A jump of a ≥ 1: x ← x + w_a · x_in + (1 − w_a) · m."""
         if self.jump_weights is None:
             return
@@ -285,8 +285,8 @@ class HeadedStack(LayerStack):
     def run(self, i: int, carry: Carry, rows: Tensor | None) -> Tensor:
         return self.trunk.run(i, carry, rows)
 
-    def jumped(self, carry: Carry, rows: Tensor, jumps: Tensor) -> None:
-        self.trunk.jumped(carry, rows, jumps)
+    def on_jump(self, carry: Carry, rows: Tensor, jumps: Tensor) -> None:
+        self.trunk.on_jump(carry, rows, jumps)
 
     def finish(self, carry: Carry) -> Tensor:
         return self.head(self.trunk.finish(carry), carry.mask)

@@ -7,8 +7,8 @@ import torch
 
 from rl_skip.attached.attaching import attach
 from rl_skip.attached.pretrained import load_model, read_tokenizer
+from rl_skip.dial import checked_price
 from rl_skip.errors import UserError
-from rl_skip.export import checked_price
 from rl_skip.runs import MODEL, read_run
 
 __all__ = ["generate"]

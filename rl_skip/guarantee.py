@@ -125,7 +125,7 @@ def guarantee(
         return evaluate(stack, policy, task, validation, price=price, batch_size=batch_size).correct
 
     everything = torch.ones(stack.depth, dtype=torch.bool)
-    full_depth = evaluate(stack, None, task, validation, route=everything, batch_size=batch_size).correct
+    full_depth = evaluate(stack, everything, task, validation, batch_size=batch_size).correct
     if not ((full_depth == 0) | (full_depth == 1)).all():
         raise UserError(f"a guarantee counts rows that are right, and those of the task {task.name!r} have scores in between; set --budget instead")
     prices = [point.price for point in reversed(table.points)] or [price]

@@ -1,6 +1,7 @@
 """The jump policy: what it sees, which jumps are legal, and the network that chooses."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -8,14 +9,15 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from rl_skip.core.features import ALWAYS, FEATURES, Feature, View, check_features
 from rl_skip.costs import linear_flops
 from rl_skip.errors import UserError
 
 __all__ = ["JumpPolicy", "JumpRules", "ObservationLayout", "PolicyScope", "legal_jumps", "longest_jump"]
 
 PolicyScope = Literal["state", "input"]
-STATE_BOUND = 1e4
 ILLEGAL = -1e9
+HIDDEN, MEMORY = FEATURES.find("hidden"), FEATURES.find("memory")
 
 
 def longest_jump(depth: int, allow_exit: bool) -> int:
@@ -43,21 +45,50 @@ def legal_jumps(depth: int, max_jump: int, allow_exit: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class ObservationLayout:
-    """One flat float32 vector: hidden (D) · memory (D) · position (1) · compute (1) · price (1).
+    """What the policy sees: one flat float32 vector of named features, those asked for and then position (1) · compute (1) · price (1).
 
-    hidden and memory are pooled over the real tokens; position is i / L after layer i; compute is what the row has
-    spent so far; price is the logarithm of the price, scaled so that `price_low` … `price_high` is −1 … 1.
+    position is i / L after layer i; compute is what the row has spent so far; price is the logarithm of the price, scaled so
+    that `price_low` … `price_high` is −1 … 1.
+
+    Raises:
+        UserError: if two features have one name.
     """
 
     width: int
     depth: int
     price_low: float = 0.001
     price_high: float = 10.0
+    features: tuple[Feature, ...] = (HIDDEN, MEMORY)
+    """Those besides position, compute and price."""
+
+    def __post_init__(self) -> None:
+        check_features(self.features)
+
+    @property
+    def parts(self) -> tuple[Feature, ...]:
+        """All features, in the order in which they stand."""
+        return (*self.features, *ALWAYS)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """How many numbers each of `parts` has."""
+        return [part.size(self.width) for part in self.parts]
 
     @property
     def size(self) -> int:
-        """Length of the vector, 2 D + 3."""
-        return 2 * self.width + 3
+        """S, the length of the vector."""
+        return sum(self.sizes)
+
+    @property
+    def flops(self) -> int:
+        """Operations of making one observation, in matrix products."""
+        return sum(part.flops(self.width) for part in self.parts)
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The lowest and highest values that it can have, (S,) each."""
+        ends = ((part.low, part.high, size) for part, size in zip(self.parts, self.sizes, strict=True))
+        low, high = zip(*(([low] * size, [high] * size) for low, high, size in ends), strict=True)
+        return torch.tensor(sum(low, [])), torch.tensor(sum(high, []))
 
     def scale_price(self, price: Tensor) -> Tensor:
         """Prices of any shape → [−1, 1]; prices outside the range take its nearest end."""
@@ -65,16 +96,26 @@ class ObservationLayout:
         log_price = price.clamp(self.price_low, self.price_high).log()
         return ((log_price - low) / (high - low) * 2 - 1).clamp(-1, 1)
 
-    def build(self, hidden: Tensor, memory: Tensor | None, position: int | Tensor, compute: Tensor, price: Tensor) -> Tensor:
-        """Puts the parts of R rows together: hidden and memory (R, D), the others (R,). Returns (R, 2 D + 3)."""
-        memory = torch.zeros_like(hidden) if memory is None else memory
-        state = torch.cat([hidden, memory], dim=1).float().clamp(-STATE_BOUND, STATE_BOUND)
-        where = torch.full_like(compute, position) if isinstance(position, int) else position.to(compute.dtype)
-        return torch.cat([state, torch.stack([where / self.depth, compute, self.scale_price(price)], dim=1)], dim=1)
+    def read(self, view: View, known: Mapping[str, Tensor] | None = None) -> Tensor:
+        """(R, S), the observation of the rows in view; features in `known`, (R, size) each by name, are not read again."""
+        known = known or {}
+        return torch.cat([known[part.name] if part.name in known else self.read_part(part, view) for part in self.parts], dim=1)
+
+    def read_part(self, part: Feature, view: View) -> Tensor:
+        """(R, size), one feature within its bounds.
+
+        Raises:
+            ValueError: if the feature gives another shape than it says.
+        """
+        values = part.read(view).float()
+        expected = (view.rows.shape[0], part.size(self.width))
+        if values.shape != expected:
+            raise ValueError(f"the feature {part.name!r} must give {expected} numbers, got shape {tuple(values.shape)}; mend its read or its size")
+        return values.clamp(part.low, part.high)
 
     def layer_of(self, observation: Tensor) -> Tensor:
         """(R,) long, the layer after which each observation was made."""
-        return (observation[:, 2 * self.width] * self.depth).round().long().clamp(0, self.depth - 1)
+        return (observation[:, -len(ALWAYS)] * self.depth).round().long().clamp(0, self.depth - 1)
 
 
 @dataclass(frozen=True)
@@ -119,16 +160,22 @@ class JumpRules:
         """For each layer, whether more than one jump is legal after it."""
         return [count > 1 for count in self.legal.sum(dim=1).tolist()]
 
+    def next_layer(self, position: Tensor | int, jumps: Tensor) -> Tensor:
+        """Where rows at `position` go next by `jumps`, (R,) long; L: they leave. What is illegal ends as the longest legal jump."""
+        depth = self.layout.depth
+        following = position + torch.ones_like(jumps)
+        return torch.maximum((following + jumps).clamp(max=depth if self.allow_exit else depth - 1), following)
+
     @property
     def decision_flops(self) -> int:
-        """Operations of one decision of a `JumpPolicy`."""
-        return linear_flops(self.layout.size, self.hidden) + linear_flops(self.hidden, self.max_jump + 1)
+        """Operations of one decision of a `JumpPolicy`: making the observation, and asking the policy."""
+        return self.layout.flops + linear_flops(self.layout.size, self.hidden) + linear_flops(self.hidden, self.max_jump + 1)
 
 
 class JumpPolicy(nn.Module):
     """Observation → logits of the jumps 0 … J, the illegal ones at −1e9.
 
-    The original's policy net D → 128 → J + 1 with a ReLU, reading normalised states and a learned bias per layer.
+    The original's policy net D → 128 → J + 1 with a ReLU, reading normalised features and a learned bias per layer.
 
     Args:
         rules: what the policy may do and see.
@@ -140,20 +187,21 @@ class JumpPolicy(nn.Module):
     def __init__(self, rules: JumpRules, *, run_bias: float = 0.0) -> None:
         super().__init__()
         self.rules, layout = rules, rules.layout
-        self.norm_hidden, self.norm_memory = nn.LayerNorm(layout.width), nn.LayerNorm(layout.width)
-        self.enter = nn.Linear(layout.size, rules.hidden)
+        normalised = ((part.name, size) for part, size in zip(layout.parts, layout.sizes, strict=True) if part.normalised)
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(size) for name, size in normalised})
+        self.fc_in = nn.Linear(layout.size, rules.hidden)
         self.layer_bias = nn.Embedding(layout.depth, rules.hidden)
-        self.leave = nn.Linear(rules.hidden, rules.max_jump + 1)
+        self.fc_out = nn.Linear(rules.hidden, rules.max_jump + 1)
         nn.init.normal_(self.layer_bias.weight, std=0.1)
-        nn.init.normal_(self.leave.weight, std=0.01)
-        nn.init.zeros_(self.leave.bias)
-        self.leave.bias.data[0] = run_bias
+        nn.init.normal_(self.fc_out.weight, std=0.01)
+        nn.init.zeros_(self.fc_out.bias)
+        self.fc_out.bias.data[0] = run_bias
         self.register_buffer("legal", rules.legal.clone(), persistent=False)
 
     def forward(self, observation: Tensor) -> Tensor:
         layout = self.rules.layout
-        hidden, memory, rest = observation.split([layout.width, layout.width, 3], dim=1)
+        parts = zip(layout.parts, observation.split(layout.sizes, dim=1), strict=True)
         layer = layout.layer_of(observation)
-        seen = torch.cat([self.norm_hidden(hidden), self.norm_memory(memory), rest], dim=1)
-        logits = self.leave(torch.relu(self.enter(seen) + self.layer_bias(layer)))  # (R, J + 1)
+        seen = torch.cat([self.norms[part.name](values) if part.normalised else values for part, values in parts], dim=1)
+        logits = self.fc_out(torch.relu(self.fc_in(seen) + self.layer_bias(layer)))  # (R, J + 1)
         return logits.masked_fill(~self.legal[layer], ILLEGAL)

@@ -11,9 +11,10 @@ from rl_skip.attached.huggingface import HuggingFaceStack
 from rl_skip.attached.pretrained import save_model
 from rl_skip.compare.result import BEST_FIXED
 from rl_skip.compare.result import FORMAT_VERSION as COMPARISON_VERSION
+from rl_skip.core.files import atomic_replace
 from rl_skip.errors import UserError
-from rl_skip.evaluation import SLACK, best_fixed_route, evaluate
-from rl_skip.export import SkipModel, place, read_description
+from rl_skip.evaluation import SLACK, beside_full_depth, best_fixed_route, evaluate
+from rl_skip.export import SkipModel, read_description
 from rl_skip.fields import Fields
 from rl_skip.pruned import CARD, DESCRIPTION, FORMAT_VERSION, MODEL, WEIGHTS, PrunedNetwork, checked_layers
 from rl_skip.runs import load_run
@@ -88,7 +89,7 @@ def prune(
             save_weights(new / WEIGHTS, pruned.state_dict())
         (new / CARD).write_text(_card(description, removed), encoding="utf-8")
 
-    place(folder, fill)
+    atomic_replace(folder, fill)
     return {"folder": str(folder), "layers": list(layers), "removed": removed, **measured, "weights": weights, "full_depth_weights": whole}
 
 
@@ -112,7 +113,7 @@ def _best_layers(model: SkipModel, task: Task, budget: float | None, batch_size:
     searched = validation.some(SEARCH_ROWS)
     limit = budget or evaluate(model.stack, model.policy, task, validation, price=model.price, batch_size=batch_size).compute
     route = best_fixed_route(model.stack, task, searched, max_compute=limit, allow_exit=model.rules.allow_exit)
-    needed = evaluate(model.stack, None, task, searched, route=route, batch_size=batch_size).compute
+    needed = evaluate(model.stack, route, task, searched, batch_size=batch_size).compute
     if budget is not None and needed > budget + SLACK:
         raise UserError(f"no fixed route keeps to a budget of {budget}: the cheapest costs {needed:.4f}; raise --budget, or set --layers")
     return tuple(route.nonzero().squeeze(1).tolist())
@@ -121,11 +122,10 @@ def _best_layers(model: SkipModel, task: Task, budget: float | None, batch_size:
 def _measure(model: SkipModel, task: Task, layers: tuple[int, ...], batch_size: int) -> dict[str, Any]:
     """The route on test data, beside full depth and the policy at its operating price."""
     test = task.load("test").to(next(model.parameters()).device)
-    full = torch.ones(model.stack.depth, dtype=torch.bool)
-    route = torch.zeros_like(full)
+    route = torch.zeros(model.stack.depth, dtype=torch.bool)
     route[list(layers)] = True
-    fixed, whole = (evaluate(model.stack, None, task, test, route=one, batch_size=batch_size) for one in (route, full))
-    policy = evaluate(model.stack, model.policy, task, test, price=model.price, batch_size=batch_size)
+    fixed = evaluate(model.stack, route, task, test, batch_size=batch_size)
+    policy, whole = beside_full_depth(model.stack, model.policy, task, test, price=model.price, batch_size=batch_size)
     return {
         "accuracy": fixed.accuracy,
         "compute": fixed.compute,

@@ -51,7 +51,7 @@ class PrunedNetwork(nn.Module):
             self.stack.run(i, carry, None)
             if jump > 0:
                 rows = torch.arange(carry.hidden.shape[0], device=carry.hidden.device)
-                self.stack.jumped(carry, rows, torch.full_like(rows, jump))
+                self.stack.on_jump(carry, rows, torch.full_like(rows, jump))
         return self.stack.finish(carry)
 
 

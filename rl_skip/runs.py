@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from rl_skip.core.features import Feature, find_features
+from rl_skip.core.reward import Reward, find_reward
 from rl_skip.errors import UserError
 from rl_skip.export import SkipModel, load, read_description
 from rl_skip.fields import Fields, read_dataclass
@@ -33,6 +35,20 @@ class Run:
     network: NetworkConfig
     options: TaskOptions = DEFAULTS
     """How the task reads its data; the model is the run's own, where it has one."""
+    reward_name: str = "linear"
+    """What its policy was rewarded for, as `find_reward` takes it."""
+    feature_names: tuple[str, ...] = ()
+    """What its policy sees, where that was said, as `find_features` takes it."""
+
+    @property
+    def reward(self) -> Reward:
+        """What its policy was rewarded for."""
+        return find_reward(self.reward_name)
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """The features that its policy sees, where they were named."""
+        return find_features(self.feature_names)
 
     @property
     def policy(self) -> Path:
@@ -90,7 +106,7 @@ def load_run(
     """
     run = read_run(folder)
     task = run.load_task(data)
-    network = read_description(run.policy).network
+    network = read_description(run.policy, run.features).network
     stack = None
     if network is None or task.network is not None:  # a task of one's own, whose embedding no file can hold, or a model from transformers
         with torch.random.fork_rng(devices=[]):
@@ -99,4 +115,4 @@ def load_run(
         raise UserError(f"{run.folder / CONFIG}: network is not the one that {run.policy} was exported with; restore the file")
     elif network.get("classes") != len(task.classes):
         raise UserError(f"the data have {len(task.classes)} classes, the run {folder} was trained on {network.get('classes')}; set --data")
-    return load(run.policy, stack, price=price, budget=budget, device=device), task
+    return load(run.policy, stack, price=price, budget=budget, features=run.features, device=device), task

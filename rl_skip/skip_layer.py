@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_skip.core.reward import LINEAR
+from rl_skip.core.routing import PolicyRouter, Rollout, routed_forward
 from rl_skip.gated import GatedStack, MemoryGate
 from rl_skip.inputs import Inputs
 from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout, PolicyScope, longest_jump
-from rl_skip.routing import Rollout, sweep
 
 __all__ = ["SkipLayer"]
 
@@ -60,7 +61,7 @@ class SkipLayer(GatedStack):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         inputs: Inputs = x if mask is None else {"x": x, "mask": mask}
-        rollout = sweep(self, self.policy, inputs, price=self.price, mode="sample" if self.training else "greedy")
+        rollout = routed_forward(self, PolicyRouter(self.policy, sample=self.training), inputs, price=self.price)
         self._rollout = rollout if self.training else None
         self.logs = {"jumps": rollout.jumps, "route": rollout.route, "compute": rollout.compute}
         return rollout.outputs
@@ -80,7 +81,8 @@ class SkipLayer(GatedStack):
         rollout, taken = self._rollout, self._rollout.decided.float()
         if score.shape != taken.shape[:1]:
             raise ValueError(f"policy_loss needs a score for each row, of shape {tuple(taken.shape[:1])}, got {tuple(score.shape)}")
-        to_go = score.detach().unsqueeze(1) - self.price * rollout.compute_to_go()  # (B, L)
+        price = torch.full_like(rollout.compute, self.price)
+        to_go = LINEAR.to_go(score.detach(), rollout.spent, price)  # (B, L)
         baseline = (to_go * taken).sum(dim=0) / taken.sum(dim=0).clamp(min=1.0)  # (L,)
         surrogate = rollout.log_probs * (to_go - baseline) * taken + entropy * rollout.entropies
         return -surrogate.sum(dim=1).mean()

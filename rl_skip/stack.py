@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_skip.costs import count_flops, counting
+from rl_skip.costs import CostModel, count_flops, counting
 from rl_skip.errors import UserError
 from rl_skip.inputs import Inputs
 
@@ -64,6 +64,8 @@ class LayerStack(nn.Module):
     """D, the width of the pooled hidden state."""
     layer_flops: Tensor
     """(L,), operations of each layer for one row of nominal length."""
+    costs: CostModel = CostModel()
+    """What running a layer, or deciding, costs."""
 
     @property
     def layer_costs(self) -> Tensor:
@@ -104,7 +106,7 @@ class LayerStack(nn.Module):
         memory = carry.memory if rows is None else carry.memory.index_select(0, rows)
         return memory.squeeze(1)
 
-    def jumped(self, carry: Carry, rows: Tensor, jumps: Tensor) -> None:
+    def on_jump(self, carry: Carry, rows: Tensor, jumps: Tensor) -> None:
         """Called after the policy chose `jumps` (R,) for `rows`; stacks that mark a jump in the hidden state do it here."""
 
 

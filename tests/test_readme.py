@@ -38,7 +38,7 @@ def test_loading_an_exported_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert isinstance(model, rl_skip.SkipModel)
     assert model.budget == pytest.approx(0.4)
     assert 0.1 < model.price < 1.0
-    rollout = rl_skip.sweep(stack.eval(), policy.eval(), task.load("test").inputs, price=model.price)
+    rollout = rl_skip.routed_forward(stack.eval(), policy.eval(), task.load("test").inputs, price=model.price)
     torch.testing.assert_close(names["logits"], rollout.outputs)
 
 
@@ -60,7 +60,7 @@ def test_the_drop_in() -> None:
     jmp = names["jmp"]
     assert isinstance(jmp, rl_skip.SkipLayer)
     assert jmp.logs["jumps"].shape == (32, 6)
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in jmp.policy.leave.parameters())
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in jmp.policy.fc_out.parameters())
 
 
 def test_a_task_of_ones_own(tmp_path: Path) -> None:
@@ -73,4 +73,4 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
 
     assert [len(task.load(split)) for split in ("train", "validation", "test")] == [12, 4, 4]
     network = build_network(NetworkConfig(layers=3, width=8, heads=2), task.embedding, task.tokens, len(task.classes))
-    assert rl_skip.sweep(network, None, task.load("test").inputs, route=torch.ones(3, dtype=torch.bool)).outputs.shape == (4, 2)
+    assert rl_skip.routed_forward(network, torch.ones(3, dtype=torch.bool), task.load("test").inputs).outputs.shape == (4, 2)

@@ -10,6 +10,7 @@ from rl_skip.attached.finding import find_layers, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.handle import Handle, RoutedForward
 from rl_skip.attached.identity import check_identity, saved_identity
+from rl_skip.core.features import Feature
 from rl_skip.errors import UserError
 from rl_skip.export import DESCRIPTION, load_policy, read_description
 from rl_skip.policy import JumpPolicy, JumpRules
@@ -24,6 +25,7 @@ def attach(
     *,
     channel_dim: int | None = None,
     prompt_tokens: int | None = None,
+    features: Sequence[Feature] = (),
 ) -> Handle:
     """Lets every row of a batch skip layers of `model`, in place: its calls, `generate`, weights' names and class stay as they were.
 
@@ -37,6 +39,7 @@ def attach(
         prompt_tokens: how many real tokens, from the first, a decision may look at. None: as saved, or all that are there
             when the route is chosen; while generating with a cache, that is the prompt. Name it where the first call holds
             less or more than the prompt (a prefill in chunks, prompt lookup, an assistant), or where there is no cache.
+        features: those of one's own that a saved policy sees; registered ones need not be named.
 
     Raises:
         UserError: if the layers are not found, were attached before, or do not fit the policy.
@@ -56,8 +59,8 @@ def attach(
     description, file = None, Path()
     saved: dict[str, Any] = {}
     if isinstance(policy, Path | str):
-        description, file = read_description(policy), Path(policy, DESCRIPTION)
-        policy, saved = load_policy(policy), saved_identity(description, file)
+        description, file = read_description(policy, features), Path(policy, DESCRIPTION)
+        policy, saved = load_policy(policy, features), saved_identity(description, file)
     elif isinstance(policy, JumpRules):
         policy = JumpPolicy(policy).eval()
     path, found, standard = _find(model, layers, saved.get("layers"))

@@ -16,11 +16,11 @@ from rl_skip.attached.called import CalledCarry, CalledStack
 from rl_skip.attached.calls import LayerCall
 from rl_skip.attached.flops import LayerFlops, counted_flops
 from rl_skip.attached.identity import identity
-from rl_skip.dial import PriceTable
+from rl_skip.core.routing import FixedRoute, PolicyRouter, Router, RoutingState
+from rl_skip.dial import Dial, PriceTable
 from rl_skip.errors import UserError
-from rl_skip.export import checked_price, save
+from rl_skip.export import save
 from rl_skip.policy import JumpPolicy
-from rl_skip.routing import Walk, next_landings, whole_route
 
 __all__ = ["Handle", "RoutedForward"]
 
@@ -57,14 +57,13 @@ class RoutedForward:
 class _Progress(threading.local):
     """How far a call of the model has come; each thread that calls it has its own."""
 
-    walk: Walk | None = None
+    state: RoutingState | None = None
+    router: Router | None = None
     at = -1
     """The last layer that was called."""
-    landings: Tensor | None = None
-    """(B, L), where each row goes on after each layer, on a route that is given."""
 
 
-class Handle:
+class Handle(Dial):
     """A policy attached to a model, made by `rl_skip.attach`. The model stays the object that it was.
 
     Attention weights (`output_attentions`) are those of the rows that ran a layer.
@@ -121,27 +120,6 @@ class Handle:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._progress = _Progress()
-
-    @property
-    def price(self) -> float:
-        """What the policy is told a unit of compute costs. Higher skips more."""
-        return self._price
-
-    @price.setter
-    def price(self, price: float) -> None:
-        self._price = checked_price(price)
-
-    @property
-    def budget(self) -> float | None:
-        """The mean compute that the price led to on validation data; None without a table. Set it, and the price follows.
-
-        Setting raises `UserError` for a budget outside (0, 1] or below the smallest compute of the table.
-        """
-        return self.table.compute_for(self.price)
-
-    @budget.setter
-    def budget(self, budget: float) -> None:
-        self.price = self.table.price_for(budget)
 
     @property
     def last_routes(self) -> Tensor:
@@ -228,26 +206,28 @@ class Handle:
         hidden, call = LayerCall.of(self.stack.names[i], args, kwargs)
         call.check()
         progress = self._progress
-        walk = progress.walk
-        if walk is None or i <= progress.at:
-            walk = self._begin(hidden, call)
-        carry = walk.carry
+        state = progress.state
+        if state is None or i <= progress.at:
+            state = self._begin(hidden, call)
+        carry = state.carry
         assert isinstance(carry, CalledCarry)
         carry.hidden, carry.calls = hidden, {i: call}
         if i > progress.at + 1:  # the model left layers out by itself, such as wav2vec2 when it trains
-            walk.landing.clamp_(min=i)
+            state.pass_over(i)
         progress.at = i
-        rows = walk.visit(i)
+        rows = state.visit(i)
         if rows is None:
             fill_caches(i, hidden, call)
         else:
-            self._send(walk, i, rows)
+            assert progress.router is not None
+            with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+                state.follow(rows, progress.router.decide(state, i, rows))
         returned = self.stack.returned(i, carry)
         if i == self.stack.depth - 1:
-            self._end(walk, call)
+            self._end(state, call)
         return returned
 
-    def _begin(self, hidden: Tensor, call: LayerCall) -> Walk:
+    def _begin(self, hidden: Tensor, call: LayerCall) -> RoutingState:
         """A new call of the model."""
         route = kept_route(call)
         if self._forced is not None:
@@ -257,34 +237,20 @@ class Handle:
         self._check_device(hidden)
         if self.flops is None:
             self.flops = counted_flops(self.stack.routed, self.stack.forwards, hidden, call)
-        rules = None
+        router: Router
         if route is None:
             assert self.policy is not None
-            self.policy.to(hidden.device)
-            rules = self.policy.rules
-        walk = Walk(self.stack, rules, hidden, self.price, self.stack.carry_of(hidden, call, self.flops))
-        self._progress.landings = None if route is None else next_landings(whole_route(route, walk.route, None))
-        self._progress.walk, self._progress.at = walk, -1
-        self._route, self._spent = walk.route, walk.spent
-        return walk
+            router = PolicyRouter(self.policy.to(hidden.device))
+        else:
+            router = FixedRoute(route)
+        state = RoutingState(self.stack, router.rules, hidden, self.price, self.stack.carry_of(hidden, call, self.flops))
+        self._progress.state, self._progress.router, self._progress.at = state, router, -1
+        self._route, self._spent = state.route, state.spent
+        return state
 
-    def _send(self, walk: Walk, i: int, rows: Tensor) -> None:
-        if self._progress.landings is not None:
-            walk.send(rows, self._progress.landings[rows, i])
-            return
-        policy = self.policy
-        assert policy is not None
-        jumps = torch.zeros_like(rows)
-        if policy.rules.choices[i]:
-            observation = walk.observe(rows)
-            walk.charge_decision(rows)
-            with torch.no_grad(), torch.autocast(observation.device.type, enabled=False):
-                jumps = policy(observation).argmax(dim=1)
-        walk.jump(rows, jumps)
-
-    def _end(self, walk: Walk, call: LayerCall) -> None:
-        keep_route(call, walk.route)
-        self._progress.walk = self._progress.landings = None
+    def _end(self, state: RoutingState, call: LayerCall) -> None:
+        keep_route(call, state.route)
+        self._progress.state = self._progress.router = None
 
     def _checked(self, route: Any) -> Tensor:
         """A route that was given, bool."""

@@ -66,7 +66,7 @@ class HuggingFaceStack(CalledStack):
     Example::
 
         stack = HuggingFaceStack(AutoModelForSequenceClassification.from_pretrained(folder))
-        rollout = sweep(stack, policy, {"input_ids": ids, "attention_mask": mask}, price=0.1)
+        rollout = routed_forward(stack, policy, {"input_ids": ids, "attention_mask": mask}, price=0.1)
     """
 
     processor: Any = None

@@ -2,11 +2,9 @@
 
 import hashlib
 import importlib
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import nn
 from rl_skip.attached.finding import configured, width_of
 from rl_skip.attached.huggingface import HuggingFaceStack
 from rl_skip.attached.identity import DIGEST
+from rl_skip.core.files import atomic_replace
 from rl_skip.errors import UserError
 from rl_skip.weights import read_weights, save_weights
 
@@ -166,17 +165,16 @@ def save_model(stack: HuggingFaceStack, folder: Path, digest: bool = True) -> No
     if digest:
         model.config._name_or_path = ""  # what it was made of is not what it is
         setattr(model.config, DIGEST, _digest(model))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging, quiet():
-        new = Path(staging, "new")
+
+    def fill(new: Path) -> None:
         model.save_pretrained(new)
         if stack.processor is not None:
             stack.processor.save_pretrained(new)
         if stack.head is not None:
             save_weights(new / HEAD, stack.head.state_dict())
-        if folder.exists():
-            shutil.rmtree(folder)
-        new.rename(folder)
+
+    with quiet():
+        atomic_replace(folder, fill, overwrite=True)
 
 
 def without_layers(stack: HuggingFaceStack, layers: Sequence[int]) -> HuggingFaceStack:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.evaluation import EXHAUSTIVE_DEPTH, Evaluation, all_routes, evaluate, evaluate_routes
 from rl_skip.stack import LayerStack
 from rl_skip.tasks import Examples, Task
@@ -28,7 +29,7 @@ class RouteBook:
     def follow(self, route: Tensor) -> tuple[Tensor, Tensor]:
         """Score and compute, (N,) each, of rows that each follow their own `route` (N, L), or all of them one (L,)."""
         if self.routes is None:
-            found = evaluate(self.stack, None, self.task, self.examples, route=route.to(self.examples.labels.device))
+            found = evaluate(self.stack, route.to(self.examples.labels.device), self.task, self.examples)
             return found.correct, found.compute_by_row
         column = torch.arange(len(self.examples))
         place = self.place[_number(route.expand(len(column), -1))]
@@ -41,10 +42,10 @@ class RouteBook:
         place = self.place[_number(routes)]
         return self.correct[place], self.compute[place]
 
-    def best_by_row(self, price: float) -> tuple[Tensor, Tensor]:
+    def best_by_row(self, price: float, reward: Reward = LINEAR) -> tuple[Tensor, Tensor]:
         """The oracle, which knows the labels: score and compute, (N,) each, of the route of highest reward for each row."""
         assert self.routes is not None
-        best = (self.correct - price * self.compute).argmax(dim=0, keepdim=True)  # (1, N)
+        best = reward.total(self.correct, self.compute, price).argmax(dim=0, keepdim=True)  # (1, N)
         return self.correct.gather(0, best).squeeze(0), self.compute.gather(0, best).squeeze(0)
 
     def another_rows_eyes(self, policy: Evaluation) -> tuple[Tensor, Tensor]:

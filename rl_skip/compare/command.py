@@ -1,7 +1,6 @@
 """`python -m rl_skip compare`: trains rivals if asked, compares, and writes table, numbers and figures into the run folder."""
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from rl_skip.compare.figures import draw_all
 from rl_skip.compare.measure import Rows
 from rl_skip.compare.result import Comparison
 from rl_skip.compare.text import REPORT, markdown
+from rl_skip.core.files import atomic_write
 from rl_skip.errors import UserError
 from rl_skip.runs import read_run
 
@@ -44,9 +44,9 @@ def compare_and_write(
             _train_rivals(folder, budgets, data)
     comparison = compare(folders, budgets=budgets, rivals=rivals, rows=rows, data=data, device=device)
     folder = folders[0]
-    write_whole(folder / COMPARED, json.dumps(comparison.to_json(), indent=2, ensure_ascii=False) + "\n")
+    atomic_write(folder / COMPARED, json.dumps(comparison.to_json(), indent=2, ensure_ascii=False) + "\n")
     pictures = _draw(comparison, folder, rows, data)
-    write_whole(folder / REPORT, markdown(comparison, [picture.relative_to(folder) for picture in pictures]))
+    atomic_write(folder / REPORT, markdown(comparison, [picture.relative_to(folder) for picture in pictures]))
     return comparison
 
 
@@ -60,13 +60,6 @@ def _draw(comparison: Comparison, folder: Path, rows: int | None, data: str | No
     if find_spec("tensorboard") is not None and find_spec("agents") is not None and find_spec("agents.pictures") is not None:
         import_module("agents.pictures").show_comparison(folder, comparison, pictures)
     return pictures
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Writes a file beside its place and renames it into place."""
-    beside = file.with_name(f".{file.name}.new")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, file)
 
 
 def _train_rivals(folder: Path, budgets: tuple[float, ...], data: str | None) -> None:

@@ -1,16 +1,17 @@
 """What a rival leaves for `compare`: for each point of its accuracy-compute curve, every row's score, compute and route."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as packed
 from torch import Tensor
 
+from rl_skip.core.files import atomic_write
 from rl_skip.errors import UserError
 from rl_skip.fields import Fields
 
@@ -79,13 +80,8 @@ def save_curve(folder: Path, curve: Curve) -> None:
             tensors |= {f"{split}.{n}.{name}": part.detach().cpu().clone().contiguous() for name, part in parts.items() if part is not None}
             points[split].append({"label": point.label, "price": point.price, "budget": point.budget, "routed": point.route is not None})
     described = {"format_version": FORMAT_VERSION, "name": curve.name, "kind": curve.kind, "seed": curve.seed, **points}
-    beside = folder / f".{TENSORS}.new"
-    save_file(tensors, beside)
-    beside.chmod(0o644)  # safetensors lets nobody but the owner read it
-    os.replace(beside, folder / TENSORS)
-    beside = folder / f".{CURVE}.new"
-    beside.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, folder / CURVE)  # last: where it is, the tensors are
+    atomic_write(folder / TENSORS, packed(tensors))
+    atomic_write(folder / CURVE, json.dumps(described, indent=2, ensure_ascii=False) + "\n")  # last: where it is, the tensors are
 
 
 def load_curve(folder: Path) -> Curve:

@@ -10,14 +10,15 @@ from torch import Tensor
 from rl_skip.compare.book import RouteBook
 from rl_skip.compare.curves import Curve, Point
 from rl_skip.compare.result import ANOTHER_ROW, BEST_FIXED, FULL_DEPTH, ORACLE, POLICY, RANDOM, RoutesTaken
+from rl_skip.core.random_routes import random_routes_at
+from rl_skip.dial import price_grid
 from rl_skip.errors import UserError
-from rl_skip.evaluation import Evaluation, evaluate, random_routes, searched_routes
+from rl_skip.evaluation import Evaluation, evaluate, searched_routes
 from rl_skip.export import SkipModel
 from rl_skip.tasks import Examples, Split, Task
 
 __all__ = ["AtBudget", "Measurement", "Rows", "measure", "policy_curve", "price_label"]
 
-GRID_POINTS = 17
 ORACLE_PRICES = tuple(10.0 ** (k / 4) for k in range(-12, 3))
 """0.001 to 3.2, at which the oracle's curve is drawn."""
 RANDOM_DRAWS = 4
@@ -141,8 +142,8 @@ def _prices(model: SkipModel) -> list[float]:
     """Those of the table and others over its range; none for a policy that was trained for one price."""
     if not model.table.points:
         return []
-    low, high = model.rules.layout.price_low, model.rules.layout.price_high
-    return [*(point.price for point in model.table.points), *(low * (high / low) ** (k / (GRID_POINTS - 1)) for k in range(GRID_POINTS))]
+    layout = model.rules.layout
+    return [*(point.price for point in model.table.points), *price_grid(layout.price_low, layout.price_high)]
 
 
 def _price_for(model: SkipModel, budget: float) -> float:
@@ -206,13 +207,13 @@ def _random_rows(model: SkipModel, full: float) -> Callable[[RouteBook, Evaluati
     def drawn(book: RouteBook, target: float) -> tuple[Tensor, Tensor]:
         found = []
         for seed in range(RANDOM_DRAWS):
-            route = random_routes(len(book.examples), model.stack, target, full=full, allow_exit=model.rules.allow_exit, seed=seed)
+            route = random_routes_at(target, len(book.examples), model.stack.layer_costs, model.rules, full=full, seed=seed)
             found.append(book.follow(route))
         correct, compute = (torch.stack(part).mean(dim=0) for part in zip(*found, strict=True))
         return correct, compute
 
     def run(book: RouteBook, policy: Evaluation) -> tuple[Tensor, Tensor]:
-        missed = policy.compute - float(drawn(book, policy.compute)[1].double().mean())  # layers may differ in what they cost
+        missed = policy.compute - float(drawn(book, policy.compute)[1].double().mean())  # rows may differ in what their layers and gates cost
         return drawn(book, policy.compute + missed)
 
     return run

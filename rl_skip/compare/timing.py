@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from rl_skip.compare.result import BatchTime
+from rl_skip.core.routing import routed_forward
 from rl_skip.evaluation import seconds_per_batch
 from rl_skip.export import SkipModel
 from rl_skip.inputs import Inputs, take_rows, trimmed
-from rl_skip.routing import sweep
 
 __all__ = ["BATCH_SIZES", "batch_times"]
 
@@ -43,10 +43,10 @@ def batch_times(model: SkipModel, inputs: Inputs, route: Tensor, compute: float,
         starts = [k * size % (N - size + 1) for k in range(BATCHES)]
         batches = [(trimmed(take_rows(inputs, slice(start, start + size))), route[start : start + size]) for start in starts]
         ways: dict[str, Callable[[Inputs, Tensor], object]] = {
-            "full": lambda x, _route: sweep(stack, None, x, route=everything),
-            "policy": lambda x, _route: sweep(stack, model.policy, x, price=model.price),
-            "same": lambda x, route: sweep(stack, None, x, route=route),
-            "first": lambda x, _route: sweep(stack, None, x, route=first),
+            "full": lambda x, _route: routed_forward(stack, everything, x),
+            "policy": lambda x, _route: routed_forward(stack, model.policy, x, price=model.price),
+            "same": lambda x, route: routed_forward(stack, route, x),
+            "first": lambda x, _route: routed_forward(stack, first, x),
         }
         taken = seconds_per_batch({name: _in_turn(way, batches) for name, way in ways.items()}, device, repeats=REPEATS)
         found.append(_batch_time(size, taken, compute, full, float(stack.layer_costs[0])))

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from agents.config import PriceConfig, ScheduleConfig, TrainConfig
 from agents.learner import Learner
+from rl_skip.core.routing import routed_forward
 from rl_skip.network import NetworkConfig
 from rl_skip.policy import JumpPolicy
-from rl_skip.routing import sweep
 from rl_skip.stack import Carry, LayerStack
 from rl_skip.tasks import Examples, Split, Task
 
@@ -146,7 +146,7 @@ class KnownOptimum:
         """What the greedy policy earns in the mean on rows that it was not trained on."""
         rows = learner.validation
         with torch.no_grad():
-            found = sweep(learner.stack, learner.policy, rows.inputs, price=price)
+            found = routed_forward(learner.stack, learner.policy, rows.inputs, price=price)
         return (self.task.accuracy(found.outputs, rows.labels) - price * found.compute).double().mean().item()
 
 

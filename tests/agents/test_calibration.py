@@ -98,7 +98,7 @@ class Wavering(JumpPolicy):
     def forward(self, observation: Tensor) -> Tensor:
         layer = self.rules.layout.layer_of(observation)
         jumps = torch.arange(self.rules.max_jump + 1)
-        return (observation[:, :1] * jumps + self.leave.bias).masked_fill(~self.legal[layer], ILLEGAL)
+        return (observation[:, :1] * jumps + self.fc_out.bias).masked_fill(~self.legal[layer], ILLEGAL)
 
 
 def _wavering() -> SimpleNamespace:
@@ -106,7 +106,7 @@ def _wavering() -> SimpleNamespace:
     validation = Examples(torch.linspace(-2, 2, ROWS).unsqueeze(1), torch.zeros(ROWS, dtype=torch.long))
     stack = ModuleStack(nn.Identity(), [nn.Identity() for _ in range(DEPTH)], nn.Identity(), width=1, layer_flops=[1e6] * DEPTH)
     policy = Wavering(JumpRules.reaching(ObservationLayout(1, DEPTH, LOW, HIGH)))
-    nn.init.zeros_(policy.leave.bias)
+    nn.init.zeros_(policy.fc_out.bias)
     task = Task("margins", ("a",), lambda _split: validation, nn.Identity, 1)
     return SimpleNamespace(stack=stack, policy=policy, task=task, validation=validation)
 

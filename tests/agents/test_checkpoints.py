@@ -17,7 +17,7 @@ import torch
 
 import train
 from agents.agent import AgentConfig
-from agents.checkpoints import Checkpoints, Stopped, StopRequests, load_random_states, random_states, write_whole
+from agents.checkpoints import Checkpoints, Stopped, StopRequests, load_random_states, random_states
 from agents.config import CheckpointConfig, NetworkConfig, PriceConfig, TrainConfig
 from agents.policy_agent import PolicyAgent
 from agents.ppo import PpoConfig
@@ -104,19 +104,6 @@ def test_where_all_are_damaged_each_is_named(tmp_path: Path) -> None:
     said: list[str] = []
     assert Checkpoints(tmp_path, CheckpointConfig()).latest(said.append) is None
     assert [line.split("update-")[1][:9] for line in said] == ["000000030", "000000020", "000000010"]
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "file"
-    write_whole(file, b"old")
-
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="file cannot be written .No space left on device."):
-        write_whole(file, b"new and longer")
-    assert file.read_bytes() == b"old"
 
 
 def test_what_is_half_written_never_bears_the_final_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,7 +367,7 @@ def test_options_survive_their_file(tmp_path: Path) -> None:
         (("network", "layerz"), 3, "network.layerz is no option of this version"),
         (("task", "name"), 3, "task.name must be a string"),
         (("format_version",), 99, "format_version is 99"),
-        (("format_version",), 1, "format_version is 1, this rl_skip goes on with 2 alone; train it anew with --overwrite"),
+        (("format_version",), 1, "format_version is 1, of an earlier rl_skip, and this one reads 2 and up; train the run anew with --overwrite"),
     ],
 )
 def test_a_field_that_is_missing_or_wrong_is_named(tmp_path: Path, path: tuple[str, ...], value: object, told: str) -> None:

@@ -9,9 +9,9 @@ from agents.imitation import imitation_loss, imitation_weight
 from agents.learner import Learner
 from agents.prices import FixedPrice
 from agents.reinforce import Reinforce, ReinforceConfig
+from rl_skip.core.routing import PolicyRouter, routed_forward
 from rl_skip.errors import UserError
 from rl_skip.evaluation import evaluate
-from rl_skip.routing import sweep
 from rl_skip.stack import ModuleStack
 from rl_skip.tasks import Examples, Split, Task
 
@@ -65,7 +65,7 @@ def test_the_loss_is_that_of_a_loop_by_hand() -> None:
     loss = imitation_loss(learner, FixedPrice(price), batch, learner.task.accuracy)
     learner.generator.set_state(before)
     routes = learner.random_routes(len(batch))
-    found = sweep(learner.stack, learner.policy, batch.inputs, price=price, route=routes, critic=learner.critic)
+    found = routed_forward(learner.stack, PolicyRouter(learner.policy, route=routes), batch.inputs, price=price, critic=learner.critic)
     total = 0.0
     for row, route in enumerate(routes.tolist()):
         score = float(sum(route) == DEPTH or (sum(route) == 1 and row_label(batch, row) == 1))
@@ -76,7 +76,7 @@ def test_the_loss_is_that_of_a_loop_by_hand() -> None:
                 total -= found.log_probs[row, i].item() * max(surprise, 0.0)
     assert loss.item() == pytest.approx(total / len(batch), rel=1e-4)
     loss.backward()
-    assert learner.policy.leave.weight.grad is not None
+    assert learner.policy.fc_out.weight.grad is not None
     assert all(parameter.grad is None for parameter in learner.critic.parameters())
 
 

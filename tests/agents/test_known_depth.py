@@ -131,8 +131,8 @@ def test_a_frozen_network_does_not_move_by_a_bit_while_the_policy_does(agent: st
         assert not learner.stack.training
     assert full_depth == []
     assert all(torch.equal(value, network[name]) for name, value in learner.stack.state_dict().items())
-    assert not any(torch.equal(value, policy[name]) for name, value in learner.policy.state_dict().items() if "norm_memory" not in name)
-    assert not torch.equal(learner.critic.body.leave.weight, critic["body.leave.weight"])
+    assert not any(torch.equal(value, policy[name]) for name, value in learner.policy.state_dict().items() if "norms.memory" not in name)
+    assert not torch.equal(learner.critic.body.fc_out.weight, critic["body.fc_out.weight"])
 
 
 @pytest.mark.parametrize("agent", AGENTS)

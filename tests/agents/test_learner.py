@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from agents.config import PolicyConfig, PriceConfig, ScheduleConfig
-from agents.learner import Critic, Learner, pick_device
+from agents.learner import Critic, Learner
 from agents.prices import PriceRange
 from agents.reinforce import Reinforce
 from agents.warmup import warm_up_for
+from rl_skip.core.routing import PolicyRouter, routed_forward
 from rl_skip.network import NetworkConfig
 from rl_skip.policy import legal_jumps
-from rl_skip.routing import sweep
 
 
 def _parameters(module: torch.nn.Module) -> Tensor:
@@ -90,7 +90,7 @@ def test_random_routes_make_no_jump_that_the_policy_may_not(tiny_learner, allow_
     learner = tiny_learner(network=NetworkConfig(layers=8, width=16, heads=2), policy=PolicyConfig(max_jump=2, allow_exit=allow_exit))
     batch = learner.batch(0)
     routes = learner.random_routes(len(batch))
-    followed = sweep(learner.stack, learner.policy, batch.inputs, route=routes)  # refuses a jump of 3
+    followed = routed_forward(learner.stack, PolicyRouter(learner.policy, route=routes), batch.inputs)  # refuses a jump of 3
     assert torch.equal(followed.route, routes) and (followed.jumps == 2).any()
 
 
@@ -122,7 +122,7 @@ def test_the_network_learns_from_labels_and_from_itself_at_full_depth(tiny_learn
     learner = tiny_learner(schedule=ScheduleConfig(batch_size=32, full_depth_weight=0.0, distillation_weight=2.0))
     batch, route = learner.batch(0), torch.tensor([True, False, False, True])
     loss, outputs = learner.network_loss(batch, route)
-    full = sweep(learner.stack, None, batch.inputs, route=learner.full_route).outputs.detach()
+    full = routed_forward(learner.stack, learner.full_route, batch.inputs).outputs.detach()
     own = torch.nn.functional.kl_div(outputs.log_softmax(1), full.softmax(1), reduction="batchmean")
     entropy = torch.distributions.Categorical(logits=full).entropy().mean()
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(outputs, batch.labels) + 2 * (own + entropy))
@@ -131,7 +131,7 @@ def test_the_network_learns_from_labels_and_from_itself_at_full_depth(tiny_learn
 
     learner = tiny_learner(schedule=ScheduleConfig(batch_size=32, full_depth_weight=0.5, distillation_weight=0.0))
     loss, outputs = learner.network_loss(batch, route)
-    full = sweep(learner.stack, None, batch.inputs, route=learner.full_route).outputs
+    full = routed_forward(learner.stack, learner.full_route, batch.inputs).outputs
     cross_entropy = torch.nn.functional.cross_entropy
     torch.testing.assert_close(loss, cross_entropy(outputs, batch.labels) + 0.5 * cross_entropy(full, batch.labels))
 
@@ -182,8 +182,3 @@ def test_a_stack_of_ones_own_takes_the_place_of_the_options_network(known_optimu
     assert learner.stack.depth == 6 != learner.config.network.layers
     assert torch.equal(learner.policy.legal, legal_jumps(6, 4, allow_exit=False))
     assert learner.updates == 3
-
-
-@pytest.mark.parametrize("name", ["cpu", "cuda", "mps"])
-def test_a_device_that_is_named_is_taken(name):
-    assert pick_device(name).type == name

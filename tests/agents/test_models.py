@@ -84,7 +84,7 @@ def test_a_run_is_pruned_and_exported(backbone_run: Path, tmp_path: Path, capsys
     assert report["removed"] == [1, 2] and report["weights"] < report["full_depth_weights"]
     pruned, (ours, _), inputs = load_pruned(tmp_path / "pruned"), load_run(backbone_run), _rows(backbone_run).inputs
     with torch.no_grad():
-        torch.testing.assert_close(pruned(inputs), rl_skip.sweep(ours.stack, None, inputs, route=torch.tensor([1, 0, 0, 1]).bool()).outputs)
+        torch.testing.assert_close(pruned(inputs), rl_skip.routed_forward(ours.stack, torch.tensor([1, 0, 0, 1]).bool(), inputs).outputs)
     assert transformers.AutoModel.from_pretrained(tmp_path / "pruned" / "model").config.num_hidden_layers == 2
     _report(capsys, "export", str(backbone_run), str(tmp_path / "export"))
     rl_skip.attach(transformers.AutoModel.from_pretrained(tmp_path / "export" / "model"), tmp_path / "export")

@@ -115,7 +115,7 @@ def test_illegal_jumps_are_never_sampled(tiny_learner, agent):
 def test_probabilities_are_the_masked_softmax_of_the_jump_policy(tiny_learner, agent):
     ppo = _ppo(tiny_learner, agent)
     policy = ppo.learner.policy
-    policy.leave.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    policy.fc_out.weight.data.normal_(generator=torch.Generator().manual_seed(0))
     observation = torch.as_tensor(ppo.env.reset())
     for _ in range(3):
         mask = ppo.core.masks()

@@ -107,12 +107,12 @@ def test_a_budget_out_of_reach_winds_nothing_up(budget, compute, bound):
     assert abs(math.log(prices.typical / bound)) > 0.5
 
 
-def test_a_row_is_charged_for_its_distance_from_the_budget():
-    prices = price_source(PriceConfig(budget=0.4, budget_pull=0.3))
+def test_a_row_pays_for_its_distance_from_the_budget():
+    prices = price_source(PriceConfig(budget=0.4, budget_penalty=0.3))
     compute, price = torch.tensor([0.0, 0.1, 0.4, 0.9]), torch.tensor([0.5, 0.5, 0.2, 0.0])
     expected = [p * c + 0.3 * ((c - 0.4) ** 2 - 0.4**2) for c, p in zip(compute.tolist(), price.tolist(), strict=True)]
-    assert prices.charge(compute, price).tolist() == pytest.approx(expected, abs=1e-6)
-    assert torch.equal(PriceRange(0.01, 1.0).charge(compute, price), price * compute)
+    assert prices.reward.penalty(compute, price).tolist() == pytest.approx(expected, abs=1e-6)
+    assert torch.equal(PriceRange(0.01, 1.0).reward.penalty(compute, price), price * compute)
 
 
 def test_a_budget_price_goes_on_where_it_stood():

@@ -15,8 +15,9 @@ from agents.prices import FixedPrice, PriceRange
 from agents.reinforce import Advantage, Reinforce, ReinforceConfig, estimated_advantage, leave_one_out_advantage, reinforce_loss
 from agents.warmup import warm_up_for
 from rl_skip.blocks import AttentionBlock, ClassifierHead
+from rl_skip.core.reward import Reward
+from rl_skip.core.routing import PolicyRouter, Rollout, routed_forward
 from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
-from rl_skip.routing import Rollout, sweep
 from rl_skip.stack import ModuleStack
 
 PRICES = (0.15, 0.45, 0.7)
@@ -27,7 +28,7 @@ def test_the_answers_are_reckoned_as_the_sweep_reckons(known_optimum):
     learner = known_optimum.learner(PriceConfig(price=0.3), 1)
     rows, reward = learner.validation.take(slice(0, 6)), known_optimum.answers(learner.policy, 0.3).reward  # one row of each type
     for number, route in enumerate(known_optimum.routes()):
-        found = sweep(learner.stack, learner.policy, rows.inputs, route=route)
+        found = routed_forward(learner.stack, PolicyRouter(learner.policy, route=route), rows.inputs)
         earned = known_optimum.task.accuracy(found.outputs, rows.labels) - 0.3 * found.compute
         torch.testing.assert_close(earned.double(), reward[rows.labels, number], atol=1e-6, rtol=0)
 
@@ -120,11 +121,16 @@ def test_the_advantage_of_a_decision_is_the_score_less_the_price_of_what_comes_a
     torch.testing.assert_close(reinforce_loss(rollout, score, price, by(VALUE)).value, squares)
 
 
-def test_a_charge_that_is_no_line_is_paid_as_it_rises():
+class Squared(Reward):
+    def penalty(self, compute, price):
+        return price * compute**2
+
+
+def test_a_penalty_that_is_no_line_is_paid_as_it_rises():
     """Squared compute: a decision pays what comes after it on top of what is spent already."""
     spent, score, price = torch.tensor([[0.1, 0.2, 0.3, 0.05]]), torch.tensor([1.0]), torch.tensor([2.0])
     rollout, config = _rollout(spent), VALUE
-    loss = reinforce_loss(rollout, score, price, by(config), lambda compute, price: price * compute**2)
+    loss = reinforce_loss(rollout, score, price, by(config), Squared())
     (gradient,) = torch.autograd.grad(loss.policy, rollout.log_probs)
     so_far = [0.1, 0.3, 0.6, 0.65]
     torch.testing.assert_close(-gradient, torch.tensor([[1.0 - 2.0 * (0.65**2 - compute**2) for compute in so_far]]))
@@ -146,13 +152,13 @@ def test_the_gradient_is_that_of_the_expected_reward(known_optimum, baseline):
     learner = known_optimum.learner(PriceConfig(price=0.5), 1)
     policy, price, G, samples = learner.policy, 0.5, 4, 5000
     generator = torch.Generator().manual_seed(0)
-    policy.leave.weight.data.normal_(std=0.3, generator=generator)  # opinions, so that the gradient does not vanish by symmetry
-    learner.critic.body.leave.weight.data.normal_(std=0.1, generator=generator)  # any critic will do, a good one needs fewer samples
-    learner.critic.body.leave.bias.data.fill_(0.4)
+    policy.fc_out.weight.data.normal_(std=0.3, generator=generator)  # opinions, so that the gradient does not vanish by symmetry
+    learner.critic.body.fc_out.weight.data.normal_(std=0.1, generator=generator)  # any critic will do, a good one needs fewer samples
+    learner.critic.body.fc_out.bias.data.fill_(0.4)
     rows, routes = learner.validation.take(slice(0, 6)), known_optimum.routes()
 
     pairs = rows.take(torch.arange(6).repeat_interleave(len(routes)))  # 6 R rows
-    followed = sweep(learner.stack, policy, pairs.inputs, price=price, route=routes.repeat(6, 1))
+    followed = routed_forward(learner.stack, PolicyRouter(policy, route=routes.repeat(6, 1)), pairs.inputs, price=price)
     probability = followed.log_probs.sum(dim=1).exp()
     torch.testing.assert_close(probability.view(6, -1).sum(dim=1), torch.ones(6))
     reward = known_optimum.answers(policy, price).reward[rows.labels].float().flatten()
@@ -161,7 +167,7 @@ def test_the_gradient_is_that_of_the_expected_reward(known_optimum, baseline):
     config = ReinforceConfig(baseline=baseline, routes_per_input=G)
     drawn = rows.take(torch.arange(6).repeat(samples).repeat_interleave(G))
     total = len(drawn)
-    rollout = sweep(learner.stack, policy, drawn.inputs, price=price, mode="sample", critic=learner.critic, generator=generator)
+    rollout = routed_forward(learner.stack, PolicyRouter(policy, sample=True, generator=generator), drawn.inputs, price=price, critic=learner.critic)
     score = known_optimum.task.accuracy(rollout.outputs, drawn.labels)
     loss = reinforce_loss(rollout, score, torch.full((total,), price), by(config)).policy
     estimate = -_flat(torch.autograd.grad(loss, list(policy.parameters())))
@@ -179,7 +185,7 @@ def test_the_losses_of_the_policy_leave_the_network_alone():
         torch.nn.Linear(3, 8), [AttentionBlock(8, 2) for _ in range(4)], ClassifierHead(8, 2), width=8, layer_flops=[1e5] * 4, layers_take_mask=True
     )
     policy = JumpPolicy(JumpRules.reaching(ObservationLayout(8, 4)))
-    rollout = sweep(stack, policy, torch.randn(16, 5, 3), price=0.1, mode="sample")
+    rollout = routed_forward(stack, PolicyRouter(policy, sample=True), torch.randn(16, 5, 3), price=0.1)
     losses = reinforce_loss(rollout, torch.rand(16), torch.full((16,), 0.1), by(ReinforceConfig()))
     (losses.policy - losses.entropy).backward()
     assert all(parameter.grad is None for parameter in stack.parameters())
@@ -199,7 +205,7 @@ def test_the_policy_learns_from_routes_as_they_are_deployed_and_the_network_from
     seen: list[tuple[str, bool, bool, Tensor]] = []
 
     def watched(stack, policy, inputs, **options):
-        rollout = sweep(stack, policy, inputs, **options)
+        rollout = routed_forward(stack, policy, inputs, **options)
         who = "full" if options.get("route") is learner.full_route else "network" if policy is None else "policy"
         seen.append((who, stack.training, rollout.outputs.requires_grad, rollout.route))
         return rollout

@@ -28,10 +28,10 @@ from agents.static import Static
 from agents.warmup import warm_up_for
 from rl_skip.cli import main
 from rl_skip.compare.curves import load_curve
+from rl_skip.core.routing import routed_forward
 from rl_skip.errors import UserError
 from rl_skip.evaluation import all_routes
 from rl_skip.pruned import PrunedNetwork
-from rl_skip.routing import sweep
 from rl_skip.runs import load_run
 from rl_skip.tasks import load_task
 
@@ -130,7 +130,7 @@ def test_a_frozen_network_stays_as_it_is_and_cannot_be_shallower(tiny_learner) -
     learner = tiny_learner(agent="static", pricing=BUDGET, schedule=schedule)
     before = {name: tensor.clone() for name, tensor in learner.stack.state_dict().items()}
     shortest = torch.tensor([True, False, False, True])
-    said = sweep(learner.stack.eval(), None, learner.validation.inputs, route=shortest).outputs.argmax(dim=1)
+    said = routed_forward(learner.stack.eval(), shortest, learner.validation.inputs).outputs.argmax(dim=1)
     learner.validation = replace(learner.validation, labels=said)  # so that the shortest route is the best
     static = Static(learner)
     static.update(learner.warmup_updates)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from agents.config import PriceConfig, ScheduleConfig, TrainConfig
 from agents.gumbel import Gate, Gates, Gumbel, GumbelConfig, gated_sweep, relaxed_sweep, straight_through_gumbel
 from agents.learner import Learner
+from rl_skip.core.routing import routed_forward
 from rl_skip.evaluation import all_routes, evaluate_routes
 from rl_skip.inputs import take_rows
-from rl_skip.routing import sweep
 from rl_skip.stack import LayerStack, ModuleStack
 from rl_skip.tasks import Examples, Split, Task
 from tests.agents.rival_stacks import DEPTH, KINDS, ROWS, WIDTH, Calls, alone, build
@@ -25,15 +25,15 @@ def opinionated(stack: LayerStack, kind: str, allow_exit: bool) -> Gates:
     gates = Gates(stack, kind == "skip-layer", HIDDEN, allow_exit)
     for gate in gates.each:
         assert isinstance(gate, Gate)
-        gate.leave.weight.data.normal_(std=2.0)
-        gate.leave.bias.data.zero_()
+        gate.fc_out.weight.data.normal_(std=2.0)
+        gate.fc_out.bias.data.zero_()
     return gates
 
 
 def wants_open(gate: Gate, seen: Tensor) -> bool:
     """By hand, (D,) → whether the second logit is the larger."""
     normed = (seen - seen.mean()) / (seen.var(unbiased=False) + 1e-5).sqrt() * gate.norm.weight + gate.norm.bias
-    logits = gate.leave.weight @ (gate.enter.weight @ normed + gate.enter.bias).clamp(min=0) + gate.leave.bias
+    logits = gate.fc_out.weight @ (gate.fc_in.weight @ normed + gate.fc_in.bias).clamp(min=0) + gate.fc_out.bias
     return bool(logits[1] > logits[0])
 
 
@@ -79,7 +79,7 @@ def test_compute_is_the_layers_that_ran_and_every_gate(kind: str) -> None:
 def test_a_skipped_layer_is_computed_for_no_row_that_skips_it(kind: str) -> None:
     stack, inputs = build(kind)
     gates, calls = opinionated(stack, kind, allow_exit=True), Calls(stack)
-    gates.gate(2).leave.bias.data.copy_(torch.tensor([1e4, 0.0]))  # never opens
+    gates.gate(2).fc_out.bias.data.copy_(torch.tensor([1e4, 0.0]))  # never opens
     found = gated_sweep(stack, gates, inputs)
     assert calls.rows == found.route.sum(dim=0).tolist() and calls.times[2] == 0
     assert 0 < calls.rows[1] < ROWS
@@ -92,7 +92,7 @@ def test_in_training_a_batch_gives_what_the_sampled_routes_give(kind: str, allow
     gates = opinionated(stack, kind, allow_exit)
     outputs, opened, compute = relaxed_sweep(stack, gates, inputs, temperature=1.0)
     assert set(opened.detach().unique().tolist()) == {0.0, 1.0}
-    found = sweep(stack, None, inputs, route=opened.detach().bool())
+    found = routed_forward(stack, opened.detach().bool(), inputs)
     torch.testing.assert_close(outputs, found.outputs, atol=1e-4, rtol=1e-4)
     asked = sum(gates.gate(i).flops for i in gates.gated) / stack.begin(inputs).full_flops
     torch.testing.assert_close(compute, found.compute + asked)
@@ -174,13 +174,13 @@ def test_a_settled_gumbel_keeps_to_a_budget_that_it_was_not_trained_to() -> None
     gumbel = Gumbel(learner)
     for gate in gumbel.gates.each:
         assert isinstance(gate, Gate)
-        gate.leave.weight.data.normal_(std=1.0)
+        gate.fc_out.weight.data.normal_(std=1.0)
     gumbel.settle()
     spent = gumbel.measure(learner.validation).compute
     leanings = torch.linspace(-20, 20, 2001)
     tried = []
     for lean in leanings.tolist():
-        gumbel.gates.lean.fill_(lean)
+        gumbel.gates.logit_bias.fill_(lean)
         tried.append(gumbel.measure(learner.validation).compute)
     assert spent == pytest.approx(max(one for one in tried if one <= 0.505), abs=1e-6)
 
@@ -194,7 +194,7 @@ def test_the_gradient_reaches_every_gate(tiny_learner) -> None:
     assert len(before) == 2 * 6
     assert all(not parameter.equal(before[name]) for name, parameter in gumbel.gates.named_parameters())
     for gate in gumbel.gates.each:
-        opening = gate.leave.bias - before["each.0.leave.bias"]
+        opening = gate.fc_out.bias - before["each.0.fc_out.bias"]
         assert opening[1] < 0 < opening[0], "more is spent than the budget, so gates learn to close"
 
 

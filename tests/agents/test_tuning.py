@@ -73,9 +73,9 @@ def test_merged_adapters_change_nothing_that_is_computed(tmp_path: Path) -> None
     learner.stack.eval()
     inputs, route = learner.validation.inputs, torch.tensor([1, 0, 1, 1]).bool()
     with torch.no_grad():
-        before = rl_skip.sweep(learner.stack, None, inputs, route=route).outputs
+        before = rl_skip.routed_forward(learner.stack, route, inputs).outputs
         learner.merge_adapters()
-        after = rl_skip.sweep(learner.stack, None, inputs, route=route).outputs
+        after = rl_skip.routed_forward(learner.stack, route, inputs).outputs
     torch.testing.assert_close(after, before)
     assert isinstance(learner.stack, HuggingFaceStack)
     assert not [name for name, _ in learner.stack.named_parameters() if "lora" in name or "base_layer" in name]

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from envs import Charge, EnvOptions, SkipCore, linear_charge
-from rl_skip import Examples, JumpPolicy, JumpRules, ModuleStack, ObservationLayout, UserError, sweep
+from envs import EnvOptions, SkipCore
+from rl_skip import Examples, JumpPolicy, JumpRules, ModuleStack, ObservationLayout, UserError
 from rl_skip.blocks import AttentionBlock, ClassifierHead, FrameEmbedding
+from rl_skip.core.reward import LINEAR, Reward
+from rl_skip.core.routing import PolicyRouter, routed_forward
 from rl_skip.gated import GatedStack, HeadedStack
 
 FRAMES = FrameEmbedding(frames=6, features=3, stride=1)
@@ -36,19 +38,22 @@ def score(outputs: Tensor, labels: Tensor) -> Tensor:
     return outputs.softmax(dim=1).gather(1, labels.unsqueeze(1)).squeeze(1)
 
 
-def squared(compute: torch.Tensor, price: torch.Tensor) -> torch.Tensor:
-    return price * compute.square()
+class Squared(Reward):
+    """score − price · compute²."""
+
+    def penalty(self, compute: torch.Tensor, price: torch.Tensor | float) -> torch.Tensor:
+        return price * compute.square()
 
 
-def core_of(kind: str, *, num_envs: int = 7, charge: Charge = linear_charge, **rules: object) -> SkipCore:
+def core_of(kind: str, *, num_envs: int = 7, reward: Reward = LINEAR, **rules: object) -> SkipCore:
     stack = stack_of(kind)
     made = JumpRules.reaching(ObservationLayout(stack.width, stack.depth), **rules)  # type: ignore[arg-type]
-    return SkipCore(stack, made, examples_of(kind), score, num_envs=num_envs, price=(0.05, 2.0), charge=charge, seed=11)
+    return SkipCore(stack, made, examples_of(kind), score, num_envs=num_envs, price=(0.05, 2.0), reward=reward, seed=11)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "rules", [{}, {"allow_exit": True}, {"scope": "input", "max_jump": 2}, {"charge": squared}], ids=["reaching", "exit", "input", "squared"]
+    "rules", [{}, {"allow_exit": True}, {"scope": "input", "max_jump": 2}, {"reward": Squared()}], ids=["reaching", "exit", "input", "squared"]
 )
 def test_episodes_give_what_sweep_gives_for_their_routes(kind: str, rules: dict[str, object]) -> None:
     core = core_of(kind, **rules)
@@ -64,11 +69,11 @@ def test_episodes_give_what_sweep_gives_for_their_routes(kind: str, rules: dict[
             ends = step.ends
             rows = shown[ends.rows]
             with torch.no_grad():
-                swept = sweep(core.stack, policy, core.examples.take(rows).inputs, price=ends.prices, route=ends.route)
+                swept = routed_forward(core.stack, PolicyRouter(policy, route=ends.route), core.examples.take(rows).inputs, price=ends.prices)
             torch.testing.assert_close(swept.route, ends.route)
             torch.testing.assert_close(swept.compute, ends.compute, atol=1e-6, rtol=1e-6)
             torch.testing.assert_close(score(swept.outputs, core.examples.labels[rows]), ends.scores, atol=1e-6, rtol=1e-5)
-            torch.testing.assert_close(returns[ends.rows], ends.scores - core.charge(swept.compute, ends.prices), atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(returns[ends.rows], core.reward.total(ends.scores, swept.compute, ends.prices), atol=1e-6, rtol=1e-5)
             lengths = torch.tensor([len(seen[n]) for n in ends.rows.tolist()])
             torch.testing.assert_close(lengths, swept.decided.sum(dim=1))
             returns[ends.rows] = 0.0
@@ -84,11 +89,11 @@ def test_a_policy_acts_in_the_environment_as_in_sweep(kind: str, scope: str) -> 
     core = core_of(kind, num_envs=12, scope=scope)
     torch.manual_seed(9)
     policy = JumpPolicy(core.rules)
-    nn.init.normal_(policy.leave.weight)  # so that routes differ from row to row
+    nn.init.normal_(policy.fc_out.weight)  # so that routes differ from row to row
     observations, waiting = core.reset(), torch.ones(12, dtype=torch.bool)
-    rows, prices = core.drawn.clone(), core.walk.price.clone()  # type: ignore[union-attr]
+    rows, prices = core.drawn.clone(), core.state.price.clone()  # type: ignore[union-attr]
     with torch.no_grad():
-        swept = sweep(core.stack, policy, core.examples.take(rows).inputs, price=prices)
+        swept = routed_forward(core.stack, policy, core.examples.take(rows).inputs, price=prices)
         while waiting.any():
             step = core.step(policy(observations).argmax(dim=1))
             observations = step.observations
@@ -116,7 +121,7 @@ def test_layers_are_called_on_exactly_the_rows_that_land_on_them() -> None:
         step = core.step(torch.randint(0, core.rules.max_jump + 1, (9,), generator=torch.Generator().manual_seed(1)))
         ran += 0 if step.ends is None else int(step.ends.route.sum())
     ended = ran - 9
-    under_way = int(core.walk.route.sum())  # type: ignore[union-attr]
+    under_way = int(core.state.route.sum())  # type: ignore[union-attr]
     assert len(called) == ended + under_way
 
 
@@ -183,7 +188,7 @@ def test_a_new_episode_changes_neither_the_weights_nor_the_other_rows() -> None:
         shown, step = core.drawn.clone(), core.step(torch.tensor([2, 0, 1]))
         assert step.ends is not None
         torch.testing.assert_close(step.observations[:, :4], examples.inputs[core.drawn])  # type: ignore[index]
-        swept = sweep(flat, None, examples.take(shown[step.ends.rows]).inputs, route=step.ends.route)
+        swept = routed_forward(flat, step.ends.route, examples.take(shown[step.ends.rows]).inputs)
         torch.testing.assert_close(score(swept.outputs, step.ends.labels), step.ends.scores)
     assert all(torch.equal(old, new) for old, new in zip(before, gated.stack.parameters(), strict=True))
 
@@ -194,11 +199,11 @@ def test_new_weights_count_from_the_next_step_on() -> None:
     with torch.no_grad():
         core.stack.layers[4].mlp[2].weight.fill_(7.0)  # type: ignore[union-attr, index]
     step = core.step(torch.tensor([3]))
-    swept = sweep(core.stack, None, core.examples.inputs, route=torch.tensor([True, False, False, False, True]))
+    swept = routed_forward(core.stack, torch.tensor([True, False, False, False, True]), core.examples.inputs)
     assert step.ends is not None
     scores = score(swept.outputs, core.examples.labels)
     assert (scores - step.ends.scores).abs().min() < 1e-6
-    old = sweep(stack_of("blocks"), None, core.examples.inputs, route=torch.tensor([True, False, False, False, True]))
+    old = routed_forward(stack_of("blocks"), torch.tensor([True, False, False, False, True]), core.examples.inputs)
     assert (score(old.outputs, core.examples.labels) - step.ends.scores).abs().min() > 1e-6
 
 
@@ -211,7 +216,7 @@ def test_no_gradient_is_kept() -> None:
 def test_prices_are_drawn_log_uniformly_and_shown() -> None:
     core = core_of("blocks", num_envs=2000)
     observations = core.reset()
-    logs = core.walk.price.log()  # type: ignore[union-attr]
+    logs = core.state.price.log()  # type: ignore[union-attr]
     assert logs.min() >= math.log(0.05) - 1e-6 and logs.max() <= math.log(2.0) + 1e-6
     assert abs(logs.mean() - (math.log(0.05) + math.log(2.0)) / 2) < 0.1
     torch.testing.assert_close(observations[:, -1], (logs - math.log(0.001)) / math.log(10_000) * 2 - 1, atol=1e-5, rtol=0)

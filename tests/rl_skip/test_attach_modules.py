@@ -51,7 +51,7 @@ def _without(model: nn.Module, path: str, route: Tensor) -> nn.Module:
 def _policy(seed: int = 0) -> JumpPolicy:
     torch.manual_seed(seed)
     policy = JumpPolicy(JumpRules.reaching(ObservationLayout(8, 4), hidden=16)).eval()
-    policy.leave.weight.data.normal_(std=2.0)
+    policy.fc_out.weight.data.normal_(std=2.0)
     return policy
 
 

@@ -19,7 +19,7 @@ def make_policy(seed: int = 0, width: int = WIDTH, **options: Any) -> JumpPolicy
     """Opinions strong enough for rows to part."""
     torch.manual_seed(seed)
     policy = JumpPolicy(JumpRules.reaching(ObservationLayout(width, DEPTH), hidden=16, **options)).eval()
-    policy.leave.weight.data.normal_(std=2.0)
+    policy.fc_out.weight.data.normal_(std=2.0)
     return policy
 
 

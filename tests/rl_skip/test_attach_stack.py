@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 import rl_skip
-from rl_skip import HuggingFaceStack, sweep
+from rl_skip import HuggingFaceStack
+from rl_skip.core.routing import Decision, RoutingState, routed_forward
 from rl_skip.costs import count_flops, counting
-from rl_skip.routing import Walk
 from tests.rl_skip.huggingface_models import CASES, DEPTH, FAMILIES, WIDTH, batch, build
 from tests.rl_skip.test_attach_policy import make_policy
 
@@ -28,10 +28,10 @@ def test_a_sweep_gives_what_the_attached_model_gives(family: str) -> None:
         handle.detach()
         names = list(model.state_dict())
         stack = HuggingFaceStack(model)
-        rollout = sweep(stack, None, inputs, route=ROUTES)
+        rollout = routed_forward(stack, ROUTES, inputs)
         torch.testing.assert_close(rollout.outputs, routed, atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(rollout.compute, ROUTES.sum(dim=1) / DEPTH)
-        torch.testing.assert_close(sweep(stack, None, inputs, route=torch.ones(DEPTH)).outputs, bare, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(routed_forward(stack, torch.ones(DEPTH), inputs).outputs, bare, atol=1e-6, rtol=1e-6)
         assert model(**inputs, **options).logits.equal(bare)
     assert list(model.state_dict()) == names and not any("forward" in vars(part) for part in model.modules())
 
@@ -41,7 +41,7 @@ def test_a_policy_decides_the_same_in_a_sweep_and_attached(scope: str) -> None:
     policy, model = make_policy(1, scope=scope), build("bert")
     inputs = batch(model)
     with torch.no_grad():
-        rollout = sweep(HuggingFaceStack(model), policy, inputs, price=0.3)
+        rollout = routed_forward(HuggingFaceStack(model), policy, inputs, price=0.3)
         handle = rl_skip.attach(model, policy)
         handle.price = 0.3
         outputs = model(**inputs).logits
@@ -60,7 +60,7 @@ def test_gradients_are_those_of_the_attached_model() -> None:
             with rl_skip.attach(model).forced(ROUTES):
                 logits = model(**inputs).logits
         else:
-            logits = sweep(HuggingFaceStack(model), None, inputs, route=ROUTES).outputs
+            logits = routed_forward(HuggingFaceStack(model), ROUTES, inputs).outputs
         nn.functional.cross_entropy(logits, labels).backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     assert all(gradient is not None for gradient in gradients[0].values())
@@ -93,17 +93,17 @@ def test_new_rows_take_the_place_of_others_in_mid_walk(family: str) -> None:
     for first, second in ((inputs, whole), (whole, inputs)):  # masks are left out where nothing is padding
         both = {name: x.index_copy(0, rows, second[name][rows]) for name, x in first.items()}
         with torch.no_grad():
-            walk = Walk(stack, None, first, 0.0)
+            walk = RoutingState(stack, None, first, 0.0)
             for i in (0, 2):
                 everyone = walk.visit(i)
-                walk.send(everyone, torch.full_like(everyone, i + 2))
+                walk.follow(everyone, Decision(torch.full_like(everyone, i + 2)))
             walk.restart(rows, {name: x[rows] for name, x in second.items()}, 0.0)
             for i in range(DEPTH):
                 landed = walk.visit(i)
                 if landed is not None:
-                    walk.send(landed, torch.full_like(landed, i + 1))
+                    walk.follow(landed, Decision(torch.full_like(landed, i + 1)))
             route = torch.tensor([[1, 0, 1, 0, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)[[0, 1, 0, 1]]
-            expected = sweep(stack, None, both, route=route)
+            expected = routed_forward(stack, route, both)
             assert walk.route.equal(route)
             torch.testing.assert_close(stack.finish(walk.carry), expected.outputs, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(stack.finish(walk.carry.take(rows)), expected.outputs[rows], atol=1e-5, rtol=1e-5)
@@ -113,7 +113,7 @@ def test_what_comes_before_the_layers_runs_once() -> None:
     model = build("wav2vec2")
     calls: list[Tensor] = []
     model.wav2vec2.feature_extractor.conv_layers[0].conv.register_forward_hook(lambda _module, _args, output: calls.append(output))
-    sweep(HuggingFaceStack(model), None, batch(model), route=ROUTES)
+    routed_forward(HuggingFaceStack(model), ROUTES, batch(model))
     assert len(calls) == 1
 
 
@@ -121,22 +121,23 @@ def test_a_backbone_gets_a_head() -> None:
     model, head = build("bert").bert, nn.Linear(WIDTH, 3)
     inputs = batch(model)
     with torch.no_grad():
-        outputs = sweep(HuggingFaceStack(model, head=head), None, inputs, route=torch.ones(DEPTH)).outputs
+        outputs = routed_forward(HuggingFaceStack(model, head=head), torch.ones(DEPTH), inputs).outputs
         for b, mask in enumerate(inputs["attention_mask"].bool()):
             state = model(input_ids=inputs["input_ids"][b : b + 1, mask]).last_hidden_state
             torch.testing.assert_close(outputs[b], head(state.mean(dim=1))[0], atol=1e-5, rtol=1e-5)
         with pytest.raises(rl_skip.UserError, match="BertModel returns no logits: give the stack a head"):
-            sweep(HuggingFaceStack(model), None, inputs, route=torch.ones(DEPTH))
+            routed_forward(HuggingFaceStack(model), torch.ones(DEPTH), inputs)
 
 
 def test_the_policy_of_a_causal_stack_does_not_see_beyond_the_prompt() -> None:
     stack = HuggingFaceStack(build("llama"), prompt_tokens=3)
     inputs = {"input_ids": torch.randint(3, 60, (4, 9))}
     changed = {"input_ids": torch.cat([inputs["input_ids"][:, :3], torch.randint(3, 60, (4, 6))], dim=1)}
-    looks = [Walk(stack, make_policy(scope="input").rules, x, 0.1).first_look[0] for x in (inputs, changed)]
+    rules, everyone = make_policy(scope="input").rules, torch.arange(4)
+    looks = [RoutingState(stack, rules, x, 0.1).observe(everyone) for x in (inputs, changed)]
     torch.testing.assert_close(looks[0], looks[1])
     stack.prompt_tokens = 4
-    assert not torch.allclose(Walk(stack, make_policy(scope="input").rules, changed, 0.1).first_look[0], looks[0])
+    assert not torch.allclose(RoutingState(stack, rules, changed, 0.1).observe(everyone), looks[0])
 
 
 @pytest.mark.parametrize(("family", "attention"), CASES)

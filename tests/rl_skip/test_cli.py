@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import rl_skip
-from rl_skip import JumpPolicy, JumpRules, ObservationLayout, sweep
+from rl_skip import JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.cli import main
+from rl_skip.core.routing import routed_forward
 from rl_skip.network import NetworkConfig, build_network, network_to_json
 from rl_skip.tasks import load_task
 
@@ -36,8 +37,8 @@ def write_run(folder, task_name, data=None):
     torch.manual_seed(3)
     stack = build_network(CONFIG, task.embedding, task.tokens, len(task.classes)).eval()
     policy = JumpPolicy(JumpRules.reaching(ObservationLayout(stack.width, stack.depth))).eval()
-    nn.init.normal_(policy.leave.weight, std=1.0)
-    nn.init.normal_(policy.enter.weight, std=1.0)
+    nn.init.normal_(policy.fc_out.weight, std=1.0)
+    nn.init.normal_(policy.fc_in.weight, std=1.0)
     network = network_to_json(CONFIG, task.embedding, task.tokens, len(task.classes))
     rl_skip.save(folder / "policy", policy, stack=stack, network=network, price=PRICE, price_table=TABLE, trained_on={"task": task.name})
     config = {"format_version": 1, "task": {"name": task_name, "data": data}, "network": asdict(CONFIG), "agent": "reinforce", "seed": 0}
@@ -84,10 +85,10 @@ def test_eval_agrees_with_a_sweep_of_one_row_at_a_time(capsys, trained, split):
     with torch.no_grad():
         for n in range(len(examples)):
             one = examples.take(slice(n, n + 1))
-            rollout = sweep(stack, policy, one.inputs, price=PRICE)
+            rollout = routed_forward(stack, policy, one.inputs, price=PRICE)
             correct.append(rollout.outputs.argmax() == one.labels[0])
             compute.append(float(rollout.compute))
-            full.append(sweep(stack, None, one.inputs, route=torch.ones(4)).outputs.argmax() == one.labels[0])
+            full.append(routed_forward(stack, torch.ones(4), one.inputs).outputs.argmax() == one.labels[0])
             routes.add(tuple(rollout.route[0].tolist()))
     assert found.keys() == {"accuracy", "compute", "reward", "price", "rows", "split", "full_depth_accuracy", "distinct_routes"}
     assert found["rows"] == len(examples)
@@ -119,7 +120,7 @@ def test_eval_reads_a_task_of_ones_own(capsys, tmp_path):
     stack, policy, task = write_run(tmp_path / "run", f"{tmp_path / 'mine.py'}:signs")
     test = task.load("test")
     with torch.no_grad():
-        rollout = sweep(stack, policy, test.inputs, price=PRICE)
+        rollout = routed_forward(stack, policy, test.inputs, price=PRICE)
     found = report(capsys, "eval", tmp_path / "run", "--device", "cpu")
     assert found["rows"] == 25
     assert found["accuracy"] == pytest.approx(float((rollout.outputs.argmax(dim=1) == test.labels).float().mean()))
@@ -210,7 +211,7 @@ def test_folders_that_are_no_run_are_refused(capsys, run, tmp_path):
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("format_version",), 2),
+        (("format_version",), 99),
         (("format_version",), "1"),
         (("task",), "digits"),
         (("task", "name"), None),

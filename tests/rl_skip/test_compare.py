@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rl_skip import JumpPolicy, JumpRules, LayerStack, ObservationLayout, sweep
+from rl_skip import JumpPolicy, JumpRules, LayerStack, ObservationLayout
 from rl_skip.compare import book
 from rl_skip.compare.book import RouteBook
 from rl_skip.compare.comparison import compared
 from rl_skip.compare.curves import Curve, Point
 from rl_skip.compare.measure import Measurement, Rows, measure
 from rl_skip.compare.result import ANOTHER_ROW, BEST_FIXED, FULL_DEPTH, ORACLE, POLICY, RANDOM, Comparison
+from rl_skip.core.routing import routed_forward
 from rl_skip.dial import PriceTable
 from rl_skip.evaluation import evaluate
 from rl_skip.export import SkipModel
@@ -192,8 +193,8 @@ def small() -> tuple[SkipModel, Task, Examples]:
     for parameter in stack.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     policy = JumpPolicy(JumpRules.reaching(ObservationLayout(16, 5))).eval()
-    nn.init.normal_(policy.leave.weight)
-    nn.init.normal_(policy.enter.weight)
+    nn.init.normal_(policy.fc_out.weight)
+    nn.init.normal_(policy.fc_in.weight)
     return SkipModel(stack, policy, price=0.1), task, task.load("validation").take(slice(0, 24))
 
 
@@ -216,7 +217,7 @@ def test_another_rows_eyes_equal_a_loop_over_all_pairs(
         for i in range(len(few)):
             others = [j for j in range(len(few)) if j != i]
             inputs = few.inputs[i].expand(len(others), -1, -1)
-            rollout = sweep(model.stack, None, inputs, route=policy.route[others])
+            rollout = routed_forward(model.stack, policy.route[others], inputs)
             right = (rollout.outputs.argmax(dim=1) == few.labels[i]).double().mean()
             assert float(correct[i]) == pytest.approx(float(right), abs=1e-6)
             assert float(compute[i]) == pytest.approx(float(rollout.compute.double().mean() + decisions), abs=1e-6)
@@ -232,7 +233,7 @@ def test_rows_that_follow_routes_equal_a_sweep_of_one_row_at_a_time(
     routes[:, 0] = routes[:, -1] = True
     correct, compute = RouteBook(model.stack, task, few, allow_exit=False).follow(routes)
     for i in range(len(few)):
-        alone = sweep(model.stack, None, few.inputs[i : i + 1], route=routes[i])
+        alone = routed_forward(model.stack, routes[i], few.inputs[i : i + 1])
         assert bool(correct[i]) == (int(alone.outputs.argmax()) == int(few.labels[i]))
         assert float(compute[i]) == pytest.approx(float(alone.compute), abs=1e-6)
 

@@ -7,11 +7,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rl_skip.blocks import AttentionBlock, ClassifierHead
+from rl_skip.core.routing import FixedRoute, PolicyRouter, routed_forward
 from rl_skip.costs import attention_block_flops, linear_flops
 from rl_skip.gated import AdapterBody, AttentionBody, GatedStack, MemoryGate
 from rl_skip.network import NetworkConfig, build_network
 from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
-from rl_skip.routing import sweep
 from rl_skip.stack import LayerStack, ModuleStack
 
 
@@ -52,9 +52,10 @@ def test_decision(allow_exit: bool) -> None:
 
 
 def _count_begin_to_finish(stack: LayerStack, policy: JumpPolicy | None, inputs, route: Tensor | None = None):
-    """What a sweep runs between begin and finish, and its rollout."""
+    """What a routed forward pass runs between begin and finish, and its rollout."""
     parts = []
-    total = counted(lambda: parts.append(sweep(stack, policy, inputs, route=route, mode="sample")))
+    router = FixedRoute(route) if policy is None else PolicyRouter(policy, sample=True, route=route)
+    total = counted(lambda: parts.append(routed_forward(stack, router, inputs)))
     outside = counted(lambda: stack.finish(stack.begin(inputs)))
     return total - outside, parts[0]
 
@@ -114,7 +115,7 @@ def test_running_everything_costs_a_little_over_one() -> None:
     stack = GatedStack(64, 4, 6, body="attention", tokens=16)
     mask = torch.arange(16) < torch.randint(4, 17, (8, 1))
     for inputs in (torch.randn(8, 16, 64), {"x": torch.randn(8, 16, 64), "mask": mask}):
-        compute = sweep(stack, None, inputs, route=torch.ones(6, dtype=torch.bool)).compute
+        compute = routed_forward(stack, torch.ones(6, dtype=torch.bool), inputs).compute
         assert compute.min() > 1 and compute.max() < 1.2
 
 

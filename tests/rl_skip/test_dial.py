@@ -1,9 +1,10 @@
+import itertools
 import math
 import random
 
 import pytest
 
-from rl_skip.dial import PricePoint, PriceTable
+from rl_skip.dial import PricePoint, PriceTable, price_grid
 from rl_skip.errors import UserError
 
 TABLE = PriceTable((PricePoint(1.0, 0.2, 0.9), PricePoint(0.1, 0.4, 0.95), PricePoint(0.01, 0.8, 0.95)))
@@ -80,3 +81,9 @@ def test_monotone_of_noisy_points_is_a_table_of_undominated_ones():
 def test_points_that_are_no_dial_are_refused(points):
     with pytest.raises(ValueError):
         PriceTable(tuple(PricePoint(*point) for point in points))
+
+
+def test_measured_prices_are_a_geometric_series_over_the_range():
+    prices = price_grid(0.003, 0.3)
+    assert len(prices) == 17 and prices[0] == 0.003 and prices[-1] == pytest.approx(0.3)
+    assert all(later / sooner == pytest.approx(100 ** (1 / 16)) for sooner, later in itertools.pairwise(prices))

@@ -1,4 +1,4 @@
-"""Measuring: shared-prefix route search against the sweep, route by route; random routes; time."""
+"""Measuring: shared-prefix route search against the sweep, route by route; time."""
 
 import itertools
 import time
@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import rl_skip.evaluation as evaluation
-from rl_skip import JumpPolicy, JumpRules, LayerStack, ObservationLayout, sweep
-from rl_skip.evaluation import all_routes, best_fixed_route, evaluate, evaluate_routes, random_routes, seconds_per_batch
+from rl_skip import JumpPolicy, JumpRules, LayerStack, ObservationLayout
+from rl_skip.core.routing import routed_forward
+from rl_skip.evaluation import all_routes, beside_full_depth, best_fixed_route, evaluate, evaluate_routes, seconds_per_batch
 from rl_skip.network import NetworkConfig, StackKind, build_network
 from rl_skip.tasks import Examples, Task, load_task
 
@@ -40,7 +41,7 @@ def test_routes_searched_together_equal_routes_swept_one_by_one(task: Task, few:
     routes = all_routes(DEPTH, allow_exit)
     correct, compute = evaluate_routes(stack, task, few, routes)
     for n, route in enumerate(routes):
-        alone = sweep(stack, None, few.inputs, route=route)
+        alone = routed_forward(stack, route, few.inputs)
         assert torch.equal(correct[n], task.accuracy(alone.outputs, few.labels))
         torch.testing.assert_close(compute[n], alone.compute)
 
@@ -56,16 +57,16 @@ def test_all_routes_are_those_that_single_jumps_can_make() -> None:
 def test_the_best_fixed_route_is_the_best_of_all(task: Task, few: Examples, max_compute: float) -> None:
     stack = network(task, "blocks")
     best = best_fixed_route(stack, task, few, max_compute=max_compute)
-    measured = [(route, evaluate(stack, None, task, few, route=route)) for route in all_routes(DEPTH, False)]
+    measured = [(route, evaluate(stack, route, task, few)) for route in all_routes(DEPTH, False)]
     cheap = [one.accuracy for _route, one in measured if one.compute <= max(max_compute, 2 / DEPTH) + 1e-6]
-    assert evaluate(stack, None, task, few, route=best).accuracy == pytest.approx(max(cheap))
+    assert evaluate(stack, best, task, few).accuracy == pytest.approx(max(cheap))
     assert float(best.sum()) / DEPTH <= max(max_compute, 2 / DEPTH) + 1e-6
 
 
 def test_a_route_that_spends_leaves_less_than_a_layer(task: Task, few: Examples) -> None:
     stack = network(task, "blocks")
     shortest = torch.tensor([True] + [False] * (DEPTH - 2) + [True])
-    own_words = Examples(few.inputs, sweep(stack, None, few.inputs, route=shortest).outputs.argmax(dim=1))
+    own_words = Examples(few.inputs, routed_forward(stack, shortest, few.inputs).outputs.argmax(dim=1))
     for layers in range(2, DEPTH + 1):
         compute = (layers + 0.5) / DEPTH
         assert best_fixed_route(stack, task, own_words, max_compute=compute).equal(shortest)
@@ -81,28 +82,29 @@ def test_the_beam_finds_what_the_exhaustive_search_finds(task: Task, few: Exampl
     assert [route.tolist() for route in beam] == [route.tolist() for route in exact]
 
 
-@pytest.mark.parametrize("compute", [0.4, 0.53, 0.9, 1.0])
-def test_random_routes_cost_what_was_asked(task: Task, compute: float) -> None:
-    routes = random_routes(4000, network(task, "blocks"), compute)
-    assert routes[:, 0].all() and routes[:, -1].all()
-    assert float(routes.float().mean()) == pytest.approx(compute, abs=0.01)
-    middle = routes[:, 1:-1].float().mean(dim=0)
-    assert float(middle.max() - middle.min()) < 0.05
-
-
 def test_evaluate_counts_rewards_and_routes_of_every_batch(task: Task, few: Examples) -> None:
     stack = network(task, "blocks")
     policy = JumpPolicy(JumpRules.reaching(ObservationLayout(16, DEPTH)))
-    torch.nn.init.normal_(policy.leave.weight)
+    torch.nn.init.normal_(policy.fc_out.weight)
     stack.train()
     whole, parts = (evaluate(stack, policy, task, few, price=0.3, batch_size=size) for size in (40, 7))
     assert stack.training, "evaluate leaves the mode as it was"
     assert torch.equal(whole.route, parts.route) and whole.rows == parts.rows == 40
     stack.eval()
-    rollout = sweep(stack, policy, few.inputs, price=0.3)
+    rollout = routed_forward(stack, policy, few.inputs, price=0.3)
     right = (rollout.outputs.argmax(dim=1) == few.labels).float()
     assert whole.reward == pytest.approx(float((right - 0.3 * rollout.compute).mean()), abs=1e-6)
     assert whole.distinct_routes == len({tuple(route) for route in rollout.route.tolist()}) > 1
+
+
+def test_a_policy_stands_beside_full_depth_on_the_same_rows(task: Task, few: Examples) -> None:
+    stack, policy = network(task, "blocks"), JumpPolicy(JumpRules.reaching(ObservationLayout(16, DEPTH))).eval()
+    torch.nn.init.normal_(policy.fc_out.weight)
+    with torch.no_grad():
+        rollouts = routed_forward(stack, policy, few.inputs, price=0.3), routed_forward(stack, torch.ones(DEPTH, dtype=torch.bool), few.inputs)
+    for found, rollout in zip(beside_full_depth(stack, policy, task, few, price=0.3), rollouts, strict=True):
+        assert torch.equal(found.route, rollout.route) and torch.equal(found.correct, task.accuracy(rollout.outputs, few.labels))
+        assert found.reward == pytest.approx(found.accuracy - 0.3 * float(rollout.compute.mean()))
 
 
 def test_seconds_are_medians_of_each_call() -> None:
@@ -110,19 +112,13 @@ def test_seconds_are_medians_of_each_call() -> None:
     assert 0.01 <= took["slow"] < 0.1 and took["fast"] < 0.005
 
 
-def test_random_routes_of_a_stack_whose_gates_cost_something_keep_to_the_share(task: Task) -> None:
-    full, share = 3.9, 0.6
-    routes = random_routes(4000, network(task, "skip-layer"), share * full, full=full)
-    assert float(routes.float().mean()) == pytest.approx(share, abs=0.01)
-
-
 @pytest.mark.parametrize("deepest", [1, 12])
 def test_full_depth_is_found_where_it_is_the_best_route(task: Task, few: Examples, monkeypatch: pytest.MonkeyPatch, deepest: int) -> None:
     stack = network(task, "blocks")
     full = torch.ones(DEPTH, dtype=torch.bool)
-    own_words = Examples(few.inputs, sweep(stack, None, few.inputs, route=full).outputs.argmax(dim=1))
+    own_words = Examples(few.inputs, routed_forward(stack, full, few.inputs).outputs.argmax(dim=1))
     monkeypatch.setattr(evaluation, "EXHAUSTIVE_DEPTH", deepest)
-    shorter = [evaluate(stack, None, task, own_words, route=route).accuracy for route in all_routes(DEPTH, True) if not route.all()]
+    shorter = [evaluate(stack, route, task, own_words).accuracy for route in all_routes(DEPTH, True) if not route.all()]
     assert max(shorter) < 1
     assert best_fixed_route(stack, task, own_words, max_compute=1.0, allow_exit=True).all()
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rl_skip
-from rl_skip import JumpPolicy, JumpRules, ModuleStack, ObservationLayout, SkipLayer, UserError, sweep
+from rl_skip import JumpPolicy, JumpRules, ModuleStack, ObservationLayout, SkipLayer, UserError
 from rl_skip.blocks import FrameEmbedding, PatchEmbedding
+from rl_skip.core.routing import routed_forward
 from rl_skip.export import copy_export
 from rl_skip.gated import AdapterBody
 from rl_skip.network import NetworkConfig, build_network, network_to_json
@@ -36,7 +37,7 @@ sys.meta_path.insert(0, Refuse())
 
 def outspoken(policy):
     """A policy whose jumps differ from row to row, unlike those of a fresh one."""
-    nn.init.normal_(policy.leave.weight, std=1.0)
+    nn.init.normal_(policy.fc_out.weight, std=1.0)
     return policy.eval()
 
 
@@ -106,7 +107,7 @@ def one_line(raised):
 def test_round_trip_gives_the_same_outputs_and_routes_bit_for_bit(tmp_path, kind):
     stack, network, policy, inputs = make_case(kind)
     with torch.no_grad():
-        expected = sweep(stack, policy, inputs, price=PRICE)
+        expected = routed_forward(stack, policy, inputs, price=PRICE)
     assert len(expected.route.unique(dim=0)) > 1, "the rows must not all take one route"
     rl_skip.save(tmp_path / "a", policy, stack=stack, network=network, price=PRICE)
     state = torch.get_rng_state()
@@ -127,7 +128,7 @@ def test_a_process_without_the_training_libraries_gives_the_same(tmp_path):
     for kind in KINDS:
         stack, network, policy, inputs = make_case(kind)
         with torch.no_grad():
-            expected[kind] = sweep(stack, policy, inputs, price=PRICE)
+            expected[kind] = routed_forward(stack, policy, inputs, price=PRICE)
         rl_skip.save(tmp_path / kind, policy, stack=stack, network=network, price=PRICE)
         save_file({"alone": inputs} if isinstance(inputs, torch.Tensor) else inputs, tmp_path / f"{kind}.inputs")
     script = f"""
@@ -185,7 +186,7 @@ def test_a_stack_of_ones_own_takes_the_exported_weights(tmp_path):
     other = copy.deepcopy(stack)
     for parameter in other.parameters():
         nn.init.normal_(parameter)
-    assert torch.equal(rl_skip.load(tmp_path / "a", other)(inputs), sweep(stack, policy, inputs, price=PRICE).outputs)
+    assert torch.equal(rl_skip.load(tmp_path / "a", other)(inputs), routed_forward(stack, policy, inputs, price=PRICE).outputs)
 
 
 def test_without_weights_the_given_stack_keeps_its_own(tmp_path):
@@ -193,7 +194,7 @@ def test_without_weights_the_given_stack_keeps_its_own(tmp_path):
     rl_skip.save(tmp_path / "a", policy, stack=stack, price=PRICE, weights=False)
     assert not (tmp_path / "a" / "model.safetensors").exists()
     nn.init.normal_(stack.head.weight)
-    assert torch.equal(rl_skip.load(tmp_path / "a", stack)(inputs), sweep(stack, policy, inputs, price=PRICE).outputs)
+    assert torch.equal(rl_skip.load(tmp_path / "a", stack)(inputs), routed_forward(stack, policy, inputs, price=PRICE).outputs)
 
 
 def test_the_policy_alone(export):
@@ -212,8 +213,8 @@ def test_the_folder_holds_no_pickle_and_its_json_has_the_documented_fields(expor
     described = json.loads((export / "policy.json").read_text())
     sizes = {"hidden": 16, "memory": 16, "position": 1, "compute": 1, "price": 1}
     parts = [{"name": name, "size": size} for name, size in sizes.items()]
-    assert described["observation"] == {"layout": parts, "price_low": 0.001, "price_high": 10.0}
-    assert (described["format_version"], described["depth"], described["width"], described["max_jump"]) == (1, 4, 16, 2)
+    assert described["observation"] == {"features": parts, "price_low": 0.001, "price_high": 10.0}
+    assert (described["format_version"], described["depth"], described["width"], described["max_jump"]) == (2, 4, 16, 2)
     assert (described["allow_exit"], described["policy_scope"], described["hidden"], described["price"]) == (False, "state", 128, PRICE)
     assert described["layer_costs"] == [0.25] * 4
     assert described["price_table"] == [{"price": p, "compute": c, "accuracy": a} for p, c, a in TABLE]
@@ -222,7 +223,7 @@ def test_the_folder_holds_no_pickle_and_its_json_has_the_documented_fields(expor
     assert described["network"]["embedding"]["kind"] == "patches"
     assert described.keys() == {
         "format_version", "observation", "depth", "width", "max_jump", "allow_exit", "policy_scope", "hidden",
-        "layer_costs", "price", "price_table", "trained_on", "versions", "network",
+        "layer_costs", "price", "price_table", "reward", "trained_on", "versions", "network",
     }  # fmt: skip
 
 
@@ -282,14 +283,14 @@ def test_the_budget_dial(export):
 
 def test_a_price_reaches_the_policy(export):
     stack, _, policy, inputs = make_case("blocks")
-    nn.init.normal_(policy.enter.weight, std=1.0)
+    nn.init.normal_(policy.fc_in.weight, std=1.0)
     rl_skip.save(export, policy, stack=stack, network=make_case("blocks")[1], price=PRICE, overwrite=True)
     routes = {}
     for price in (0.001, 10.0):
         model = rl_skip.load(export, price=price)
         model(inputs)
         routes[price] = model.last.route
-        assert torch.equal(model.last.route, sweep(stack, policy, inputs, price=price).route)
+        assert torch.equal(model.last.route, routed_forward(stack, policy, inputs, price=price).route)
     assert not torch.equal(*routes.values())
 
 
@@ -316,13 +317,14 @@ def field_paths():
     yield ("observation",), [None, []]
     yield ("observation", "price_low"), [*number, 0, 10.0]
     yield ("observation", "price_high"), number
-    yield ("observation", "layout"), [None, {}, [], ["hidden"]]
-    yield ("observation", "layout", 0, "name"), [*text, "memory"]
-    yield ("observation", "layout", 0, "size"), [*whole, 17]
+    yield ("observation", "features"), [None, {}, [], ["hidden"]]
+    yield ("observation", "features", 0, "name"), [*text, "memory"]
+    yield ("observation", "features", 0, "size"), [*whole, 17]
     yield ("price_table",), [None, {}, [3]]
     for name in ("price", "compute"):
         yield ("price_table", 1, name), number
     yield ("price_table", 1, "accuracy"), [*number, 1.5]
+    yield ("reward",), text
     yield ("trained_on",), [None, []]
     yield ("versions",), [None, []]
     for name in ("rl_skip", "torch", "python"):
@@ -378,7 +380,7 @@ def test_every_field_of_a_wrong_type_is_named(export, path, values):
             with pytest.raises(UserError) as raised:
                 load(export)
             message = one_line(raised)
-            named = "layout" if "layout" in path else str(path[-1])
+            named = "features" if "features" in path else str(path[-1])
             assert named in message and "policy.json" in message, (value, message)
 
 
@@ -409,9 +411,16 @@ def test_every_field_of_a_skip_layer_is_checked(tmp_path, name, value):
         assert name in one_line(raised) or (name == "kind" and change is None and "network.layers is missing" in str(raised.value))
 
 
+def test_an_older_format_is_refused_with_the_way_to_make_it_anew(export):
+    edit(export, lambda described: described.update(format_version=1, observation={"layout": []}))
+    with pytest.raises(UserError, match=r"format_version is 1, of an earlier rl_skip.* train the policy anew with train\.py") as raised:
+        rl_skip.load(export)
+    one_line(raised)
+
+
 def test_a_newer_format_is_refused(export):
-    edit(export, lambda described: described.update(format_version=2, hidden="renamed since"))
-    with pytest.raises(UserError, match="format_version is 2, this rl_skip reads up to 1; upgrade"):
+    edit(export, lambda described: described.update(format_version=3, hidden="renamed since"))
+    with pytest.raises(UserError, match="format_version is 3, this rl_skip reads up to 2; upgrade"):
         rl_skip.load_policy(export)
 
 
@@ -435,7 +444,7 @@ def test_layer_costs_that_differ_are_refused(tmp_path, export):
 def test_depth_and_width_must_agree_with_the_weights(export):
     def widen(described):
         described["width"] = described["network"]["width"] = 32
-        for part in described["observation"]["layout"][:2]:
+        for part in described["observation"]["features"][:2]:
             part["size"] = 32
 
     edit(export, widen)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, silu
 
+from rl_skip.core.routing import PolicyRouter, Rollout, routed_forward
 from rl_skip.errors import UserError
 from rl_skip.gated import Body, GatedStack, straight_through
 from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
-from rl_skip.routing import Rollout, sweep
 from rl_skip.skip_layer import SkipLayer
 
 WIDTH, HEADS, DEPTH, TOKENS, KEYS = 8, 2, 5, 5, 64
@@ -142,7 +142,7 @@ def _wake_gates(stack: GatedStack) -> None:
 
 def _policy(**options: object) -> JumpPolicy:
     policy = JumpPolicy(JumpRules.reaching(ObservationLayout(WIDTH, DEPTH), hidden=16, **options))
-    policy.leave.weight.data.normal_(std=2.0)
+    policy.fc_out.weight.data.normal_(std=2.0)
     return policy
 
 
@@ -170,7 +170,7 @@ def test_sweep_is_the_reference(body: str, rows: int, decide: str, allow_exit: b
     if decide == "route":
         route = torch.rand(rows, DEPTH) < 0.5
         route[:, 0] = route[:, -1] = True
-    rollout = sweep(stack, policy, inputs, price=price, mode="sample" if decide == "sample" else "greedy", route=route)
+    rollout = routed_forward(stack, PolicyRouter(policy, sample=decide == "sample", route=route), inputs, price=price)
     assert len(rollout.route.unique(dim=0)) > min(rows - 1, 1)
 
     reference = Reference(stack, body)
@@ -206,7 +206,7 @@ def test_skip_layer_is_the_reference(body: str) -> None:
     torch.manual_seed(0)
     jmp = SkipLayer(WIDTH, HEADS, DEPTH, body=body).double().eval()
     jmp.policy.float()
-    jmp.policy.leave.weight.data.normal_(std=2.0)
+    jmp.policy.fc_out.weight.data.normal_(std=2.0)
     _wake_gates(jmp)
     x = torch.randn(6, TOKENS, WIDTH, dtype=torch.double)
     y = jmp(x)
@@ -234,7 +234,7 @@ def test_what_padding_holds_and_how_long_it_is_change_nothing(body: str) -> None
     x, mask = inputs["x"].detach(), inputs["mask"]
     noise = torch.where(mask.unsqueeze(-1), x, 1e3 * torch.randn_like(x))
     longer = {"x": torch.cat([noise, torch.randn_like(x)], dim=1), "mask": torch.cat([mask, torch.zeros_like(mask)], dim=1)}
-    one, two = sweep(stack, policy, inputs), sweep(stack, policy, longer)
+    one, two = routed_forward(stack, policy, inputs), routed_forward(stack, policy, longer)
     assert torch.equal(one.route, two.route)
     torch.testing.assert_close(one.outputs[mask], two.outputs[:, :TOKENS][mask], atol=1e-9, rtol=0)
     torch.testing.assert_close(one.log_probs, two.log_probs, atol=1e-6, rtol=0)  # and so the memory, which the policy sees
@@ -257,7 +257,7 @@ def test_a_row_without_any_active_token_stays_finite(body: str) -> None:
         gate.threshold.fill_(1e6)
     x, mask = torch.randn(4, TOKENS, WIDTH, requires_grad=True), torch.ones(4, TOKENS, dtype=torch.bool)
     mask[1] = False
-    rollout = sweep(stack, None, {"x": x, "mask": mask}, route=torch.ones(DEPTH, dtype=torch.bool))
+    rollout = routed_forward(stack, torch.ones(DEPTH, dtype=torch.bool), {"x": x, "mask": mask})
     rollout.outputs.sum().backward()
     assert rollout.outputs.isfinite().all() and rollout.compute.isfinite().all() and x.grad.isfinite().all()
 
@@ -295,14 +295,14 @@ def test_inactive_tokens_reach_no_body_and_are_not_charged(per_token: bool) -> N
     torch.testing.assert_close(carry.hidden, x + active.unsqueeze(-1).float())
     gates = 40 * stack.gates[0].flops + 2 * WIDTH
     torch.testing.assert_close(charged, active.sum(dim=1) * 1e6 + gates)
-    assert sweep(stack, None, x, route=only_first).compute.max() < 1 / DEPTH + 0.01
+    assert routed_forward(stack, only_first, x).compute.max() < 1 / DEPTH + 0.01
 
 
 def test_without_gates_and_mixing_a_jump_changes_nothing_but_the_layers_run() -> None:
     torch.manual_seed(5)
     stack = GatedStack(WIDTH, HEADS, DEPTH, body="attention", memory_gate=False, jump_mixing=False)
     x, route = torch.randn(3, TOKENS, WIDTH), torch.tensor([1, 0, 0, 1, 0], dtype=torch.bool)
-    rollout = sweep(stack, None, x, route=route)
+    rollout = routed_forward(stack, route, x)
     hidden = x
     for i in (0, 3):
         hidden = hidden + stack.bodies[i](hidden, None)
@@ -369,7 +369,7 @@ def test_policy_loss_moves_the_policy_alone() -> None:
     jmp.policy_loss(torch.rand(16)).backward()
     moved = {name for name, parameter in jmp.named_parameters() if parameter.grad is not None and parameter.grad.any()}
     assert moved and all(name.startswith("policy.") for name in moved)
-    assert {"policy.enter.weight", "policy.leave.weight", "policy.layer_bias.weight"} <= moved
+    assert {"policy.fc_in.weight", "policy.fc_out.weight", "policy.layer_bias.weight"} <= moved
 
 
 def test_policy_loss_is_reinforce_with_reward_to_go() -> None:

@@ -9,12 +9,12 @@ from torch.distributions import Binomial
 
 from rl_skip import load, save
 from rl_skip.cli import main
+from rl_skip.core.routing import routed_forward
 from rl_skip.dial import PricePoint, PriceTable
 from rl_skip.errors import UserError
 from rl_skip.guarantee import Guarantee, guarantee, smallest_guaranteed, tango_z
 from rl_skip.network import NetworkConfig, build_network, network_to_json
 from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
-from rl_skip.routing import sweep
 from rl_skip.tasks import load_task
 
 CRITICAL = 1.6448536269514722  # the 95% quantile of the normal distribution
@@ -159,7 +159,7 @@ def run(tmp_path_factory):
     config = NetworkConfig(layers=4, width=16, heads=2)
     stack = build_network(config, task.embedding, task.tokens, len(task.classes)).eval()
     policy = JumpPolicy(JumpRules.reaching(ObservationLayout(16, 4, price_low=0.01, price_high=1.0))).eval()
-    torch.nn.init.normal_(policy.leave.weight, std=1.0)
+    torch.nn.init.normal_(policy.fc_out.weight, std=1.0)
     network = network_to_json(config, task.embedding, task.tokens, len(task.classes))
     table = [(1.0, 0.3, 0.08), (0.1, 0.5, 0.09), (0.01, 0.9, 0.095)]
     save(folder / "policy", policy, stack=stack, network=network, price=0.1, price_table=table, trained_on={"task": "digits"})
@@ -172,8 +172,8 @@ def counted(folder: Path, price: float) -> tuple[int, int, int]:
     """Rows, losses and gains on validation data, by two sweeps over all rows at once."""
     model, rows = load(folder / "policy"), load_task("digits").load("validation")
     with torch.no_grad():
-        right = sweep(model.stack, model.policy, rows.inputs, price=price).outputs.argmax(dim=1) == rows.labels
-        full = sweep(model.stack, None, rows.inputs, route=torch.ones(4, dtype=torch.bool)).outputs.argmax(dim=1) == rows.labels
+        right = routed_forward(model.stack, model.policy, rows.inputs, price=price).outputs.argmax(dim=1) == rows.labels
+        full = routed_forward(model.stack, torch.ones(4, dtype=torch.bool), rows.inputs).outputs.argmax(dim=1) == rows.labels
     return len(rows), int((full & ~right).sum()), int((right & ~full).sum())
 
 

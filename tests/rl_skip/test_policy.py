@@ -1,9 +1,11 @@
 """Jumps that are legal, what the policy sees, and what it may be told."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
 from rl_skip.errors import UserError
 from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout, legal_jumps, longest_jump
@@ -70,27 +72,35 @@ def test_reaching_rules_reach_the_end_from_layer_0(allow_exit: bool) -> None:
     assert JumpRules.reaching(ObservationLayout(4, 6), 2).max_jump == 2
 
 
+def _observed(layout: ObservationLayout, hidden: Tensor, memory: Tensor | None, position: int | Tensor, compute: Tensor, price: Tensor) -> Tensor:
+    """The observation of rows whose state is this."""
+    state = SimpleNamespace(layout=layout, stack=SimpleNamespace(depth=layout.depth))
+    where = torch.full(compute.shape, position) if isinstance(position, int) else position
+    view = SimpleNamespace(state=state, rows=torch.arange(len(hidden)), hidden=hidden, memory=memory, position=where, compute=compute, price=price)
+    return layout.read(view)  # type: ignore[arg-type]
+
+
 def test_observation_is_laid_out_as_documented() -> None:
     layout = ObservationLayout(width=3, depth=8)
     hidden, memory = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[4.0, 5.0, 6.0]])
-    seen = layout.build(hidden, memory, 2, torch.tensor([0.375]), torch.tensor([0.1]))
+    seen = _observed(layout, hidden, memory, 2, torch.tensor([0.375]), torch.tensor([0.1]))
     assert seen.shape == (1, layout.size) and seen.dtype == torch.float32
     assert seen[0, :8].tolist() == [1, 2, 3, 4, 5, 6, 0.25, 0.375]
     assert seen[0, 8].item() == pytest.approx(0.0, abs=1e-6)  # 0.1 is the geometric middle of 0.001 and 10
-    assert layout.build(hidden, None, 2, torch.tensor([0.0]), torch.tensor([1.0]))[0, 3:6].tolist() == [0, 0, 0]
+    assert _observed(layout, hidden, None, 2, torch.tensor([0.0]), torch.tensor([1.0]))[0, 3:6].tolist() == [0, 0, 0]
 
 
 def test_positions_come_back_out_of_the_observation() -> None:
     for depth in (1, 2, 3, 7, 12, 24, 100):
         layout, layers = ObservationLayout(2, depth), torch.arange(depth)
         zeros = torch.zeros(depth, 2)
-        observation = layout.build(zeros, None, layers, torch.zeros(depth), torch.ones(depth))
+        observation = _observed(layout, zeros, None, layers, torch.zeros(depth), torch.ones(depth))
         assert torch.equal(layout.layer_of(observation), layers)
 
 
 def test_states_that_explode_stay_finite() -> None:
     layout = ObservationLayout(2, 4)
-    seen = layout.build(torch.tensor([[1e30, -float("inf")]]), None, 0, torch.zeros(1), torch.ones(1))
+    seen = _observed(layout, torch.tensor([[1e30, -float("inf")]]), None, 0, torch.zeros(1), torch.ones(1))
     assert seen.isfinite().all()
     assert JumpPolicy(JumpRules(layout, 1))(seen).isfinite().all()
 
@@ -108,10 +118,10 @@ def test_policy_never_chooses_an_illegal_jump(allow_exit: bool) -> None:
     torch.manual_seed(0)
     layout = ObservationLayout(5, 6)
     policy = JumpPolicy(JumpRules.reaching(layout, 3, allow_exit=allow_exit))
-    policy.leave.weight.data.mul_(1000)
+    policy.fc_out.weight.data.mul_(1000)
     layers = torch.arange(6).repeat(200)
     rows = len(layers)
-    observation = layout.build(torch.randn(rows, 5) * 10, torch.randn(rows, 5), layers, torch.rand(rows), torch.rand(rows))
+    observation = _observed(layout, torch.randn(rows, 5) * 10, torch.randn(rows, 5), layers, torch.rand(rows), torch.rand(rows))
     chances = torch.softmax(policy(observation), dim=1)
     legal = legal_jumps(6, 3, allow_exit)[layers]
     assert (chances[~legal] == 0).all()
@@ -120,7 +130,7 @@ def test_policy_never_chooses_an_illegal_jump(allow_exit: bool) -> None:
 
 def test_run_bias_starts_the_policy_nearer_to_running_everything() -> None:
     layout = ObservationLayout(4, 6)
-    observation = layout.build(torch.randn(50, 4), None, 0, torch.zeros(50), torch.ones(50))
+    observation = _observed(layout, torch.randn(50, 4), None, 0, torch.zeros(50), torch.ones(50))
     share = [torch.softmax(JumpPolicy(JumpRules.reaching(layout), run_bias=bias)(observation), dim=1)[:, 0].mean().item() for bias in (0.0, 2.0)]
     assert share[0] == pytest.approx(1 / 5, abs=0.03)
     assert share[1] == pytest.approx(math.exp(2) / (math.exp(2) + 4), abs=0.03)

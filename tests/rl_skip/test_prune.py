@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rl_skip
-from rl_skip import JumpPolicy, JumpRules, LayerStack, ModuleStack, ObservationLayout, UserError, sweep
+from rl_skip import JumpPolicy, JumpRules, LayerStack, ModuleStack, ObservationLayout, UserError
 from rl_skip.blocks import FrameEmbedding, PatchEmbedding
 from rl_skip.cli import main
+from rl_skip.core.routing import routed_forward
 from rl_skip.network import NetworkConfig, build_network, network_to_json
 from rl_skip.pruned import PrunedNetwork, load_pruned
 from rl_skip.tasks import Task, load_task
@@ -72,8 +73,8 @@ def test_a_pruned_network_is_the_fixed_route(kind: str, layers: tuple[int, ...])
     route = torch.zeros(DEPTH, dtype=torch.bool)
     route[list(layers)] = True
     with torch.no_grad():
-        expected = sweep(stack, None, inputs, route=route).outputs
-        other = sweep(stack, None, inputs, route=~route | (torch.arange(DEPTH) == 0)).outputs
+        expected = routed_forward(stack, route, inputs).outputs
+        other = routed_forward(stack, ~route | (torch.arange(DEPTH) == 0), inputs).outputs
         pruned = PrunedNetwork(copy.deepcopy(stack), layers)
         torch.testing.assert_close(pruned(inputs), expected, atol=1e-6, rtol=0)
     assert (expected - other).abs().max() > 1e-3, "the layers make no difference here, so nothing was tested"
@@ -110,7 +111,7 @@ def write_run(folder: Path, task_name: str) -> Path:
     torch.manual_seed(4)
     stack = build_network(config, task.embedding, task.tokens, 10)
     policy = JumpPolicy(JumpRules.reaching(ObservationLayout(WIDTH, DEPTH)))
-    nn.init.normal_(policy.leave.weight, std=1.0)
+    nn.init.normal_(policy.fc_out.weight, std=1.0)
     described = network_to_json(config, task.embedding, task.tokens, 10)
     rl_skip.save(folder / "policy", policy, stack=stack, network=described, price=PRICE, trained_on={"task": task.name})
     settings = {"format_version": 1, "task": {"name": task_name, "data": None}, "network": asdict(config)}
@@ -137,7 +138,7 @@ def accuracies(run: Path, task: Task, split: str) -> dict[tuple[int, ...], float
     for middle in itertools.product([0, 1], repeat=DEPTH - 2):
         route = torch.tensor([1, *middle, 1])
         with torch.no_grad():
-            outputs = sweep(stack, None, examples.inputs, route=route).outputs
+            outputs = routed_forward(stack, route, examples.inputs).outputs
         found[tuple(route.nonzero().flatten().tolist())] = float((outputs.argmax(dim=1) == examples.labels).float().mean())
     return found
 
@@ -184,7 +185,7 @@ def test_a_comparison_says_which_route(capsys: pytest.CaptureFixture[str], train
 def test_a_process_without_routing_and_policy_gives_the_fixed_route(capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path) -> None:
     inputs = load_task("digits").load("test").inputs
     with torch.no_grad():
-        expected = sweep(rl_skip.load(trained / "policy").stack, None, inputs, route=torch.tensor([1, 0, 1, 1, 0])).outputs
+        expected = routed_forward(rl_skip.load(trained / "policy").stack, torch.tensor([1, 0, 1, 1, 0]), inputs).outputs
     assert report(capsys, "prune", trained, tmp_path / "pruned", "--layers", "0,2,3")["removed"] == [1, 4]
     save_file({"images": inputs}, tmp_path / "inputs")
     environment = {**os.environ, "PYTHONPATH": str(Path(rl_skip.__file__).parents[1])}
@@ -204,7 +205,7 @@ def test_an_embedding_of_ones_own_asks_for_the_network(capsys: pytest.CaptureFix
     inputs = task.load("test").inputs
     rl_skip.load(run / "policy", whole)
     with torch.no_grad():
-        expected = sweep(whole, None, inputs, route=torch.tensor([1, 0, 0, 0, 1])).outputs
+        expected = routed_forward(whole, torch.tensor([1, 0, 0, 0, 1]), inputs).outputs
         torch.testing.assert_close(load_pruned(tmp_path / "pruned", fresh)(inputs), expected, atol=1e-6, rtol=0)
     with pytest.raises(UserError, match="depth is 5, the given stack has 3"):
         load_pruned(tmp_path / "pruned", build_network(NetworkConfig(3, WIDTH, 2), task.embedding, task.tokens, 10))

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.blocks import AttentionBlock, ClassifierHead
+from rl_skip.core.reward import Reward
+from rl_skip.core.routing import PolicyRouter, Rollout, RoutingState, next_layers, routed_forward
 from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
-from rl_skip.routing import Rollout, Walk, next_landings, sweep
 from rl_skip.stack import ModuleStack
 
 WIDTH, TOKENS, DEPTH, FEATURES, CLASSES = 8, 6, 6, 3, 4
@@ -34,7 +35,7 @@ def _stack() -> ModuleStack:
 
 def _policy(max_jump: int | None = None, **options: object) -> JumpPolicy:
     policy = JumpPolicy(JumpRules.reaching(ObservationLayout(WIDTH, DEPTH), max_jump, hidden=16, **options))
-    policy.leave.weight.data.normal_(std=2.0)  # opinions strong enough for rows to part
+    policy.fc_out.weight.data.normal_(std=2.0)  # opinions strong enough for rows to part
     return policy
 
 
@@ -151,7 +152,7 @@ def test_sweep_is_the_slow_loop(rows: int, padded: bool, allow_exit: bool, scope
     critic = nn.Sequential(nn.Linear(policy.rules.layout.size, 1), nn.Flatten(0))
     inputs, price = _inputs(rows, padded), torch.rand(rows)
     routes = _routes(rows, allow_exit) if decide == "route" else None
-    rollout = sweep(stack, policy, inputs, price=price, mode="sample" if decide == "sample" else "greedy", route=routes, critic=critic)
+    rollout = routed_forward(stack, PolicyRouter(policy, sample=decide == "sample", route=routes), inputs, price=price, critic=critic)
     assert len(rollout.route.unique(dim=0)) > min(rows - 1, 1)
     followed = rollout.route if decide == "sample" else routes
     expected = _one_row_at_a_time(stack, policy, inputs, price, followed, critic)
@@ -165,7 +166,7 @@ def test_sweep_with_short_jumps_is_the_slow_loop(allow_exit: bool) -> None:
     torch.manual_seed(2)
     stack, policy, inputs, price = _stack(), _policy(2, allow_exit=allow_exit), _inputs(32, True), torch.rand(32)
     for mode in ("greedy", "sample"):
-        rollout = sweep(stack, policy, inputs, price=price, mode=mode)
+        rollout = routed_forward(stack, PolicyRouter(policy, sample=mode == "sample"), inputs, price=price)
         expected = _one_row_at_a_time(stack, policy, inputs, price, rollout.route if mode == "sample" else None)
         _compare(rollout, expected, 32)
         assert rollout.jumps[rollout.decided].max() == 2
@@ -175,7 +176,7 @@ def test_what_padding_holds_changes_nothing() -> None:
     torch.manual_seed(3)
     stack, policy, inputs = _stack(), _policy(), _inputs(16, True)
     other = {"x": torch.where(inputs["mask"].unsqueeze(-1), inputs["x"], 1e3 * torch.randn_like(inputs["x"])), "mask": inputs["mask"]}
-    one, two = sweep(stack, policy, inputs), sweep(stack, policy, other)
+    one, two = routed_forward(stack, policy, inputs), routed_forward(stack, policy, other)
     assert torch.equal(one.route, two.route)
     torch.testing.assert_close(one.outputs, two.outputs, atol=1e-9, rtol=0)
     torch.testing.assert_close(one.log_probs, two.log_probs, atol=1e-6, rtol=0)
@@ -185,7 +186,7 @@ def test_sampled_jumps_follow_the_policy() -> None:
     torch.manual_seed(4)
     stack, policy = _stack(), _policy()
     inputs = _inputs(1, False).detach().expand(4000, -1, -1)
-    rollout = sweep(stack, policy, inputs, mode="sample", generator=torch.Generator().manual_seed(0))
+    rollout = routed_forward(stack, PolicyRouter(policy, sample=True, generator=torch.Generator().manual_seed(0)), inputs)
     observation = _observe(policy, stack.layers[0](stack.embed(inputs[:1])), 0, FLOPS[0] / sum(FLOPS), 0.0)
     chances = torch.softmax(policy(observation.unsqueeze(0))[0], dim=0)
     share = torch.bincount(rollout.jumps[:, 0], minlength=len(chances)) / 4000
@@ -195,7 +196,8 @@ def test_sampled_jumps_follow_the_policy() -> None:
 def test_the_same_generator_gives_the_same_routes() -> None:
     torch.manual_seed(5)
     stack, policy, inputs = _stack(), _policy(), _inputs(32, False)
-    routes = [sweep(stack, policy, inputs, mode="sample", generator=torch.Generator().manual_seed(seed)).route for seed in (1, 1, 2)]
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2)]
+    routes = [routed_forward(stack, PolicyRouter(policy, sample=True, generator=generator), inputs).route for generator in generators]
     assert torch.equal(routes[0], routes[1])
     assert not torch.equal(routes[0], routes[2])
 
@@ -222,7 +224,8 @@ def test_each_layer_is_called_once_with_the_rows_that_land_on_it(decide: str) ->
     routes = _routes(40, True)
     routes[:, 3] = False
     policy = _policy(allow_exit=True)
-    rollout = sweep(stack, policy, hidden, mode="sample" if decide == "sample" else "greedy", route=routes if decide == "route" else None)
+    router = PolicyRouter(policy, sample=decide == "sample", route=routes if decide == "route" else None)
+    rollout = routed_forward(stack, router, hidden)
     if decide == "route":
         assert torch.equal(rollout.route, routes)
     for i, spy in enumerate(spies):
@@ -232,18 +235,20 @@ def test_each_layer_is_called_once_with_the_rows_that_land_on_it(decide: str) ->
     assert torch.equal(rollout.outputs, hidden)
 
 
-def test_compute_to_go_is_what_is_spent_later() -> None:
+def test_the_reward_to_go_pays_for_what_is_spent_later() -> None:
     torch.manual_seed(7)
-    rollout = sweep(_stack(), _policy(), _inputs(5, False), mode="sample")
+    rollout, score, price = routed_forward(_stack(), PolicyRouter(_policy(), sample=True), _inputs(5, False)), torch.rand(5), torch.rand(5)
+    to_go = Reward().to_go(score, rollout.spent, price)
     for row in range(5):
         for i in range(DEPTH):
-            assert rollout.compute_to_go()[row, i].item() == pytest.approx(rollout.spent[row, i + 1 :].sum().item(), abs=1e-6)
+            later = rollout.spent[row, i + 1 :].sum().item()
+            assert to_go[row, i].item() == pytest.approx(score[row].item() - price[row].item() * later, abs=1e-6)
 
 
 def test_jumps_count_the_layers_passed_over() -> None:
     route = torch.tensor([[1, 0, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1]], dtype=torch.bool)
-    assert next_landings(route)[route].tolist() == [3, 4, 6, 1, 2, 3, 4, 5, 6]
-    rollout = sweep(_stack(), None, _inputs(2, False), route=route)
+    assert next_layers(route)[route].tolist() == [3, 4, 6, 1, 2, 3, 4, 5, 6]
+    rollout = routed_forward(_stack(), route, _inputs(2, False))
     assert rollout.jumps.tolist() == [[2, 0, 0, 0, 1, 0], [0] * 6]
     assert not rollout.decided.any()
     torch.testing.assert_close(rollout.compute, torch.tensor([4 / 16, 1.0]))
@@ -252,7 +257,7 @@ def test_jumps_count_the_layers_passed_over() -> None:
 def test_one_route_serves_all_rows() -> None:
     torch.manual_seed(8)
     stack, inputs, route = _stack(), _inputs(4, True), torch.tensor([1, 0, 1, 0, 0, 1], dtype=torch.bool)
-    one, each = sweep(stack, None, inputs, route=route), sweep(stack, None, inputs, route=route.expand(4, -1))
+    one, each = routed_forward(stack, route, inputs), routed_forward(stack, route.expand(4, -1), inputs)
     assert torch.equal(one.outputs, each.outputs)
     assert torch.equal(one.route, each.route)
 
@@ -260,9 +265,9 @@ def test_one_route_serves_all_rows() -> None:
 def test_policy_gradient_does_not_reach_the_network() -> None:
     torch.manual_seed(9)
     stack, policy = _stack(), _policy()
-    sweep(stack, policy, _inputs(8, False), mode="sample").log_probs.sum().backward()
+    routed_forward(stack, PolicyRouter(policy, sample=True), _inputs(8, False)).log_probs.sum().backward()
     assert all(parameter.grad is None for parameter in stack.parameters())
-    assert policy.enter.weight.grad.any()
+    assert policy.fc_in.weight.grad.any()
 
 
 @pytest.mark.parametrize(
@@ -277,15 +282,13 @@ def test_policy_gradient_does_not_reach_the_network() -> None:
 )
 def test_routes_that_do_not_fit_are_refused(route: list[int], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        sweep(_stack(), _policy(2), _inputs(3, False), route=torch.tensor(route, dtype=torch.bool))
+        routed_forward(_stack(), PolicyRouter(_policy(2), route=torch.tensor(route, dtype=torch.bool)), _inputs(3, False))
 
 
-def test_sweep_needs_somebody_who_decides_and_who_fits() -> None:
-    with pytest.raises(ValueError, match="policy that decides or a route"):
-        sweep(_stack(), None, _inputs(2, False))
+def test_a_policy_must_fit_the_stack() -> None:
     other = JumpPolicy(JumpRules.reaching(ObservationLayout(WIDTH, DEPTH + 1)))
     with pytest.raises(ValueError, match=f"{DEPTH + 1} layers.*the stack has {DEPTH}"):
-        sweep(_stack(), other, _inputs(2, False))
+        routed_forward(_stack(), other, _inputs(2, False))
 
 
 @pytest.mark.parametrize("scope", ["state", "input"])
@@ -293,7 +296,7 @@ def test_restarted_rows_go_on_as_if_they_had_begun_there(scope: str) -> None:
     torch.manual_seed(10)
     stack, rules = _stack(), _policy(scope=scope).rules
     old, new, rows = _inputs(5, True), _inputs(2, True), torch.tensor([1, 4])
-    walk, fresh = Walk(stack, rules, old, 0.5), Walk(stack, rules, new, 0.1)
+    walk, fresh = RoutingState(stack, rules, old, 0.5), RoutingState(stack, rules, new, 0.1)
     walk.visit(0)
     walk.restart(rows, new, 0.1)
     untouched = walk.observe(torch.tensor([0, 2, 3]))
@@ -308,6 +311,6 @@ def test_restarting_leaves_the_inputs_alone() -> None:
     x = torch.randn(3, WIDTH)
     kept = x.clone()
     with torch.no_grad():
-        walk = Walk(stack, _policy(scope="input").rules, x, 0.0)
+        walk = RoutingState(stack, _policy(scope="input").rules, x, 0.0)
         walk.restart(torch.tensor([1]), torch.zeros(1, WIDTH), 0.0)
     assert torch.equal(x, kept)

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.blocks import AttentionBlock, ClassifierHead
+from rl_skip.core.routing import PolicyRouter, routed_forward
 from rl_skip.errors import UserError
 from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
-from rl_skip.routing import sweep
 from rl_skip.stack import Carry, LayerStack, ModuleStack, masked_mean
 
 
@@ -32,7 +32,7 @@ def test_rows_of_features() -> None:
     layers = [nn.Sequential(nn.Linear(6, 6), nn.ReLU()) for _ in range(5)]
     x, route = torch.randn(9, 4), _route(5, 9)
     stack = ModuleStack(nn.Linear(4, 6), layers, nn.Linear(6, 3), width=6, example=x[:2])
-    torch.testing.assert_close(sweep(stack, None, x, route=route).outputs, _loop(stack, stack.embed(x), route))
+    torch.testing.assert_close(routed_forward(stack, route, x).outputs, _loop(stack, stack.embed(x), route))
     torch.testing.assert_close(stack.pooled(stack.begin(x), None), stack.embed(x))
     torch.testing.assert_close(stack.pooled(stack.begin(x), torch.tensor([7, 2])), stack.embed(x)[[7, 2]])
 
@@ -43,10 +43,10 @@ def test_images() -> None:
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
     x, route = torch.randn(9, 1, 8, 5), _route(5, 9)
     stack = ModuleStack(nn.Conv2d(1, 6, 1), layers, head, width=6, channel_dim=1, example=x[:2])
-    torch.testing.assert_close(sweep(stack, None, x, route=route).outputs, _loop(stack, stack.embed(x), route), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(routed_forward(stack, route, x).outputs, _loop(stack, stack.embed(x), route), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(stack.pooled(stack.begin(x), None), stack.embed(x).mean(dim=(2, 3)))
     policy = JumpPolicy(JumpRules.reaching(ObservationLayout(6, 5)))
-    rollout = sweep(stack, policy, x, mode="sample")
+    rollout = routed_forward(stack, PolicyRouter(policy, sample=True), x)
     torch.testing.assert_close(rollout.outputs, _loop(stack, stack.embed(x), rollout.route), atol=1e-5, rtol=1e-5)
 
 
@@ -66,7 +66,7 @@ def test_sequences_with_padding() -> None:
     numbers = torch.randint(1, 20, (9, 7)) * (torch.arange(7) < torch.randint(1, 8, (9, 1)))
     layers = [AttentionBlock(6, 2) for _ in range(4)]
     stack = ModuleStack(Sequences(), layers, ClassifierHead(6, 3), width=6, layers_take_mask=True, example=numbers)
-    outputs = sweep(stack, None, numbers, route=torch.ones(4, dtype=torch.bool)).outputs
+    outputs = routed_forward(stack, torch.ones(4, dtype=torch.bool), numbers).outputs
     for row, of in enumerate(numbers):
         x = stack.embed.table(of[of > 0]).unsqueeze(0)
         torch.testing.assert_close(stack.pooled(stack.begin(numbers), torch.tensor([row])), x.mean(dim=1))
@@ -139,7 +139,7 @@ def test_routed_training_of_any_modules_moves_every_layer_that_ran() -> None:
     torch.manual_seed(5)
     stack = ModuleStack(nn.Linear(4, 4), _linears(4), nn.Linear(4, 2), width=4, layer_flops=[1.0] * 4)
     route = torch.tensor([[1, 0, 1, 0], [1, 0, 0, 0]], dtype=torch.bool)
-    sweep(stack, None, torch.randn(2, 4), route=route).outputs.square().sum().backward()
+    routed_forward(stack, route, torch.randn(2, 4)).outputs.square().sum().backward()
     assert [layer.weight.grad is not None for layer in stack.layers] == [True, False, True, False]
 
 
@@ -151,7 +151,7 @@ def test_from_modules_finds_width_and_costs() -> None:
     assert (stack.depth, stack.width) == (3, 6)
     torch.testing.assert_close(stack.layer_costs, torch.tensor([9.0, 1.0, 9.0]) / 19)
     assert [layer is mine for layer, mine in zip(stack.layers, stage, strict=True)] == [True] * 3
-    torch.testing.assert_close(sweep(stack, None, x, route=torch.tensor([1, 0, 1]).bool()).outputs, head(stage[2](stage[0](embed(x)))))
+    torch.testing.assert_close(routed_forward(stack, torch.tensor([1, 0, 1]).bool(), x).outputs, head(stage[2](stage[0](embed(x)))))
 
 
 class Pair(nn.Module):

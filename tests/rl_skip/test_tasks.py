@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rl_skip.core.routing import routed_forward
 from rl_skip.errors import UserError
 from rl_skip.network import NetworkConfig, build_network
-from rl_skip.routing import sweep
 from rl_skip.tasks import Examples, Split, Task, load_task, stratified_split
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -118,7 +118,7 @@ def test_a_task_of_ones_own_is_loaded_with_its_data_and_runs(own: Callable[[str]
     assert task.name == "signs of some/where" and load_task(own("signs")).name == "signs of None"
     stack = build_network(NetworkConfig(layers=3, width=16, heads=2), task.embedding, task.tokens, len(task.classes))
     rows = task.load("train").take(slice(0, 4))
-    outputs = sweep(stack, None, rows.inputs, route=torch.ones(3, dtype=torch.bool)).outputs
+    outputs = routed_forward(stack, torch.ones(3, dtype=torch.bool), rows.inputs).outputs
     assert outputs.shape == (4, 2) and task.loss(outputs, rows.labels).shape == (4,)
 
 

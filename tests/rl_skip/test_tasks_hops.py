@@ -10,10 +10,10 @@ from torch import Tensor
 
 import rl_skip
 from rl_skip.blocks import PointerEmbedding
+from rl_skip.core.routing import routed_forward
 from rl_skip.errors import UserError
 from rl_skip.network import NetworkConfig, build_network, network_to_json
 from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
-from rl_skip.routing import sweep
 from rl_skip.runs import load_run
 from rl_skip.stack import ModuleStack
 from rl_skip.tasks import Split, load_task
@@ -97,7 +97,7 @@ def tied_run(folder: Path) -> ModuleStack:
     torch.manual_seed(3)
     stack = build_network(TIED, task.embedding, task.tokens, 8)
     policy = JumpPolicy(JumpRules.reaching(ObservationLayout(16, 4), allow_exit=True))
-    torch.nn.init.normal_(policy.leave.weight, std=1.0)
+    torch.nn.init.normal_(policy.fc_out.weight, std=1.0)
     described = network_to_json(TIED, task.embedding, task.tokens, 8)
     rl_skip.save(folder / "policy", policy, stack=stack, network=described, price=0.1)
     (folder / "config.json").write_text(json.dumps({"format_version": 1, "task": {"name": "hops", "data": None}, "network": asdict(TIED)}))
@@ -113,7 +113,7 @@ def test_tied_layers_are_one_layer() -> None:
     assert sum(map(torch.numel, tied.parameters())) == sum(map(torch.numel, single.parameters()))
     # Which of the layers run makes no difference, only how many.
     inputs = task.load("test").take(slice(0, 20)).inputs
-    first, last = (sweep(tied, None, inputs, route=torch.tensor(route).bool()).outputs for route in ([1, 1, 1, 0], [1, 0, 1, 1]))
+    first, last = (routed_forward(tied, torch.tensor(route).bool(), inputs).outputs for route in ([1, 1, 1, 0], [1, 0, 1, 1]))
     assert torch.equal(first, last)
 
 
@@ -126,7 +126,7 @@ def test_an_export_of_tied_layers_comes_back_bit_for_bit_and_tied(tmp_path: Path
     inputs = task.load("test").take(slice(0, 50)).inputs
     outputs = model(inputs)
     assert model.last is not None
-    assert torch.equal(outputs, sweep(stack.eval(), model.policy, inputs, price=0.1).outputs)
+    assert torch.equal(outputs, routed_forward(stack.eval(), model.policy, inputs, price=0.1).outputs)
     assert len(model.last.route.unique(dim=0)) > 1
 
 

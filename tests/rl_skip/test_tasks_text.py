@@ -127,7 +127,7 @@ def test_a_backbone_gets_a_head_on_the_mean_of_its_real_tokens(tmp_path: Path) -
     stack = task.build(None).eval()  # type: ignore[arg-type]
     inputs = task.load("test").inputs
     assert isinstance(stack, HuggingFaceStack) and isinstance(inputs, dict)
-    outputs = rl_skip.sweep(stack, None, inputs, route=torch.ones(4, dtype=torch.bool)).outputs
+    outputs = rl_skip.routed_forward(stack, torch.ones(4, dtype=torch.bool), inputs).outputs
     hidden = transformers.AutoModel.from_pretrained(folder).eval()(**inputs).last_hidden_state
     for b, row in enumerate(hidden):
         mean = row[: int(inputs["attention_mask"][b].sum())].mean(dim=0)
@@ -185,5 +185,5 @@ def test_rows_of_like_length_run_together_and_results_stay_in_order(tmp_path: Pa
         alone = evaluate(stack, policy, task, one, price=0.1)
         assert alone.route.equal(found.route[n : n + 1]) and alone.prediction.equal(found.prediction[n : n + 1])
         torch.testing.assert_close(alone.compute_by_row, found.compute_by_row[n : n + 1])
-        ours = evaluate(stack, None, task, one, route=routes[3])
+        ours = evaluate(stack, routes[3], task, one)
         assert ours.correct[0] == correct[3, n] and abs(float(ours.compute_by_row[0] - compute[3, n])) < 1e-6

@@ -1,0 +1,45 @@
+"""Running all rows of a split in batches, as a network is deployed."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from rl_skip.inputs import by_length
+from rl_skip.tasks import Examples
+
+__all__ = ["deployed", "in_batches"]
+
+
+@contextmanager
+def deployed(*modules: nn.Module) -> Iterator[None]:
+    """Within it the modules are in evaluation mode and gradients are off; afterwards each is in the mode that it was in."""
+    modes = [module.training for module in modules]
+    try:
+        with torch.no_grad():
+            for module in modules:
+                module.eval()
+            yield
+    finally:
+        for module, training in zip(modules, modes, strict=True):
+            module.train(training)
+
+
+def in_batches(run: Callable[[Examples, Tensor], tuple[Tensor, ...]], examples: Examples, batch_size: int, *modules: nn.Module) -> list[Tensor]:
+    """What `run` makes of all N examples, batch by batch, while the modules are deployed; rows of like length run together.
+
+    Args:
+        run: a batch, and which rows of the examples it holds, (B,) on the CPU → tensors, rows first.
+        examples: on the device where they are to run.
+        batch_size: B, of all batches but the last.
+        modules: what runs.
+
+    Returns:
+        The tensors, (N, …) each, on the CPU, in the order of the examples.
+    """
+    order = by_length(examples.inputs)
+    with deployed(*modules):
+        parts = [run(examples.take(rows.to(examples.labels.device)), rows) for rows in order.split(batch_size)]
+    back = order.argsort()
+    return [torch.cat(part).cpu()[back] for part in zip(*parts, strict=True)]

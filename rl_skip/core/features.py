@@ -1,0 +1,205 @@
+"""The observation's parts: each a named feature, with its size, its bounds, how it is read and what it costs."""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rl_skip.core.plugins import Registry
+from rl_skip.errors import UserError
+
+if TYPE_CHECKING:
+    from rl_skip.core.routing import RoutingState
+
+__all__ = ["ALWAYS", "FEATURES", "STATE_BOUND", "Feature", "View", "check_features", "find_features"]
+
+STATE_BOUND = 1e4
+"""Numbers of the network's own are cut here, so that an observation stays within bounds."""
+
+
+class View:
+    """What there is to see of R rows that wait for a decision. Nothing of it carries a gradient.
+
+    Args:
+        state: where the batch is.
+        rows: (R,) long, the rows.
+    """
+
+    def __init__(self, state: "RoutingState", rows: Tensor) -> None:
+        self.state, self.rows = state, rows
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """(R, D), the hidden state, averaged over the real tokens."""
+        return self.state.stack.pooled(self.state.carry, self._gathered).detach()
+
+    @cached_property
+    def memory(self) -> Tensor | None:
+        """(R, D), the working memory; None where the stack has none."""
+        memory = self.state.stack.memory(self.state.carry, self._gathered)
+        return None if memory is None else memory.detach()
+
+    @cached_property
+    def position(self) -> Tensor:
+        """(R,) long, the last layer that ran; 0 before any did."""
+        return self.state.position[self.rows]
+
+    @cached_property
+    def compute(self) -> Tensor:
+        """(R,), the relative compute spent so far."""
+        return self.state.spent[self.rows].sum(dim=1)
+
+    @cached_property
+    def price(self) -> Tensor:
+        """(R,), what a unit of compute costs."""
+        return self.state.price[self.rows]
+
+    def previous(self, name: str, value: Tensor) -> Tensor:
+        """What was given here under `name` when each row was last looked at, after an earlier layer; zeros at its first look.
+
+        Args:
+            name: a feature's own, such as its name.
+            value: (R, K), of now; it is what the next look is given.
+
+        Returns:
+            (R, K). Looking twice after the same layer gives the same.
+        """
+        return self.state.previous(name, self.rows, value)
+
+    @property
+    def _gathered(self) -> Tensor | None:
+        """The rows to gather; None for all of them."""
+        return None if self.rows.shape[0] == self.state.price.shape[0] else self.rows
+
+
+class Feature:
+    """One part of the observation. A person's own is a subclass, or an instance of one, named as `file.py:name`.
+
+    Example:
+        >>> class HiddenNorm(Feature):
+        ...     name = "hidden_norm"
+        ...     def read(self, view: View) -> Tensor:
+        ...         return view.hidden.norm(dim=1, keepdim=True)
+        >>> HiddenNorm().size(width=64)
+        1
+    """
+
+    name: str
+    """What files and messages call it; unlike any other's."""
+    low, high = -STATE_BOUND, STATE_BOUND
+    """The bounds, between which what is read is clamped."""
+    normalised = False
+    """Whether the policy puts a LayerNorm before it; for features of many numbers of one kind."""
+    of_state = True
+    """Whether it is read of the hidden state: with the scope "input" then once, before layer 0."""
+
+    def size(self, width: int) -> int:
+        """How many numbers it has, for a stack of that width."""
+        return 1
+
+    def flops(self, width: int) -> int:
+        """Operations of reading it for one row, in matrix products."""
+        return 0
+
+    def read(self, view: View) -> Tensor:
+        """(R, size), float."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is read")
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+class HiddenState(Feature):
+    """The hidden state, averaged over the real tokens."""
+
+    name, normalised = "hidden", True
+
+    def size(self, width: int) -> int:
+        return width
+
+    def read(self, view: View) -> Tensor:
+        return view.hidden
+
+
+class WorkingMemory(Feature):
+    """The working memory of a stack that has one, averaged likewise."""
+
+    name, normalised = "memory", True
+
+    def size(self, width: int) -> int:
+        return width
+
+    def read(self, view: View) -> Tensor:
+        return torch.zeros_like(view.hidden) if view.memory is None else view.memory
+
+
+class Position(Feature):
+    """Where the row is: i / L after layer i."""
+
+    name, low, high, of_state = "position", 0.0, 1.0, False
+
+    def read(self, view: View) -> Tensor:
+        return (view.position.to(view.compute.dtype) / view.state.stack.depth).unsqueeze(1)
+
+
+class Compute(Feature):
+    """What the row has spent so far, in units of the whole stack at full depth."""
+
+    name, low, of_state = "compute", 0.0, False
+
+    def read(self, view: View) -> Tensor:
+        return view.compute.unsqueeze(1)
+
+
+class Price(Feature):
+    """The logarithm of the price, scaled so that the range of prices is −1 … 1."""
+
+    name, low, high, of_state = "price", -1.0, 1.0, False
+
+    def read(self, view: View) -> Tensor:
+        return view.state.layout.scale_price(view.price).unsqueeze(1)
+
+
+ALWAYS: tuple[Feature, ...] = (Position(), Compute(), Price())
+"""Without these no observation says where it was made, or for which price."""
+FEATURES: Registry[Feature] = Registry("feature", "--feature")
+for _feature in (HiddenState(), WorkingMemory(), *ALWAYS):
+    FEATURES.register(_feature.name, _feature)
+
+
+def find_features(references: Iterable[str], given: Sequence[Feature] = ()) -> tuple[Feature, ...]:
+    """The features of those names: among `given`, registered, or a person's own as `file.py:name`.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    by_name = {feature.name: feature for feature in given}
+    return tuple(by_name[reference] if reference in by_name else _found(reference) for reference in references)
+
+
+def _found(reference: str) -> Feature:
+    found: Any = FEATURES.find(reference)
+    made = found() if isinstance(found, type) else found
+    if not isinstance(made, Feature) or not isinstance(getattr(made, "name", None), str):
+        raise UserError(f"{reference} is no rl_skip.Feature with a name; set --feature to one, or to a class of one")
+    return made
+
+
+def check_features(features: Sequence[Feature]) -> None:
+    """Refuses features that cannot be told apart.
+
+    Raises:
+        UserError: naming the name that stands twice, or that is always there.
+    """
+    always = {feature.name for feature in ALWAYS}
+    names = [feature.name for feature in features]
+    for name in names:
+        if name in always:
+            raise UserError(f"the feature {name!r} is part of every observation; leave it out of --feature")
+        if names.count(name) > 1:
+            raise UserError(f"the feature {name!r} is named twice; name it once with --feature")

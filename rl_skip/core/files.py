@@ -1,0 +1,53 @@
+"""Files and folders that are there whole or not at all."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rl_skip.errors import UserError
+
+__all__ = ["atomic_replace", "atomic_write"]
+
+
+def atomic_write(file: Path, content: bytes | str) -> None:
+    """Writes a file so that, whatever happens, either the old content is there or all of the new.
+
+    Written beside, flushed to the disk, renamed over. Text is written as UTF-8.
+
+    Raises:
+        UserError: if the disk does not take it.
+    """
+    beside = file.with_name(f".{file.name[::-1]}.tmp")  # backwards, so that nobody takes it for one of the files that they look for
+    try:
+        with beside.open("wb") as opened:
+            opened.write(content.encode() if isinstance(content, str) else content)
+            opened.flush()
+            os.fsync(opened.fileno())
+        beside.replace(file)
+    except OSError as error:
+        advice = "make room, then run the command again, train.py with --resume"
+        raise UserError(f"{file} cannot be written ({error.strerror}); {advice}") from None
+
+
+def atomic_replace(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
+    """Makes a folder beside its place, lets `fill` write into it, and renames it into place.
+
+    Args:
+        folder: what to make; its parents are made too.
+        fill: is given the empty folder.
+        overwrite: replaces what is there.
+
+    Raises:
+        UserError: if something is in its place that may not be overwritten.
+    """
+    if not overwrite and (folder.is_symlink() or folder.exists()):
+        raise UserError(f"{folder} exists and is left as it is; name another folder, or overwrite it with overwrite=True")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
+        new, old = Path(staging, "new"), Path(staging, "old")
+        new.mkdir()
+        fill(new)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)

@@ -1,0 +1,93 @@
+"""The reward: what an episode earns, said once for agents, environment, evaluation, oracle, telemetry and card."""
+
+from torch import Tensor
+
+from rl_skip.core.plugins import Registry
+from rl_skip.errors import UserError
+
+__all__ = ["REWARDS", "LINEAR", "BudgetReward", "Reward", "find_reward"]
+
+
+class Reward:
+    """Reward = score − price · compute, in units of score. For another one, subclass it and say what differs.
+
+    The price λ is in units of score per unit of relative compute: at a price of 0.1, running half of the layers less is worth
+    five points of accuracy. What is lost and gained must not depend on how an episode is cut into steps, so a reward has two parts:
+    what the answer is worth, and what the compute of the whole route costs.
+
+    Example:
+        >>> import torch
+        >>> Reward().total(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.25]), price=0.1)
+        tensor([ 0.9500, -0.0250])
+    """
+
+    formula = "score − price · compute"
+    """What reports and model cards call it."""
+
+    def gain(self, score: Tensor) -> Tensor:
+        """What an answer of that score is worth; any shape, in units of score."""
+        return score
+
+    def penalty(self, compute: Tensor, price: Tensor | float) -> Tensor:
+        """What compute costs at a price, elementwise, in units of score; no compute costs nothing."""
+        return price * compute
+
+    def total(self, score: Tensor, compute: Tensor, price: Tensor | float) -> Tensor:
+        """What a whole episode earns, elementwise."""
+        return self.gain(score) - self.penalty(compute, price)
+
+    def to_go(self, score: Tensor, spent: Tensor, price: Tensor) -> Tensor:
+        """What an episode still earns after the decision of each column.
+
+        Args:
+            score: (B,).
+            spent: (B, L), compute spent at each layer.
+            price: (B,).
+
+        Returns:
+            (B, L): the gain less the penalty of all compute that follows.
+        """
+        so_far = self.penalty(spent.cumsum(dim=1), price.unsqueeze(1))  # (B, L)
+        return self.total(score, spent.sum(dim=1), price).unsqueeze(1) + so_far
+
+
+class BudgetReward(Reward):
+    """Another reward, less a penalty for the squared distance of a row's compute from a budget.
+
+    A multiplier can only forbid: where accuracy asks for less than the budget, the price sinks to nothing, and routes go
+    wherever noise drives them. The penalty, by a little, settles what accuracy leaves open.
+
+    Args:
+        inner: the reward.
+        budget: the mean compute allowed.
+        weight: of the penalty. More brings every row nearer to the budget; 0 to 0.5.
+    """
+
+    def __init__(self, inner: Reward, budget: float, weight: float) -> None:
+        self.inner, self.budget, self.weight = inner, budget, weight
+        self.formula = f"{inner.formula} − {weight:g} · (compute − {budget:g})²"
+
+    def gain(self, score: Tensor) -> Tensor:
+        return self.inner.gain(score)
+
+    def penalty(self, compute: Tensor, price: Tensor | float) -> Tensor:
+        distance = self.weight * compute * (compute - 2 * self.budget)  # (compute − budget)², less that of no compute
+        return self.inner.penalty(compute, price) + distance
+
+
+LINEAR = Reward()
+REWARDS: Registry[Reward] = Registry("reward", "--reward")
+REWARDS.register("linear", LINEAR)
+
+
+def find_reward(reference: str) -> Reward:
+    """The reward that is registered as `reference`, or that `file.py:name` names: a `Reward`, or a class of one.
+
+    Raises:
+        UserError: if there is none.
+    """
+    found: object = REWARDS.find(reference)
+    made = found() if isinstance(found, type) else found
+    if not isinstance(made, Reward):
+        raise UserError(f"{reference} is {type(made).__name__}, not a rl_skip.Reward; set --reward to one, or to a class of one")
+    return made

@@ -1,0 +1,430 @@
+"""Routing: where the rows of a batch are in a stack, who says where they go next, and the forward pass that takes them there."""
+
+from abc import ABC, abstractmethod
+from copy import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rl_skip.core.features import View
+from rl_skip.inputs import Inputs, row_count
+from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
+from rl_skip.stack import Carry, LayerStack
+
+__all__ = [
+    "Decision",
+    "FixedRoute",
+    "PolicyRouter",
+    "Rollout",
+    "Router",
+    "RoutingState",
+    "as_router",
+    "check_layout",
+    "checked_route",
+    "next_layers",
+    "only_way",
+    "routed_forward",
+]
+
+WAITING = -1
+
+
+@dataclass
+class Decision:
+    """Where R rows go after the layer that they have just run."""
+
+    next_layer: Tensor
+    """(R,) long, the layer that each runs next; L: it leaves."""
+    flops: Tensor | float = 0.0
+    """Operations that deciding took for each row."""
+    part: str = "decision"
+    """What a cost model calls that."""
+    answers: Tensor | None = None
+    """(R, ...), with which the rows that leave are answered; None: by what the stack makes of them in the end."""
+    observation: Tensor | None = None
+    """(R, S), what a policy saw, and"""
+    logits: Tensor | None = None
+    """(R, J + 1), what it made of it, where one decided."""
+
+
+class Router(ABC):
+    """Whoever says, for the rows that have just run a layer, where they go next.
+
+    Example:
+        >>> class EveryOther(Router):
+        ...     def decide(self, state: "RoutingState", i: int, rows: Tensor) -> Decision:
+        ...         return Decision(torch.full_like(rows, min(i + 2, state.stack.depth)))
+        >>> from rl_skip import ModuleStack
+        >>> stack = ModuleStack(nn.Linear(3, 8), [nn.Linear(8, 8) for _ in range(4)], nn.Linear(8, 2), width=8, layer_flops=[1.0] * 4)
+        >>> routed_forward(stack, EveryOther(), torch.zeros(1, 3)).route.int().tolist()
+        [[1, 0, 1, 0]]
+    """
+
+    rules: JumpRules | None = None
+    """What the policy that decides may do and see; None: nobody looks."""
+
+    @abstractmethod
+    def decide(self, state: "RoutingState", i: int, rows: Tensor) -> Decision:
+        """Called after layer `i` ran on the R `rows`."""
+
+
+class RoutingState:
+    """A batch on its way through a stack: where each row is, and what it has spent.
+
+    `visit(i)` runs layer i on exactly the rows whose next layer it is; `follow` sends rows on as a decision says. The routed
+    forward visits the layers in order and lets a router decide after each; an environment visits them after each of its
+    steps. There is no other routing, and nobody else writes what is here.
+
+    Args:
+        stack: the layers.
+        rules: what a policy may do and see; None: nobody looks.
+        inputs: of the batch.
+        price: what compute costs, for each row or for all.
+        carry: what `stack.begin(inputs)` gave, where somebody else began.
+    """
+
+    def __init__(self, stack: LayerStack, rules: JumpRules | None, inputs: Inputs, price: Tensor | float, carry: Carry | None = None) -> None:
+        self.stack, self.rules = stack, rules
+        self.carry = stack.begin(inputs) if carry is None else carry
+        B, L, device = row_count(inputs), stack.depth, self.carry.hidden.device
+        self.price = torch.as_tensor(price, dtype=torch.float32, device=device).expand(B).clone()  # (B,)
+        self.next_layer = torch.zeros(B, dtype=torch.long, device=device)  # L: left; WAITING: for a decision
+        self.position = torch.zeros(B, dtype=torch.long, device=device)  # last layer run
+        self.route = torch.zeros(B, L, dtype=torch.bool, device=device)
+        self.spent = torch.zeros(B, L, device=device)
+        self.answers: Tensor | None = None
+        """(B, ...), of the rows that left with an answer of their own."""
+        self.answered = torch.zeros(B, dtype=torch.bool, device=device)
+        self._looks: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # by name: values before, values now (B, K), and after which layer (B,)
+        self._first = self._first_look() if rules is not None and rules.scope == "input" else {}
+
+    @property
+    def layout(self) -> ObservationLayout:
+        """What an observation holds.
+
+        Raises:
+            ValueError: where nobody looks.
+        """
+        if self.rules is None:
+            raise ValueError("cannot observe: this forward pass has no policy")
+        return self.rules.layout
+
+    @property
+    def compute(self) -> Tensor:
+        """(B,), relative compute spent so far."""
+        return self.spent.sum(dim=1)
+
+    def visit(self, i: int) -> Tensor | None:
+        """Runs layer `i` on the rows whose next layer it is. Returns them, (R,); None where there are none."""
+        rows = (self.next_layer == i).nonzero().squeeze(1)
+        if rows.shape[0] == 0:
+            return None
+        counted = self.stack.run(i, self.carry, self._some(rows)).detach().float()
+        self.spent[rows, i] = self.stack.costs.layer(i, counted)
+        self.route[rows, i] = True
+        self.position[rows] = i
+        self.next_layer[rows] = WAITING
+        return rows
+
+    def observe(self, rows: Tensor) -> Tensor:
+        """(R, S), what the policy sees of rows that wait for a decision."""
+        first = {name: values[rows] for name, values in self._first.items()}
+        return self.layout.read(View(self, rows), first)
+
+    def follow(self, rows: Tensor, decision: Decision) -> None:
+        """Charges `rows` (R,) for a decision and sends them on as it says; rows that leave without an answer of their own are marked as jumping."""
+        if isinstance(decision.flops, Tensor) or decision.flops > 0:
+            counted = decision.flops / self.carry.full_flops[rows]
+            self.spent[rows, self.position[rows]] += self.stack.costs.part(decision.part, counted)
+        following = decision.next_layer
+        self.next_layer[rows] = following
+        if decision.answers is not None:
+            leaving = following == self.stack.depth
+            self._answer(rows[leaving], decision.answers[leaving])
+            rows, following = rows[~leaving], following[~leaving]
+        self.stack.on_jump(self.carry, rows, following - self.position[rows] - 1)
+
+    def pass_over(self, i: int) -> None:
+        """Rows whose next layer lies before `i` have it at `i`: the model itself left the layers between out."""
+        self.next_layer.clamp_(min=i)
+
+    def outputs(self) -> Tensor:
+        """(B, ...), what all rows say, once they have left: answers of their own, or what the stack makes of them."""
+        if self.answers is None:
+            return self.stack.finish(self.carry)
+        rest = (~self.answered).nonzero().squeeze(1)
+        return self.answers if rest.shape[0] == 0 else self.answers.index_copy(0, rest, self.finish(rest).to(self.answers.dtype))
+
+    def finish(self, rows: Tensor) -> Tensor:
+        """(R, ...), what the stack makes of the named rows as they are."""
+        some = self._some(rows)
+        return self.stack.finish(self.carry if some is None else self.carry.take(some))
+
+    def hidden(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The hidden state (R, T, D) of the named rows, and which of their tokens are real, (R, T); None where all are."""
+        carry, some = self.carry, self._some(rows)
+        if some is None:
+            return carry.hidden, carry.mask
+        return carry.hidden.index_select(0, some), None if carry.mask is None else carry.mask.index_select(0, some)
+
+    def fork(self) -> "RoutingState":
+        """The same batch at the same place, which can go another way."""
+        other = copy(self)
+        other.carry, other._looks = copy(self.carry), dict(self._looks)
+        for name in ("next_layer", "position", "route", "spent", "answered"):
+            setattr(other, name, getattr(self, name).clone())
+        return other
+
+    def restart(self, rows: Tensor, inputs: Inputs, price: Tensor | float) -> None:
+        """Puts new inputs, one for each of `rows`, in the place of the old ones; layer 0 is their next.
+
+        The inputs must have the shapes of the old ones: an environment takes both from the same examples.
+        """
+        fresh = RoutingState(self.stack, self.rules, inputs, price)
+        self.carry.put(rows, fresh.carry)
+        for name in ("price", "next_layer", "position", "route", "spent", "answered"):
+            getattr(self, name)[rows] = getattr(fresh, name)
+        # Not in place: a working memory may still be the parameter it began as, seen by every row.
+        self._first = {name: values.index_copy(0, rows, fresh._first[name]) for name, values in self._first.items()}
+        for before, now, at in self._looks.values():
+            before[rows], now[rows], at[rows] = 0.0, 0.0, WAITING
+
+    def previous(self, name: str, rows: Tensor, value: Tensor) -> Tensor:
+        """See `View.previous`."""
+        if name not in self._looks:
+            zeros = value.new_zeros(self.price.shape[0], *value.shape[1:])
+            self._looks[name] = zeros, zeros.clone(), torch.full_like(self.position, WAITING)
+        before, now, at = self._looks[name]
+        moved = at[rows] != self.position[rows]
+        fresh = rows[moved]
+        before[fresh] = now[fresh]
+        now[rows], at[rows] = value.detach(), self.position[rows]
+        return before[rows]
+
+    def _answer(self, rows: Tensor, answers: Tensor) -> None:
+        if self.answers is None:
+            self.answers = answers.new_zeros(self.price.shape[0], *answers.shape[1:])
+        self.answers = self.answers.index_copy(0, rows, answers)
+        self.answered[rows] = True
+
+    def _first_look(self) -> dict[str, Tensor]:
+        """What features of the state are before layer 0, (B, size) each by name."""
+        view = View(self, torch.arange(self.price.shape[0], device=self.price.device))
+        return {part.name: self.layout.read_part(part, view) for part in self.layout.parts if part.of_state}
+
+    def _some(self, rows: Tensor) -> Tensor | None:
+        """The rows to gather; None where they are all rows."""
+        return None if rows.shape[0] == self.price.shape[0] else rows
+
+
+class FixedRoute(Router):
+    """The same route for every row, or a given one for each; deciding costs nothing.
+
+    Args:
+        route: (L,) or (B, L) bool.
+        rules: those that the route must keep to; None: every route with layer 0 will do.
+
+    Raises:
+        ValueError: if the route leaves out layer 0, or makes a jump that `rules` do not allow.
+    """
+
+    def __init__(self, route: Tensor, rules: JumpRules | None = None) -> None:
+        self.route = checked_route(route, rules)
+        self.next_layers = next_layers(self.route)
+
+    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
+        shape = state.route.shape
+        if self.route.shape not in (shape, shape[1:]):
+            raise ValueError(f"a route must have shape {tuple(shape[1:])} or {tuple(shape)}, got {tuple(self.route.shape)}")
+        self.next_layers = self.next_layers.to(rows.device)
+        return Decision(self.next_layers[i].expand_as(rows) if self.next_layers.dim() == 1 else self.next_layers[rows, i])
+
+
+class PolicyRouter(Router):
+    """A jump policy decides after each layer that leaves a choice.
+
+    Args:
+        policy: who decides.
+        sample: draws jumps from the policy; else the likeliest is taken.
+        generator: where the random numbers come from.
+        route: (L,) or (B, L) bool, followed in place of the policy's own choice; the rollout says how likely that was.
+
+    Raises:
+        ValueError: if the route is one that the policy's rules do not allow.
+    """
+
+    def __init__(self, policy: JumpPolicy, *, sample: bool = False, generator: torch.Generator | None = None, route: Tensor | None = None) -> None:
+        self.policy, self.rules = policy, policy.rules
+        self.sample, self.generator = sample, generator
+        self.given = None if route is None else FixedRoute(route, policy.rules)
+
+    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
+        rules = self.policy.rules
+        given = None if self.given is None else self.given.decide(state, i, rows).next_layer
+        if not rules.choices[i]:
+            return only_way(rules, i, rows) if given is None else Decision(given)
+        observation = state.observe(rows)
+        logits = self.policy(observation)  # (R, J + 1)
+        following = rules.next_layer(i, self._choose(logits.detach())) if given is None else given
+        return Decision(following, rules.decision_flops, observation=observation, logits=logits)
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        if not self.sample:
+            return logits.argmax(dim=1)
+        return torch.multinomial(torch.log_softmax(logits, dim=1).exp(), 1, generator=self.generator).squeeze(1)
+
+
+def only_way(rules: JumpRules, i: int, rows: Tensor) -> Decision:
+    """Where rows go after a layer that leaves no choice; nobody is asked, and it costs nothing."""
+    return Decision(rules.next_layer(i, torch.zeros_like(rows)))
+
+
+def as_router(router: Router | JumpPolicy | Tensor) -> Router:
+    """A router as it is; a policy as one that takes the likeliest jump; a route, (L,) or (B, L) bool, as one to follow."""
+    if isinstance(router, Router):
+        return router
+    return PolicyRouter(router) if isinstance(router, JumpPolicy) else FixedRoute(router)
+
+
+@dataclass
+class Rollout:
+    """What one routed forward pass did. Decisions are dense: column i holds the decision taken after layer i."""
+
+    outputs: Tensor
+    """(B, ...), what the network says."""
+    route: Tensor
+    """(B, L) bool, the layers that each row ran."""
+    jumps: Tensor
+    """(B, L) long, the layers passed over after each layer that ran."""
+    decided: Tensor
+    """(B, L) bool, where a policy had a choice and took it."""
+    log_probs: Tensor
+    """(B, L), log-probability of the jump taken; 0 where no decision was taken."""
+    entropies: Tensor
+    """(B, L), entropy of the policy at each decision; 0 elsewhere."""
+    values: Tensor
+    """(B, L), what the critic expected at each decision; 0 elsewhere, or without a critic."""
+    spent: Tensor
+    """(B, L), compute spent at each layer: the layer, its gates, and the decision taken after it."""
+
+    @property
+    def compute(self) -> Tensor:
+        """(B,), compute of the whole route."""
+        return self.spent.sum(dim=1)
+
+
+def routed_forward(
+    stack: LayerStack, router: Router | JumpPolicy | Tensor, inputs: Inputs, *, price: Tensor | float = 0.0, critic: nn.Module | None = None
+) -> Rollout:
+    """Takes a batch from `begin` to `finish`, each row on its own route, each layer called at most once.
+
+    Args:
+        stack: the layers.
+        router: who decides; a policy takes the likeliest jump, and a route, (L,) or (B, L) bool, is followed.
+        inputs: B rows.
+        price: the price λ, in score per unit of relative compute, one for all rows or (B,); a policy sees it.
+        critic: observation (N, S) → value (N,), asked once for all decisions.
+
+    Raises:
+        ValueError: if policy or route do not fit the stack, or the route is one that the policy's rules do not allow.
+
+    Example:
+        >>> from rl_skip import ModuleStack
+        >>> stack = ModuleStack(nn.Linear(3, 8), [nn.Linear(8, 8) for _ in range(4)], nn.Linear(8, 2), width=8, layer_flops=[1.0] * 4)
+        >>> routed_forward(stack, torch.tensor([True, False, False, True]), torch.zeros(5, 3)).compute.tolist()
+        [0.5, 0.5, 0.5, 0.5, 0.5]
+    """
+    router = as_router(router)
+    if router.rules is not None:
+        check_layout(router.rules.layout, stack)
+    state = RoutingState(stack, router.rules, inputs, price)
+    taken = _Decisions()
+    for i in range(stack.depth):
+        rows = state.visit(i)
+        if rows is None:
+            continue
+        decision = router.decide(state, i, rows)
+        taken.add(i, rows, decision)
+        state.follow(rows, decision)
+    first = torch.arange(1, stack.depth + 1, device=state.route.device)
+    return Rollout(
+        outputs=state.outputs(),
+        route=state.route,
+        jumps=(next_layers(state.route) - first) * state.route,
+        spent=state.spent,
+        **taken.dense(state.spent, critic),
+    )
+
+
+def check_layout(layout: ObservationLayout, stack: LayerStack) -> None:
+    """Refuses a policy for another stack.
+
+    Raises:
+        ValueError: if depth or width differ.
+    """
+    if (layout.depth, layout.width) != (stack.depth, stack.width):
+        raise ValueError(f"the policy is for {layout.depth} layers of width {layout.width}, the stack has {stack.depth} of width {stack.width}")
+
+
+def next_layers(route: Tensor) -> Tensor:
+    """For each layer of a route (..., L), the next layer that the route runs; L where it runs no more. (..., L) long."""
+    depth = route.shape[-1]
+    index = torch.arange(depth, device=route.device).expand_as(route)
+    run_at = torch.where(route, index, depth).flip(-1).cummin(dim=-1).values.flip(-1)  # first run layer at or after i
+    return torch.cat([run_at[..., 1:], torch.full_like(run_at[..., :1], depth)], dim=-1)
+
+
+def checked_route(route: Tensor, rules: JumpRules | None) -> Tensor:
+    """A route, (L,) or (B, L), as bool.
+
+    Raises:
+        ValueError: if it leaves out layer 0, has another depth than `rules`, or makes a jump that they do not allow.
+    """
+    route = route.bool()
+    if not route[..., 0].all():
+        raise ValueError("layer 0 always runs, and the route leaves it out")
+    if rules is not None:
+        depth = route.shape[-1]
+        if depth != rules.layout.depth:
+            raise ValueError(f"a route must have shape (rows, {rules.layout.depth}) or ({rules.layout.depth},), got {tuple(route.shape)}")
+        jumps = next_layers(route) - torch.arange(1, depth + 1, device=route.device)
+        longest = rules.legal.sum(dim=1).to(route.device) - 1  # (L,)
+        if (route & (jumps > longest)).any():
+            raise ValueError(f"the route makes a jump that the policy may not: max_jump is {rules.max_jump}, allow_exit {rules.allow_exit}")
+    return route
+
+
+class _Decisions:
+    """Collects a policy's decisions, layer by layer, and lays them out densely."""
+
+    def __init__(self) -> None:
+        self.rows: list[Tensor] = []
+        self.columns: list[Tensor] = []
+        self.jumps: list[Tensor] = []
+        self.observations: list[Tensor] = []
+        self.logits: list[Tensor] = []
+
+    def add(self, i: int, rows: Tensor, decision: Decision) -> None:
+        if decision.logits is None or decision.observation is None:
+            return
+        self.rows.append(rows)
+        self.columns.append(torch.full_like(rows, i))
+        self.jumps.append(decision.next_layer - i - 1)
+        self.observations.append(decision.observation)
+        self.logits.append(decision.logits)
+
+    def dense(self, like: Tensor, critic: nn.Module | None) -> dict[str, Tensor]:
+        """The parts of a `Rollout`, each (B, L) as `like`, zero where nothing was decided."""
+        zeros = torch.zeros_like(like)
+        if not self.rows:
+            return {"decided": zeros.bool(), "log_probs": zeros, "entropies": zeros, "values": zeros}
+        where = (torch.cat(self.rows), torch.cat(self.columns))
+        log_probs = torch.log_softmax(torch.cat(self.logits), dim=1)  # (N, J + 1)
+        taken = log_probs.gather(1, torch.cat(self.jumps).unsqueeze(1)).squeeze(1)
+        return {
+            "decided": zeros.bool().index_put(where, torch.ones((), dtype=torch.bool, device=like.device)),
+            "log_probs": zeros.index_put(where, taken),
+            "entropies": zeros.index_put(where, -(log_probs.exp() * log_probs).sum(dim=1)),
+            "values": zeros if critic is None else zeros.index_put(where, critic(torch.cat(self.observations))),
+        }

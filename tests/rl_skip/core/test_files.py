@@ -1,0 +1,59 @@
+"""Files and folders that are there whole or not at all."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rl_skip.core.files import atomic_replace, atomic_write
+from rl_skip.errors import UserError
+
+
+def test_what_is_written_is_there_as_bytes_or_as_text(tmp_path: Path) -> None:
+    for content in (b"\x00\xff", "naïve\n", b"shorter"):
+        atomic_write(tmp_path / "file", content)
+        assert (tmp_path / "file").read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    atomic_write(file, b"old")
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="file cannot be written .No space left on device.") as told:
+        atomic_write(file, b"new and longer")
+    assert file.read_bytes() == b"old" and "\n" not in str(told.value)
+
+
+def test_two_files_of_a_folder_can_be_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync, others = os.fsync, [tmp_path / "other"]
+
+    def write_another(handle: int) -> None:
+        if others:
+            atomic_write(others.pop(), b"of the other")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", write_another)
+    atomic_write(tmp_path / "one", b"of the one")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"one": b"of the one", "other": b"of the other"}
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "above" / "folder"
+    atomic_replace(folder, lambda new: (new / "old").touch())
+    with pytest.raises(UserError, match="exists and is left as it is"):
+        atomic_replace(folder, lambda new: pytest.fail("is not asked"))
+
+    def breaks(new: Path) -> None:
+        (new / "half").touch()
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError):
+        atomic_replace(folder, breaks, overwrite=True)
+    assert [file.name for file in folder.iterdir()] == ["old"]
+    atomic_replace(folder, lambda new: (new / "new").touch(), overwrite=True)
+    assert [file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*")] == ["above", "above/folder", "above/folder/new"]

@@ -1,0 +1,54 @@
+"""Rewards: an episode earns the same in one piece and in steps, and a budget's penalty is what it says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rl_skip import Reward, UserError
+from rl_skip.core.reward import LINEAR, BudgetReward, find_reward
+
+
+class Squared(Reward):
+    formula = "score − price · compute²"
+
+    def penalty(self, compute: Tensor, price: Tensor | float) -> Tensor:
+        return price * compute**2
+
+
+class Halved(Reward):
+    def gain(self, score: Tensor) -> Tensor:
+        return score / 2
+
+
+@pytest.mark.parametrize("reward", [LINEAR, Squared(), Halved(), BudgetReward(Squared(), 0.4, 0.3)])
+def test_the_reward_to_go_is_the_total_less_what_was_paid_before(reward: Reward) -> None:
+    score, price, spent = torch.rand(4), torch.rand(4), torch.rand(4, 6)
+    to_go = reward.to_go(score, spent, price)
+    for row in range(4):
+        for i in range(6):
+            before, whole = spent[row, : i + 1].sum(), spent[row].sum()
+            expected = reward.gain(score[row]) - (reward.penalty(whole, price[row]) - reward.penalty(before, price[row]))
+            torch.testing.assert_close(to_go[row, i], expected)
+
+
+def test_a_budget_adds_a_penalty_for_the_squared_distance_to_any_reward() -> None:
+    compute, price = torch.tensor([0.0, 0.1, 0.4, 0.9]), torch.tensor([0.5, 0.5, 0.2, 0.0])
+    found = BudgetReward(Squared(), 0.4, 0.3).penalty(compute, price)
+    torch.testing.assert_close(found, price * compute**2 + 0.3 * ((compute - 0.4) ** 2 - 0.4**2))
+    assert found[0] == 0, "nothing costs nothing"
+
+
+def test_a_reward_is_found_by_name_and_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from rl_skip import Reward\nclass Energy(Reward):\n    formula = 'score − energy'\n"
+        "    def penalty(self, compute, price):\n        return 2 * price * compute\nmade = Energy()\nnot_one = 3\n"
+    )
+    assert find_reward("linear") is LINEAR
+    assert find_reward(f"{file}:Energy").formula == find_reward(f"{file}:made").formula == "score − energy"
+    with pytest.raises(UserError, match="not_one is int, not a rl_skip.Reward"):
+        find_reward(f"{file}:not_one")
+    with pytest.raises(UserError, match="there is no reward 'quadratic'; set --reward to linear, or file.py:name"):
+        find_reward("quadratic")
