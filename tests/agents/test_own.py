@@ -77,7 +77,7 @@ def test_what_is_no_agent_is_refused_in_one_line(tmp_path: Path, capsys: pytest.
 
 
 def test_each_agent_has_its_own_options_and_no_others(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "79")  # one column of options
 
     def helped(*flags: str) -> str:
         with pytest.raises(SystemExit) as done:
