@@ -1,4 +1,4 @@
-"""Trains a network with a jump policy; `python train.py --help` lists every option."""
+"""Trains a network with a jump policy, `python train.py --help` lists every option; `python train.py compare` sets finished runs beside baselines."""
 
 import sys
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import tyro
 
 from agents.agent import AgentConfig
 from agents.checkpoints import Stopped
+from agents.compare import main as compare
 from agents.config import TrainConfig
 from agents.session import train
 from rl_skip.errors import UserError
@@ -40,13 +41,16 @@ def read_options(arguments: Sequence[str]) -> TrainConfig:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains as the command line says.
+    """Trains as the command line says, or compares where its first word is `compare`.
 
     Returns:
         The exit code: 2 for a mistake of the user's, told in one line; 130 after Ctrl-C and 143 after SIGTERM.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["compare"]:
+        return compare(arguments[1:])
     try:
-        train(read_options(sys.argv[1:] if arguments is None else arguments))
+        train(read_options(arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

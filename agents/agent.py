@@ -50,7 +50,7 @@ class Agent(ABC):
     """Trains the network of a `Learner` and what decides about its layers.
 
     A subclass is named on the command line: `--agent my_file.py:MyAgent`. Derive it from `PolicyAgent`, or from an agent
-    that trains a policy already, where it trains the jump policy; else from `Rival`.
+    that trains a policy already, where it trains the jump policy; else from `Baseline`.
 
     Args:
         learner: the `agents.learner.Learner` with network, policy, critic and data.

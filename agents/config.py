@@ -179,7 +179,7 @@ class TrainConfig:
     resume: str | None = None
     """A run folder to go on with, exactly where it stood. It keeps its options; only device, threads, data and checkpoints may be set anew."""
     agent: str = "reinforce"
-    """Who trains the policy: reinforce, ppo or maskable-ppo; or one of the rivals that it is compared with: static, shallow, gumbel (each with
+    """Who trains the policy: reinforce, ppo or maskable-ppo; or one of the baselines that it is compared with: static, shallow, gumbel (each with
     --budget) and exits; or file.py:name for an agent of your own. Each has options of its own: --agent ppo --help shows those of PPO."""
     seed: int = 0
     """Seeds everything: same seed, same machine, same result."""

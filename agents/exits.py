@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from agents.agent import AGENTS
+from agents.baseline import Baseline, Setting, Unsuited, batch_metrics
 from agents.calibration import SETTLING_ROWS
 from agents.learner import Learner
-from agents.rival import Rival, Setting, Unsuited, batch_metrics
+from rl_skip.compare.baseline import BaselineRecord
+from rl_skip.compare.style import GREEN
 from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
 from rl_skip.costs import count_flops, counting
@@ -101,11 +103,19 @@ class EveryHead(Router):
         return Decision(torch.full_like(rows, i + 1))
 
 
-class Exits(Rival):
+class Exits(Baseline):
     """All heads trained with the network, at full depth, on the mean of their losses; one run serves every threshold."""
 
-    title = "confidence exits"
-    trained_for = "every budget"
+    record = BaselineRecord(
+        "exits",
+        "confidence exits",
+        about="a head after each layer; a row leaves when one is sure enough",
+        advice="train it with train.py --agent exits",
+        trained=True,
+        colour=GREEN,
+        marker="X",
+        line=(1, 1),
+    )
 
     def __init__(self, learner: Learner) -> None:
         self.heads = ExitHeads(learner.stack)

@@ -1,4 +1,4 @@
-"""Straight-through Gumbel gates, one for each layer, trained end to end: the strongest known rival.
+"""Straight-through Gumbel gates, one for each layer, trained end to end: the strongest known baseline.
 
 Veit and Belongie 2018, "Convolutional Networks with Adaptive Inference Graphs"; the relaxation is that of Jang et al. 2017
 and Maddison et al. 2017.
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from agents.agent import AGENTS, AgentConfig
+from agents.baseline import Baseline, Setting, batch_metrics
 from agents.calibration import SETTLING_ROWS, leaning_within
 from agents.config import positive
 from agents.learner import Learner
-from agents.rival import Rival, Setting, batch_metrics
+from rl_skip.compare.baseline import BaselineRecord
+from rl_skip.compare.style import VERMILLION
 from rl_skip.core.batches import deployed
 from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
 from rl_skip.costs import linear_flops
@@ -140,11 +142,11 @@ class RelaxedStack(LayerStack):
         if i > 0 and through.shape[0] > 0:
             self.stack.on_jump(moved, through, i - self.position[through] - 1)
         counted = self.stack.run(i, moved, None).detach().float()
+        self.compute = self.compute + opened * self.stack.costs.layer(i, counted)
         if i > 0:
             _blend(carry, moved, opened)
         vars(carry).update(vars(moved))
         self.position[through] = i
-        self.compute = self.compute + opened * self.stack.costs.layer(i, counted)
         self.opened.append(opened)
         return counted
 
@@ -188,11 +190,21 @@ class GateRouter(Router):
         return Decision(following, flops, "gate")
 
 
-class Gumbel(Rival):
+class Gumbel(Baseline):
     """Gates and network trained together: the supervised loss, and the squared distance of a batch's mean compute from the budget."""
 
-    title = "Gumbel gates"
     config_class = GumbelConfig
+    record = BaselineRecord(
+        "gumbel",
+        "Gumbel gates",
+        about="a straight-through gate before each layer, trained end to end towards the budget",
+        advice="train it with train.py --agent gumbel",
+        trained=True,
+        per_budget=True,
+        colour=VERMILLION,
+        marker="P",
+        line="-.",
+    )
 
     def __init__(self, learner: Learner) -> None:
         config, memory = learner.config.agent_config, self._has_memory(learner)

@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from agents.learner import Learner
 from rl_skip.compare.figures import draw_flow, draw_run_rate
-from rl_skip.compare.result import Comparison, RoutesTaken
+from rl_skip.compare.result import POLICY, Comparison, RoutesTaken
 from rl_skip.evaluation import evaluate
 
 __all__ = ["show_comparison", "show_routes"]
@@ -45,9 +45,9 @@ def show_comparison(folder: Path, comparison: Comparison, pictures: Sequence[Pat
     if place.is_dir():
         shutil.rmtree(place)
     for curve in comparison.curves:
-        with closing(SummaryWriter(str(place / curve.name))) as writer:
+        with closing(SummaryWriter(str(place / curve.record.title))) as writer:
             for point in curve.points:
                 writer.add_scalar(ACCURACY, point.accuracy.value, round(THOUSANDTHS * point.compute))
-            if curve.kind == "policy":
+            if curve.record.name == POLICY:
                 for picture in pictures:
                     writer.add_image(f"compare/{picture.stem}", imread(picture)[..., :3], 0, dataformats="HWC")

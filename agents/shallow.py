@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 
 from agents.agent import AGENTS
+from agents.baseline import Baseline, Setting, Unsuited
 from agents.learner import Learner
 from agents.report import SEARCH_ROWS
-from agents.rival import Rival, Setting, Unsuited
+from rl_skip.compare.baseline import BaselineRecord
+from rl_skip.compare.style import PURPLE
 from rl_skip.core.batches import deployed
 from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
 
@@ -28,15 +30,25 @@ class FirstLayers(Router):
         return Decision(torch.full_like(rows, state.stack.depth), answers=state.finish(rows))
 
 
-class Shallow(Rival):
+class Shallow(Baseline):
     """The first layers of the freshly made network, as many as the budget allows, trained alone for all updates of a run.
 
     The other layers are never called and never change: as if they were not there. Compute stays in units of the whole stack.
     There is no warm-up: the updates that the others spend on it are spent on the plain loss.
     """
 
-    title = "shallower network"
     warms_up = False
+    record = BaselineRecord(
+        "shallow",
+        "shallower network",
+        about="the first layers alone, trained from scratch for as many updates as warm-up and policy took together",
+        advice="train it with train.py --agent shallow",
+        trained=True,
+        per_budget=True,
+        colour=PURPLE,
+        marker="v",
+        line=":",
+    )
     routed = False
 
     def __init__(self, learner: Learner) -> None:

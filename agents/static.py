@@ -1,26 +1,38 @@
-"""The best single route, with a network trained on it: the rival that matters most."""
+"""The best single route, with a network trained on it: the baseline that matters most."""
 
 from typing import Any
 
 from torch import Tensor
 
 from agents.agent import AGENTS
+from agents.baseline import Baseline, Setting
 from agents.learner import Learner
 from agents.report import SEARCH_ROWS
-from agents.rival import Rival, Setting
+from rl_skip.compare.baseline import BaselineRecord
+from rl_skip.compare.style import ORANGE
 from rl_skip.core.routing import FixedRoute
 from rl_skip.evaluation import best_fixed_route
 
 __all__ = ["Static"]
 
 
-class Static(Rival):
+class Static(Baseline):
     """One route for every row, searched on validation data after the warm-up; then the network is trained on it alone.
 
     The route spends its budget where the network learns: what it can learn on it counts, not how well it does before.
     """
 
-    title = "fixed route, retrained"
+    record = BaselineRecord(
+        "static",
+        "fixed route, retrained",
+        about="the network trained on the one route, searched after the warm-up",
+        advice="train it with train.py --agent static",
+        trained=True,
+        per_budget=True,
+        colour=ORANGE,
+        marker="s",
+        line="--",
+    )
 
     def __init__(self, learner: Learner) -> None:
         super().__init__(learner)

@@ -85,7 +85,7 @@ def main() -> None:
         for seed in arguments.seeds:
             given = ["--task", arguments.task, "--agent", agent, "--seed", seed, *flags]
             found.append(measured(trained(arguments.out / f"{kind}-{agent}-{seed}", *given)))
-    print("| run | seconds | accuracy | compute | mean(k) / L | best fixed route | another row's eyes |")
+    print("| run | seconds | accuracy | compute | mean(k) / L | best fixed route | shuffled-routes control |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for one in found:
         print(f"| {one.name} | {one.seconds:.0f} | {one.accuracy:.1%} | {one.compute:.3f} | {one.needed:.3f} | {one.fixed:.1%} | {one.eyes:.1%} |")

@@ -1,6 +1,6 @@
 """A pretrained model on sentences: fine-tuned at full depth, trained with a policy, and set beside its own first k layers.
 
-The full model is fine-tuned first, and the policy's run goes on from there. The rivals are the pretrained model's first k
+The full model is fine-tuned first, and the policy's run goes on from there. The baselines are the pretrained model's first k
 layers, fine-tuned for as many updates as both together; of their epochs the best on validation counts. All are
 measured on test data, and timed in batches of 32 as transformers calls the model, tokens made beforehand.
 Flags that are not its own go to train.py. What is there already is read, not trained anew.
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("data", help="the folder with train, dev and test")
     parser.add_argument("--out", type=Path, default=Path("runs/sst2"), help="where all that is trained goes")
     parser.add_argument("--full-epochs", type=int, default=2, help="of fine-tuning at full depth, before the policy's run")
-    parser.add_argument("--first", type=int, nargs="*", default=[2, 3], help="how many first layers each rival has")
+    parser.add_argument("--first", type=int, nargs="*", default=[2, 3], help="how many first layers each baseline has")
     parser.add_argument("--budgets", type=float, nargs="*", default=[0.5, 0.55])
     arguments, more_flags = parser.parse_known_args()
     flags = ["--task", "text", "--data", arguments.data, *more_flags]
@@ -106,16 +106,16 @@ def main() -> None:
     if not (run / "report.json").is_file():
         train.main([*flags, "--model", str(arguments.out / "full" / "model"), "--out", str(run), "--overwrite"])
     epochs = arguments.full_epochs + config.schedule.warmup_epochs + config.schedule.epochs
-    rivals = {f"first {k} layers": fine_tuned(arguments.out / f"first-{k}", config, epochs, layers=k)[0] for k in arguments.first}
+    baselines = {f"first {k} layers": fine_tuned(arguments.out / f"first-{k}", config, epochs, layers=k)[0] for k in arguments.first}
     test = task.load("test")
     model, _ = load_run(run)
     rows: dict[str, tuple[float, float]] = {}
     models: dict[str, nn.Module] = {"bare model": full.model}
     depth = full.depth
-    for name, stack in {"bare model": full, "the run's model, all layers": model.stack, **rivals}.items():
+    for name, stack in {"bare model": full, "the run's model, all layers": model.stack, **baselines}.items():
         found = evaluate(stack, torch.ones(stack.depth, dtype=torch.bool), task, test)
         rows[name] = found.accuracy, stack.depth / depth
-    models |= {name: stack.model for name, stack in rivals.items()}
+    models |= {name: stack.model for name, stack in baselines.items()}
     prices = {"policy, as exported": model.price}
     for budget in arguments.budgets:
         least = model.table.points[0]

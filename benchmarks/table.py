@@ -1,4 +1,4 @@
-"""Trains every policy and every rival of a study, three seeds of each, and prints the table of the README.
+"""Trains every policy and every baseline of a study, three seeds of each, and prints the table of the README.
 
 What is trained already is not trained again, and a command that was stopped goes on, with the same flags. Flags that are not its own go to train.py.
 
@@ -10,18 +10,20 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from agents.baselines import train_baselines
 from agents.config import TrainConfig
-from agents.rivals import train_rivals
 from rl_skip.compare.command import compare_and_write
 from rl_skip.compare.comparison import BUDGETS
-from rl_skip.compare.result import ANOTHER_ROW, BEST_FIXED, FULL_DEPTH, ORACLE, POLICY, RANDOM, Comparison, Operating, Rival
-from rl_skip.compare.rivals import ONE_BUDGET, RIVALS
+from rl_skip.compare.plan import BASELINES_FOLDER
+from rl_skip.compare.result import BEST_FIXED, FULL_DEPTH, POLICY, BaselineResult, Comparison, Operating
+from rl_skip.compare.trained import EACH_BUDGET
 from train import read_options
 
 TRAIN = ROOT / "train.py"
@@ -34,8 +36,6 @@ STUDIES = {
 }
 SLACK = 0.03
 """How far over a budget counts as within it."""
-BOUNDS = (ORACLE, RANDOM, ANOTHER_ROW)
-"""What stands in the table without taking part: no way to run a network that a user would choose."""
 
 
 def train(run: Path, flags: list[str]) -> None:
@@ -52,44 +52,45 @@ def train(run: Path, flags: list[str]) -> None:
 
 
 def trained(study: str, seed: int, out: Path, flags: list[str], each_budget: bool) -> Path:
-    """The run of a seed; with `each_budget` a policy for each budget is among its rivals."""
+    """The run of a seed; with `each_budget` a policy for each budget is among its baselines."""
     run = out / f"{study}-{seed}"
     flags = [*STUDIES[study], "--seed", str(seed), *flags]
     train(run, flags)
     for budget in BUDGETS if each_budget else ():
-        train(run / RIVALS / f"budget-{budget:g}", [*flags, "--budget", str(budget)])
+        train(run / BASELINES_FOLDER / f"budget-{budget:g}", [*flags, "--budget", str(budget)])
     return run
 
 
-def best_of(one: Operating) -> list[Rival]:
+def best_of(one: Operating) -> list[BaselineResult]:
     """The most accurate of those that a user could run within the budget, and those that its interval does not tell from it."""
     assert one.budget is not None
-    within = [rival for rival in one.rivals if rival.name not in (*BOUNDS, FULL_DEPTH) and rival.compute <= one.budget + SLACK]
-    best = max(within, key=lambda rival: rival.accuracy.value, default=None)
-    return [] if best is None else [rival for rival in within if rival.accuracy.value >= best.accuracy.low]
+    taking_part = [baseline for baseline in one.baselines if not baseline.record.control and baseline.record.name != FULL_DEPTH]
+    within = [baseline for baseline in taking_part if baseline.compute <= one.budget + SLACK]
+    best = max(within, key=lambda baseline: baseline.accuracy.value, default=None)
+    return [] if best is None else [baseline for baseline in within if baseline.accuracy.value >= best.accuracy.low]
 
 
-def line(study: str, one: Operating, names: list[str]) -> str:
-    """One line of the table: each rival's accuracy and compute; the best in bold, and all that cannot be told from it."""
+def line(study: str, one: Operating, names: Iterable[str]) -> str:
+    """One line of the table: each baseline's accuracy and compute; the best in bold, and all that cannot be told from it."""
     best = best_of(one)
     cells = []
     for name in names:
-        rival = one.rival(name)
-        if rival is None:
+        baseline = one.baseline(name)
+        if baseline is None:
             cells.append("")
             continue
-        accuracy = f"{100 * rival.accuracy.value:.1f}"
-        cells.append((f"**{accuracy}**" if rival in best else accuracy) + f" @ {rival.compute:.2f}")
-    spread = 100 * one.rivals[0].accuracy.half_width
+        accuracy = f"{100 * baseline.accuracy.value:.1f}"
+        cells.append((f"**{accuracy}**" if baseline in best else accuracy) + f" @ {baseline.compute:.2f}")
+    spread = 100 * one.baselines[0].accuracy.half_width
     gap = "" if one.gap_closed is None else f"{one.gap_closed.value:.0%}"
     return f"| {study} | {one.budget:g} | " + " | ".join(cells) + f" | {spread:.1f} | {gap} |"
 
 
-def columns(comparisons: dict[str, Comparison]) -> list[str]:
-    """Those with a policy first."""
-    known = dict.fromkeys(curve.name for comparison in comparisons.values() for curve in comparison.curves)
-    first = [POLICY, ONE_BUDGET, FULL_DEPTH, BEST_FIXED]
-    return [name for name in first if name in known] + [name for name in known if name not in first]
+def columns(comparisons: dict[str, Comparison]) -> dict[str, str]:
+    """Titles by name, those with a policy first."""
+    known = {curve.record.name: curve.record.title for comparison in comparisons.values() for curve in comparison.curves}
+    first = [POLICY, EACH_BUDGET.name, FULL_DEPTH, BEST_FIXED]
+    return {name: known[name] for name in [*first, *known] if name in known}
 
 
 def main() -> None:
@@ -109,22 +110,21 @@ def main() -> None:
     for study in arguments.studies:
         flags = [*(["--data", data[study]] if study in data else []), *more_flags]
         runs = [trained(study, seed, arguments.out, flags, study in arguments.each_budget) for seed in arguments.seeds]
-        if arguments.train_only:
-            for run in runs:
-                train_rivals(run, budgets=BUDGETS)
-        else:
-            comparisons[study] = compare_and_write(runs, train_rivals=True, rows=arguments.rows)
+        for run in runs:
+            train_baselines(run, budgets=BUDGETS)
+        if not arguments.train_only:
+            comparisons[study] = compare_and_write(runs, rows=arguments.rows)[0]
     if not comparisons:
         return
     names = columns(comparisons)
-    print("| data | budget | " + " | ".join(names) + " | ± | oracle gap closed |")
+    print("| data | budget | " + " | ".join(names.values()) + " | ± | oracle gap closed |")
     print("| --- |" + " ---: |" * (len(names) + 3))
     for study, comparison in comparisons.items():
         for one in comparison.operating:
             if one.budget is not None:
                 print(line(study, one, names))
     for study, comparison in comparisons.items():
-        areas = ", ".join(f"{curve.name} {curve.area.value:.1%}" for curve in comparison.curves if curve.name != FULL_DEPTH)
+        areas = ", ".join(f"{curve.record.title} {curve.area.value:.1%}" for curve in comparison.curves if curve.record.name != FULL_DEPTH)
         print(f"\n{study}: area between 0.2 and 1: {areas}.", *comparison.verdict.sentences)
 
 

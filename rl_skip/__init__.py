@@ -7,6 +7,8 @@ from rl_skip.errors import UserError
 
 if TYPE_CHECKING:
     from rl_skip.attached import Handle, HuggingFaceStack, attach
+    from rl_skip.compare.baseline import BaselineRecord
+    from rl_skip.compare.measured import Bench, MeasuredBaseline
     from rl_skip.core.features import FEATURES, Feature, View
     from rl_skip.core.reward import REWARDS, Reward
     from rl_skip.core.routing import Decision, FixedRoute, PolicyRouter, Rollout, Router, RoutingState, routed_forward
@@ -22,6 +24,8 @@ __version__ = "0.1.0"
 __all__ = [
     "FEATURES",
     "REWARDS",
+    "BaselineRecord",
+    "Bench",
     "CostModel",
     "Decision",
     "Examples",
@@ -32,6 +36,7 @@ __all__ = [
     "JumpPolicy",
     "JumpRules",
     "LayerStack",
+    "MeasuredBaseline",
     "ModuleStack",
     "ObservationLayout",
     "PolicyRouter",
@@ -58,6 +63,8 @@ _PARTS = {
     "core.routing": ("Decision", "FixedRoute", "PolicyRouter", "Rollout", "Router", "RoutingState", "routed_forward"),
     "costs": ("CostModel",),
     "attached": ("Handle", "HuggingFaceStack", "attach"),
+    "compare.baseline": ("BaselineRecord",),
+    "compare.measured": ("Bench", "MeasuredBaseline"),
     "export": ("SkipModel", "load", "load_policy", "save"),
     "policy": ("JumpPolicy", "JumpRules", "ObservationLayout"),
     "skip_layer": ("SkipLayer",),

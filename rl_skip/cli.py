@@ -1,17 +1,19 @@
-"""`python -m rl_skip`: measure a run, compare it with its rivals, export its policy, prune its network, say what a folder holds."""
+"""`python -m rl_skip`: measure a run, compare it with its baselines, export its policy, prune its network, say what a folder holds."""
 
 import argparse
 import json
 import math
+import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
 from rl_skip.compare.command import compare_and_write
+from rl_skip.compare.comparison import BUDGETS
 from rl_skip.compare.result import Comparison
 from rl_skip.compare.text import terminal
 from rl_skip.core.devices import pick_device
@@ -26,9 +28,10 @@ from rl_skip.runs import CONFIG, FORMAT_VERSION, is_run, load_run, read_run
 from rl_skip.runs import MODEL as MODEL_FOLDER
 from rl_skip.tasks import Split
 
-__all__ = ["console", "main"]
+__all__ = ["Parser", "carry_out", "compare_parser", "compare_runs", "console", "main"]
 
 Report = dict[str, Any]
+COMPARE = "set a policy beside full depth, fixed routes, trained baselines and the oracle, and say what to use"
 Command = Callable[[argparse.Namespace], Report | Comparison]
 
 
@@ -41,8 +44,13 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0, or 2 for a user's mistake, which is told in one line on standard error.
     """
+    return carry_out(_parser(), argv)
+
+
+def carry_out(parser: "Parser", argv: Sequence[str] | None = None) -> int:
+    """Runs the command that a parser reads from the words, and prints what it reports."""
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = parser.parse_args(argv)
         if arguments.threads is not None:
             torch.set_num_threads(arguments.threads)
         command: Command = arguments.command
@@ -64,13 +72,15 @@ def console() -> NoReturn:
     sys.exit(main())
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Whose refusals are a `UserError`."""
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help lists the options")
 
 
-def _parser() -> _Parser:
-    parser = _Parser(prog="rl-skip", description="Measure, export and describe what train.py wrote.", allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser(prog="rl-skip", description="Measure, export and describe what train.py wrote.", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     measure = _command(commands, "eval", _eval, "run a trained network on its data and report accuracy and compute")
@@ -85,20 +95,7 @@ def _parser() -> _Parser:
     measure.add_argument("--batch-size", type=_count, default=256, help="rows that run together (default: %(default)s)")
     measure.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run (default: %(default)s)")
 
-    beside = _command(
-        commands, "compare", _compare, "set a policy beside full depth, fixed routes, trained rivals and the oracle, and say what to use"
-    )
-    beside.add_argument("run", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run; several that differ in their seed alone")
-    text = "mean computes to compare at, each in (0, 1], besides the policy as exported (default: 0.25 0.5 0.75)"
-    beside.add_argument("--budgets", type=_budget, nargs="+", help=text)
-    text = "run folders of more rivals than those in RUN/rivals; trained on the same data"
-    beside.add_argument("--rivals", type=Path, nargs="+", default=[], metavar="DIR", help=text)
-    beside.add_argument(
-        "--train-rivals", action="store_true", help="train the rivals first, into RUN/rivals; from the checkout alone, and takes long"
-    )
-    beside.add_argument("--rows", type=_count, help="rows of each split to measure on, drawn at random (default: all)")
-    beside.add_argument("--data", help="where the data are, if not where the run read them")
-    beside.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to measure (default: %(default)s)")
+    _add_compare_options(_command(commands, "compare", _compare, COMPARE), "what train.py alone does: python train.py compare RUN --train-baselines")
 
     copy = _command(commands, "export", _export, "copy a run's policy, checked, into a folder of its own")
     copy.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
@@ -135,10 +132,41 @@ def _parser() -> _Parser:
 
 def _command(commands: Any, name: str, function: Command, summary: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", allow_abbrev=False)
+    _add_common_options(parser, function)
+    return parser
+
+
+def _add_common_options(parser: argparse.ArgumentParser, function: Command) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--threads", type=_count, help="threads that PyTorch may use on the CPU")
     parser.set_defaults(command=function)
+
+
+def compare_parser(program: str, function: Command, training: str) -> Parser:
+    """The command `compare` as a program of its own.
+
+    Args:
+        function: what it does.
+        training: the help of --train-baselines.
+    """
+    parser = Parser(prog=program, description=COMPARE[0].upper() + COMPARE[1:] + ".", allow_abbrev=False)
+    _add_common_options(parser, function)
+    _add_compare_options(parser, training)
     return parser
+
+
+def _add_compare_options(parser: argparse.ArgumentParser, training: str) -> None:
+    parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run; several that differ in their seed alone")
+    text = "mean computes to compare at, each in (0, 1], besides the policy as exported (default: 0.25 0.5 0.75)"
+    parser.add_argument("--budgets", type=_budget, nargs="+", default=BUDGETS, help=text)
+    text = "run folders of more baselines than those in RUN/baselines; trained on the same data"
+    parser.add_argument("--baselines", type=Path, nargs="+", default=[], metavar="DIR", help=text)
+    text = "a baseline of your own that needs no training, a rl_skip.MeasuredBaseline; may be given several times"
+    parser.add_argument("--baseline", action="append", default=[], metavar="FILE.PY:NAME", help=text)
+    parser.add_argument("--train-baselines", action="store_true", help=training)
+    parser.add_argument("--rows", type=_count, help="rows of each split to measure on, drawn at random (default: all)")
+    parser.add_argument("--data", help="where the data are, if not where the run read them")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to measure (default: %(default)s)")
 
 
 def _eval(arguments: argparse.Namespace) -> Report:
@@ -168,11 +196,19 @@ def _eval(arguments: argparse.Namespace) -> Report:
 
 
 def _compare(arguments: argparse.Namespace) -> Comparison:
+    if arguments.train_baselines:
+        runs = " ".join(shlex.quote(str(run)) for run in arguments.run)
+        raise UserError(f"only train.py trains; from the checkout: python train.py compare {runs} --train-baselines")
+    return compare_runs(arguments)[0]
+
+
+def compare_runs(arguments: argparse.Namespace) -> tuple[Comparison, list[Path]]:
+    """Compares as the options of `compare_parser` say. Returns the comparison and the pictures of it."""
     return compare_and_write(
         arguments.run,
         budgets=arguments.budgets,
-        rivals=arguments.rivals,
-        train_rivals=arguments.train_rivals,
+        baselines=arguments.baselines,
+        own=arguments.baseline,
         rows=arguments.rows,
         data=arguments.data,
         device=pick_device(arguments.device),

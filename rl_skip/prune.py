@@ -98,7 +98,7 @@ def _compared_layers(run: Path) -> tuple[int, ...] | None:
     if not (run / COMPARED).is_file():
         return None
     operating = Fields.read(run / COMPARED, COMPARISON_VERSION).objects("operating")
-    fixed = [rival for one in operating[:1] for rival in one.objects("rivals") if rival.text("name") == BEST_FIXED]
+    fixed = [baseline for one in operating[:1] for baseline in one.objects("baselines") if baseline.text("name") == BEST_FIXED]
     if not fixed:
         return None
     layers = fixed[0].get("layers")

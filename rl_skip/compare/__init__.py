@@ -1,1 +1,1 @@
-"""Honest measurement: a policy beside its rivals, the oracle, and the question whether it looks at its input."""
+"""Honest measurement: a policy beside its baselines, the oracle, and the question whether it looks at its input."""

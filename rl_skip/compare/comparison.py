@@ -1,32 +1,31 @@
-"""`compare`: runs that differ in their seed, measured and set beside all their rivals, row by row."""
+"""`compare`: runs that differ in their seed, measured and set beside all their baselines, row by row."""
 
 import time
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from rl_skip.compare.curves import Curve, Point
-from rl_skip.compare.measure import Measurement, Rows, measure
+from rl_skip.compare.measure import Measurement, measure
+from rl_skip.compare.measured import MeasuredBaseline
 from rl_skip.compare.result import (
-    ANOTHER_ROW,
     BEST_FIXED,
     FULL_DEPTH,
     ORACLE,
     POLICY,
-    RANDOM,
+    BaselineCurve,
+    BaselineResult,
     Comparison,
     CurvePoint,
     Interval,
     Operating,
-    Rival,
-    RivalCurve,
 )
-from rl_skip.compare.rivals import read_rivals, rival_folders, seed_of
+from rl_skip.compare.rows import Rows
 from rl_skip.compare.statistics import Bootstrap, area_by_row, best_within, frontier, p_value, route_entropy
 from rl_skip.compare.timing import batch_times
+from rl_skip.compare.trained import baseline_folders, missing_baselines, read_baselines, seed_of
 from rl_skip.compare.verdict import judge
 from rl_skip.errors import UserError
 from rl_skip.runs import load_run, read_run
@@ -35,26 +34,15 @@ __all__ = ["BUDGETS", "compare", "compared"]
 
 BUDGETS = (0.25, 0.5, 0.75)
 SLACK = 0.02
-"""How much more than asked a rival may spend, so that one trained for a budget and missing it by little is not left out."""
-BESIDE = (POLICY, RANDOM, ANOTHER_ROW, ORACLE)
-"""Those that have a point for each of the policy's, and stand beside that one."""
-ORDER = {POLICY: 0, FULL_DEPTH: 1, BEST_FIXED: 2, RANDOM: 4, ANOTHER_ROW: 5, ORACLE: 6}
-"""Of the report; the trained rivals are at 3."""
-EXPECTED = {
-    "static": "retrained fixed route",
-    "shallow": "shallower network",
-    "gumbel": "Gumbel gates",
-    "exits": "confidence exits",
-    "one-shot": "one-shot policy",
-}
-"""What is missed where some rivals were trained and it was not."""
+"""How much more than asked a baseline may spend, so that one trained for a budget and missing it by little is not left out."""
 
 
 def compare(
     folders: Sequence[Path],
     *,
     budgets: Iterable[float] = BUDGETS,
-    rivals: Iterable[Path] = (),
+    baselines: Iterable[Path] = (),
+    own: Iterable[MeasuredBaseline] = (),
     rows: int | None = None,
     data: str | None = None,
     device: torch.device | str = "cpu",
@@ -62,47 +50,49 @@ def compare(
     """Measures runs of one task, one for each seed, on validation and test data.
 
     Args:
-        folders: finished runs. The trained rivals in `RUN/rivals/*` are read too.
-        budgets: the mean computes at which policy and rivals are compared, besides the policy as it was exported.
-        rivals: run folders of more rivals; with several runs each goes to the run of its seed.
+        folders: finished runs. The trained baselines in `RUN/baselines/*` are read too.
+        budgets: the mean computes at which policy and baselines are compared, besides the policy as it was exported.
+        baselines: run folders of more baselines; with several runs each goes to the run of its seed.
+        own: baselines that need no training, besides the bundled ones.
         rows: how many rows of each split to measure on, chosen at random; all by default.
         data: where the data are, if not where the runs read them.
         device: where to measure.
 
     Raises:
-        UserError: if a run or a rival cannot be read, or they do not go together.
+        UserError: if a run or a baseline cannot be read, or they do not go together.
     """
     begun = time.monotonic()
     measurements: list[Measurement] = []
+    own = tuple(own)
     trained: list[list[Curve]] = []
     notes: list[str] = []
     seeds = [seed_of(read_run(folder).folder) for folder in folders]
-    extra = _by_seed(list(rivals), folders, seeds)
+    extra = _by_seed(list(baselines), folders, seeds)
     for folder, seed in zip(folders, seeds, strict=True):
         model, task = load_run(folder, data=data, device=device)
         part = Rows.load(task, device, rows)
-        found = measure(folder, seed, model, task, part, budgets)
+        found = measure(folder, seed, model, task, part, budgets, own)
         _check_together(found, measurements)
         measurements.append(found)
-        curves, left_out = read_rivals([*rival_folders(folder), *extra[folder]], read_run(folder).task, part, data, device)
+        curves, left_out = read_baselines([*baseline_folders(folder), *extra[folder]], read_run(folder).task, part, data, device)
         trained.append(curves)
-        notes += left_out
+        notes += left_out + missing_baselines(folder)
     return compared(measurements, trained, notes, begun=begun)
 
 
-def _by_seed(rivals: list[Path], folders: Sequence[Path], seeds: list[int]) -> dict[Path, list[Path]]:
-    """Which run each rival is set beside."""
+def _by_seed(baselines: list[Path], folders: Sequence[Path], seeds: list[int]) -> dict[Path, list[Path]]:
+    """Which run each baseline is set beside."""
     if len(set(seeds)) < len(seeds):
         raise UserError(f"the runs have seeds {', '.join(map(str, seeds))}; name runs that differ in their seed")
     given: dict[Path, list[Path]] = {folder: [] for folder in folders}
-    for rival in rivals:
+    for baseline in baselines:
         if len(folders) == 1:
-            given[folders[0]].append(rival)
+            given[folders[0]].append(baseline)
             continue
-        seed = seed_of(rival)
+        seed = seed_of(baseline)
         if seed not in seeds:
-            raise UserError(f"the rival {rival} has seed {seed}, and none of the runs has; leave it out of --rivals")
-        given[folders[seeds.index(seed)]].append(rival)
+            raise UserError(f"the baseline {baseline} has seed {seed}, and none of the runs has; leave it out of --baselines")
+        given[folders[seeds.index(seed)]].append(baseline)
     return given
 
 
@@ -124,20 +114,19 @@ def compared(measurements: list[Measurement], trained: list[list[Curve]], notes:
     """Puts measurements of several seeds together.
 
     Args:
-        trained: for each measurement, the curves of its trained rivals.
+        trained: for each measurement, the curves of its trained baselines.
         notes: what is to be said besides.
         begun: when the comparison began, on the monotonic clock.
     """
     begun = time.monotonic() if begun is None else begun
     first, notes = measurements[0], list(notes)
-    every = [one.curves | {curve.name: curve for curve in curves} for one, curves in zip(measurements, trained, strict=True)]
-    names = sorted(dict.fromkeys(chain.from_iterable(every)), key=lambda name: ORDER.get(name, 3))
+    every = [one.curves | {curve.record.name: curve for curve in curves} for one, curves in zip(measurements, trained, strict=True)]
+    records = {name: curve.record for curves in every for name, curve in curves.items()}
+    names = sorted(records, key=lambda name: (records[name].control, records[name].trained))  # otherwise as they come, the policy first
     for name in [name for name in names if not all(name in curves for curves in every)]:
-        notes.append(f"{name} was trained for {sum(name in curves for curves in every)} of {len(every)} runs, so it is left out")
+        count = sum(name in curves for curves in every)
+        notes.append(f"{records[name].title} was measured for {count} of {len(every)} runs, so it is left out")
         names.remove(name)
-    kinds = {curve.kind for curves in every for curve in curves.values()}
-    if kinds & EXPECTED.keys() and (missing := [title for kind, title in EXPECTED.items() if kind not in kinds]):
-        notes.append(f"there is no {', no '.join(missing)} among the trained rivals")
     if ORACLE not in names:
         notes.append(
             f"{first.model.stack.depth} layers have too many routes to try them all: there is no oracle, and fixed routes come from a search"
@@ -167,12 +156,12 @@ def compared(measurements: list[Measurement], trained: list[list[Curve]], notes:
 
 
 class _Together:
-    """The curves of S measurements, which all have the same rivals."""
+    """The curves of S measurements, which all have the same baselines."""
 
     def __init__(self, measurements: list[Measurement], curves: list[dict[str, Curve]], bootstrap: Bootstrap) -> None:
         self.measurements, self.curves, self.bootstrap = measurements, curves, bootstrap
 
-    def curve(self, name: str) -> RivalCurve:
+    def curve(self, name: str) -> BaselineCurve:
         """Every seed's choice at each validation compute where one of them changes its choice."""
         curves = [curves[name] for curves in self.curves]
         steps = sorted({curve.validation[n].mean_compute for curve in curves for n in frontier(curve.validation)})
@@ -185,13 +174,13 @@ class _Together:
                 points[tuple(n for n in chosen if n is not None)] = CurvePoint(picked[0].label, compute, self._accuracy(picked))
         areas = [area_by_row(curve.validation, curve.test, one.floor) for curve, one in zip(curves, self.measurements, strict=True)]
         ordered = sorted(points.values(), key=lambda point: point.compute)
-        return RivalCurve(name, curves[0].kind, tuple(ordered), self.bootstrap.interval(torch.stack(areas)))
+        return BaselineCurve(curves[0].record, tuple(ordered), self.bootstrap.interval(torch.stack(areas)))
 
     def operating(self, k: int, names: list[str]) -> Operating:
         """The k-th place of the dial."""
         at = [one.operating[k] for one in self.measurements]
         policy = [_at_price(curves[POLICY], one.price) for curves, one in zip(self.curves, at, strict=True)]
-        rivals = [self._rival(name, policy, at[0].budget) for name in names]
+        baselines = [self._baseline(name, policy, at[0].budget) for name in names]
         rewards = {POLICY: torch.stack([one.policy for one in at]), BEST_FIXED: torch.stack([one.fixed for one in at])}
         oracle = [one.oracle for one in at if one.oracle is not None]
         gap = None
@@ -203,20 +192,20 @@ class _Together:
             budget=at[0].budget,
             prices=tuple(one.price for one in at),
             validation_compute=_mean(validation.mean_compute for validation, _ in policy),
-            rivals=tuple(rival for rival in rivals if rival is not None),
+            baselines=tuple(baseline for baseline in baselines if baseline is not None),
             gap_closed=gap,
             rewards={name: float(values.double().mean()) for name, values in rewards.items()},
             distinct_routes=_mean(len(route.unique(dim=0)) for route in routes),
             route_entropy=_mean(route_entropy(route) for route in routes),
-            fixed_as_cheap=self._rival(BEST_FIXED, policy, None),
+            fixed_as_cheap=self._baseline(BEST_FIXED, policy, None),
         )
 
-    def _rival(self, name: str, policy: list[tuple[Point, Point]], budget: float | None) -> Rival | None:
+    def _baseline(self, name: str, policy: list[tuple[Point, Point]], budget: float | None) -> BaselineResult | None:
         """The point beside the policy's, or for every seed the best within what policy and budget allow."""
         chosen: list[Point] = []
         for curves, (validation, test) in zip(self.curves, policy, strict=True):
             curve = curves[name]
-            if name in BESIDE:
+            if name == POLICY or curve.record.control:
                 assert test.price is not None
                 chosen.append(_at_price(curve, test.price)[1])
                 continue
@@ -227,8 +216,8 @@ class _Together:
         lead = torch.stack([test.correct - one.correct for (_, test), one in zip(policy, chosen, strict=True)])
         layers = tuple(_routes(chosen[0])[0].nonzero().squeeze(1).tolist()) if name == BEST_FIXED else None
         compute = _mean(one.mean_compute for one in chosen)
-        kind = self.curves[0][name].kind
-        return Rival(name, kind, chosen[0].label, compute, self._accuracy(chosen), self.bootstrap.interval(lead), p_value(lead), layers)
+        record = self.curves[0][name].record
+        return BaselineResult(record, chosen[0].label, compute, self._accuracy(chosen), self.bootstrap.interval(lead), p_value(lead), layers)
 
     def _accuracy(self, points: list[Point]) -> Interval:
         return self.bootstrap.interval(torch.stack([point.correct for point in points]))

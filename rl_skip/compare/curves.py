@@ -1,4 +1,4 @@
-"""What a rival leaves for `compare`: for each point of its accuracy-compute curve, every row's score, compute and route."""
+"""What a baseline leaves for `compare`: for each point of its accuracy-compute curve, every row's score, compute and route."""
 
 import json
 from dataclasses import dataclass
@@ -11,15 +11,16 @@ from safetensors.torch import load_file
 from safetensors.torch import save as packed
 from torch import Tensor
 
+from rl_skip.compare.baseline import BaselineRecord
 from rl_skip.core.files import atomic_write
 from rl_skip.errors import UserError
 from rl_skip.fields import Fields
 
-__all__ = ["CURVE", "Curve", "Point", "load_curve", "save_curve"]
+__all__ = ["CURVE", "Curve", "Point", "load_curve", "price_label", "save_curve"]
 
 CURVE = "curve.json"
 TENSORS = "curve.safetensors"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("validation", "test")
 
 
@@ -51,21 +52,24 @@ class Point:
         return float(self.compute.double().mean())
 
 
+def price_label(price: float) -> str:
+    """What a curve's point is called that runs at a price."""
+    return f"price {price:.5g}"
+
+
 @dataclass(frozen=True)
 class Curve:
-    """The points of one rival with one seed; validation and test hold the same points in the same order."""
+    """The points of one baseline with one seed; validation and test hold the same points in the same order."""
 
-    name: str
-    """What the report calls it."""
-    kind: str
-    """What it is: "policy", "static", "shallow", "gumbel", "exits", "one-shot", …"""
+    record: BaselineRecord
+    """What it is."""
     seed: int
     validation: tuple[Point, ...]
     test: tuple[Point, ...]
 
     def __post_init__(self) -> None:
         if [point.label for point in self.validation] != [point.label for point in self.test]:
-            raise ValueError(f"the curve {self.name} must have the same points on validation and test data, in the same order")
+            raise ValueError(f"the curve of {self.record.name} must have the same points on validation and test data, in the same order")
 
 
 def save_curve(folder: Path, curve: Curve) -> None:
@@ -79,7 +83,7 @@ def save_curve(folder: Path, curve: Curve) -> None:
             parts = {"correct": point.correct.float(), "compute": point.compute.float(), "route": point.route}
             tensors |= {f"{split}.{n}.{name}": part.detach().cpu().clone().contiguous() for name, part in parts.items() if part is not None}
             points[split].append({"label": point.label, "price": point.price, "budget": point.budget, "routed": point.route is not None})
-    described = {"format_version": FORMAT_VERSION, "name": curve.name, "kind": curve.kind, "seed": curve.seed, **points}
+    described = {"format_version": FORMAT_VERSION, "baseline": curve.record.to_json(), "seed": curve.seed, **points}
     atomic_write(folder / TENSORS, packed(tensors))
     atomic_write(folder / CURVE, json.dumps(described, indent=2, ensure_ascii=False) + "\n")  # last: where it is, the tensors are
 
@@ -91,16 +95,16 @@ def load_curve(folder: Path) -> Curve:
         UserError: if there is none, or a field or tensor is missing, wrong, or of a shape that does not fit, by name.
     """
     if not (folder / CURVE).is_file():
-        raise UserError(f"{folder} has no {CURVE}; name the run folder of a finished rival, such as train.py --agent static leaves")
+        raise UserError(f"{folder} has no {CURVE}; name the run folder of a finished baseline as train.py leaves it")
     fields = Fields.read(folder / CURVE, FORMAT_VERSION)
     try:
         tensors = load_file(folder / TENSORS)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / TENSORS} is not a readable safetensors file ({error}); train the rival again") from None
+        raise UserError(f"{folder / TENSORS} is not a readable safetensors file ({error}); train the baseline again") from None
     validation, test = (_read_points(fields.objects(split), tensors, split, folder / TENSORS) for split in SPLITS)
     if [point.label for point in validation] != [point.label for point in test]:
         raise UserError(f"{fields.source}: validation and test must have the same points in the same order; write the file anew")
-    return Curve(fields.text("name"), fields.text("kind"), fields.integer("seed", low=0), validation, test)
+    return Curve(BaselineRecord.read(fields.object("baseline")), fields.integer("seed", low=0), validation, test)
 
 
 def _read_points(described: list[Fields], tensors: dict[str, Tensor], split: str, source: Path) -> tuple[Point, ...]:
@@ -112,7 +116,7 @@ def _read_points(described: list[Fields], tensors: dict[str, Tensor], split: str
         rows = len(points[0].correct) if points else len(correct)
         for name, part in (("correct", correct), ("compute", compute), ("route", route)):
             if part is not None and len(part) != rows:
-                raise UserError(f"{source}: {split}.{n}.{name} has {len(part)} rows, expected {rows}; train the rival again")
+                raise UserError(f"{source}: {split}.{n}.{name} has {len(part)} rows, expected {rows}; train the baseline again")
         price, budget = (None if fields.get(name) is None else fields.number(name) for name in ("price", "budget"))
         points.append(Point(fields.text("label"), price, budget, correct, compute, route))
     return tuple(points)
@@ -120,9 +124,10 @@ def _read_points(described: list[Fields], tensors: dict[str, Tensor], split: str
 
 def _tensor(tensors: dict[str, Tensor], name: str, source: Path, dtype: torch.dtype, dimensions: int) -> Tensor:
     if name not in tensors:
-        raise UserError(f"{source}: the tensor {name} is missing; train the rival again")
+        raise UserError(f"{source}: the tensor {name} is missing; train the baseline again")
     found = tensors[name]
     if found.dtype != dtype or found.dim() != dimensions or len(found) == 0:
         expected = f"{dimensions} axes of {dtype} with at least one row"
-        raise UserError(f"{source}: the tensor {name} must have {expected}, got {found.dtype} of shape {tuple(found.shape)}; train the rival again")
+        got = f"{found.dtype} of shape {tuple(found.shape)}"
+        raise UserError(f"{source}: the tensor {name} must have {expected}, got {got}; train the baseline again")
     return found

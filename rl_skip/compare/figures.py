@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rl_skip.compare.examples import draw_examples
-from rl_skip.compare.result import Comparison, RivalCurve, RoutesTaken
-from rl_skip.compare.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, new_figure, plain, save, title
+from rl_skip.compare.result import FULL_DEPTH, POLICY, BaselineCurve, Comparison, RoutesTaken
+from rl_skip.compare.style import BLUE, GREY, INK, VERMILLION, new_figure, plain, save, title
 from rl_skip.tasks import Examples, Split, Task
 
 if TYPE_CHECKING:
@@ -18,23 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_all", "draw_curve", "draw_flow", "draw_run_rate"]
 
-STYLES: dict[str, tuple[str, str, Any]] = {
-    "policy": (BLUE, "o", "-"),
-    "full": (INK, "*", ""),
-    "fixed": (ORANGE, "s", "--"),
-    "random": (GREY, "x", ":"),
-    "eyes": (PURPLE, "D", "-."),
-    "oracle": (GREEN, "^", (0, (6, 1.5, 1, 1.5, 1, 1.5))),
-    "static": (ORANGE, "s", "--"),
-    "shallow": (PURPLE, "v", ":"),
-    "gumbel": (VERMILLION, "P", "-."),
-    "exits": (GREEN, "X", (0, (1, 1))),
-    "budgets": (GREY, "d", "--"),
-    "one-shot": (SKY, "<", (0, (6, 1.5, 1, 1.5, 1, 1.5))),
-}
-"""Colour, marker and line of each kind of curve. Those of one panel share neither."""
-UNTRAINED = ("full", "fixed", "random", "eyes", "oracle")
-"""Kinds that run on the policy's own network."""
 CURVE, RUN_RATE, FLOW, EXAMPLES = "curve.png", "run_rate.png", "flow.png", "examples.png"
 CELL_TEXT = 26
 """Classes or layers beyond which the cells of the heat map carry no numbers."""
@@ -72,14 +55,12 @@ def draw_all(comparison: Comparison, folder: Path, task: Task, test: Examples) -
 
 
 def draw_curve(comparison: Comparison) -> "Figure":
-    """Accuracy over compute with bands: the policy beside what needs no training, and beside the trained rivals."""
-    policy = [curve for curve in comparison.curves if curve.kind == "policy"]
-    untrained = [curve for curve in comparison.curves if curve.kind in UNTRAINED]
-    trained = [curve for curve in comparison.curves if curve.kind not in (*UNTRAINED, "policy")]
-    panels = [("on the policy's own network", policy + untrained)]
+    """Accuracy over compute with bands: the policy beside what needs no training, and beside the trained baselines."""
+    trained = [curve for curve in comparison.curves if curve.record.trained]
+    panels = [("on the policy's own network", [curve for curve in comparison.curves if not curve.record.trained])]
     if trained:
-        full = [curve for curve in untrained if curve.kind == "full"]
-        panels.append(("rivals with training of their own", policy + full + trained))
+        reference = [curve for curve in comparison.curves if curve.record.name in (POLICY, FULL_DEPTH)]
+        panels.append(("baselines with training of their own", reference + trained))
     figure = new_figure(6.2 * len(panels), 4.3)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     seeds = f"{len(comparison.seeds)} seeds" if len(comparison.seeds) > 1 else f"seed {comparison.seeds[0]}"
@@ -104,42 +85,39 @@ def draw_curve(comparison: Comparison) -> "Figure":
     return figure
 
 
-def _draw_one_curve(axes: "Axes", curve: RivalCurve) -> None:
-    colour, marker, line = _style(curve)
+def _draw_one_curve(axes: "Axes", curve: BaselineCurve) -> None:
+    colour, marker, line = curve.record.colour, curve.record.marker, curve.record.line
     compute = [point.compute for point in curve.points]
     accuracy = [point.accuracy for point in curve.points]
     low, high = [one.low for one in accuracy], [one.high for one in accuracy]
-    front = {"policy": 4, "full": 5}.get(curve.kind, 3)
+    front = {POLICY: 4, FULL_DEPTH: 5}.get(curve.record.name, 3)
     if len(compute) == 1:
         axes.plot([compute[0]] * 2, [low[0], high[0]], color=colour, alpha=0.5, linewidth=3, solid_capstyle="butt", zorder=front - 1)
     else:
         axes.fill_between(compute, low, high, color=colour, alpha=0.13, linewidth=0, zorder=1)
-    first = curve.kind == "policy"
+    first = curve.record.name == POLICY
     size = 11 if marker == "*" else 5.5 if first else 7.5
     inside = colour if first or marker == "*" else "none"  # hollow: what lies on the same point shows through
     values, width = [one.value for one in accuracy], 2.4 if first else 1.5
-    axes.plot(compute, values, linestyle=line or "none", marker=marker, color=colour, mfc=inside, lw=width, ms=size, mew=1.3, zorder=front)
+    dashes: Any = (line or "none") if isinstance(line, str) else (0, line)
+    axes.plot(compute, values, linestyle=dashes, marker=marker, color=colour, mfc=inside, lw=width, ms=size, mew=1.3, zorder=front)
 
 
-def _style(curve: RivalCurve) -> tuple[str, str, Any]:
-    return STYLES.get(curve.kind, (GREY, "h", "-"))
-
-
-def _label_beside(axes: "Axes", curves: Sequence[RivalCurve]) -> None:
+def _label_beside(axes: "Axes", curves: Sequence[BaselineCurve]) -> None:
     """Names each curve at the right edge, in the order of their ends, with a thin line to its last point."""
     bottom, top = axes.get_ylim()
     ends = [(curve.points[-1].compute, curve.points[-1].accuracy.value) for curve in curves]
     heights = [(accuracy - bottom) / (top - bottom) for _, accuracy in ends]
     for curve, end, height in zip(curves, ends, _spread(heights, LABEL_GAP), strict=True):
-        colour = _style(curve)[0]
+        colour = curve.record.colour
         axes.annotate(
-            curve.name,
+            curve.record.title,
             end,
             xytext=(1.03, height),
             textcoords="axes fraction",
             va="center",
             color=colour,
-            fontweight="bold" if curve.kind == "policy" else "normal",
+            fontweight="bold" if curve.record.name == POLICY else "normal",
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.6, "shrinkB": 4, "shrinkA": 2, "relpos": (0, 0.5)},
         )
 

@@ -1,32 +1,34 @@
 """What a comparison found: plain numbers for `compare.json`, `compare.md` and the terminal, and the policy's rows for the figures."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
 
+from rl_skip.compare.baseline import BaselineRecord
+
 __all__ = [
-    "ANOTHER_ROW",
     "BEST_FIXED",
     "FULL_DEPTH",
     "ORACLE",
     "POLICY",
     "RANDOM",
+    "SHUFFLED",
+    "BaselineCurve",
+    "BaselineResult",
     "BatchTime",
     "Comparison",
     "CurvePoint",
     "Interval",
     "Operating",
-    "Rival",
-    "RivalCurve",
     "RoutesTaken",
     "Verdict",
 ]
 
-POLICY, FULL_DEPTH, BEST_FIXED = "policy", "full depth", "best fixed route"
-RANDOM, ANOTHER_ROW, ORACLE = "random routes", "another row's eyes", "oracle"
-"""What the report calls those that need no training; a trained rival is called by its curve's name."""
-FORMAT_VERSION = 1
+POLICY, FULL_DEPTH, BEST_FIXED = "policy", "full-depth", "fixed"
+RANDOM, SHUFFLED, ORACLE = "random", "shuffled", "oracle"
+"""The names of the policy and of the bundled baselines that need no training, as in their records."""
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,10 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
-class RivalCurve:
-    """The curve of the policy, or of a rival."""
+class BaselineCurve:
+    """The curve of the policy, or of a baseline."""
 
-    name: str
-    """`POLICY`, `BEST_FIXED`, … or the trained rival's name."""
-    kind: str
-    """As in `Curve`: "policy", "fixed", "full", "random", "eyes", "oracle", "static", "shallow", "gumbel", "exits", "one-shot", "budgets"."""
+    record: BaselineRecord
     points: tuple[CurvePoint, ...]
     """By ascending compute, those that validation data chose at some budget; at least one."""
     area: Interval
@@ -68,11 +67,10 @@ class RivalCurve:
 
 
 @dataclass(frozen=True)
-class Rival:
-    """The policy or a rival at one operating point, on test data; the mean over the seeds."""
+class BaselineResult:
+    """The policy or a baseline at one operating point, on test data; the mean over the seeds."""
 
-    name: str
-    kind: str
+    record: BaselineRecord
     label: str
     """Which point of its curve, for the first seed."""
     compute: float
@@ -95,7 +93,7 @@ class Operating:
     """The price that each run's policy saw."""
     validation_compute: float
     """The policy's mean compute where the price was chosen."""
-    rivals: tuple[Rival, ...]
+    baselines: tuple[BaselineResult, ...]
     """The policy first; those without a point within the budget are left out."""
     gap_closed: Interval | None
     """(policy − best fixed route) / (oracle − best fixed route), in reward at the operating price; None without an oracle or a gap."""
@@ -105,12 +103,12 @@ class Operating:
     """How many routes the policy used on test data."""
     route_entropy: float
     """Entropy in bits of how often it used each."""
-    fixed_as_cheap: Rival | None = None
+    fixed_as_cheap: BaselineResult | None = None
     """The best fixed route that spends no more than the policy, where the budget would allow more."""
 
-    def rival(self, name: str) -> Rival | None:
+    def baseline(self, name: str) -> BaselineResult | None:
         """The entry of that name."""
-        return next((one for one in self.rivals if one.name == name), None)
+        return next((one for one in self.baselines if one.record.name == name), None)
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,7 @@ class Verdict:
     """What to do."""
 
     use: str
-    """"policy", "fixed", or the name of a trained rival: what serves best as exported."""
+    """The name of what serves best as exported: `POLICY`, `BEST_FIXED`, or a baseline that is better than both."""
     sentences: tuple[str, ...]
 
 
@@ -185,7 +183,7 @@ class Comparison:
     rows: int
     """N, test rows."""
     seeds: tuple[int, ...]
-    curves: tuple[RivalCurve, ...]
+    curves: tuple[BaselineCurve, ...]
     """The policy first."""
     operating: tuple[Operating, ...]
     """As exported first, then one for each budget."""
@@ -198,12 +196,17 @@ class Comparison:
     """How long the comparison took."""
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the rows."""
-        plain = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "taken"}
-        return {"format_version": FORMAT_VERSION, **{name: _plain(value) for name, value in plain.items()}}
+        """Everything but the rows; of records, name and title."""
+        return {"format_version": FORMAT_VERSION, **{one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name != "taken"}}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
-    return asdict(value) if hasattr(value, "__dataclass_fields__") else value
+    if not is_dataclass(value):
+        return value
+    named: dict[str, Any] = {}
+    for one in fields(value):
+        inner = getattr(value, one.name)
+        named |= {"name": inner.name, "title": inner.title} if isinstance(inner, BaselineRecord) else {one.name: _plain(inner)}
+    return named

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from rl_skip.compare.result import FULL_DEPTH, ORACLE, POLICY, Comparison, Interval, Operating, Rival
+from rl_skip.compare.result import FULL_DEPTH, POLICY, BaselineResult, Comparison, Interval, Operating
 from rl_skip.compare.verdict import leads, trails
 
 __all__ = ["REPORT", "markdown", "terminal"]
@@ -12,30 +12,24 @@ __all__ = ["REPORT", "markdown", "terminal"]
 REPORT = "compare.md"
 """Where the first run's folder holds the whole report."""
 Table = list[list[str]]
-MARKS = "+ marks a rival that is more accurate than the policy, - one that is less accurate, by interval and paired test"
+MARKS = "+ marks a baseline that is more accurate than the policy, - one that is less accurate, by interval and paired test"
 
 ABOUT = """\
 Everything is measured on test data; prices, routes and points of curves were chosen on validation data.
 *Compute* is 1 for all layers of the network; a policy's decisions are counted in. ± is half of a 95% bootstrap interval over rows{seeds}.
 
-- *policy*: as exported, and with its dial turned to each budget.
-- *full depth*: every layer of the same network.
-- *best fixed route*: the single route of the same network that is best on validation data within the budget{search}.
-- trained rivals (fixed route retrained, shallower network, Gumbel gates, confidence exits, one-shot policy, a policy for each
-  budget): networks of their own, with the same data, start and number of updates. A rival may spend the budget, or what the policy spends
-  where that is more, and 0.02 besides. The shallower network is trained from scratch, for as many updates as warm-up and policy took together.
-  A policy's network learns from its own full depth besides (`--distillation-weight`), the rivals from labels alone.
-- *random routes*: at the policy's mean compute.
-- *another row's eyes*: each row follows the route that the policy chose for another row, in expectation over the others. Where that is as good,
-  the policy does not look at its input.
-- *oracle*: each row's best route at the policy's price, by trying them all on these rows and knowing
-  the labels: a bound, not a goal.
-- *lead*: the policy's accuracy minus the rival's, row by row. *p*: exact McNemar test with one run; with several, signs of rows flipped at random.
+{curves}
+- *lead*: the policy's accuracy minus the baseline's, row by row. *p*: exact McNemar test with one run; with several, signs of rows flipped at random.
 - *area*: mean accuracy over all budgets from 0.2 to 1, each answered with the point that validation data choose within it; where none is that
   cheap, by always answering with the most frequent class.
 - *share of the oracle's gap*: (policy - best fixed route) / (oracle - best fixed route), in score - price * compute at the policy's price.
 - *break-even*: the compute below which the policy is faster than full depth, estimated from what layers and decisions took.
 """
+TRAINED = """\
+Baselines with a training of their own have networks of their own, with the same data, start and number of updates where nothing else is said.
+A policy's network learns from its own full depth besides (`--distillation-weight`), theirs from labels alone.
+"""
+SPENDING = "A baseline may spend the budget, or what the policy spends where that is more, and 0.02 besides; a control has the policy's price."
 
 
 def terminal(comparison: Comparison) -> str:
@@ -59,8 +53,6 @@ def markdown(comparison: Comparison, figures: Iterable[Path] = ()) -> str:
     Args:
         figures: pictures to show, relative to the file.
     """
-    seeds = " and seeds" if len(comparison.seeds) > 1 else ""
-    oracle = any(curve.name == ORACLE for curve in comparison.curves)
     parts = [
         f"# {_title(comparison)}",
         "## Verdict",
@@ -75,55 +67,65 @@ def markdown(comparison: Comparison, figures: Iterable[Path] = ()) -> str:
         "## Time",
         _piped(_time_table(comparison)),
         "## What this means",
-        ABOUT.format(seeds=seeds, search=", by trying them all" if oracle else ", found by beam search").rstrip(),
+        _about(comparison),
         *(["## Notes", "\n".join(f"- {note}" for note in comparison.notes)] if comparison.notes else []),
         "Runs: " + ", ".join(f"`{run}`" for run in comparison.runs) + f". Compared in {comparison.seconds:.0f} s.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
+def _about(comparison: Comparison) -> str:
+    records = [curve.record for curve in comparison.curves]
+    curves = "\n".join(f"- *{record.title}*: {record.about}." for record in records if record.about)
+    trained = [TRAINED.rstrip()] if any(record.trained for record in records) else []
+    about = ABOUT.format(seeds=" and seeds" if len(comparison.seeds) > 1 else "", curves=curves).rstrip()
+    return "\n\n".join([about, " ".join([SPENDING, *trained])])
+
+
 def _title(comparison: Comparison) -> str:
     seeds = ("seeds " if len(comparison.seeds) > 1 else "seed ") + ", ".join(map(str, comparison.seeds))
-    return f"{comparison.task}: a policy for {comparison.depth} layers beside its rivals, {comparison.rows} test rows, {seeds}"
+    return f"{comparison.task}: a policy for {comparison.depth} layers beside its baselines, {comparison.rows} test rows, {seeds}"
 
 
 def _accuracy_table(comparison: Comparison) -> Table:
     rows = [["accuracy at compute", *map(_asked, comparison.operating), "area 0.2 to 1"]]
     for curve in comparison.curves:
-        found = [one.rival(curve.name) for one in comparison.operating]
-        rows.append([curve.name, *map(_cell, found), "" if curve.name == FULL_DEPTH else _percent(curve.area)])
+        found = [one.baseline(curve.record.name) for one in comparison.operating]
+        rows.append([curve.record.title, *map(_cell, found), "" if curve.record.name == FULL_DEPTH else _percent(curve.area)])
     return rows
 
 
-def _cell(rival: Rival | None) -> str:
-    if rival is None:
+def _cell(baseline: BaselineResult | None) -> str:
+    if baseline is None:
         return ""
-    mark = "+" if trails(rival) else "-" if leads(rival) else " "
-    return f"{_percent(rival.accuracy)} at {rival.compute:.3f}{mark}".rstrip()
+    mark = "+" if trails(baseline) else "-" if leads(baseline) else " "
+    return f"{_percent(baseline.accuracy)} at {baseline.compute:.3f}{mark}".rstrip()
 
 
 def _leads_section(one: Operating) -> str:
     rows = [["the policy beside", "point", "compute", "lead", "95% interval", "p"]]
-    for rival in one.rivals:
-        if rival.name != POLICY:
-            interval = f"{100 * rival.lead.low:+.1f} to {100 * rival.lead.high:+.1f}"
-            rows.append([rival.name, rival.label, f"{rival.compute:.3f}", f"{100 * rival.lead.value:+.1f}", interval, f"{rival.p_value:.2g}"])
-    policy = one.rivals[0]
+    for baseline in one.baselines:
+        if baseline.record.name != POLICY:
+            interval = f"{100 * baseline.lead.low:+.1f} to {100 * baseline.lead.high:+.1f}"
+            lead = f"{100 * baseline.lead.value:+.1f}"
+            rows.append([baseline.record.title, baseline.label, f"{baseline.compute:.3f}", lead, interval, f"{baseline.p_value:.2g}"])
+    policy = one.baselines[0]
     return f"### {_asked(one)[0].upper()}{_asked(one)[1:]}: {policy.accuracy.value:.1%} at {policy.compute:.3f}\n\n{_piped(rows)}"
 
 
 def _policy_table(comparison: Comparison) -> Table:
     shown = comparison.operating
+    titles = {curve.record.name: curve.record.title for curve in comparison.curves}
     rows = [
         ["the policy", *map(_asked, shown)],
         ["price", *(", ".join(f"{price:.3g}" for price in one.prices) for one in shown)],
         ["compute, validation", *(f"{one.validation_compute:.3f}" for one in shown)],
-        ["compute, test", *(f"{one.rivals[0].compute:.3f}" for one in shown)],
-        ["test compute - budget", *("" if one.budget is None else f"{one.rivals[0].compute - one.budget:+.3f}" for one in shown)],
+        ["compute, test", *(f"{one.baselines[0].compute:.3f}" for one in shown)],
+        ["test compute - budget", *("" if one.budget is None else f"{one.baselines[0].compute - one.budget:+.3f}" for one in shown)],
         ["distinct routes", *(f"{one.distinct_routes:g}" for one in shown)],
         ["entropy of routes, bits", *(f"{one.route_entropy:.2f}" for one in shown)],
     ]
-    rows += [[f"reward, {name}", *(f"{one.rewards[name]:.4f}" for one in shown)] for name in shown[0].rewards]
+    rows += [[f"reward, {titles[name]}", *(f"{one.rewards[name]:.4f}" for one in shown)] for name in shown[0].rewards]
     if any(one.gap_closed for one in shown):
         rows.append(["share of the oracle's gap", *("" if one.gap_closed is None else _percent(one.gap_closed) for one in shown)])
     return rows

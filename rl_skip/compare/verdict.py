@@ -1,75 +1,65 @@
 """What the figures mean for the user, in words."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-from rl_skip.compare.result import ANOTHER_ROW, BEST_FIXED, POLICY, BatchTime, Operating, Rival, Verdict
+from rl_skip.compare.result import BEST_FIXED, POLICY, SHUFFLED, BaselineResult, BatchTime, Operating, Verdict
 
 __all__ = ["LEVEL", "judge", "leads", "trails"]
 
 LEVEL = 0.05
-AGENTS: Mapping[str, str] = {
-    "static": "train it with train.py --agent static",
-    "shallow": "train it with train.py --agent shallow",
-    "gumbel": "train it with train.py --agent gumbel",
-    "exits": "train it with train.py --agent exits",
-    "one-shot": "train it with train.py --policy-scope input",
-    "budgets": "train one for the budget with train.py --budget",
-    "policy": "use that one",
-}
-"""The kinds of trained rivals, and what to do where one is better."""
 
 
-def leads(rival: Rival) -> bool:
+def leads(baseline: BaselineResult) -> bool:
     """Whether the policy is more accurate: the interval of its lead lies above 0 and the paired test says so at 5%."""
-    return rival.lead.low > 0 and rival.p_value < LEVEL
+    return baseline.lead.low > 0 and baseline.p_value < LEVEL
 
 
-def trails(rival: Rival) -> bool:
+def trails(baseline: BaselineResult) -> bool:
     """Whether the policy is less accurate, likewise."""
-    return rival.lead.high < 0 and rival.p_value < LEVEL
+    return baseline.lead.high < 0 and baseline.p_value < LEVEL
 
 
 def judge(run: str, depth: int, operating: tuple[Operating, ...], times: Iterable[BatchTime]) -> Verdict:
     """The verdict on a policy as exported, and what changes at the budgets.
 
-    The policy is worth using where it beats the best fixed route of its own network, and no trained rival beats it.
+    The policy is worth using where it beats the best fixed route of its own network, and no baseline with an advice of its own beats it.
 
     Args:
         operating: as exported first.
     """
     exported = operating[0]
     use = _best(exported)
-    better = _better_rivals(exported)
-    pruning = use not in (POLICY, "fixed") and _fixed(exported) is not None  # is no advice beside a rival that is better
+    better = _better_baselines(exported)
+    pruning = use not in (POLICY, BEST_FIXED) and _fixed(exported) is not None  # is no advice beside a baseline that is better
     sentences = better if pruning else [_headline(run, depth, exported, use), *better]
     for one in operating[1:]:
         changed = _best(one)
         if changed != use:
             sentences.append(f"At a budget of {one.budget:g}: {_headline(run, depth, one, changed)}")
-        sentences += [f"At a budget of {one.budget:g}: {sentence}" for sentence in _better_rivals(one) if sentence not in sentences]
+        sentences += [f"At a budget of {one.budget:g}: {sentence}" for sentence in _better_baselines(one) if sentence not in sentences]
     sentences += [_looking(exported), *_slow(times)]
     return Verdict(use, tuple(sentences))
 
 
 def _best(one: Operating) -> str:
-    better = [rival for rival in one.rivals if rival.kind in AGENTS and trails(rival)]
+    better = [baseline for baseline in one.baselines if baseline.record.advice and trails(baseline)]
     if better:
-        return max(better, key=lambda rival: rival.accuracy.value).name
-    return POLICY if _fixed(one) is None else "fixed"
+        return max(better, key=lambda baseline: baseline.accuracy.value).record.name
+    return POLICY if _fixed(one) is None else BEST_FIXED
 
 
-def _fixed(one: Operating) -> Rival | None:
+def _fixed(one: Operating) -> BaselineResult | None:
     """The fixed route to prefer to the policy: one that is better within the budget, or as good for no more compute; None if neither is."""
-    within = one.rival(BEST_FIXED)
+    within = one.baseline(BEST_FIXED)
     if within is not None and trails(within):
         return within
     return one.fixed_as_cheap if one.fixed_as_cheap is not None and not leads(one.fixed_as_cheap) else None
 
 
 def _headline(run: str, depth: int, one: Operating, use: str) -> str:
-    fixed, compute = _fixed(one), one.rivals[0].compute
+    fixed, compute = _fixed(one), one.baselines[0].compute
     if fixed is None:
-        advice = "use it" if use == POLICY else "but a trained rival beats it"
+        advice = "use it" if use == POLICY else "but a baseline beats it"
         if one.fixed_as_cheap is None:
             return f"no fixed route is as cheap as the policy, at compute {compute:.3g}; {advice}."
         return f"the policy beats the best fixed route at compute {compute:.3g} by {_points(one.fixed_as_cheap)}; {advice}."
@@ -83,19 +73,19 @@ def _headline(run: str, depth: int, one: Operating, use: str) -> str:
     return f"{state}: `python -m rl_skip prune {run} DIR{choice}` writes the network without {_layers(left_out)}, with no policy and no routing."
 
 
-def _better_rivals(one: Operating) -> list[str]:
+def _better_baselines(one: Operating) -> list[str]:
     return [
-        f"{rival.name} is better by {_points(rival)} at compute {rival.compute:.3g}: {AGENTS[rival.kind]}."
-        for rival in one.rivals
-        if rival.kind in AGENTS and trails(rival)
+        f"{baseline.record.title} is better by {_points(baseline)} at compute {baseline.compute:.3g}: {baseline.record.advice}."
+        for baseline in one.baselines
+        if baseline.record.advice and trails(baseline)
     ]
 
 
 def _looking(one: Operating) -> str:
-    eyes = one.rival(ANOTHER_ROW)
-    if eyes is None or not leads(eyes):
-        return "Another row's eyes serve the policy as well as a row's own: it does not look at its input, or gains nothing by it."
-    return f"With another row's eyes the policy loses {_points(eyes)}: it looks at its input."
+    shuffled = one.baseline(SHUFFLED)
+    if shuffled is None or not leads(shuffled):
+        return "Routes chosen for other rows serve as well as a row's own: the policy does not look at its input, or gains nothing by it."
+    return f"On routes chosen for other rows the policy loses {_points(shuffled)}: it looks at its input."
 
 
 def _slow(times: Iterable[BatchTime]) -> list[str]:
@@ -107,9 +97,9 @@ def _slow(times: Iterable[BatchTime]) -> list[str]:
     ]
 
 
-def _points(rival: Rival) -> str:
-    """How far apart policy and rival are, in points of accuracy."""
-    return f"{abs(100 * rival.lead.value):.1f} ± {100 * rival.lead.half_width:.1f} points"
+def _points(baseline: BaselineResult) -> str:
+    """How far apart policy and baseline are, in points of accuracy."""
+    return f"{abs(100 * baseline.lead.value):.1f} ± {100 * baseline.lead.half_width:.1f} points"
 
 
 def _layers(layers: list[int]) -> str:

@@ -10,7 +10,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, TENSORS, EventAccumulator
 
 from agents.pictures import show_comparison
-from rl_skip.compare.result import Comparison, CurvePoint, Interval, RivalCurve, RoutesTaken, Verdict
+from rl_skip.compare.baseline import BaselineRecord
+from rl_skip.compare.result import BaselineCurve, Comparison, CurvePoint, Interval, RoutesTaken, Verdict
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -32,7 +33,7 @@ def comparison(points: dict[str, list[tuple[float, float]]]) -> Comparison:
     curves = []
     for kind, pairs in points.items():
         measured = (CurvePoint("", compute, Interval(accuracy, accuracy, accuracy)) for compute, accuracy in pairs)
-        curves.append(RivalCurve(f"the {kind} one", kind, tuple(measured), Interval(0.9, 0.9, 0.9)))
+        curves.append(BaselineCurve(BaselineRecord(kind, f"the {kind} one"), tuple(measured), Interval(0.9, 0.9, 0.9)))
     nobody = torch.zeros(0, dtype=torch.long)
     taken = RoutesTaken(torch.zeros(0, 4, dtype=torch.bool), nobody, nobody.float(), nobody.float(), nobody)
     return Comparison(("a",), "beasts", ("ant", "bee"), 4, 0, (0,), tuple(curves), (), (), Verdict("policy", ()), (), taken)

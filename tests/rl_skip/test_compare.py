@@ -1,6 +1,7 @@
 """The instrument itself: on a stack whose answers are known by arithmetic, `compare` must give those answers."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,13 +9,17 @@ from torch import Tensor, nn
 
 from rl_skip import JumpPolicy, JumpRules, LayerStack, ObservationLayout
 from rl_skip.compare import book
+from rl_skip.compare.baseline import BaselineRecord
 from rl_skip.compare.book import RouteBook
 from rl_skip.compare.comparison import compared
 from rl_skip.compare.curves import Curve, Point
-from rl_skip.compare.measure import Measurement, Rows, measure
-from rl_skip.compare.result import ANOTHER_ROW, BEST_FIXED, FULL_DEPTH, ORACLE, POLICY, RANDOM, Comparison
-from rl_skip.core.routing import routed_forward
+from rl_skip.compare.measure import Measurement, measure
+from rl_skip.compare.measured import Bench, MeasuredBaseline
+from rl_skip.compare.result import BEST_FIXED, FULL_DEPTH, ORACLE, POLICY, RANDOM, SHUFFLED, Comparison
+from rl_skip.compare.rows import Rows
+from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
 from rl_skip.dial import PriceTable
+from rl_skip.errors import UserError
 from rl_skip.evaluation import evaluate
 from rl_skip.export import SkipModel
 from rl_skip.network import NetworkConfig, build_network
@@ -78,17 +83,17 @@ TASK = NeedsItsLayer("two kinds", ("common", "rare"), load, nn.Identity, tokens=
 LOOKING, COMMON_ONLY = (1, 2), (1, 1)
 
 
-def measured(targets: tuple[int, int], seed: int = 0) -> Measurement:
+def measured(targets: tuple[int, int], seed: int = 0, own: tuple[MeasuredBaseline, ...] = ()) -> Measurement:
     model = SkipModel(TwoKinds(), Scripted(targets), price=PRICE).eval()
-    return measure(Path("run"), seed, model, TASK, Rows.load(TASK, "cpu"), budgets=(0.5,))
+    return measure(Path("run"), seed, model, TASK, Rows.load(TASK, "cpu"), budgets=(0.5,), own=own)
 
 
-def comparison_of(targets: tuple[int, int], *rivals: Curve) -> Comparison:
-    return compared([measured(targets)], [list(rivals)])
+def comparison_of(targets: tuple[int, int], *baselines: Curve) -> Comparison:
+    return compared([measured(targets)], [list(baselines)])
 
 
 def at_exported(comparison: Comparison, name: str) -> tuple[float, float]:
-    found = comparison.operating[0].rival(name)
+    found = comparison.operating[0].baseline(name)
     assert found is not None
     return found.accuracy.value, found.compute
 
@@ -99,15 +104,15 @@ def test_every_number_is_the_one_that_arithmetic_gives() -> None:
     assert at_exported(found, POLICY) == pytest.approx((1.0, 0.75), **close)
     assert at_exported(found, FULL_DEPTH) == pytest.approx((1.0, 1.0), **close)
     assert at_exported(found, BEST_FIXED) == pytest.approx((COMMON / ROWS, 0.75), **close)
-    assert found.operating[0].rival(BEST_FIXED).layers == (0, 1, 3)
+    assert found.operating[0].baseline(BEST_FIXED).layers == (0, 1, 3)
     assert at_exported(found, ORACLE) == pytest.approx((1.0, 0.75), **close)
     same_type = (COMMON * (COMMON - 1) + RARE * (RARE - 1)) / (ROWS * (ROWS - 1))
-    assert at_exported(found, ANOTHER_ROW) == pytest.approx((same_type, 0.75), **close)
+    assert at_exported(found, SHUFFLED) == pytest.approx((same_type, 0.75), **close)
     right, compute = at_exported(found, RANDOM)
     assert right == pytest.approx(0.5, abs=3 * 0.5 / (4 * ROWS) ** 0.5) and compute == pytest.approx(0.75, abs=1e-5)
     rewards = {POLICY: 1 - 0.75 * PRICE, BEST_FIXED: 1 - PRICE, ORACLE: 1 - 0.75 * PRICE}  # at this price full depth is the best fixed route
     assert found.operating[0].rewards == pytest.approx(rewards, **close)
-    areas = {curve.name: curve.area.value for curve in found.curves}
+    areas = {curve.record.name: curve.area.value for curve in found.curves}
     nothing = COMMON / ROWS  # where nothing is affordable the more frequent class is answered
     assert areas[POLICY] == pytest.approx((0.55 * nothing + 0.25 * 1) / 0.8, **close)
     assert areas[BEST_FIXED] == pytest.approx((0.3 * nothing + 0.25 * 0 + 0.25 * nothing) / 0.8, **close)
@@ -137,36 +142,71 @@ def test_a_policy_that_ignores_its_input_gets_the_verdict_fixed() -> None:
     assert gap is not None and gap.value == pytest.approx((policy - fixed) / (oracle - fixed), rel=1e-4)
 
 
-def rival(name: str, kind: str, right: int, compute: float, label: str = "one") -> Curve:
-    """A rival that is right on the first `right` rows."""
+def baseline(title: str, name: str, right: int, compute: float, label: str = "one") -> Curve:
+    """A baseline that is right on the first `right` rows."""
     point = Point(label, None, None, (torch.arange(ROWS) < right).float(), torch.full((ROWS,), compute))
-    return Curve(name, kind, 0, (point,), (point,))
+    record = BaselineRecord(name, title, advice=f"train it with train.py --agent {name}", trained=True)
+    return Curve(record, 0, (point,), (point,))
 
 
-def test_a_trained_rival_that_is_better_is_named_and_one_that_costs_more_is_not_set_beside() -> None:
-    better = comparison_of(COMMON_ONLY, rival("Gumbel gate", "gumbel", ROWS, 0.7))
-    assert better.verdict.use == "Gumbel gate"
+def test_a_trained_baseline_that_is_better_is_named_and_one_that_costs_more_is_not_set_beside() -> None:
+    better = comparison_of(COMMON_ONLY, baseline("Gumbel gate", "gumbel", ROWS, 0.7))
+    assert better.verdict.use == "gumbel"
     assert any(sentence.startswith("Gumbel gate is better by 33.3 ±") and "--agent gumbel" in sentence for sentence in better.verdict.sentences)
-    dearer = comparison_of(COMMON_ONLY, rival("Gumbel gate", "gumbel", ROWS, 0.8))
-    assert dearer.verdict.use == "fixed" and dearer.operating[0].rival("Gumbel gate") is None
+    dearer = comparison_of(COMMON_ONLY, baseline("Gumbel gate", "gumbel", ROWS, 0.8))
+    assert dearer.verdict.use == "fixed" and dearer.operating[0].baseline("gumbel") is None
 
 
-def test_a_rival_that_is_better_on_few_rows_is_not_called_better() -> None:
-    close = comparison_of(COMMON_ONLY, rival("Gumbel gate", "gumbel", COMMON + 5, 0.7))  # 5 rows to 0: McNemar's p is 2 / 2^5
-    found = close.operating[0].rival("Gumbel gate")
+def test_a_baseline_that_is_better_on_few_rows_is_not_called_better() -> None:
+    close = comparison_of(COMMON_ONLY, baseline("Gumbel gate", "gumbel", COMMON + 5, 0.7))  # 5 rows to 0: McNemar's p is 2 / 2^5
+    found = close.operating[0].baseline("gumbel")
     assert found is not None and found.lead.high < 0 and found.p_value == pytest.approx(2 / 2**5)
     assert close.verdict.use == "fixed"
 
 
-def test_seeds_are_averaged_and_a_rival_that_some_lack_is_left_out() -> None:
+class AsKindsAsk(Router):
+    """Three layers for each row, those that its kind needs, without asking anybody."""
+
+    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
+        kind = state.hidden(rows)[0][:, 1].long()
+        return Decision(1 + kind if i == 0 else torch.full_like(rows, DEPTH - 1 if i < DEPTH - 1 else DEPTH))
+
+
+def as_kinds_ask(bench: Bench) -> dict[str, Any]:
+    """And layers 0 and 3 alone."""
+    return {"as asked": AsKindsAsk(), "ends": torch.tensor([True, False, False, True])}
+
+
+def test_a_baseline_of_ones_own_is_measured_listed_and_named_by_the_verdict() -> None:
+    own = MeasuredBaseline(BaselineRecord("asked", "as the kinds ask", advice="use that"), as_kinds_ask)
+    found = compared([measured(COMMON_ONLY, own=(own,))], [[baseline("Gumbel gate", "gumbel", COMMON, 0.7)]])
+    assert [curve.record.name for curve in found.curves] == [POLICY, FULL_DEPTH, BEST_FIXED, "asked", "gumbel", RANDOM, SHUFFLED, ORACLE]
+    assert [(point.label, point.compute) for point in found.curves[3].points] == [("ends", 0.5), ("as asked", 0.75)]
+    assert at_exported(found, "asked") == (1.0, 0.75)
+    assert found.verdict.use == "asked" and found.verdict.sentences[0].startswith("as the kinds ask is better by 33.3 ±")
+    assert found.verdict.sentences[0].endswith(": use that.")
+
+
+def test_a_baseline_of_ones_own_that_is_none_is_told_in_one_line() -> None:
+    record = BaselineRecord("mine", "mine")
+    for wrong, said in (
+        (MeasuredBaseline(record, lambda bench: {}), "gave no way to run"),
+        (MeasuredBaseline(BaselineRecord("mine", "mine", control=True), as_kinds_ask), "for each of the policy's prices"),
+        (MeasuredBaseline(BaselineRecord(ORACLE, "mine"), as_kinds_ask), "there is a baseline 'oracle' already"),
+    ):
+        with pytest.raises(UserError, match=said):
+            measured(LOOKING, own=(wrong,))
+
+
+def test_seeds_are_averaged_and_a_baseline_that_some_lack_is_left_out() -> None:
     both = [measured(LOOKING, seed=0), measured(COMMON_ONLY, seed=1)]
-    found = compared(both, [[rival("static", "static", ROWS, 0.5)], []])
+    found = compared(both, [[baseline("static", "static", ROWS, 0.5)], []])
     assert found.seeds == (0, 1)
-    policy = found.operating[0].rivals[0]
+    policy = found.operating[0].baselines[0]
     assert policy.accuracy.value == pytest.approx((1 + COMMON / ROWS) / 2)
     assert policy.accuracy.low == pytest.approx(COMMON / ROWS, abs=0.15) and policy.accuracy.high == pytest.approx(1.0)
-    assert all(curve.name != "static" for curve in found.curves)
-    assert any("static was trained for 1 of 2 runs" in note for note in found.notes)
+    assert all(curve.record.name != "static" for curve in found.curves)
+    assert any("static was measured for 1 of 2 runs" in note for note in found.notes)
 
 
 def test_random_routes_cost_what_the_policy_costs_where_layers_differ_in_cost(small: tuple[SkipModel, Task, Examples]) -> None:
@@ -242,7 +282,7 @@ def test_without_all_routes_there_is_no_oracle_and_it_is_said(small: tuple[SkipM
     model, task, few = small
     monkeypatch.setattr(book, "EXHAUSTIVE_DEPTH", 1)
     found = compared([measure(Path("run"), 0, model, task, alike(few), ())], [[]])
-    assert all(curve.name != ORACLE for curve in found.curves) and found.operating[0].gap_closed is None
+    assert all(curve.record.name != ORACLE for curve in found.curves) and found.operating[0].gap_closed is None
     assert any("no oracle" in note for note in found.notes)
 
 

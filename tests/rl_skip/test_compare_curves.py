@@ -1,4 +1,4 @@
-"""What rivals leave for `compare`: it comes back as it was, and what is damaged is named."""
+"""What baselines leave for `compare`: it comes back as it was, and what is damaged is named."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rl_skip import UserError
+from rl_skip.compare.baseline import BaselineRecord
 from rl_skip.compare.curves import Curve, Point, load_curve, save_curve
+
+RECORD = BaselineRecord(
+    "gumbel", "Gumbel gate", about="gates", advice="train it", trained=True, per_budget=True, colour="#123456", marker="P", line=(6, 1.5)
+)
 
 
 def point(label: str, rows: int, price: float | None = None, budget: float | None = None, routed: bool = True) -> Point:
@@ -21,32 +26,34 @@ def point(label: str, rows: int, price: float | None = None, budget: float | Non
 def curve() -> Curve:
     validation = (point("a", 5, price=0.3), point("bb", 5, budget=0.5, routed=False))
     test = (point("a", 7, price=0.3), point("bb", 7, budget=0.5, routed=False))
-    return Curve("Gumbel gate", "gumbel", 3, validation, test)
+    return Curve(RECORD, 3, validation, test)
 
 
 def test_a_curve_comes_back_as_it_was(tmp_path: Path, curve: Curve) -> None:
-    save_curve(tmp_path / "rival", curve)
-    back = load_curve(tmp_path / "rival")
-    assert (back.name, back.kind, back.seed) == ("Gumbel gate", "gumbel", 3)
+    save_curve(tmp_path / "baseline", curve)
+    back = load_curve(tmp_path / "baseline")
+    assert (back.record, back.seed) == (RECORD, 3)
     for mine, theirs in zip((*curve.validation, *curve.test), (*back.validation, *back.test), strict=True):
         assert (mine.label, mine.price, mine.budget) == (theirs.label, theirs.price, theirs.budget)
         assert torch.equal(mine.correct, theirs.correct) and torch.equal(mine.compute, theirs.compute)
         assert (mine.route is None) == (theirs.route is None)
         assert mine.route is None or (theirs.route is not None and torch.equal(mine.route, theirs.route))
-    assert {file.name for file in (tmp_path / "rival").iterdir()} == {"curve.json", "curve.safetensors"}
+    assert {file.name for file in (tmp_path / "baseline").iterdir()} == {"curve.json", "curve.safetensors"}
 
 
 def test_a_curve_has_the_same_points_on_both_splits(curve: Curve) -> None:
-    with pytest.raises(ValueError, match="Gumbel gate"):
-        Curve("Gumbel gate", "gumbel", 0, curve.validation, curve.test[::-1])
+    with pytest.raises(ValueError, match="gumbel"):
+        Curve(RECORD, 0, curve.validation, curve.test[::-1])
 
 
 @pytest.mark.parametrize(
     ("field", "value", "named"),
     [
-        ("name", 3, "name must be a string"),
+        ("baseline", RECORD.to_json() | {"title": 3}, "baseline.title must be a string"),
+        ("baseline", RECORD.to_json() | {"line": [1, -1]}, r"baseline.line\[1\] must be"),
+        ("baseline", {}, "baseline.name is missing"),
         ("seed", -1, "seed must be"),
-        ("format_version", 2, "format_version is 2"),
+        ("format_version", 3, "format_version is 3"),
         ("test", {}, "test must be a list"),
         ("validation", [{"label": "a", "price": "dear", "budget": None, "routed": True}], r"validation\[0\].price must be"),
     ],

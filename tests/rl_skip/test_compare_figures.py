@@ -10,9 +10,13 @@ from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor
 
+from agents.baselines import TRAINED
 from rl_skip.compare.examples import draw_examples, easiest_and_hardest, right_and_wrong
-from rl_skip.compare.figures import STYLES, UNTRAINED, draw_all, draw_curve, draw_flow, draw_run_rate
-from rl_skip.compare.result import Comparison, CurvePoint, Interval, RivalCurve, RoutesTaken, Verdict
+from rl_skip.compare.figures import draw_all, draw_curve, draw_flow, draw_run_rate
+from rl_skip.compare.measure import THE_POLICY
+from rl_skip.compare.measured import BASELINES
+from rl_skip.compare.result import FULL_DEPTH, POLICY, BaselineCurve, Comparison, CurvePoint, Interval, RoutesTaken, Verdict
+from rl_skip.compare.trained import EACH_BUDGET, ONE_SHOT
 from rl_skip.errors import UserError
 from rl_skip.inputs import Inputs
 from rl_skip.tasks import Examples, Task
@@ -20,9 +24,12 @@ from rl_skip.tasks import Examples, Task
 DEPTH, ROWS, CLASSES = 6, 60, ("ant", "bee", "cow")
 
 
-def curve(kind: str, points: list[tuple[float, float]]) -> RivalCurve:
+RECORDS = {record.name: record for record in (*(BASELINES.find(name).record for name in BASELINES.names()), *TRAINED, ONE_SHOT, EACH_BUDGET)}
+
+
+def curve(name: str, points: list[tuple[float, float]]) -> BaselineCurve:
     found = (CurvePoint(f"{compute}", compute, Interval(accuracy, accuracy - 0.02, accuracy + 0.01)) for compute, accuracy in points)
-    return RivalCurve(f"the {kind} one", kind, tuple(found), Interval(0.9, 0.8, 1.0))
+    return BaselineCurve(RECORDS.get(name, THE_POLICY), tuple(found), Interval(0.9, 0.8, 1.0))
 
 
 def taken(exits: bool = False) -> RoutesTaken:
@@ -36,7 +43,7 @@ def taken(exits: bool = False) -> RoutesTaken:
     return RoutesTaken(route, prediction, correct, route.float().mean(dim=1), labels)
 
 
-def comparison(curves: tuple[RivalCurve, ...] = (curve("policy", [(0.4, 0.9)]),), rows: RoutesTaken | None = None) -> Comparison:
+def comparison(curves: tuple[BaselineCurve, ...] = (curve("policy", [(0.4, 0.9)]),), rows: RoutesTaken | None = None) -> Comparison:
     rows = taken() if rows is None else rows
     return Comparison(("a",), "beasts", CLASSES, DEPTH, ROWS, (0,), curves, (), (), Verdict("policy", ()), (), rows)
 
@@ -48,10 +55,11 @@ def texts(figure: Figure) -> list[str]:
 @pytest.mark.parametrize("trained", [False, True])
 def test_every_curve_is_drawn_where_it_was_measured_and_told_apart(trained: bool) -> None:
     points = [(0.25, 0.9), (0.5, 0.95), (0.75, 0.96)]
-    curves = tuple(curve(kind, points[:1] if kind == "full" else points) for kind in STYLES if trained or kind in (*UNTRAINED, "policy"))
+    shown = [POLICY, *(name for name, record in RECORDS.items() if trained or not record.trained)]
+    curves = tuple(curve(name, points[:1] if name == FULL_DEPTH else points) for name in shown)
     figure = draw_curve(comparison(curves))
     assert len(figure.axes) == 1 + trained
-    assert sorted(set(texts(figure))) == sorted(one.name for one in curves)
+    assert sorted(set(texts(figure))) == sorted(one.record.title for one in curves)
     figure.draw_without_rendering()
     for axes in figure.axes:
         shown = [line for line in axes.lines if line.get_marker() != "None"]
@@ -151,7 +159,7 @@ def sounds() -> dict[str, Tensor]:
     ids=["grey", "colour", "sound", "numbers", "words"],
 )
 def test_all_kinds_of_inputs_are_drawn(tmp_path: Path, inputs: Inputs, words: list[str] | None, pictures: int) -> None:
-    found = comparison((curve("policy", [(0.4, 0.9), (0.6, 0.95)]), curve("full", [(1.0, 0.97)])))
+    found = comparison((curve("policy", [(0.4, 0.9), (0.6, 0.95)]), curve(FULL_DEPTH, [(1.0, 0.97)])))
     test = Examples(inputs, found.taken.labels)
     files = draw_all(found, tmp_path / "figures", task(words), test)
     assert [file.name for file in files] == ["curve.png", "run_rate.png", "flow.png", "examples.png"]

@@ -41,7 +41,7 @@ def make_stack() -> ModuleStack:
 def make_policy(*features: Feature) -> JumpPolicy:
     torch.manual_seed(1)
     policy = JumpPolicy(JumpRules.reaching(ObservationLayout(WIDTH, DEPTH, features=features)))
-    policy.fc_out.weight.data.normal_(std=2.0)
+    policy.fc_out.weight.data.normal_(std=0.3)
     return policy
 
 

@@ -172,14 +172,14 @@ def test_without_a_budget_the_policys_compute_is_the_limit(capsys: pytest.Captur
 
 def test_a_comparison_says_which_route(capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
-    rivals = [{"name": "policy", "layers": None}, {"name": "best fixed route", "layers": [0, 1, 2]}]
-    compared = {"format_version": 1, "operating": [{"rivals": rivals}, {"rivals": []}]}
+    baselines = [{"name": "policy", "layers": None}, {"name": "fixed", "layers": [0, 1, 2]}]
+    compared = {"format_version": 1, "operating": [{"baselines": baselines}, {"baselines": []}]}
     (run / "compare.json").write_text(json.dumps(compared))
     assert report(capsys, "prune", run, tmp_path / "as-compared")["layers"] == [0, 1, 2]
     assert report(capsys, "prune", run, tmp_path / "searched", "--budget", 0.4)["layers"] == [0, 4]
-    rivals[1]["layers"] = "0,1"
+    baselines[1]["layers"] = "0,1"
     (run / "compare.json").write_text(json.dumps(compared))
-    assert "operating[0].rivals[1].layers must be a list of layers" in complaint(capsys, "prune", run, tmp_path / "other")
+    assert "operating[0].baselines[1].layers must be a list of layers" in complaint(capsys, "prune", run, tmp_path / "other")
 
 
 def test_a_process_without_routing_and_policy_gives_the_fixed_route(capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import PriceConfig, ScheduleConfig, TrainConfig
-from agents.gumbel import Gate, Gates, Gumbel, GumbelConfig, gated_sweep, relaxed_sweep, straight_through_gumbel
+from agents.gumbel import Gate, GateRouter, Gates, Gumbel, GumbelConfig, RelaxedStack, straight_through_gumbel
 from agents.learner import Learner
 from rl_skip.core.routing import routed_forward
 from rl_skip.evaluation import all_routes, evaluate_routes
 from rl_skip.inputs import take_rows
 from rl_skip.stack import LayerStack, ModuleStack
 from rl_skip.tasks import Examples, Split, Task
-from tests.agents.rival_stacks import DEPTH, KINDS, ROWS, WIDTH, Calls, alone, build
+from tests.agents.baseline_stacks import DEPTH, KINDS, ROWS, WIDTH, Calls, alone, build
 
 HIDDEN = 4
 
@@ -42,7 +42,7 @@ def wants_open(gate: Gate, seen: Tensor) -> bool:
 @torch.no_grad()
 def test_a_row_gives_what_its_route_gives_in_a_network_of_no_other_layers(kind: str, allow_exit: bool) -> None:
     stack, inputs = build(kind)
-    found = gated_sweep(stack, opinionated(stack, kind, allow_exit), inputs)
+    found = routed_forward(stack, GateRouter(opinionated(stack, kind, allow_exit)), inputs)
     assert len(found.route.unique(dim=0)) > 2 and found.route[:, 0].all() and (allow_exit or found.route[:, -1].all())
     for row in range(ROWS):
         expected = alone(stack, found.route[row], take_rows(inputs, slice(row, row + 1)))
@@ -55,7 +55,7 @@ def test_a_layer_runs_where_its_gate_says_so_of_the_state_before_it(kind: str) -
     stack, inputs = build(kind)
     assert isinstance(stack, ModuleStack) and isinstance(inputs, Tensor)
     gates = opinionated(stack, kind, allow_exit=False)
-    found = gated_sweep(stack, gates, inputs)
+    found = routed_forward(stack, GateRouter(gates), inputs)
     for row in range(ROWS):
         hidden = stack.embed(inputs[row : row + 1])  # (1, T, D)
         for i in range(DEPTH):
@@ -68,7 +68,7 @@ def test_a_layer_runs_where_its_gate_says_so_of_the_state_before_it(kind: str) -
 @torch.no_grad()
 def test_compute_is_the_layers_that_ran_and_every_gate(kind: str) -> None:
     stack, inputs = build(kind)
-    found = gated_sweep(stack, opinionated(stack, kind, allow_exit=False), inputs)
+    found = routed_forward(stack, GateRouter(opinionated(stack, kind, allow_exit=False)), inputs)
     flops = torch.tensor([1e5 * (1 + (kind == "unequal") * i) for i in range(DEPTH)])
     gate = 2 * WIDTH * HIDDEN + 2 * HIDDEN * 2
     torch.testing.assert_close(found.compute, (found.route.float() @ flops + 3 * gate) / flops.sum())
@@ -80,7 +80,7 @@ def test_a_skipped_layer_is_computed_for_no_row_that_skips_it(kind: str) -> None
     stack, inputs = build(kind)
     gates, calls = opinionated(stack, kind, allow_exit=True), Calls(stack)
     gates.gate(2).fc_out.bias.data.copy_(torch.tensor([1e4, 0.0]))  # never opens
-    found = gated_sweep(stack, gates, inputs)
+    found = routed_forward(stack, GateRouter(gates), inputs)
     assert calls.rows == found.route.sum(dim=0).tolist() and calls.times[2] == 0
     assert 0 < calls.rows[1] < ROWS
 
@@ -90,7 +90,9 @@ def test_a_skipped_layer_is_computed_for_no_row_that_skips_it(kind: str) -> None
 def test_in_training_a_batch_gives_what_the_sampled_routes_give(kind: str, allow_exit: bool) -> None:
     stack, inputs = build(kind)
     gates = opinionated(stack, kind, allow_exit)
-    outputs, opened, compute = relaxed_sweep(stack, gates, inputs, temperature=1.0)
+    relaxed = RelaxedStack(stack, gates, temperature=1.0)
+    outputs = routed_forward(relaxed, torch.ones(DEPTH, dtype=torch.bool), inputs).outputs
+    opened, compute = torch.stack(relaxed.opened, dim=1), relaxed.compute
     assert set(opened.detach().unique().tolist()) == {0.0, 1.0}
     found = routed_forward(stack, opened.detach().bool(), inputs)
     torch.testing.assert_close(outputs, found.outputs, atol=1e-4, rtol=1e-4)

@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.baseline import Unsuited
 from agents.config import ScheduleConfig
-from agents.exits import ExitHeads, Exits, exit_sweep
-from agents.rival import Unsuited
+from agents.exits import ConfidenceExits, ExitHeads, Exits
 from agents.warmup import warm_up_for
+from rl_skip.core.routing import routed_forward
 from rl_skip.gated import GatedStack
 from rl_skip.inputs import take_rows
 from rl_skip.stack import LayerStack
-from tests.agents.rival_stacks import CLASSES, DEPTH, KINDS, ROWS, WIDTH, Calls, alone, build
+from tests.agents.baseline_stacks import CLASSES, DEPTH, KINDS, ROWS, WIDTH, Calls, alone, build
 
 HEAD = 2 * WIDTH * CLASSES
 
@@ -37,7 +38,7 @@ def entropy_by_hand(logits: Tensor) -> float:
 def test_a_row_leaves_after_the_first_layer_whose_head_is_sure(kind: str) -> None:
     stack, inputs = build(kind)
     heads, left = opinionated(stack), []
-    found = exit_sweep(stack, heads, inputs, 0.5)
+    found = routed_forward(stack, ConfidenceExits(heads, 0.5), inputs)
     for row in range(ROWS):
         mine = take_rows(inputs, slice(row, row + 1))
         carry = stack.begin(mine)
@@ -63,10 +64,10 @@ def test_a_row_leaves_after_the_first_layer_whose_head_is_sure(kind: str) -> Non
 def test_what_has_left_is_computed_no_further(kind: str) -> None:
     stack, inputs = build(kind)
     heads, calls = opinionated(stack), Calls(stack)
-    found = exit_sweep(stack, heads, inputs, 0.5)
+    found = routed_forward(stack, ConfidenceExits(heads, 0.5), inputs)
     assert calls.rows == found.route.sum(dim=0).tolist() and ROWS == calls.rows[0] > calls.rows[1] > 0
     calls.times = [0] * DEPTH
-    exit_sweep(stack, heads, inputs, math.inf)
+    routed_forward(stack, ConfidenceExits(heads, math.inf), inputs)
     assert calls.times == [1, 0, 0, 0, 0]
 
 

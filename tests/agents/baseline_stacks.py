@@ -1,4 +1,4 @@
-"""Stacks of every kind that the rivals are tried on, with inputs, and a network that is one route and nothing else."""
+"""Stacks of every kind that the baselines are tried on, with inputs, and a network that is one route and nothing else."""
 
 from copy import deepcopy
 

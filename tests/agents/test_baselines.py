@@ -1,4 +1,4 @@
-"""The rivals that have one route for all rows, what all rivals share, and all of them trained for one run."""
+"""The baselines that have one route for all rows, what all baselines share, and all of them trained for one run."""
 
 import io
 import json
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import train as command_line
 from agents.agent import AGENTS
+from agents.baseline import Baseline, Unsuited
+from agents.baselines import TRAINED, train_baselines
 from agents.config import NetworkConfig, PriceConfig, ScheduleConfig, TrainConfig
 from agents.exits import Exits
 from agents.learner import Learner
-from agents.rival import Rival, Unsuited
-from agents.rivals import train_rivals
 from agents.session import Session, train
 from agents.shallow import Shallow
 from agents.start import START
@@ -36,7 +36,7 @@ from rl_skip.runs import load_run
 from rl_skip.tasks import load_task
 
 BUDGET = PriceConfig(budget=0.75)
-RIVALS = tuple(name for name in AGENTS.names() if issubclass(AGENTS.find(name), Rival))
+BASELINES = tuple(record.name for record in TRAINED)
 
 
 def pricing_of(agent: str) -> PriceConfig:
@@ -178,7 +178,7 @@ def same(one: object, other: object) -> bool:
 
 
 @pytest.mark.parametrize("agent", ["static", "gumbel", "exits"])
-def test_a_rival_that_begins_at_a_runs_start_ends_as_one_that_warmed_up(agent: str, start: Path, tmp_path: Path) -> None:
+def test_a_baseline_that_begins_at_a_runs_start_ends_as_one_that_warmed_up(agent: str, start: Path, tmp_path: Path) -> None:
     warmed, begun = train(options(agent, tmp_path / "warmed"), quiet()), train(options(agent, tmp_path / "begun"), quiet(), start=start)
     expected, found = trained_weights(warmed), trained_weights(begun)
     assert expected.keys() == found.keys() and len(expected) > 50
@@ -201,8 +201,8 @@ def test_a_start_of_another_network_or_none_at_all_is_one_line(start: Path, tmp_
 # ----------------------------------------------------------------------------------------------- as agents of train.py
 
 
-@pytest.mark.parametrize("agent", RIVALS)
-def test_a_rival_goes_on_from_its_state_bit_for_bit(agent: str) -> None:
+@pytest.mark.parametrize("agent", BASELINES)
+def test_a_baseline_goes_on_from_its_state_bit_for_bit(agent: str) -> None:
     config = TrainConfig(agent=agent, pricing=pricing_of(agent), network=NetworkConfig(layers=3, width=8, heads=2, dropout=0.1))
     task = load_task("digits")
 
@@ -210,7 +210,7 @@ def test_a_rival_goes_on_from_its_state_bit_for_bit(agent: str) -> None:
         warm = session.learner.warmup_updates
         for update in range(first, last):
             session.averages.add(session.agent.update(warm + update))
-        assert isinstance(session.agent, Rival)
+        assert isinstance(session.agent, Baseline)
         return [*session.learner.stack.state_dict().values(), *session.agent.extra.state_dict().values()]
 
     whole = Session(config, task, torch.device("cpu"))
@@ -225,8 +225,14 @@ def test_a_rival_goes_on_from_its_state_bit_for_bit(agent: str) -> None:
     found = go(resumed, 3, 6)
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
     assert resumed.averages.read() == whole.averages.read()
-    assert isinstance(resumed.agent, Rival) and isinstance(whole.agent, Rival)
+    assert isinstance(resumed.agent, Baseline) and isinstance(whole.agent, Baseline)
     assert resumed.agent.typical().label == whole.agent.typical().label
+
+
+def test_every_baseline_has_an_agent() -> None:
+    assert {"static", "shallow", "gumbel", "exits"} == {record.name for record in TRAINED}
+    for record in TRAINED:
+        assert AGENTS.find(record.name).record is record and record.trained and record.advice
 
 
 @pytest.mark.parametrize(
@@ -241,44 +247,46 @@ def test_a_rival_goes_on_from_its_state_bit_for_bit(agent: str) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_options_that_make_no_sense_for_a_rival_are_one_line(flags: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_make_no_sense_for_a_baseline_are_one_line(
+    flags: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command_line.main([*flags, "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1 and told in said.err
     assert not (tmp_path / "run").exists()
 
 
-# --------------------------------------------------------------------------------------------------- all rivals of a run
+# --------------------------------------------------------------------------------------------------- all baselines of a run
 
 
 @pytest.fixture(scope="module")
-def rivalled(finished_run: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run whose rivals are trained, and what was said meanwhile."""
-    run = Path(shutil.copytree(finished_run.folder, tmp_path_factory.mktemp("rivals") / "run"))
+def with_baselines(finished_run: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run whose baselines are trained, and what was said meanwhile."""
+    run = Path(shutil.copytree(finished_run.folder, tmp_path_factory.mktemp("baselines") / "run"))
     said = io.StringIO()
-    train_rivals(run, budgets=[0.5], console=Console(file=said))
+    train_baselines(run, budgets=[0.5], console=Console(file=said))
     return run, said.getvalue()
 
 
-def test_every_rival_of_a_run_is_trained_with_its_options(rivalled: tuple[Path, str]) -> None:
-    run, said = rivalled
+def test_every_baseline_of_a_run_is_trained_with_its_options(with_baselines: tuple[Path, str]) -> None:
+    run, said = with_baselines
     spent = load_run(run)[0].budget  # as exported, on validation data; not near 0.5
     assert spent is not None and abs(spent - 0.5) > 0.03
-    kinds = {f"{kind}-{budget:g}": kind for budget in (0.5, round(spent, 2)) for kind in ("static", "shallow", "gumbel")}
+    kinds = {f"{kind}-{budget:g}": kind for budget in (0.5, round(spent, 2)) for kind in ("gumbel", "shallow", "static")}
     kinds |= {"exits": "exits", "one-shot": "reinforce"}
-    assert {folder.name for folder in (run / "rivals").iterdir()} == set(kinds)
+    assert {folder.name for folder in (run / "baselines").iterdir() if folder.is_dir()} == set(kinds)
     mine = json.loads((run / "config.json").read_text())
     for number, (name, kind) in enumerate(kinds.items(), start=1):
-        folder, config = run / "rivals" / name, json.loads((run / "rivals" / name / "config.json").read_text())
+        folder, config = run / "baselines" / name, json.loads((run / "baselines" / name / "config.json").read_text())
         assert config["agent"] == kind and json.loads((folder / "report.json").read_text())["rows"] == 360
         same = ("task", "seed", "network", "schedule", "threads", "device")
         assert {key: config[key] for key in same} == {key: mine[key] for key in same}
-        assert f"rival {number} of 8, {name}: training" in said
+        assert f"baseline {number} of 8, {name}: training" in said
         if name == "one-shot":
             assert config["policy"] == mine["policy"] | {"policy_scope": "input"} and (folder / "policy").is_dir()
             continue
         curve = load_curve(folder)
-        assert (curve.kind, curve.seed) == (kind, 0)
+        assert (curve.record, curve.seed) == (AGENTS.find(kind).record, 0)
         assert all(len(point.correct) == 360 and point.budget == config["pricing"]["budget"] for point in curve.test)
         assert all(len(point.correct) == 359 for point in curve.validation)
         assert len(curve.test) == 1 or name == "exits" and len(curve.test) > 10
@@ -286,39 +294,41 @@ def test_every_rival_of_a_run_is_trained_with_its_options(rivalled: tuple[Path, 
             assert curve.validation[0].mean_compute <= config["pricing"]["budget"] + 0.006
 
 
-def test_compare_sets_them_beside_the_policy(rivalled: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
-    run, _ = rivalled
+def test_compare_sets_them_beside_the_policy(with_baselines: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    run, _ = with_baselines
     assert main(["compare", str(run), "--budgets", "0.5", "--json", "--device", "cpu"]) == 0
     found = json.loads(capsys.readouterr().out)
-    kinds = {curve["kind"] for curve in found["curves"]}
+    kinds = {curve["name"] for curve in found["curves"]}
     assert {"static", "shallow", "gumbel", "exits", "one-shot"} < kinds
-    at_half = {rival["kind"]: rival for rival in found["operating"][1]["rivals"]}
-    report = json.loads((run / "rivals" / "static-0.5" / "report.json").read_text())["points"][0]
+    at_half = {baseline["name"]: baseline for baseline in found["operating"][1]["baselines"]}
+    report = json.loads((run / "baselines" / "static-0.5" / "report.json").read_text())["points"][0]
     assert at_half["static"]["accuracy"]["value"] == pytest.approx(report["accuracy"])
     assert at_half["static"]["label"] == report["label"] and found["notes"] == []
 
 
-def test_what_is_finished_stays_and_what_was_stopped_goes_on(rivalled: tuple[Path, str]) -> None:
-    run, _ = rivalled
-    files = {file: file.read_bytes() for file in (run / "rivals").rglob("*") if file.is_file()}
-    stopped = run / "rivals" / "gumbel-0.5"
+def test_what_is_finished_stays_and_what_was_stopped_goes_on(with_baselines: tuple[Path, str]) -> None:
+    run, _ = with_baselines
+    files = {file: file.read_bytes() for file in (run / "baselines").rglob("*") if file.is_file()}
+    stopped = run / "baselines" / "gumbel-0.5"
     curve = (stopped / "curve.safetensors").read_bytes()
     for name in ("report.json", "curve.json", "curve.safetensors"):
         (stopped / name).unlink()
     said = io.StringIO()
-    train_rivals(run, budgets=[0.5], console=Console(file=said))
+    train_baselines(run, budgets=[0.5], console=Console(file=said))
     assert (stopped / "curve.safetensors").read_bytes() == curve and (stopped / "report.json").is_file()
     assert "gumbel-0.5: going on" in said.getvalue() and said.getvalue().count("finished before") == 7
     assert all(file.read_bytes() == content for file, content in files.items() if stopped not in file.parents)
 
 
-def test_the_standard_output_stays_empty(rivalled: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_standard_output_stays_empty(with_baselines: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
-    train_rivals(rivalled[0], budgets=[0.5])
+    train_baselines(with_baselines[0], budgets=[0.5])
     assert capsys.readouterr().out == "" and torch.get_num_threads() == threads
 
 
-def test_a_rival_that_the_network_cannot_have_is_left_out(finished_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_baseline_that_the_network_cannot_have_is_left_out_and_compare_says_so(
+    finished_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Path(shutil.copytree(finished_run.folder, tmp_path / "run"))
 
     def unsuited(self: object, learner: Learner) -> None:
@@ -326,6 +336,9 @@ def test_a_rival_that_the_network_cannot_have_is_left_out(finished_run: Any, tmp
 
     monkeypatch.setattr(Exits, "__init__", unsuited)
     said = io.StringIO()
-    train_rivals(run, budgets=[], console=Console(file=said))
-    left = {folder.name for folder in (run / "rivals").iterdir()}
+    train_baselines(run, budgets=[], console=Console(file=said))
+    left = {folder.name for folder in (run / "baselines").iterdir()}
+    assert main(["compare", str(run), "--budgets", "0.5", "--json", "--device", "cpu"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert notes == [f"{run / 'baselines' / 'exits'}, confidence exits, is not there: no head to copy"]
     assert "exits: left out: no head to copy" in said.getvalue() and "one-shot" in left and "exits" not in left

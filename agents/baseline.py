@@ -1,4 +1,4 @@
-"""What the rivals of the policy share: how they learn, are measured, and what they leave in their run folder."""
+"""What the baselines of the policy share: how they learn, are measured, and what they leave in their run folder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from agents.agent import Agent, Results, TrainedFor, TrainedRun
+from agents.agent import Agent, Results, TrainedRun
 from agents.learner import Learner
+from rl_skip.compare.baseline import BaselineRecord
 from rl_skip.compare.curves import CURVE, Curve, Point, save_curve
 from rl_skip.core.batches import deployed
 from rl_skip.core.plugins import label_of
@@ -20,38 +21,41 @@ from rl_skip.errors import UserError
 from rl_skip.evaluation import Evaluation, evaluate, seconds_per_batch
 from rl_skip.tasks import Examples
 
-__all__ = ["Rival", "Setting", "Unsuited", "batch_metrics", "print_rival", "rival_report"]
+__all__ = ["Baseline", "Setting", "Unsuited", "baseline_report", "batch_metrics", "print_baseline"]
 
 TIMED_ROWS = 64
 
 
 class Unsuited(UserError):
-    """A rival cannot be trained on this network."""
+    """A baseline cannot be trained on this network."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to run a rival: a point of its curve."""
+    """One way to run a baseline: a point of its curve."""
 
     label: str
     router: Router
 
 
-class Rival(Agent):
+class Baseline(Agent):
     """Base of the agents that train no policy, and leave a curve: as many updates as a policy has, from the start that its warm-up gave.
 
     Args:
         learner: the network and its optimiser; policy and critic are left as they are.
-        extra: what the rival trains beside the network, such as gates; by an Adam of its own, at the policy's learning rate.
+        extra: what the baseline trains beside the network, such as gates; by an Adam of its own, at the policy's learning rate.
     """
 
-    title: ClassVar[str]
-    """What reports call it."""
+    record: ClassVar[BaselineRecord]
+    """What the comparison knows of it."""
     routed: ClassVar[bool] = True
     """Whether its routes name layers of the whole stack."""
-    trained_for: ClassVar[TrainedFor] = "one budget"
     leaves = CURVE
-    see = "compare RUN --rivals {folder}"
+    see = "compare RUN --baselines {folder}"
+
+    def __init_subclass__(cls) -> None:
+        if "record" in vars(cls):
+            cls.trained_for = "one budget" if cls.record.per_budget else "every budget"
 
     def __init__(self, learner: Learner, extra: nn.Module | None = None) -> None:
         self.learner = learner
@@ -109,8 +113,8 @@ class Rival(Agent):
 
     def finish(self, run: TrainedRun) -> Results:
         """Settles and measures it, leaves its curve in the run folder, and prints its points."""
-        report = rival_report(self, run.folder, run.seconds)
-        print_rival(report, self.title, run.folder, run.console)
+        report = baseline_report(self, run.folder, run.seconds)
+        print_baseline(report, self.record.title, run.folder, run.console)
         best = max(report["points"], key=lambda point: point["validation_accuracy"])
         return Results(report, {name: best[name] for name in ("accuracy", "compute")})
 
@@ -120,7 +124,7 @@ class Rival(Agent):
             return evaluate(self.learner.stack, (setting or self.typical()).router, self.learner.task, examples)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the rival needs beside the learner to go on."""
+        """What the baseline needs beside the learner to go on."""
         return {"extra": self.extra.state_dict(), "optimizer": {} if self.optimizer is None else self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -136,20 +140,20 @@ def batch_metrics(supervised: Tensor, accuracy: Tensor, compute: Tensor, route: 
     return {"train/supervised_loss": supervised, "rollout/accuracy": accuracy.mean(), "rollout/compute": compute.mean()} | rates
 
 
-def rival_report(rival: Rival, folder: Path, seconds: float) -> dict[str, Any]:
-    """Settles and measures a trained rival, and leaves its curve in the run folder.
+def baseline_report(baseline: Baseline, folder: Path, seconds: float) -> dict[str, Any]:
+    """Settles and measures a trained baseline, and leaves its curve in the run folder.
 
     Returns:
         Accuracy, compute and milliseconds for a batch of each point, on test data.
     """
-    rival.settle()
-    learner, config = rival.learner, rival.learner.config
+    baseline.settle()
+    learner, config = baseline.learner, baseline.learner.config
     test = learner.task.load("test").to(learner.device)
-    settings = rival.settings()
-    validation, tested = ([rival.measure(part, one) for one in settings] for part in (learner.validation, test))
-    curve = Curve(rival.title, label_of(config.agent), config.seed, *(tuple(map(_point(rival), settings, found)) for found in (validation, tested)))
+    settings = baseline.settings()
+    validation, tested = ([baseline.measure(part, one) for one in settings] for part in (learner.validation, test))
+    curve = Curve(baseline.record, config.seed, *(tuple(map(_point(baseline), settings, found)) for found in (validation, tested)))
     save_curve(folder, curve)
-    times = _milliseconds(rival, settings)
+    times = _milliseconds(baseline, settings)
     points = [
         {"label": one.label, "accuracy": found.accuracy, "compute": found.compute, "milliseconds": taken, "validation_accuracy": known.accuracy}
         for one, found, known, taken in zip(settings, tested, validation, times, strict=True)
@@ -158,23 +162,23 @@ def rival_report(rival: Rival, folder: Path, seconds: float) -> dict[str, Any]:
     return {"points": points, **about, "timed_rows": min(TIMED_ROWS, len(learner.validation))}
 
 
-def _point(rival: Rival) -> Callable[[Setting, Evaluation], Point]:
-    budget = rival.learner.config.pricing.budget
-    return lambda setting, found: Point(setting.label, None, budget, found.correct, found.compute_by_row, found.route if rival.routed else None)
+def _point(baseline: Baseline) -> Callable[[Setting, Evaluation], Point]:
+    budget = baseline.learner.config.pricing.budget
+    return lambda setting, found: Point(setting.label, None, budget, found.correct, found.compute_by_row, found.route if baseline.routed else None)
 
 
-def _milliseconds(rival: Rival, settings: list[Setting]) -> list[float]:
-    inputs = rival.learner.validation.take(slice(0, TIMED_ROWS)).inputs
-    stack = rival.learner.stack
+def _milliseconds(baseline: Baseline, settings: list[Setting]) -> list[float]:
+    inputs = baseline.learner.validation.take(slice(0, TIMED_ROWS)).inputs
+    stack = baseline.learner.stack
     calls: dict[str, Callable[[], object]] = {
         one.label: lambda router=one.router: routed_forward(stack, router, inputs) for one in settings  # type: ignore[misc]
     }
-    with deployed(stack, rival.extra):
-        taken = seconds_per_batch(calls, rival.learner.device)
+    with deployed(stack, baseline.extra):
+        taken = seconds_per_batch(calls, baseline.learner.device)
     return [1000 * taken[one.label] for one in settings]
 
 
-def print_rival(report: dict[str, Any], title: str, folder: Path, console: Console) -> None:
+def print_baseline(report: dict[str, Any], title: str, folder: Path, console: Console) -> None:
     """Prints the points and what to do next."""
     table = Table(title=f"{report['rows']} test rows, {report['seconds']:.0f} s of training", title_justify="left")
     for column in (title, "accuracy", "compute", f"ms per {report['timed_rows']} rows"):
@@ -182,4 +186,4 @@ def print_rival(report: dict[str, Any], title: str, folder: Path, console: Conso
     for point in report["points"]:
         table.add_row(point["label"], f"{point['accuracy']:.1%}", f"{point['compute']:.3f}", f"{point['milliseconds']:.1f}")
     console.print(table)
-    console.print("next:", f"  python -m rl_skip compare RUN --rivals {folder}", sep="\n", highlight=False)
+    console.print("next:", f"  python -m rl_skip compare RUN --baselines {folder}", sep="\n", highlight=False)
