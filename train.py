@@ -1,26 +1,42 @@
 """Trains a network with a jump policy, `python train.py --help` lists every option; `python train.py compare` sets finished runs beside baselines."""
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import tyro
 
+from agents.agent import AgentConfig
 from agents.checkpoints import Stopped
 from agents.compare import main as compare
 from agents.config import TrainConfig
-from agents.presets import for_task
 from agents.session import train
 from rl_skip.errors import UserError
+from rl_skip.tasks import defaults_of
+
+
+def given_on(arguments: Sequence[str]) -> dict[str, str]:
+    """What flags are given, by their names with underscores, each with the first word that follows it."""
+    given = {}
+    for flag, following in pairwise([*arguments, "--"]):
+        if flag.startswith("--"):
+            name, separator, value = flag.removeprefix("--").partition("=")
+            given[name.replace("-", "_")] = value if separator else following if not following.startswith("--") else ""
+    return given
 
 
 def read_options(arguments: Sequence[str]) -> TrainConfig:
-    """The options on the command line; what is not given is the task's preset or, with --resume, as in that run."""
-    beforehand = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--resume", "--task", "--model", "--tune"):
-        beforehand.add_argument(flag, nargs="?")
-    known = beforehand.parse_known_args(arguments)[0]
-    default = for_task(known.task, known.model, known.tune) if known.resume is None else TrainConfig.from_json(known.resume)
+    """The options on the command line; what is not given is the task's default or, with --resume, as in that run."""
+    given = given_on(arguments)
+    if "resume" in given:
+        default = TrainConfig.from_json(given["resume"])
+        if "agent" in given:  # whose options others would be
+            default.refuse_changes(replace(default, agent=given["agent"], agent_config=AgentConfig()), only="agent")
+    else:
+        task, agent = given.get("task", TrainConfig.task), given.get("agent", TrainConfig.agent)
+        defaults = defaults_of(task, given.get("data"), given)
+        default = TrainConfig(task=task, agent=agent).with_defaults(defaults, f"the defaults of the task {task}")
     return tyro.cli(TrainConfig, args=arguments, default=default, config=(tyro.conf.OmitArgPrefixes,))
 
 

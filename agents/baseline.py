@@ -3,17 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from agents.agent import Agent, Results, TrainedRun
 from agents.learner import Learner
 from rl_skip.compare.baseline import BaselineRecord
-from rl_skip.compare.curves import Curve, Point, save_curve
+from rl_skip.compare.curves import CURVE, Curve, Point, save_curve
 from rl_skip.core.batches import deployed
+from rl_skip.core.plugins import label_of
 from rl_skip.core.routing import Router, routed_forward
 from rl_skip.errors import UserError
 from rl_skip.evaluation import Evaluation, evaluate, seconds_per_batch
@@ -36,18 +38,24 @@ class Setting:
     router: Router
 
 
-class Baseline:
-    """Base of the baselines: from the start that the warm-up gave, as many updates as the policy's joint training has.
+class Baseline(Agent):
+    """Base of the agents that train no policy, and leave a curve: as many updates as a policy has, from the start that its warm-up gave.
 
     Args:
         learner: the network and its optimiser; policy and critic are left as they are.
         extra: what the baseline trains beside the network, such as gates; by an Adam of its own, at the policy's learning rate.
     """
 
-    record: BaselineRecord
+    record: ClassVar[BaselineRecord]
     """What the comparison knows of it."""
-    routed = True
+    routed: ClassVar[bool] = True
     """Whether its routes name layers of the whole stack."""
+    leaves = CURVE
+    see = "compare RUN --baselines {folder}"
+
+    def __init_subclass__(cls) -> None:
+        if "record" in vars(cls):
+            cls.trained_for = "one budget" if cls.record.per_budget else "every budget"
 
     def __init__(self, learner: Learner, extra: nn.Module | None = None) -> None:
         self.learner = learner
@@ -62,10 +70,6 @@ class Baseline:
         budget = self.learner.config.pricing.budget
         assert budget is not None, "the options are refused without one"
         return budget
-
-    def update(self, update: int) -> dict[str, Tensor]:
-        """One update; returns its metrics as scalars on the device."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it learns")
 
     def settle(self) -> None:
         """Called once, after the training: whatever is chosen on validation data."""
@@ -102,6 +106,17 @@ class Baseline:
         self.optimizer.param_groups[0]["lr"] = learner.policy_optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         return {"train/grad_norm": norm, "train/learning_rate": rate}
+
+    def evaluate(self, examples: Examples) -> Evaluation:
+        """All examples in the typical way."""
+        return self.measure(examples)
+
+    def finish(self, run: TrainedRun) -> Results:
+        """Settles and measures it, leaves its curve in the run folder, and prints its points."""
+        report = baseline_report(self, run.folder, run.seconds)
+        print_baseline(report, self.record.title, run.folder, run.console)
+        best = max(report["points"], key=lambda point: point["validation_accuracy"])
+        return Results(report, {name: best[name] for name in ("accuracy", "compute")})
 
     def measure(self, examples: Examples, setting: Setting | None = None) -> Evaluation:
         """Runs all examples in evaluation mode; in the typical way unless another is named."""
@@ -143,7 +158,7 @@ def baseline_report(baseline: Baseline, folder: Path, seconds: float) -> dict[st
         {"label": one.label, "accuracy": found.accuracy, "compute": found.compute, "milliseconds": taken, "validation_accuracy": known.accuracy}
         for one, found, known, taken in zip(settings, tested, validation, times, strict=True)
     ]
-    about = {"agent": config.agent, "budget": config.pricing.budget, "seconds": seconds, "rows": len(test), "split": "test"}
+    about = {"agent": label_of(config.agent), "budget": config.pricing.budget, "seconds": seconds, "rows": len(test), "split": "test"}
     return {"points": points, **about, "timed_rows": min(TIMED_ROWS, len(learner.validation))}
 
 

@@ -7,15 +7,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from agents.baseline import Unsuited
+from agents.agent import AGENTS, AgentConfig
+from agents.baseline import Baseline, Unsuited
 from agents.checkpoints import Stopped
 from agents.config import PriceConfig, TrainConfig
-from agents.exits import Exits
-from agents.gumbel import Gumbel
 from agents.session import is_finished, train
-from agents.shallow import Shallow
 from agents.start import START
-from agents.static import Static
 from rl_skip.compare.baseline import BaselineRecord
 from rl_skip.compare.comparison import BUDGETS
 from rl_skip.compare.plan import BASELINES_FOLDER, Planned, read_plan, write_plan
@@ -25,7 +22,7 @@ from rl_skip.runs import is_run, load_run
 
 __all__ = ["TRAINED", "baselines_of", "train_baselines"]
 
-TRAINED = tuple(kind.record for kind in (Static, Shallow, Gumbel, Exits))
+TRAINED = tuple(kind.record for kind in map(AGENTS.find, AGENTS.names()) if issubclass(kind, Baseline))
 """What is trained beside a run, by agents of their records' names; a one-shot policy besides."""
 NEAR = 0.03
 """How far from what the policy spends a baseline's budget may be to be set beside it."""
@@ -40,7 +37,9 @@ def baselines_of(folder: Path, budgets: Iterable[float] = BUDGETS) -> dict[str, 
     unpriced = PriceConfig()
     each = [(f"{record.name}-{budget:g}", record, replace(unpriced, budget=budget)) for budget in budgets for record in TRAINED if record.per_budget]
     once = [(record.name, record, unpriced) for record in TRAINED if not record.per_budget]
-    found = {name: (record, replace(run, agent=record.name, pricing=pricing)) for name, record, pricing in [*each, *once]}  # type: ignore[arg-type]
+    found = {
+        name: (record, replace(run, agent=record.name, agent_config=AgentConfig(), pricing=pricing)) for name, record, pricing in [*each, *once]
+    }
     if run.policy.policy_scope != "input":
         pricing = replace(run.pricing, guarantee=None)
         found[ONE_SHOT.name] = ONE_SHOT, replace(run, policy=replace(run.policy, policy_scope="input"), pricing=pricing)

@@ -22,7 +22,6 @@ from rl_skip.core.files import atomic_write
 __all__ = ["Checkpoints", "StopRequests", "Stopped", "load_random_states", "random_states"]
 
 NAME = re.compile(r"update-(\d{9})-([0-9a-f]{16})\.pt")
-BEST = "best.pt"
 
 
 def random_states() -> dict[str, Any]:
@@ -49,7 +48,7 @@ def load_random_states(state: dict[str, Any]) -> None:
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run: the last few, and the best on validation.
+    """The folder `checkpoints/` of a run: the last few.
 
     A checkpoint's name carries the beginning of its SHA-256, so that one that was cut short or altered is found out.
 
@@ -78,11 +77,6 @@ class Checkpoints:
         for file in self._files()[self.config.keep_checkpoints :]:
             file.unlink()
 
-    def write_best(self, state: dict[str, Any]) -> None:
-        """Writes the state that is the best on validation so far."""
-        self.folder.mkdir(exist_ok=True)
-        atomic_write(self.folder / BEST, _packed(state))
-
     def latest(self, say: Callable[[str], None]) -> dict[str, Any] | None:
         """The newest whole checkpoint, on the CPU, or None; each damaged one is named to `say`, and set aside."""
         for file in self._files():
@@ -99,7 +93,7 @@ class Checkpoints:
         return None
 
     def _files(self) -> list[Path]:
-        """All checkpoints but the best, newest first."""
+        """All checkpoints, newest first."""
         found = [file for file in self.folder.glob("*.pt") if NAME.fullmatch(file.name)]
         return sorted(found, key=lambda file: (_parts(file)[0], file.stat().st_mtime), reverse=True)
 

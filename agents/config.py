@@ -1,45 +1,33 @@
 """Every option of a training run, with its meaning; `train.py --help` shows these texts."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from agents.settings import flat, read_settings
+from agents.agent import AGENTS, Agent, AgentConfig, find_agent
+from rl_skip.core.plugins import absolute_reference, label_of
 from rl_skip.errors import UserError
-from rl_skip.fields import Fields
+from rl_skip.fields import Fields, flat, read_dataclass
 from rl_skip.network import NetworkConfig
 from rl_skip.policy import JumpRules, ObservationLayout, PolicyScope
 from rl_skip.runs import CONFIG, FORMAT_VERSION
 from rl_skip.tasks.options import TaskOptions
 
-__all__ = [
-    "PRICE_BOUNDS",
-    "RIVALS",
-    "AgentName",
-    "CheckpointConfig",
-    "GumbelConfig",
-    "PolicyConfig",
-    "PpoConfig",
-    "PriceConfig",
-    "ReinforceConfig",
-    "ScheduleConfig",
-    "TrainConfig",
-    "Tune",
-]
+__all__ = ["PRICE_BOUNDS", "CheckpointConfig", "PolicyConfig", "PriceConfig", "ScheduleConfig", "TrainConfig", "Tune", "positive"]
 
 FREE_ON_RESUME = ("device", "threads", "task/data")
-AgentName = Literal["reinforce", "ppo", "maskable-ppo", "static", "shallow", "gumbel", "exits"]
-RIVALS = ("static", "shallow", "gumbel", "exits")
-"""The agents that train no policy; they leave a curve to be compared with."""
+PLACED = ("task", "data", "out", "overwrite", "resume", "agent")
+"""What a task's defaults cannot set: where they come from themselves, who trains, and where the run goes."""
 PRICE_BOUNDS = (0.001, 10.0)
 """The lowest and highest price that a policy for one price, or for one budget, can tell apart."""
-ScoreName = Literal["accuracy", "probability"]
 Tune = Literal["all", "none", "head", "norms", "lora"]
-BaselineName = Literal["value", "leave-one-out"]
 
 
-def _positive(name: str, value: float, flag: str, zero: bool = False) -> None:
+def positive(name: str, value: float, flag: str, zero: bool = False) -> None:
+    """Raises `UserError` unless a number is finite and above 0, or `zero`."""
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
         raise UserError(f"{name} must be a finite number {'of at least' if zero else 'above'} 0, got {value}; set {flag}")
 
@@ -92,15 +80,15 @@ class PriceConfig:
             raise UserError(f"a budget is a mean compute in (0, 1], got {self.budget}; set --budget")
         if self.guarantee is not None and not 0 < self.guarantee < 1:
             raise UserError(f"a guarantee is a loss of accuracy in (0, 1), got {self.guarantee}; set --guarantee, 0.01 for one point")
-        _positive("the price a budget starts from", self.budget_price, "--budget-price")
-        _positive("budget_integral", self.budget_integral, "--budget-integral")
-        _positive("budget_proportional", self.budget_proportional, "--budget-proportional", zero=True)
-        _positive("budget_penalty", self.budget_penalty, "--budget-penalty", zero=True)
+        positive("the price a budget starts from", self.budget_price, "--budget-price")
+        positive("budget_integral", self.budget_integral, "--budget-integral")
+        positive("budget_proportional", self.budget_proportional, "--budget-proportional", zero=True)
+        positive("budget_penalty", self.budget_penalty, "--budget-penalty", zero=True)
         if self.price is not None:
-            _positive("the price", self.price, "--price", zero=True)
+            positive("the price", self.price, "--price", zero=True)
         low, high = self.price_range
-        _positive("the price range's low end", low, "--price-range")
-        _positive("the price range's high end", high, "--price-range")
+        positive("the price range's low end", low, "--price-range")
+        positive("the price range's high end", high, "--price-range")
         if low >= high:
             raise UserError(f"the price range must ascend, got {low} {high}; set --price-range LOW HIGH")
 
@@ -151,84 +139,9 @@ class ScheduleConfig:
         if not 0 <= self.random_route_keep <= 1:
             raise UserError(f"random_route_keep must lie in [0, 1], got {self.random_route_keep}; set --random-route-keep")
         for name in ("learning_rate", "policy_learning_rate", "max_grad_norm"):
-            _positive(name, getattr(self, name), f"--{name.replace('_', '-')}")
+            positive(name, getattr(self, name), f"--{name.replace('_', '-')}")
         for name in ("weight_decay", "random_route_weight", "full_depth_weight", "distillation_weight"):
-            _positive(name, getattr(self, name), f"--{name.replace('_', '-')}", zero=True)
-
-
-@dataclass(frozen=True)
-class ReinforceConfig:
-    """REINFORCE."""
-
-    routes_per_input: int = 4
-    """Routes sampled for each input. More lowers the variance of the gradient and costs that many partial forward passes; 2 to 8."""
-    baseline: BaselineName = "leave-one-out"
-    """"leave-one-out": the mean reward of the input's other routes; "value": a learned critic."""
-    score: ScoreName = "accuracy"
-    """What the policy is rewarded for: being right, or the probability given to the label."""
-    entropy_start: float = 0.1
-    """Weight of the entropy bonus at the start. Too low, and the policy freezes on the first route that works; 0.01 to 0.1."""
-    entropy_end: float = 0.001
-    """Weight of the entropy bonus from four fifths of the run on."""
-    value_weight: float = 1.0
-    """Weight of the critic's loss."""
-    imitation_weight: float = 0.0
-    """Weight at the start of imitating random routes that earn more than expected. Finds what is never sampled; needs the critic; 0 to 0.5."""
-
-    def __post_init__(self) -> None:
-        if self.routes_per_input < (2 if self.baseline == "leave-one-out" else 1):
-            raise UserError(f"a {self.baseline} baseline cannot do with {self.routes_per_input} routes per input; raise --routes-per-input")
-        for name in ("entropy_start", "entropy_end", "value_weight"):
-            _positive(name, getattr(self, name), f"--{name.replace('_', '-')}")
-        if self.imitation_weight > 0 and self.baseline == "leave-one-out":
-            raise UserError("imitation compares routes with what a critic expects; set --baseline value, or --imitation-weight 0")
-        _positive("imitation_weight", self.imitation_weight, "--imitation-weight", zero=True)
-
-
-@dataclass(frozen=True)
-class PpoConfig:
-    """PPO; its rewards, entropy and value weights are those of REINFORCE."""
-
-    num_envs: int = 128
-    """Inputs that pass the stack at once while PPO collects. More makes larger batches; 32 to 512."""
-    steps: int = 16
-    """Decisions of each of them between two trainings of PPO. More steadies the gradient and learns less often; 8 to 64."""
-    minibatch: int = 512
-    """Decisions of one gradient step of PPO; at most num_envs times steps."""
-    passes: int = 4
-    """Times that PPO goes over what it collected. More squeezes it harder; 2 to 10."""
-    gae_lambda: float = 0.95
-    """1 trusts the rewards alone, lower trusts the critic more; 0.9 to 1."""
-    clip_range: float = 0.2
-    """How far one training may move the policy; 0.1 to 0.3."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_envs", "steps", "minibatch", "passes"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}; set --{name.replace('_', '-')}")
-        if self.num_envs * self.steps % self.minibatch:
-            raise UserError(f"{self.num_envs} x {self.steps} decisions do not divide into minibatches of {self.minibatch}; set --minibatch")
-        for name in ("gae_lambda", "clip_range"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"{name} must lie in (0, 1], got {getattr(self, name)}; set --{name.replace('_', '-')}")
-
-
-@dataclass(frozen=True)
-class GumbelConfig:
-    """The rival with a Gumbel gate for each layer."""
-
-    gate_hidden: int = 16
-    """Width of a gate's hidden layer. More sees finer differences and costs more at every layer; 16 to 128."""
-    gate_temperature: float = 1.0
-    """Of the relaxed gates in training. Lower is nearer to hard gates, with a noisier gradient; 0.3 to 2."""
-    gate_target_weight: float = 10.0
-    """Weight of the squared distance of a batch's mean compute from the budget. More keeps it nearer; 2 to 50."""
-
-    def __post_init__(self) -> None:
-        if self.gate_hidden < 1:
-            raise UserError(f"a gate's hidden layer needs a width of at least 1, got {self.gate_hidden}; set --gate-hidden")
-        for name in ("gate_temperature", "gate_target_weight"):
-            _positive(name, getattr(self, name), f"--{name.replace('_', '-')}")
+            positive(name, getattr(self, name), f"--{name.replace('_', '-')}", zero=True)
 
 
 @dataclass(frozen=True)
@@ -240,10 +153,10 @@ class CheckpointConfig:
     checkpoint_updates: int | None = None
     """Updates between two checkpoints, whichever comes first. Default: the minutes alone decide."""
     keep_checkpoints: int = 3
-    """Checkpoints that are kept; the best on validation is kept besides."""
+    """Checkpoints that are kept, the newest ones."""
 
     def __post_init__(self) -> None:
-        _positive("the minutes between checkpoints", self.checkpoint_minutes, "--checkpoint-minutes")
+        positive("the minutes between checkpoints", self.checkpoint_minutes, "--checkpoint-minutes")
         for name, value in (("checkpoint_updates", self.checkpoint_updates), ("keep_checkpoints", self.keep_checkpoints)):
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}; set --{name.replace('_', '-')}")
@@ -265,8 +178,9 @@ class TrainConfig:
     """Replaces the run folder if it exists."""
     resume: str | None = None
     """A run folder to go on with, exactly where it stood. It keeps its options; only device, threads, data and checkpoints may be set anew."""
-    agent: AgentName = "reinforce"
-    """Who trains the policy; or one of the rivals that it is compared with: static, shallow, gumbel (each with --budget) and exits."""
+    agent: str = "reinforce"
+    """Who trains the policy: reinforce, ppo or maskable-ppo; or one of the baselines that it is compared with: static, shallow, gumbel (each with
+    --budget) and exits; or file.py:name for an agent of your own. Each has options of its own: --agent ppo --help shows those of PPO."""
     seed: int = 0
     """Seeds everything: same seed, same machine, same result."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -278,16 +192,15 @@ class TrainConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     pricing: PriceConfig = field(default_factory=PriceConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    reinforce: ReinforceConfig = field(default_factory=ReinforceConfig)
-    ppo: PpoConfig = field(default_factory=PpoConfig)
-    gumbel: GumbelConfig = field(default_factory=GumbelConfig)
+    agent_config: AgentConfig = AgentConfig()  # stands for the defaults of the agent
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
-        if self.agent not in get_args(AgentName):
-            raise UserError(f"an agent is one of {', '.join(get_args(AgentName))}, got {self.agent!r}; set --agent")
-        if self.agent in RIVALS:
-            self._check_rival()
+        kind = self.agent_class
+        if type(self.agent_config) is AgentConfig:
+            object.__setattr__(self, "agent_config", kind.config_class())
+        if type(self.agent_config) is not kind.config_class:
+            raise UserError(f"the agent {self.agent} takes {kind.config_class.__name__}, not {type(self.agent_config).__name__}; set --agent")
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise UserError(f"the threads must lie in 1..1024, got {self.threads}; set --threads")
         if self.train_rows is not None and self.train_rows < 1:
@@ -297,37 +210,68 @@ class TrainConfig:
         if not self.options.pretrained:  # whose depth the model says
             self.policy.rules(self.network.layers, self.network.width, self.pricing.seen_range)
 
-    def _check_rival(self) -> None:
+    def check_prices(self) -> None:
+        """Raises `UserError` if the agent cannot be trained for the prices, or for the budget, that are asked for."""
+        kind = self.agent_class
+        if kind.trained_for == "a price":
+            return
         for flag, value in (("--price", self.pricing.price), ("--guarantee", self.pricing.guarantee)):
             if value is not None:
                 raise UserError(f"the agent {self.agent} trains no policy, which alone has a price; leave {flag} out")
-        if self.agent != "exits" and self.pricing.budget is None:
+        if kind.trained_for == "one budget" and self.pricing.budget is None:
             raise UserError(f"the agent {self.agent} is trained for one compute; set --budget")
-        if self.agent == "exits" and self.pricing.budget is not None:
-            raise UserError("the agent exits is trained for every compute at once; leave --budget out")
+        if kind.trained_for == "every budget" and self.pricing.budget is not None:
+            raise UserError(f"the agent {self.agent} is trained for every compute at once; leave --budget out")
+
+    @property
+    def agent_class(self) -> type[Agent]:
+        """The agent that is named."""
+        return find_agent(self.agent)
 
     @property
     def folder(self) -> Path:
         """The run folder."""
         if self.resume is not None:
             return Path(self.resume)
-        return Path(self.out) if self.out else Path("runs") / f"{self.task_label}-{self.agent}-{self.seed}"
+        return Path(self.out) if self.out else Path("runs") / f"{label_of(self.task)}-{label_of(self.agent)}-{self.seed}"
 
-    @property
-    def task_label(self) -> str:
-        """The task's name in file names: for a task of one's own, its function's."""
-        return self.task.rpartition(":")[2]
+    def with_defaults(self, defaults: Mapping[str, Any], source: str) -> "TrainConfig":
+        """These options with others in place of some, by their names on the command line, with underscores.
+
+        What only another agent has is left out.
+
+        Args:
+            source: whose defaults they are, for messages.
+
+        Raises:
+            UserError: if no option has the name, or it does not take the value.
+        """
+        parts: dict[str, Any] = {name: part for name, part in vars(self).items() if is_dataclass(part)}
+        homes = {option.name: name for name, part in parts.items() for option in fields_of(part)}
+        elsewhere = {option.name for name in AGENTS.names() for option in fields_of(AGENTS.find(name).config_class)}
+        changed: dict[str, dict[str, Any]] = {}
+        own: dict[str, Any] = {}
+        for name, value in defaults.items():
+            if name in homes:
+                changed.setdefault(homes[name], {})[name] = value
+            elif name in vars(self) and name not in PLACED and name not in parts:
+                own[name] = value
+            elif name not in elsewhere:
+                raise UserError(f"{source}: {name!r} is no option that a task can set; python train.py --help lists them")
+        for name, values in changed.items():
+            described = Fields({option.name: getattr(parts[name], option.name) for option in fields_of(parts[name])} | values, source)
+            own[name] = read_dataclass(type(parts[name]), described)
+        return replace(self, **own)
 
     def to_json(self) -> dict[str, Any]:
         """What config.json holds."""
         described = asdict(self)
         del described["resume"]
-        own = self.task.rpartition(":")[1] == ":"
-        task = str(Path(self.task.rpartition(":")[0]).resolve()) + ":" + self.task_label if own else self.task
-        described["task"] = {"name": task, "data": None if self.data is None else str(Path(described.pop("data")).resolve())}
-        described.pop("data", None)
+        data = described.pop("data")
+        described["agent"] = absolute_reference(self.agent)
         model = str(Path(self.options.model).resolve()) if self.options.pretrained else self.options.model
-        described["task"]["options"] = {**described.pop("options"), "model": model}
+        options = {**described.pop("options"), "model": model}
+        described["task"] = {"name": absolute_reference(self.task), "data": None if data is None else str(Path(data).resolve()), "options": options}
         return {"format_version": FORMAT_VERSION, **described}
 
     @classmethod
@@ -335,22 +279,35 @@ class TrainConfig:
         """The options of the run in `folder`, with `resume` set to it.
 
         Raises:
-            UserError: if there is no run, or its config.json has a field that is missing, unknown or wrong, by name.
+            UserError: if there is no run, it is of an older version, or its config.json has a field that is missing, unknown or
+                wrong, by name.
         """
         file = Path(folder) / CONFIG
         if not file.is_file():
             raise UserError(f"{folder} is no run folder, it has no {CONFIG}; name one that train.py wrote with --resume")
-        fields = Fields.read(file, FORMAT_VERSION)
-        task = fields.object("task")
-        given = {"task": task.text("name"), "data": task.text_or_none("data"), "options": TaskOptions.read(task), "resume": str(folder)}
+        fields = Fields.read(file, FORMAT_VERSION, oldest=FORMAT_VERSION, anew="train the run anew with --overwrite")
         del fields.values["format_version"]
-        return read_settings(cls, fields, given)
+        task = fields.object("task")
+        options = read_dataclass(TaskOptions, task.object("options"))
+        try:
+            config_class = find_agent(fields.text("agent")).config_class
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
+        agent_config = read_dataclass(config_class, fields.object("agent_config"))
+        given = {
+            "task": task.text("name"),
+            "data": task.text_or_none("data"),
+            "options": options,
+            "resume": str(folder),
+            "agent_config": agent_config,
+        }
+        return read_dataclass(cls, fields, given)
 
-    def refuse_changes(self, asked: "TrainConfig") -> None:
-        """Raises `UserError` if `asked` differs from these options in one that decides how the run goes on."""
-        mine, other = flat(self.to_json()), flat(asked.to_json())
-        for path, value in mine.items():
-            if value != other[path] and path not in FREE_ON_RESUME and not path.startswith("checkpoints/"):
+    def refuse_changes(self, asked: "TrainConfig", only: str = "") -> None:
+        """Raises `UserError` if `asked` differs from these options in one that decides how the run goes on; `only` names one to look at alone."""
+        begun, wanted = flat(self.to_json()), flat(asked.to_json())
+        for path, value in begun.items():
+            if only in ("", path) and value != wanted.get(path) and path not in FREE_ON_RESUME and not path.startswith("checkpoints/"):
                 flag = "--task" if path == "task/name" else "--" + path.rpartition("/")[2].replace("_", "-")
                 advice = f"leave {flag} out, or begin a new run with --out"
-                raise UserError(f"the run {self.folder} was begun with {flag} {value}, not {other[path]}; {advice}")
+                raise UserError(f"the run {self.folder} was begun with {flag} {value}, not {wanted.get(path)}; {advice}")

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from agents.agent import AGENTS
 from agents.baseline import Baseline, Setting, Unsuited, batch_metrics
 from agents.calibration import SETTLING_ROWS
 from agents.learner import Learner
@@ -157,3 +158,6 @@ class Exits(Baseline):
 
     def typical(self) -> Setting:
         return Setting(f"threshold {WATCHED:g}", ConfidenceExits(self.heads, WATCHED))
+
+
+AGENTS.register("exits", Exits)

@@ -6,23 +6,45 @@ and Maddison et al. 2017.
 
 import math
 from copy import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from agents.agent import AGENTS, AgentConfig
 from agents.baseline import Baseline, Setting, batch_metrics
 from agents.calibration import SETTLING_ROWS, leaning_within
+from agents.config import positive
 from agents.learner import Learner
 from rl_skip.compare.baseline import BaselineRecord
 from rl_skip.compare.style import VERMILLION
 from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
 from rl_skip.costs import linear_flops
+from rl_skip.errors import UserError
 from rl_skip.inputs import Inputs, row_count
 from rl_skip.stack import Carry, LayerStack
 
-__all__ = ["Gate", "Gates", "GateRouter", "Gumbel", "RelaxedStack", "straight_through_gumbel"]
+__all__ = ["Gate", "GateRouter", "Gates", "Gumbel", "GumbelConfig", "RelaxedStack", "straight_through_gumbel"]
 
 OPEN_AT_FIRST = 0.85
+
+
+@dataclass(frozen=True)
+class GumbelConfig(AgentConfig):
+    """Gumbel gates."""
+
+    gate_hidden: int = 16
+    """Width of a gate's hidden layer. More sees finer differences and costs more at every layer; 16 to 128."""
+    gate_temperature: float = 1.0
+    """Of the relaxed gates in training. Lower is nearer to hard gates, with a noisier gradient; 0.3 to 2."""
+    gate_target_weight: float = 10.0
+    """Weight of the squared distance of a batch's mean compute from the budget. More keeps it nearer; 2 to 50."""
+
+    def __post_init__(self) -> None:
+        if self.gate_hidden < 1:
+            raise UserError(f"a gate's hidden layer needs a width of at least 1, got {self.gate_hidden}; set --gate-hidden")
+        for name in ("gate_temperature", "gate_target_weight"):
+            positive(name, getattr(self, name), f"--{name.replace('_', '-')}")
 
 
 class Gate(nn.Module):
@@ -170,6 +192,7 @@ class GateRouter(Router):
 class Gumbel(Baseline):
     """Gates and network trained together: the supervised loss, and the squared distance of a batch's mean compute from the budget."""
 
+    config_class = GumbelConfig
     record = BaselineRecord(
         "gumbel",
         "Gumbel gates",
@@ -183,10 +206,11 @@ class Gumbel(Baseline):
     )
 
     def __init__(self, learner: Learner) -> None:
-        config, memory = learner.config.gumbel, learner.stack.has_memory
+        config = learner.config.agent_config
+        assert isinstance(config, GumbelConfig)
         with torch.random.fork_rng(devices=[]):  # so that the warm-up is that of a policy's run
             torch.manual_seed(learner.config.seed)
-            gates = Gates(learner.stack, memory, config.gate_hidden, learner.rules.allow_exit)
+            gates = Gates(learner.stack, learner.stack.has_memory, config.gate_hidden, learner.rules.allow_exit)
         super().__init__(learner, gates)
         self.gates, self.config = gates, config
 
@@ -217,3 +241,6 @@ class Gumbel(Baseline):
     def settings(self) -> list[Setting]:
         """The one budget."""
         return [Setting(f"budget {self.budget:g}", GateRouter(self.gates))]
+
+
+AGENTS.register("gumbel", Gumbel)

@@ -1,5 +1,7 @@
 """Self-imitation (Oh et al. 2018) of random routes: what turns out better than expected is made likelier."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from agents.learner import Learner
@@ -17,7 +19,7 @@ def imitation_weight(start: float, progress: float) -> float:
     return start * max(1 - progress / ENDS_AT, 0.0)
 
 
-def imitation_loss(learner: Learner, prices: PriceSource, batch: Examples) -> Tensor:
+def imitation_loss(learner: Learner, prices: PriceSource, batch: Examples, worth: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """−log π of the decisions on a random route, times what the route earned more than the critic expected, where it did.
 
     A policy samples what it holds likely. Where a route pays only if it is right in every layer, and a short one is right by
@@ -25,6 +27,7 @@ def imitation_loss(learner: Learner, prices: PriceSource, batch: Examples) -> Te
 
     Args:
         batch: B rows, each of which runs one random route.
+        worth: outputs and labels → score, (B,).
 
     Returns:
         A scalar.
@@ -32,8 +35,7 @@ def imitation_loss(learner: Learner, prices: PriceSource, batch: Examples) -> Te
     price = prices.draw(len(batch), learner.generator).to(learner.device)  # (B,)
     router = PolicyRouter(learner.policy, route=learner.random_routes(len(batch)))
     rollout = routed_forward(learner.stack, router, batch.inputs, price=price, critic=learner.critic)
-    accurate = learner.config.reinforce.score == "accuracy"
-    score = (learner.task.accuracy if accurate else learner.task.probability)(rollout.outputs, batch.labels)
+    score = worth(rollout.outputs, batch.labels)
     surprise = (prices.reward.to_go(score, rollout.spent, price) - rollout.values).clamp(min=0).detach()  # (B, L)
     loss: Tensor = -(rollout.log_probs * surprise * rollout.decided).sum(dim=1).mean()
     return loss

@@ -1,11 +1,14 @@
-"""Training a network on data whose task says how many layers each row needs."""
+"""Training on a known depth: a warm-up for tasks that say how many layers each row needs."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from agents.learner import Learner
+from rl_skip.core.routing import routed_forward
 from rl_skip.errors import UserError
-from rl_skip.policy import JumpRules
-from rl_skip.tasks import Examples, Task
+from rl_skip.tasks import Examples
 
 __all__ = ["KnownDepth"]
 
@@ -13,55 +16,76 @@ SOLVED = 0.95
 
 
 class KnownDepth:
-    """Batches and routes on which each row runs just as many layers as it needs, the first ones, and leaves.
+    """A warm-up in which each row runs just as many layers as it needs, the first ones, and leaves.
 
     What many layers do in a row is learned from what few do: so it begins with the rows that need the fewest, and takes in
     those that need one more as soon as 95% of a batch are right (Bengio et al. 2009, "Curriculum Learning"). With all rows
     at once, a network settles on answers that are right by chance.
 
     Args:
-        task: with `needed`.
-        train: the rows.
-        rules: what the policy may do; rows that leave early must be allowed to.
-        batch_size: rows of a batch.
-        seed: decides the batches.
+        learner: whose task has `needed`, and whose rows are allowed to leave early.
 
     Raises:
         UserError: if the rows need more layers than there are, or may not leave.
     """
 
-    def __init__(self, task: Task, train: Examples, rules: JumpRules, batch_size: int, seed: int) -> None:
-        assert task.needed is not None
-        self.task, self.train, self.batch_size, self.seed = task, train, batch_size, seed
-        self.depth, self.needed = rules.layout.depth, task.needed(train)
+    def __init__(self, learner: Learner) -> None:
+        assert learner.task.needed is not None
+        self.learner, self.needed = learner, learner.task.needed(learner.train)
         self.most = int(self.needed.max())
         self.taken_in = int(self.needed.min())
         """Rows that need more layers wait."""
-        if (obstacle := self.obstacle(task, train, rules)) is not None:
+        if (obstacle := self.obstacle(learner)) is not None:
             raise UserError(f"{obstacle}, or --tune all")
 
     @staticmethod
-    def obstacle(task: Task, train: Examples, rules: JumpRules) -> str | None:
+    def obstacle(learner: Learner) -> str | None:
         """Why the rows cannot run just as many layers as they need, or None."""
+        task, rules = learner.task, learner.rules
         assert task.needed is not None
         if not rules.allow_exit:
             return f"the rows of the task {task.name!r} leave after the layers that they need; set --allow-exit"
-        most, depth = int(task.needed(train).max()), rules.layout.depth
+        most, depth = int(task.needed(learner.train).max()), rules.layout.depth
         return f"a row of the task {task.name!r} needs {most} layers, the network has {depth}; set --layers" if most > depth else None
+
+    def update(self, update: int) -> dict[str, Tensor]:
+        """One update on the known depth."""
+        learner = self.learner
+        rate, batch = learner.set_learning_rates(update), self.batch(update)
+        learner.prepare(learns=True)
+        outputs = routed_forward(learner.stack, self.routes(batch), batch.inputs).outputs
+        loss, accuracy = learner.task.loss(outputs, batch.labels).mean(), learner.task.accuracy(outputs, batch.labels).mean()
+        self.saw(accuracy)
+        norm = learner.apply(loss)
+        return {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate), "warmup/accuracy": accuracy}
 
     def batch(self, update: int) -> Examples:
         """Rows drawn from those that are taken in; which, depends on the seed and the update's number besides."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + update)
+        config, train = self.learner.config, self.learner.train
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + update)
         rows = (self.needed <= self.taken_in).nonzero().squeeze(1)
-        return self.train.take(rows[torch.randint(len(rows), (self.batch_size,), generator=generator).to(rows.device)])
+        return train.take(rows[torch.randint(len(rows), (config.schedule.batch_size,), generator=generator).to(rows.device)])
 
     def routes(self, batch: Examples) -> Tensor:
         """(B, L) bool."""
-        assert self.task.needed is not None
-        needed = self.task.needed(batch)
-        return torch.arange(self.depth, device=needed.device) < needed.unsqueeze(1)
+        assert self.learner.task.needed is not None
+        needed = self.learner.task.needed(batch)
+        return torch.arange(self.learner.stack.depth, device=needed.device) < needed.unsqueeze(1)
 
     def saw(self, accuracy: Tensor) -> None:
         """Is told the accuracy on each batch, a scalar."""
         if self.taken_in < self.most and float(accuracy) >= SOLVED:
             self.taken_in += 1
+
+    def shortfall(self) -> str | None:
+        """Which rows were never taken in."""
+        if self.taken_in == self.most:
+            return None
+        return f"rows that need more than {self.taken_in} layers were not learned in the warm-up; raise --warmup-epochs"
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the curriculum has come."""
+        return {"taken_in": self.taken_in}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.taken_in = state["taken_in"]

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import TrainConfig
-from agents.known_depth import KnownDepth
 from agents.tuning import choose_parameters, merge_adapters
 from rl_skip.core.random_routes import random_routes
 from rl_skip.core.routing import routed_forward
@@ -71,10 +70,6 @@ class Learner:
         """What of the network learns in the warm-up."""
         self.tunes = schedule.tune != "none"
         """Whether the network goes on learning once the policy has started."""
-        self.known: KnownDepth | None = None
-        """Where a task knows the depth that each row needs, the warm-up is at that depth; a network that learns on can do without."""
-        if task.needed is not None and not (self.tunes and KnownDepth.obstacle(task, self.train, self.rules)):
-            self.known = KnownDepth(task, self.train, self.rules, schedule.batch_size, config.seed)
         fused = config.options.pretrained  # with its large embeddings, an update takes a sixth less time
         decay = schedule.weight_decay
         self.network_optimizer = torch.optim.AdamW(self.stack.parameters(), lr=schedule.learning_rate, weight_decay=decay, fused=fused)
@@ -82,8 +77,8 @@ class Learner:
         self.policy_optimizer = torch.optim.Adam(deciding, lr=schedule.policy_learning_rate)
         self.full_route = torch.ones(self.stack.depth, dtype=torch.bool, device=device)
         self.updates_per_epoch = max(len(self.train) // schedule.batch_size, 1)
-        self.warmup_updates = schedule.warmup_epochs * self.updates_per_epoch
-        self.updates = self.warmup_updates + schedule.epochs * self.updates_per_epoch
+        self.updates = (schedule.warmup_epochs + schedule.epochs) * self.updates_per_epoch
+        self.warmup_updates = schedule.warmup_epochs * self.updates_per_epoch if config.agent_class.warms_up else 0
 
     def _examples(self, split: Split) -> Examples:
         found = self.task.load(split)
@@ -160,22 +155,6 @@ class Learner:
             loss = loss + schedule.distillation_weight * distillation(outputs, full.detach())
         return loss, outputs
 
-    def warmup_update(self, update: int) -> dict[str, Tensor]:
-        """One supervised update before the policy starts: at full depth and on random routes, or on a known depth."""
-        rate, batch = self.set_learning_rates(update), self.batch(update) if self.known is None else self.known.batch(update)
-        self.prepare(learns=True)
-        if self.known is None:
-            loss, accuracy = self.full_depth_loss(batch)
-        else:
-            outputs = routed_forward(self.stack, self.known.routes(batch), batch.inputs).outputs
-            loss, accuracy = self.task.loss(outputs, batch.labels).mean(), self.task.accuracy(outputs, batch.labels).mean()
-            self.known.saw(accuracy)
-        if self.known is None and (weight := self.config.schedule.random_route_weight) > 0:
-            outputs = routed_forward(self.stack, self.random_routes(len(batch)), batch.inputs).outputs
-            loss = loss + weight * self.task.loss(outputs, batch.labels).mean()
-        norm = self.apply(loss)
-        return {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate), "warmup/accuracy": accuracy}
-
     def random_routes(self, rows: int) -> Tensor:
         """(B, L) bool: each row keeps its layers with a probability of its own, even from the smallest allowed to 1."""
         depth, least = self.stack.depth, self.config.schedule.random_route_keep
@@ -204,7 +183,6 @@ class Learner:
             "critic": self.critic.state_dict(),
             "network_optimizer": self.network_optimizer.state_dict(),
             "policy_optimizer": self.policy_optimizer.state_dict(),
-            "taken_in": 0 if self.known is None else self.known.taken_in,
             "generator": self.generator.get_state(),
             "torch_random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
@@ -214,8 +192,6 @@ class Learner:
         """Goes back to where `state_dict` was taken."""
         for name in ("stack", "policy", "critic", "network_optimizer", "policy_optimizer"):
             getattr(self, name).load_state_dict(state[name])
-        if self.known is not None:
-            self.known.taken_in = state["taken_in"]
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["torch_random"].cpu())
         if self.device.type == "cuda":

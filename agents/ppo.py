@@ -1,6 +1,7 @@
 """Stable-Baselines3's PPO (Schulman et al. 2017) on the jump policy, with supervised updates between its rollouts."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from sb3_contrib import MaskablePPO
@@ -12,16 +13,47 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecMonitor
 from torch import Tensor, nn
 
+from agents.agent import AGENTS
 from agents.imitation import imitation_loss, imitation_weight
 from agents.learner import Critic, Learner
-from agents.prices import PriceSource
-from agents.reinforce import entropy_weight
+from agents.policy_agent import PolicyAgent, PolicyAgentConfig, entropy_weight
+from agents.prices import BudgetPrice, PriceRange, PriceSource
 from agents.telemetry import rollout_metrics
 from envs import Price, SB3SkipVecEnv, SkipCore
 from rl_skip.core.routing import PolicyRouter, routed_forward
+from rl_skip.errors import UserError
 from rl_skip.policy import JumpPolicy
 
-__all__ = ["Ppo", "actor_critic"]
+__all__ = ["MaskablePpo", "Ppo", "PpoConfig", "actor_critic"]
+
+
+@dataclass(frozen=True)
+class PpoConfig(PolicyAgentConfig):
+    """PPO."""
+
+    num_envs: int = 128
+    """Inputs that pass the stack at once while PPO collects. More makes larger batches; 32 to 512."""
+    steps: int = 16
+    """Decisions of each of them between two trainings of PPO. More steadies the gradient and learns less often; 8 to 64."""
+    minibatch: int = 512
+    """Decisions of one gradient step of PPO; at most num_envs times steps."""
+    passes: int = 4
+    """Times that PPO goes over what it collected. More squeezes it harder; 2 to 10."""
+    gae_lambda: float = 0.95
+    """1 trusts the rewards alone, lower trusts the critic more; 0.9 to 1."""
+    clip_range: float = 0.2
+    """How far one training may move the policy; 0.1 to 0.3."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_envs", "steps", "minibatch", "passes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}; set --{name.replace('_', '-')}")
+        if self.num_envs * self.steps % self.minibatch:
+            raise UserError(f"{self.num_envs} x {self.steps} decisions do not divide into minibatches of {self.minibatch}; set --minibatch")
+        for name in ("gae_lambda", "clip_range"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"{name} must lie in (0, 1], got {getattr(self, name)}; set --{name.replace('_', '-')}")
 
 
 class _Heads(nn.Module):
@@ -66,18 +98,20 @@ def _price(prices: PriceSource) -> Price:
     return low if low == high else (low, high)
 
 
-class Ppo:
+class Ppo(PolicyAgent):
     """The agent: one rollout and one training of PPO once an epoch, or at every update of a frozen network; between them the network learns."""
 
-    def __init__(self, learner: Learner, prices: PriceSource) -> None:
-        self.learner, self.prices, self.config = learner, prices, learner.config.ppo
-        config, seed = self.config, learner.config.seed
-        reinforce = learner.config.reinforce
-        score = learner.task.accuracy if reinforce.score == "accuracy" else learner.task.probability
-        core = SkipCore(learner.stack, learner.rules, learner.train, score, num_envs=config.num_envs, price=_price(prices), reward=prices.reward)
+    config_class = PpoConfig
+    algorithm: ClassVar[type[PPO] | type[MaskablePPO]] = PPO
+    actor: ClassVar[type[ActorCriticPolicy] | type[MaskableActorCriticPolicy]] = ActorCriticPolicy
+
+    config: PpoConfig
+
+    def __init__(self, learner: Learner, prices: PriceRange | BudgetPrice | None = None) -> None:
+        super().__init__(learner, prices)
+        config, prices = self.config, self.prices
+        core = SkipCore(learner.stack, learner.rules, learner.train, self.score, num_envs=config.num_envs, price=_price(prices), reward=prices.reward)
         self.core, self.env = core, SB3SkipVecEnv(core)
-        masked = learner.config.agent == "maskable-ppo"
-        algorithm, base = (MaskablePPO, MaskableActorCriticPolicy) if masked else (PPO, ActorCriticPolicy)
         options: dict[str, Any] = {
             "n_steps": config.steps,
             "batch_size": config.minibatch,
@@ -86,13 +120,13 @@ class Ppo:
             "gae_lambda": config.gae_lambda,
             "clip_range": config.clip_range,
             "normalize_advantage": False,
-            "vf_coef": reinforce.value_weight,
+            "vf_coef": config.value_weight,
             "max_grad_norm": learner.config.schedule.max_grad_norm,
             "policy_kwargs": {"ortho_init": False},
         }
-        policy = actor_critic(base, learner.policy, learner.critic)
-        self.model: PPO = algorithm(policy, VecMonitor(self.env), device=learner.device, **options)  # type: ignore[assignment, arg-type]
-        torch.manual_seed(seed)
+        policy = actor_critic(self.actor, learner.policy, learner.critic)
+        self.model: PPO = self.algorithm(policy, VecMonitor(self.env), device=learner.device, **options)  # type: ignore[assignment, arg-type]
+        torch.manual_seed(learner.config.seed)
         self.model.set_logger(Logger(folder=None, output_formats=[]))
 
     def update(self, update: int) -> dict[str, Tensor]:
@@ -111,7 +145,7 @@ class Ppo:
         progress = learner.joint_progress(update)
         rate = learner.config.schedule.policy_learning_rate * (1 - 0.9 * progress)
         model.lr_schedule = lambda _remaining: rate
-        model.ent_coef = entropy_weight(learner.config.reinforce, progress)
+        model.ent_coef = entropy_weight(self.config, progress)
         self.core.price = _price(self.prices)
         self.env.seed(learner.config.seed * 1_000_003 + update)  # each rollout begins anew: nothing of the last one is needed to resume
         model._last_obs = None
@@ -127,8 +161,8 @@ class Ppo:
         with torch.no_grad():
             route = routed_forward(learner.stack, PolicyRouter(learner.policy, sample=True), batch.inputs, price=price)
         outputs, loss = route.outputs, torch.zeros((), device=learner.device)
-        if (weight := imitation_weight(learner.config.reinforce.imitation_weight, learner.joint_progress(update))) > 0:
-            loss = loss + weight * imitation_loss(learner, self.prices, batch)
+        if (weight := imitation_weight(self.config.imitation_weight, learner.joint_progress(update))) > 0:
+            loss = loss + weight * imitation_loss(learner, self.prices, batch, self.score)
         told = {"train/learning_rate": torch.tensor(rate)}
         if learner.tunes:
             learner.prepare(learns=True)
@@ -137,15 +171,28 @@ class Ppo:
         if loss.requires_grad:
             told["train/grad_norm"] = learner.apply(loss)
         accuracy = learner.task.accuracy(outputs, batch.labels)
-        score = accuracy if learner.config.reinforce.score == "accuracy" else learner.task.probability(outputs, batch.labels)
+        score = self.score(outputs, batch.labels)
         self.prices.observe(route.compute.mean())
         return rollout_metrics(route, score.detach(), accuracy, price, self.prices.reward, learner.rules.max_jump) | told
 
     def state_dict(self) -> dict[str, Any]:
         """What PPO needs beside the learner to go on: its optimiser and its count of updates."""
-        return {"optimizer": self.model.policy.optimizer.state_dict(), "timesteps": self.model.num_timesteps, "updates": self.model._n_updates}
+        model = self.model
+        own = {"optimizer": model.policy.optimizer.state_dict(), "timesteps": model.num_timesteps, "updates": model._n_updates}
+        return super().state_dict() | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to where `state_dict` was taken."""
+        super().load_state_dict(state)
         self.model.policy.optimizer.load_state_dict(state["optimizer"])
         self.model.num_timesteps, self.model._n_updates = state["timesteps"], state["updates"]
+
+
+class MaskablePpo(Ppo):
+    """PPO of sb3-contrib, which is told which jumps are legal."""
+
+    algorithm = MaskablePPO
+    actor = MaskableActorCriticPolicy
+
+
+AGENTS.register("ppo", Ppo)
+AGENTS.register("maskable-ppo", MaskablePpo)

@@ -1,22 +1,44 @@
 """REINFORCE (Williams 1992) on jumps, beside the supervised loss on routes that were sampled."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from agents.config import ReinforceConfig
+from agents.agent import AGENTS
 from agents.imitation import imitation_loss, imitation_weight
 from agents.learner import Learner
-from agents.prices import PriceSource
+from agents.policy_agent import PolicyAgent, PolicyAgentConfig, entropy_weight
+from agents.prices import BudgetPrice, PriceRange
 from agents.telemetry import rollout_metrics
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routing import PolicyRouter, Rollout, routed_forward
+from rl_skip.errors import UserError
 
-__all__ = ["Reinforce", "entropy_weight", "leave_one_out_advantage", "reinforce_loss"]
+__all__ = ["Reinforce", "ReinforceConfig", "estimated_advantage", "leave_one_out_advantage", "reinforce_loss"]
 
-ANNEALED_AT = 0.8
+BaselineName = Literal["value", "leave-one-out"]
+Advantage = Callable[[Rollout, Tensor, Tensor], Tensor]
+"""Rollout of N rows, reward of each route (N,), reward to go of each decision (N, L) → advantage, (N, L) or (N, 1)."""
+
+
+@dataclass(frozen=True)
+class ReinforceConfig(PolicyAgentConfig):
+    """REINFORCE."""
+
+    routes_per_input: int = 4
+    """Routes sampled for each input. More lowers the variance of the gradient and costs that many partial forward passes; 2 to 8."""
+    baseline: BaselineName = "leave-one-out"
+    """"leave-one-out": the mean reward of the input's other routes; "value": a learned critic."""
+
+    def __post_init__(self) -> None:
+        if self.routes_per_input < (2 if self.baseline == "leave-one-out" else 1):
+            raise UserError(f"a {self.baseline} baseline cannot do with {self.routes_per_input} routes per input; raise --routes-per-input")
+        super().__post_init__()
+        if self.imitation_weight > 0 and self.baseline == "leave-one-out":
+            raise UserError("imitation compares routes with what a critic expects; set --baseline value, or --imitation-weight 0")
 
 
 def leave_one_out_advantage(reward_BG: Tensor) -> Tensor:
@@ -41,9 +63,15 @@ def leave_one_out_advantage(reward_BG: Tensor) -> Tensor:
     return reward_BG - others_BG
 
 
-def entropy_weight(config: ReinforceConfig, progress: float) -> float:
-    """Weight of the entropy bonus: falls geometrically from its start to its end, reached after four fifths of the run."""
-    return config.entropy_start * (config.entropy_end / config.entropy_start) ** min(progress / ANNEALED_AT, 1.0)
+def estimated_advantage(config: ReinforceConfig, rollout: Rollout, reward: Tensor, to_go: Tensor) -> Tensor:
+    """What the routes earned more than their baseline, (N, 1) with leave-one-out, (N, L) with a critic.
+
+    With leave-one-out every decision of a route gets the advantage of the whole route: what was spent before a decision is
+    known to the baseline too, and cancels.
+    """
+    if config.baseline == "leave-one-out":
+        return leave_one_out_advantage(reward.view(-1, config.routes_per_input)).view(-1, 1)  # (B G, 1)
+    return (to_go - rollout.values).detach()  # (B G, L)
 
 
 @dataclass
@@ -58,11 +86,8 @@ class PolicyLosses:
     """Entropy of the decisions, summed likewise."""
 
 
-def reinforce_loss(rollout: Rollout, score: Tensor, price: Tensor, config: ReinforceConfig, reward: Reward = LINEAR) -> PolicyLosses:
+def reinforce_loss(rollout: Rollout, score: Tensor, price: Tensor, advantage: Advantage, reward: Reward = LINEAR) -> PolicyLosses:
     """REINFORCE with reward to go: what a decision earned is the gain less the penalty for all compute after it.
-
-    With leave-one-out every decision of a route gets the advantage of the whole route: what was spent before a decision is
-    known to the baseline too, and cancels.
 
     Sums run over a route's decisions and means over the rows: never divided by the route's own length, since here the
     length is the cost.
@@ -71,32 +96,43 @@ def reinforce_loss(rollout: Rollout, score: Tensor, price: Tensor, config: Reinf
         rollout: of B · G rows, the G routes of an input side by side.
         score: (B · G,), of each row's prediction.
         price: (B · G,), the same for the G routes of an input.
+        advantage: what the routes earned more than their baseline.
         reward: what a route earns.
     """
     taken = rollout.decided.float()  # (B G, L)
     to_go = reward.to_go(score, rollout.spent, price)  # (B G, L)
-    if config.baseline == "leave-one-out":
-        reward_BG = reward.total(score, rollout.compute, price).view(-1, config.routes_per_input)
-        advantage = leave_one_out_advantage(reward_BG).view(-1, 1)  # (B G, 1)
-    else:
-        advantage = (to_go - rollout.values).detach()  # (B G, L)
+    advantages = advantage(rollout, reward.total(score, rollout.compute, price), to_go)  # (B G, L), or (B G, 1)
     return PolicyLosses(
-        policy=-(rollout.log_probs * advantage * taken).sum(dim=1).mean(),
+        policy=-(rollout.log_probs * advantages * taken).sum(dim=1).mean(),
         value=((rollout.values - to_go).square() * taken).sum(dim=1).mean(),
         entropy=(rollout.entropies * taken).sum(dim=1).mean(),
     )
 
 
-class Reinforce:
+class Reinforce(PolicyAgent):
     """The agent: one update samples G routes for each input of a batch, from which the policy learns; the network learns on the first.
 
     The G routes are run as they will be when deployed: in evaluation mode, without gradients of the network, which makes
     many routes cheap.
     """
 
-    def __init__(self, learner: Learner, prices: PriceSource) -> None:
-        self.learner, self.prices, self.config = learner, prices, learner.config.reinforce
+    config_class = ReinforceConfig
+
+    config: ReinforceConfig
+
+    def __init__(self, learner: Learner, prices: PriceRange | BudgetPrice | None = None) -> None:
+        super().__init__(learner, prices)
         self.critic = learner.critic if self.config.baseline == "value" else None
+
+    def advantage(self, rollout: Rollout, reward: Tensor, to_go: Tensor) -> Tensor:
+        """What the routes earned more than expected: one for each decision (N, L), or for each route (N, 1).
+
+        Args:
+            rollout: of N = B · G rows, the G routes of an input side by side.
+            reward: (N,), of the whole route.
+            to_go: (N, L), of what is left of it at each decision.
+        """
+        return estimated_advantage(self.config, rollout, reward, to_go)
 
     def update(self, update: int) -> dict[str, Tensor]:
         """One update; returns its metrics as scalars on the device."""
@@ -108,14 +144,14 @@ class Reinforce:
         learner.prepare(learns=False)
         rollout = routed_forward(learner.stack, PolicyRouter(learner.policy, sample=True), routes.inputs, price=price, critic=self.critic)
         accuracy = learner.task.accuracy(rollout.outputs, routes.labels)
-        score = accuracy if config.score == "accuracy" else learner.task.probability(rollout.outputs, routes.labels)
-        losses = reinforce_loss(rollout, score, price, config, self.prices.reward)
+        score = self.score(rollout.outputs, routes.labels)
+        losses = reinforce_loss(rollout, score, price, self.advantage, self.prices.reward)
         loss = losses.policy - entropy_weight(config, learner.joint_progress(update)) * losses.entropy
         told = {"train/value_loss": torch.zeros(())}  # without a critic there is nothing to miss
         if self.critic is not None:
             loss, told["train/value_loss"] = loss + config.value_weight * losses.value, losses.value
         if (weight := imitation_weight(config.imitation_weight, learner.joint_progress(update))) > 0:
-            loss = loss + weight * imitation_loss(learner, self.prices, batch)
+            loss = loss + weight * imitation_loss(learner, self.prices, batch, self.score)
         if learner.tunes:
             learner.prepare(learns=True)
             supervised, _ = learner.network_loss(batch, rollout.route[::G])
@@ -128,9 +164,5 @@ class Reinforce:
             "train/learning_rate": torch.tensor(rate),
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: all that REINFORCE needs to go on is the learner's."""
-        return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """There is nothing to go back to."""
+AGENTS.register("reinforce", Reinforce)

@@ -1,7 +1,6 @@
-"""A training run from its options to its folder: warm-up, agent, calibration, export, final table."""
+"""A training run from its options to its folder: warm-up, agent, checkpoints, report."""
 
 import json
-import math
 import random
 import shlex
 import shutil
@@ -15,32 +14,19 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from agents.baseline import Baseline, baseline_report, print_baseline
-from agents.calibration import calibrate
+from agents.agent import TrainedRun, find_agent
 from agents.checkpoints import Checkpoints, StopRequests, load_random_states, random_states
-from agents.config import RIVALS, AgentName, TrainConfig
-from agents.exits import Exits
-from agents.gumbel import Gumbel
+from agents.config import TrainConfig
 from agents.learner import Learner
-from agents.pictures import show_routes
-from agents.ppo import Ppo
-from agents.prices import FixedPrice, price_source
-from agents.reinforce import Reinforce
-from agents.report import final_report, print_report
-from agents.shallow import Shallow
 from agents.start import START, load_start, save_start
-from agents.static import Static
 from agents.telemetry import Averages, Display, Telemetry
-from rl_skip.compare.curves import CURVE
+from agents.warmup import warm_up_for
 from rl_skip.core.devices import pick_device
 from rl_skip.core.files import atomic_write
-from rl_skip.dial import PriceTable
+from rl_skip.core.plugins import label_of
 from rl_skip.errors import UserError
-from rl_skip.evaluation import Evaluation, evaluate
-from rl_skip.export import save
-from rl_skip.guarantee import guarantee
-from rl_skip.network import NetworkConfig, network_to_json
-from rl_skip.runs import CONFIG, MODEL, is_run
+from rl_skip.network import NetworkConfig
+from rl_skip.runs import CONFIG, is_run
 from rl_skip.stack import LayerStack
 from rl_skip.tasks import Task, load_task
 
@@ -50,13 +36,12 @@ REPORT = "report.json"
 REPORTS_PER_EPOCH = 2
 NARROW = 256
 """Below this width the operations are so short that several threads mostly wait for one another."""
-STATEFUL = ("learner", "agent", "prices", "averages")
-RIVAL_OF: dict[AgentName, type[Static | Shallow | Gumbel | Exits]] = {"static": Static, "shallow": Shallow, "gumbel": Gumbel, "exits": Exits}
+STATEFUL = ("learner", "warm_up", "agent", "averages")
 
 
-def is_finished(folder: Path, agent: AgentName) -> bool:
+def is_finished(folder: Path, agent: str) -> bool:
     """Whether a run has left all that it is to leave."""
-    return (folder / REPORT).is_file() and (folder / (CURVE if agent in RIVALS else "policy")).exists()
+    return (folder / REPORT).is_file() and (folder / find_agent(agent).leaves).exists()
 
 
 def train(
@@ -76,11 +61,12 @@ def train(
     console = console or Console()
     config = config if task is None else replace(config, task=task.name, data=None)
     config = config if stack is None else replace(config, network=NetworkConfig(stack.depth, stack.width, heads=1))
+    config.check_prices()
     folder = config.folder
     if config.resume is not None:
         TrainConfig.from_json(folder).refuse_changes(config)
         if is_finished(folder, config.agent):
-            see = f"compare RUN --baselines {folder}" if config.agent in RIVALS else f"eval {folder}"
+            see = config.agent_class.see.format(folder=folder)
             _say(console, f"the run {folder} is finished, nothing is left to do; see python -m rl_skip {see}")
             return folder
     random.seed(config.seed)
@@ -133,17 +119,11 @@ class Session:
     def __init__(self, config: TrainConfig, task: Task, device: torch.device, stack: LayerStack | None = None, built: bool = True) -> None:
         self.config, self.task, self.built = config, task, built
         self.learner = Learner(config, task, device, stack)
-        self.prices = FixedPrice(0.0) if config.agent in RIVALS else price_source(config.pricing)
-        self.agent = self._make_agent()
+        self.agent = config.agent_class(self.learner)
+        self.warm_up = warm_up_for(self.learner)
         self.averages = Averages(device)
-        self.done, self.best, self.seconds = 0, -math.inf, 0.0
-        """Updates done, best reward on validation, and seconds of training in earlier sittings."""
-
-    def _make_agent(self) -> Reinforce | Ppo | Baseline:
-        name = self.config.agent
-        if name in RIVAL_OF:
-            return RIVAL_OF[name](self.learner)
-        return Reinforce(self.learner, self.prices) if name == "reinforce" else Ppo(self.learner, self.prices)
+        self.done, self.seconds = 0, 0.0
+        """Updates done, and seconds of training in earlier sittings."""
 
     def begin_at(self, start: Path) -> None:
         """Goes to the end of the warm-up, as another run with the same options and seed has left it; an agent without one begins as ever."""
@@ -154,12 +134,12 @@ class Session:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on: plain tensors, numbers, strings, lists and dictionaries."""
         parts = {name: getattr(self, name).state_dict() for name in STATEFUL}
-        return {"done": self.done, "best": self.best, "seconds": self.seconds, "random": random_states(), **parts}
+        return {"done": self.done, "seconds": self.seconds, "random": random_states(), **parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to where `state_dict` was taken."""
         try:
-            self.done, self.best, self.seconds = state["done"], state["best"], state["seconds"]
+            self.done, self.seconds = state["done"], state["seconds"]
             for name in STATEFUL:
                 getattr(self, name).load_state_dict(state[name])
             load_random_states(state["random"])
@@ -168,7 +148,7 @@ class Session:
             raise UserError(f"the checkpoint does not fit the run's options and data ({reason}); restore its {CONFIG}, or set --data") from None
 
     def run(self, folder: Path, console: Console) -> None:
-        """Trains from where the run stands, then calibrates, exports and reports."""
+        """Trains from where the run stands, then lets the agent finish, and reports."""
         checkpoints = Checkpoints(folder, self.config.checkpoints)
         if self.config.resume is not None:
             self._go_back(folder, checkpoints, console)
@@ -185,41 +165,18 @@ class Session:
             self.load_state_dict(state)
 
     def _finish(self, folder: Path, telemetry: Telemetry, console: Console) -> None:
-        if isinstance(self.agent, Baseline):
-            self._finish_rival(self.agent, folder, telemetry, console)
-            return
-        self.learner.merge_adapters()
-        table, price = calibrate(self.learner, self.prices)
-        price = self._guaranteed(table, price, console)
-        self._export(folder / "policy", table, price)
-        report = final_report(self.learner, table, price, seconds=self.seconds)
+        run = TrainedRun(folder, console, telemetry.writer, self.seconds, own_stack=not self.built)
+        report, figures = self.agent.finish(run)
         telemetry.heat_map(self.learner.updates)
-        final = {f"final/{name}": report["policy"][name] for name in ("accuracy", "compute", "reward")}
-        telemetry.hyper_parameters(self.config.to_json(), final)
+        telemetry.hyper_parameters(self.config.to_json(), {f"final/{name}": value for name, value in figures.items()})
         telemetry.flush()
         atomic_write(folder / REPORT, json.dumps(report, indent=2) + "\n")
-        print_report(report, folder, console, own_stack=not self.built)
-        show_routes(telemetry.writer, self.learner, price)
 
-    def _finish_rival(self, rival: Baseline, folder: Path, telemetry: Telemetry, console: Console) -> None:
-        report = baseline_report(rival, folder, self.seconds)
-        telemetry.heat_map(self.learner.updates)
-        best = max(report["points"], key=lambda point: point["validation_accuracy"])
-        telemetry.hyper_parameters(self.config.to_json(), {f"final/{name}": best[name] for name in ("accuracy", "compute")})
-        telemetry.flush()
-        atomic_write(folder / REPORT, json.dumps(report, indent=2) + "\n")
-        print_baseline(report, rival.record.title, folder, console)
-
-    def _guaranteed(self, table: PriceTable, price: float, console: Console) -> float:
-        """The price that keeps the guarantee asked for; where the data do not support it, that is said, and the price stays."""
-        learner, tolerance = self.learner, self.config.pricing.guarantee
-        if tolerance is None:
-            return price
-        try:
-            return guarantee(learner.stack, learner.policy, self.task, learner.validation, table, price, tolerance).price
-        except UserError as refusal:
-            _say(console, f"no guarantee: {refusal}")
-            return price
+    def _leave_warm_up(self, folder: Path, console: Console) -> None:
+        if self.agent.leaves_start:
+            save_start(self.learner, folder / START)
+        if self.agent.warms_up and (shortfall := self.warm_up.shortfall()) is not None:
+            _say(console, shortfall)
 
     def _train(self, folder: Path, telemetry: Telemetry, checkpoints: Checkpoints, stop: StopRequests, console: Console) -> None:
         learner, averages = self.learner, self.averages
@@ -229,24 +186,18 @@ class Session:
         with Display(console, learner.updates, self.done) as display, stop.patiently():
             for update in range(self.done, learner.updates):
                 warming = update < learner.warmup_updates
-                if update == learner.warmup_updates and self.config.agent not in RIVALS:
-                    save_start(learner, folder / START)
-                    if learner.known is not None and learner.known.taken_in < learner.known.most:
-                        most = learner.known.taken_in
-                        _say(console, f"rows that need more than {most} layers were not learned in the warm-up; raise --warmup-epochs")
-                averages.add(learner.warmup_update(update) if warming else self.agent.update(update))
+                if update == learner.warmup_updates:
+                    self._leave_warm_up(folder, console)
+                averages.add(self.warm_up.update(update) if warming else self.agent.update(update))
                 samples += self.config.schedule.batch_size
                 self.done, self.seconds = update + 1, time.monotonic() - begun
                 last = self.done == learner.updates
                 if last or self.done % every == 0:
-                    values = averages.read() | self.prices.metrics() | {"time/samples_per_second": samples / (time.monotonic() - since)}
+                    values = averages.read() | self.agent.metrics() | {"time/samples_per_second": samples / (time.monotonic() - since)}
                     since, samples = time.monotonic(), 0
                     found = self._validate(self.done)
                     telemetry.scalars(self.done, values | found)
-                    display.show("warm-up" if warming else self.config.agent, self.done, values)
-                    if found and found["eval/reward"] > self.best:
-                        self.best = found["eval/reward"]
-                        checkpoints.write_best(self.state_dict())
+                    display.show("warm-up" if warming else label_of(self.config.agent), self.done, values)
                 if last or stop.asked or checkpoints.due(self.done):
                     telemetry.flush()
                     checkpoints.write(self.done, self.state_dict())
@@ -254,29 +205,10 @@ class Session:
                     break
 
     def _validate(self, done: int) -> dict[str, float]:
-        """Validation at the typical price, every few epochs and at the end of the training."""
+        """Validation of the agent as it stands, every few epochs and at the end of the training."""
         learner = self.learner
         interval = self.config.schedule.eval_epochs * learner.updates_per_epoch
         if done <= learner.warmup_updates or (done // interval == (done - 1) // interval and done != learner.updates):
             return {}
-        found = self.measure(self.prices.typical)
+        found = self.agent.evaluate(learner.validation)
         return {"eval/accuracy": found.accuracy, "eval/compute": found.compute, "eval/reward": found.reward}
-
-    def measure(self, price: float) -> Evaluation:
-        """The greedy policy, or the rival as it stands, on validation data."""
-        learner = self.learner
-        if isinstance(self.agent, Baseline):
-            return self.agent.measure(learner.validation)
-        return evaluate(learner.stack, learner.policy, self.task, learner.validation, price=price)
-
-    def _export(self, folder: Path, table: PriceTable, price: float) -> None:
-        config, learner, task = self.config, self.learner, self.task
-        trained_on: dict[str, Any] = {"task": task.name, "rows": len(learner.train), "seed": config.seed, "agent": config.agent}
-        stack, network, weights = learner.stack, None, True
-        if self.built and stack.write_model(folder.parent / MODEL):
-            weights = False
-            trained_on |= {"model": Path(config.options.model).name} if config.options.pretrained else {}
-        elif self.built:
-            network = network_to_json(config.network, task.embedding, task.tokens, len(task.classes))
-        options: dict[str, Any] = {"price": price, "price_table": table, "trained_on": trained_on}
-        save(folder, learner.policy, stack=stack, weights=weights, network=network, overwrite=True, **options)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from agents.agent import AGENTS
 from agents.baseline import Baseline, Setting, Unsuited
 from agents.learner import Learner
 from agents.report import SEARCH_ROWS
@@ -36,6 +37,7 @@ class Shallow(Baseline):
     There is no warm-up: the updates that the others spend on it are spent on the plain loss.
     """
 
+    warms_up = False
     record = BaselineRecord(
         "shallow",
         "shallower network",
@@ -53,7 +55,6 @@ class Shallow(Baseline):
         super().__init__(learner)
         if not learner.tunes:
             raise Unsuited("a frozen network cannot be trained with fewer layers; leave --agent shallow out, or train the network too")
-        learner.warmup_updates = 0
         self.layers = self._affordable()
 
     def _affordable(self) -> int:
@@ -71,3 +72,6 @@ class Shallow(Baseline):
     def settings(self) -> list[Setting]:
         """The one network."""
         return [Setting(f"{self.layers} layer{'s' * (self.layers > 1)}", FirstLayers(self.layers))]
+
+
+AGENTS.register("shallow", Shallow)

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from agents.agent import AGENTS
 from agents.baseline import Baseline, Setting
 from agents.learner import Learner
 from agents.report import SEARCH_ROWS
@@ -66,3 +67,6 @@ class Static(Baseline):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.route = state["route"].to(self.learner.device)
+
+
+AGENTS.register("static", Static)

@@ -17,10 +17,10 @@ from tensorboard.compat.proto.event_pb2 import Event
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.settings import flat
 from rl_skip.core.files import atomic_write
 from rl_skip.core.reward import Reward
 from rl_skip.core.routing import Rollout
+from rl_skip.fields import flat
 
 __all__ = ["Averages", "Display", "Telemetry", "rollout_metrics"]
 

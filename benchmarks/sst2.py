@@ -28,6 +28,7 @@ import rl_skip
 import train
 from agents.config import TrainConfig
 from agents.learner import Learner
+from agents.warmup import RandomRoutes
 from rl_skip.attached.huggingface import HuggingFaceStack
 from rl_skip.attached.pretrained import load_model
 from rl_skip.evaluation import evaluate, seconds_per_batch
@@ -50,9 +51,9 @@ def fine_tuned(folder: Path, config: TrainConfig, epochs: int, layers: int | Non
         learner = Learner(replace(config, schedule=schedule), task, torch.device("cpu"), stack)
         if layers is not None:
             learner.full_route[layers:] = False
-        begun, best = time.monotonic(), -1.0
+        warm_up, begun, best = RandomRoutes(learner), time.monotonic(), -1.0
         for update in range(learner.warmup_updates):
-            learner.warmup_update(update)
+            warm_up.update(update)
             if (update + 1) % learner.updates_per_epoch == 0:
                 accuracy = evaluate(stack, learner.full_route, task, learner.validation).accuracy
                 print(f"{folder.name}: epoch {(update + 1) // learner.updates_per_epoch}, validation {accuracy:.1%}", flush=True)

@@ -3,13 +3,19 @@
 import json
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields as fields_of
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from rl_skip.errors import UserError
 
-__all__ = ["Fields"]
+__all__ = ["Fields", "flat", "read_dataclass"]
+
+T = TypeVar("T")
+EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
 class Fields:
@@ -17,11 +23,11 @@ class Fields:
 
     Args:
         values: the object.
-        source: the file that it stands in, for messages.
+        source: the file that it stands in, for messages, or whatever else it is from.
         prefix: where in the file it stands, such as "network.".
     """
 
-    def __init__(self, values: dict[str, Any], source: Path, prefix: str = "") -> None:
+    def __init__(self, values: dict[str, Any], source: Path | str, prefix: str = "") -> None:
         self.values, self.source, self.prefix = values, source, prefix
 
     @classmethod
@@ -75,7 +81,7 @@ class Fields:
     def numbers(self, name: str, length: int) -> tuple[float, ...]:
         """A list of `length` finite numbers of at least 0."""
         value = self.get(name)
-        if not isinstance(value, list) or len(value) != length:
+        if not isinstance(value, list | tuple) or len(value) != length:
             raise self.wrong(name, f"a list of {length} numbers")
         inner = Fields({f"[{n}]": one for n, one in enumerate(value)}, self.source, f"{self.prefix}{name}")
         return tuple(inner.number(key) for key in inner.values)
@@ -120,3 +126,53 @@ def _is_number(value: object) -> bool:
         return math.isfinite(value)
     except OverflowError:  # an integer beyond the largest float
         return False
+
+
+def read_dataclass(kind: type[T], fields: Fields, given: Mapping[str, Any] | None = None, *, may_lack: Collection[str] = ()) -> T:
+    """An instance of the dataclass `kind`, each of its fields checked against its type.
+
+    Args:
+        fields: the object in JSON.
+        given: fields that are taken from here instead.
+        may_lack: fields that older files do not know, and that have a default.
+
+    Raises:
+        UserError: names the field that is missing, unknown, of the wrong type, or refused by the dataclass.
+    """
+    hints, given = get_type_hints(kind), given or {}
+    names = [field.name for field in fields_of(kind)]  # type: ignore[arg-type]
+    values = {
+        name: given[name] if name in given else _read(fields, name, hints[name]) for name in names if name not in may_lack or name in fields.values
+    }
+    if unknown := [name for name in fields.values if name not in hints]:
+        raise UserError(f"{fields.source}: {fields.prefix}{unknown[0]} is no option of this version; remove it")
+    try:
+        return kind(**values)
+    except UserError as error:
+        raise UserError(f"{fields.source}: {error}") from None
+
+
+def _read(fields: Fields, name: str, kind: Any) -> Any:
+    origin, inner = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        return read_dataclass(kind, fields.object(name))  # type: ignore[arg-type]
+    if origin is UnionType:  # X | None
+        return None if fields.get(name) is None else _read(fields, name, inner[0])
+    if origin is Literal:
+        return fields.text(name, inner)
+    if origin is tuple:
+        return fields.numbers(name, len(inner))
+    value = fields.get(name)
+    if kind is float and type(value) is int and _is_number(value):
+        return float(value)
+    if type(value) is not kind:
+        raise fields.wrong(name, EXPECTED[kind])
+    return value
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as one dictionary, its keys paths with slashes."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + name: value}
+    return found

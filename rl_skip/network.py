@@ -10,7 +10,7 @@ from rl_skip.blocks import AttentionBlock, ClassifierHead, Embedding, check_embe
 from rl_skip.core.plugins import Registry, absolute_reference, is_own
 from rl_skip.costs import attention_block_flops
 from rl_skip.errors import UserError
-from rl_skip.fields import Fields
+from rl_skip.fields import Fields, read_dataclass
 from rl_skip.gated import BodyName, GatedStack, HeadedStack
 from rl_skip.kinds import NetworkKind
 from rl_skip.stack import LayerStack, ModuleStack
@@ -121,24 +121,12 @@ def network_from_json(described: dict[str, Any]) -> LayerStack:
 
 def read_network_config(fields: Fields) -> NetworkConfig:
     """A `NetworkConfig` from JSON, checked field by field."""
-    layers, width, heads = fields.integer("layers"), fields.integer("width"), fields.integer("heads")
-    if width % heads:
-        raise fields.wrong("heads", f"a divisor of the width {width}")
-    stack = fields.text("stack")
-    if stack not in STACKS.names() and not is_own(stack):
-        raise fields.wrong("stack", f"one of {', '.join(STACKS.names())}, or file.py:function")
-    body: BodyName = "adapter" if fields.text("body", get_args(BodyName)) == "adapter" else "attention"
-    dropout = fields.number("dropout")
-    if dropout >= 1:
-        raise fields.wrong("dropout", "a number in [0, 1)")
-    tied = "tied" in fields.values and fields.flag("tied")  # older files do not know it
-    if tied and stack != "blocks":
-        raise fields.wrong("tied", f"false for a stack {stack!r}")
-    return NetworkConfig(layers, width, heads, stack, body, dropout, tied)
+    return read_dataclass(NetworkConfig, fields, may_lack=("tied",))
 
 
 def _check(fields: Fields, width: int, depth: int) -> None:
-    read_network_config(fields)
+    beside = ("tokens", "classes", "embedding")
+    read_network_config(Fields({name: value for name, value in fields.values.items() if name not in beside}, fields.source, fields.prefix))
     fields.same("width", width)
     fields.same("layers", depth)
     for name in ("tokens", "classes"):

@@ -10,7 +10,7 @@ from rl_skip.core.features import Feature, find_features
 from rl_skip.core.reward import Reward, find_reward
 from rl_skip.errors import UserError
 from rl_skip.export import SkipModel, load, read_description
-from rl_skip.fields import Fields
+from rl_skip.fields import Fields, read_dataclass
 from rl_skip.network import NetworkConfig, read_network_config
 from rl_skip.tasks import DEFAULTS, Task, load_task
 from rl_skip.tasks.options import TaskOptions
@@ -20,7 +20,7 @@ __all__ = ["CONFIG", "FORMAT_VERSION", "MODEL", "Run", "is_run", "load_run", "re
 CONFIG = "config.json"
 MODEL = "model"
 """Where in the folder a model from transformers is, trained."""
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def read_run(folder: Path | str) -> Run:
         raise UserError(f"{folder} is not a run, it has no {CONFIG}; name the folder that train.py wrote")
     fields = Fields.read(folder / CONFIG, FORMAT_VERSION)
     task = fields.object("task")
-    options = TaskOptions.read(task)
+    options = read_dataclass(TaskOptions, task.object("options")) if "options" in task.values else DEFAULTS  # older files do not know them
     if (folder / MODEL).is_dir():
         options = replace(options, model=str(folder / MODEL))
     run = Run(folder, task.text("name"), task.text_or_none("data"), read_network_config(fields.object("network")), options)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import agents.policy_agent
 import agents.session
 import train
 from benchmarks.kill import SMALL
@@ -29,7 +30,7 @@ class FinishedRun:
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRun]:
     folder = tmp_path_factory.mktemp("runs") / "digits"
     calls: list[str] = []
-    report = agents.session.final_report
+    report = agents.policy_agent.final_report
 
     def watched_task(*arguments: Any) -> Task:
         task = load_task(*arguments)
@@ -46,6 +47,6 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedR
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(agents.session, "load_task", watched_task)
-        patch.setattr(agents.session, "final_report", watched_report)
+        patch.setattr(agents.policy_agent, "final_report", watched_report)
         assert train.main(["--out", str(folder), *RUN_OPTIONS]) == 0
     yield FinishedRun(folder, RUN_OPTIONS, calls)

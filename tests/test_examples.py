@@ -11,6 +11,7 @@ import rl_skip
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
 EXAMPLES = sorted(file for file in FOLDER.glob("*.py") if not file.name.startswith("own_"))
+"""Those that train; what is named on the command line, own_*.py, is tried where the tests of its kind are."""
 
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=[script.stem for script in EXAMPLES])

@@ -102,7 +102,7 @@ def test_a_finished_run_is_left_byte_for_byte(finished_run: Any, capsys: pytest.
 
 def test_the_run_folder_holds_what_the_next_commands_need(finished_run: Any) -> None:
     names = {name.partition(".tfevents")[0] for name in contents(finished_run.folder)}
-    assert {"config.json", "metrics.jsonl", "report.json", "events.out", "checkpoints/best.pt"} <= names
+    assert {"config.json", "metrics.jsonl", "report.json", "events.out"} <= names
     assert {"policy/policy.json", "policy/policy.safetensors", "policy/model.safetensors", "policy/README.md"} <= names
 
 

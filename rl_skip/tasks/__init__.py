@@ -4,29 +4,30 @@ A task of your own is a function in a Python file that returns a `Task`; `--task
 it with the path (None without `--data`).
 """
 
-import importlib
-import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from rl_skip.blocks import Embedding
+from rl_skip.core.plugins import Registry, is_own, load_own
 from rl_skip.errors import UserError
 from rl_skip.inputs import Inputs, map_inputs, row_count, take_rows, trimmed
 from rl_skip.network import NetworkConfig, build_network
 from rl_skip.stack import LayerStack
 from rl_skip.tasks.options import TaskOptions
 
-__all__ = ["Examples", "Split", "Task", "load_task", "stratified_split"]
+__all__ = ["TASKS", "BundledTask", "Defaults", "Examples", "Split", "Task", "defaults_of", "load_task", "stratified_split"]
 
-BUNDLED = ("digits", "hops", "hops-16", "speech", "images", "text", "language")
 Split = Literal["train", "validation", "test"]
 DEFAULTS = TaskOptions()
+Defaults = Mapping[str, Any] | Callable[[Mapping[str, str]], Mapping[str, Any]]
+"""Options of training that suit a task, by their names on the command line, with underscores: what `train.py --task` takes where a flag is not
+given. Where they depend on other options: a function of what the command line gives, such as {"tune": "all"}."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class Task:
     """(N,) long, how many layers each row needs, where the task knows; the warm-up trains a network on just these."""
     network: Callable[[NetworkConfig], LayerStack] | None = None
     """Builds the network where it is a model from transformers; None: one of ours is built around the embedding."""
+    defaults: Defaults = field(default_factory=dict, compare=False)
+    """Options of training that suit it, such as {"epochs": 6, "score": "probability"}."""
 
     def build(self, config: NetworkConfig) -> LayerStack:
         """The network: fresh, or the model that the task was given."""
@@ -137,9 +140,34 @@ def stratified_split(labels: Tensor, fractions: tuple[float, float, float] = (0.
     return {"train": train, "validation": validation, "test": test}
 
 
+@dataclass(frozen=True)
+class BundledTask:
+    """A task of the package, before its data are read."""
+
+    make: Callable[[Path, TaskOptions], Task] | Callable[[], Task]
+    """Reads the data: from a path, or brings its own."""
+    defaults: Defaults = field(default_factory=dict)
+    """As `Task.defaults`."""
+    needs_data: bool = True
+    """Whether `make` takes a path, and the options with which models from transformers are named."""
+
+
+TASKS: Registry[BundledTask] = Registry("task", "--task")
+for _name, _place in {
+    "digits": "digits:DIGITS",
+    "hops": "hops:HOPS",
+    "hops-16": "hops:HOPS_16",
+    "speech": "speech:SPEECH",
+    "images": "images:IMAGES",
+    "text": "text:TEXT",
+    "language": "language:LANGUAGE",
+}.items():
+    TASKS.register_lazily(_name, f"rl_skip.tasks.{_place}")
+
+
 @cache
 def load_task(name: str, data: str | None = None, options: TaskOptions = DEFAULTS) -> Task:
-    """The task `name`: "digits", "hops", "hops-16", "speech", "images", "text", "language", or "file.py:function" for one of your own.
+    """The task `name`: a bundled one, such as "digits" or "text", or "file.py:function" for one of your own.
 
     Args:
         data: where its data are; digits and hops need none.
@@ -148,47 +176,39 @@ def load_task(name: str, data: str | None = None, options: TaskOptions = DEFAULT
     Raises:
         UserError: if there is no such task, or the data cannot be read.
     """
-    if name in BUNDLED and data is not None and not Path(data).exists():  # what it means to a person's own task is theirs to say
+    bundled = None if is_own(name) else TASKS.find(name)
+    if bundled is not None and data is not None and not Path(data).exists():  # what it means to a person's own task is theirs to say
         raise UserError(f"there is nothing at {data}; set --data to a path that exists")
-    if name in ("digits", "hops", "hops-16"):
-        if data is not None:
-            raise UserError(f"the task {name!r} brings its own data and does not read {data}; leave out --data, or set --task")
-        if options.pretrained:
-            raise UserError(f"the task {name!r} builds its network itself and does not take {options.model}; leave out --model, or set --task")
-        if name == "digits":
-            from rl_skip.tasks.digits import digits
-
-            return digits()
-        from rl_skip.tasks.hops import hops
-
-        size = 16 if name == "hops-16" else 8
-        return hops(name, nodes=size, longest=size)
-    if name in BUNDLED:
-        if data is None:
-            raise UserError(f"the task {name!r} needs data; set --data PATH")
-        module = importlib.import_module(f"rl_skip.tasks.{name}")
-        task: Task = getattr(module, name)(Path(data), options)
-        return task
-    if options.pretrained:
+    if bundled is not None and not bundled.needs_data and data is not None:
+        raise UserError(f"the task {name!r} brings its own data and does not read {data}; leave out --data, or set --task")
+    if options.pretrained and (bundled is None or not bundled.needs_data):
         raise UserError(f"the task {name!r} builds its network itself and does not take {options.model}; leave out --model, or set --task")
-    return _own_task(name, data)
+    if bundled is None:
+        return _own_task(name, data)
+    if bundled.needs_data and data is None:
+        raise UserError(f"the task {name!r} needs data; set --data PATH")
+    task = bundled.make(Path(data), options) if data is not None else bundled.make()  # type: ignore[call-arg]
+    return replace(task, defaults=bundled.defaults)
 
 
+def defaults_of(name: str, data: str | None, given: Mapping[str, str]) -> Mapping[str, Any]:
+    """The defaults of a task's options. Of a bundled task no data are read for them.
+
+    Args:
+        name, data: as `load_task` takes them.
+        given: the options that are given, by their names with underscores.
+    """
+    defaults = _own_task(name, data).defaults if is_own(name) else TASKS.find(name).defaults
+    return defaults(given) if callable(defaults) else defaults
+
+
+@cache
 def _own_task(name: str, data: str | None) -> Task:
-    file, separator, function = name.rpartition(":")
-    path = Path(file)
-    if not separator or path.suffix != ".py":
-        raise UserError(f"there is no task {name!r}; set --task to {', '.join(BUNDLED)}, or file.py:function for your own")
-    if not path.is_file():
-        raise UserError(f"there is no file {file} with a task; set --task to file.py:function")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    make: Any = load_own(name, "task", "--task")
+    file, _, function = name.rpartition(":")
+    if not callable(make):
+        raise UserError(f"{function!r} in {file} is no function; set --task to file.py:function")
     try:
-        spec.loader.exec_module(module)
-        make = getattr(module, function, None)
-        if not callable(make):
-            raise UserError(f"{file} has no function {function!r}; set --task to file.py:function")
         task = make(data)
     except UserError:
         raise

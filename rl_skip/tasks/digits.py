@@ -4,9 +4,9 @@ import torch
 
 from rl_skip.blocks import PatchEmbedding
 from rl_skip.errors import UserError
-from rl_skip.tasks import Examples, Split, Task, stratified_split
+from rl_skip.tasks import BundledTask, Examples, Split, Task, stratified_split
 
-__all__ = ["digits"]
+__all__ = ["DIGITS", "digits"]
 
 
 def digits() -> Task:
@@ -25,3 +25,6 @@ def digits() -> Task:
 
     embedding = PatchEmbedding(height=8, image_width=8, channels=1, patch=1, patch_width=8, overlap=1)
     return Task("digits", tuple(str(digit) for digit in range(10)), load, embedding, embedding.tokens)
+
+
+DIGITS = BundledTask(digits, needs_data=False)

@@ -1,14 +1,16 @@
 """Pointers to follow: how many stands in the row, so how deep a network must go for it is known."""
 
+from collections.abc import Mapping
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rl_skip.blocks import PointerEmbedding
-from rl_skip.tasks import Examples, Split, Task
+from rl_skip.tasks import BundledTask, Examples, Split, Task
 
-__all__ = ["hops", "reached"]
+__all__ = ["HOPS", "HOPS_16", "hops", "reached"]
 
 ROWS: dict[Split, int] = {"train": 100_000, "validation": 2_000, "test": 4_000}
 SEED = 0
@@ -72,3 +74,35 @@ def _in_words(examples: Examples) -> list[str]:
     for *pairs, (start, hop) in examples.inputs.tolist():
         said.append(f"{hop} from {start}: " + " ".join(f"{node}→{target}" for node, target in pairs))
     return said
+
+
+def _defaults(given: Mapping[str, str], **sizes: int) -> dict[str, Any]:
+    """A network of tied layers, each of which follows one pointer; frozen then, unless it is told to learn on.
+
+    A network that learns on needs longer than a policy alone, and prices at which it pays to follow several pointers at once.
+    """
+    learns_on = given.get("tune") == "all"
+    return {
+        "heads": 2,
+        "tied": True,
+        "allow_exit": True,
+        "policy_hidden": 64,
+        "price_range": (0.01, 0.5 if learns_on else 0.1),
+        "batch_size": 128,
+        "learning_rate": 3e-3,
+        "policy_learning_rate": 3e-3,
+        "eval_epochs": 1,
+        "distillation_weight": 0.0,  # where the network learns on, it is wrong about most rows at full depth for long
+        "tune": "none",
+        "routes_per_input": 4,
+        "baseline": "value",
+        "imitation_weight": 0.3,
+        **sizes,
+        **({"epochs": 6} if learns_on else {}),
+    }
+
+
+HOPS = BundledTask(hops, partial(_defaults, layers=8, width=32, warmup_epochs=1, epochs=2), needs_data=False)
+HOPS_16 = BundledTask(
+    partial(hops, "hops-16", nodes=16, longest=16), partial(_defaults, layers=16, width=48, warmup_epochs=2, epochs=4), needs_data=False
+)

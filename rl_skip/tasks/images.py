@@ -16,13 +16,13 @@ from rl_skip.blocks import PatchEmbedding
 from rl_skip.errors import UserError
 from rl_skip.network import NetworkConfig
 from rl_skip.stack import LayerStack
-from rl_skip.tasks import DEFAULTS, Examples, Split, Task, stratified_split
-from rl_skip.tasks.options import TaskOptions
+from rl_skip.tasks import DEFAULTS, BundledTask, Examples, Split, Task, stratified_split
+from rl_skip.tasks.options import TaskOptions, model_defaults
 from rl_skip.tasks.pixels import PixelPreparation
 from rl_skip.tasks.reading import class_indices, class_names, reading, split_rows
 from rl_skip.tasks.tokens import no_embedding
 
-__all__ = ["images", "patch_and_padding"]
+__all__ = ["IMAGES", "images", "patch_and_padding"]
 
 EXPECTED = "a folder of IDX files, an .npz with images and labels, or a folder of images per class"
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -249,3 +249,6 @@ def _common_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
     width, height = (median_low(side) for side in zip(*sizes, strict=True))
     scale = min(1.0, LONGEST_SIDE / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+IMAGES = BundledTask(images, model_defaults)

@@ -15,12 +15,12 @@ from rl_skip.attached.pretrained import load_model, read_tokenizer
 from rl_skip.errors import UserError
 from rl_skip.network import NetworkConfig
 from rl_skip.stack import LayerStack
-from rl_skip.tasks import Examples, Split, Task
-from rl_skip.tasks.options import TaskOptions
+from rl_skip.tasks import BundledTask, Examples, Split, Task
+from rl_skip.tasks.options import TaskOptions, model_defaults
 from rl_skip.tasks.reading import reading
 from rl_skip.tasks.tokens import character_tokenizer, no_embedding, trained_tokenizer, vocabulary_for
 
-__all__ = ["LanguageTask", "language"]
+__all__ = ["LANGUAGE", "LanguageTask", "language"]
 
 EXPECTED = "a text file in UTF-8"
 SHARES: dict[Split, tuple[float, float]] = {"train": (0.0, 0.9), "validation": (0.9, 0.95), "test": (0.95, 1.0)}
@@ -150,3 +150,18 @@ def _fresh_network(size: NetworkConfig, tokenizer: Any, prompt: int) -> LayerSta
     stack = HuggingFaceStack(transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa"), prompt_tokens=prompt)
     stack.processor = tokenizer
     return stack
+
+
+FROM_SCRATCH = {
+    "layers": 8,
+    "width": 128,
+    "max_tokens": 128,
+    "prompt_tokens": 32,
+    "price_range": (0.003, 0.3),
+    "score": "probability",
+    "warmup_epochs": 4,
+    "epochs": 6,
+    "batch_size": 32,
+    "eval_epochs": 2,
+}
+LANGUAGE = BundledTask(language, lambda given: FROM_SCRATCH | model_defaults(given))

@@ -1,11 +1,12 @@
 """How a task reads its data, and which model it is for; the options of `train.py` and of a run's `config.json`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rl_skip.errors import UserError
-from rl_skip.fields import Fields
 
-__all__ = ["NO_MODEL", "TaskOptions"]
+__all__ = ["NO_MODEL", "TaskOptions", "model_defaults"]
 
 NO_MODEL = "none"
 
@@ -42,12 +43,25 @@ class TaskOptions:
         """Whether a model is given."""
         return self.model != NO_MODEL
 
-    @classmethod
-    def read(cls, fields: Fields) -> "TaskOptions":
-        """The options in a run's `config.json`, each checked; those of runs from before there were any are the defaults."""
-        if "options" not in fields.values:
-            return cls()
-        options = fields.object("options")
-        texts = {name: options.text_or_none(name) for name in ("text_column", "train_file", "validation_file", "test_file")}
-        numbers = {name: options.integer(name) for name in ("max_tokens", "prompt_tokens")}
-        return cls(model=options.text("model"), label_column=options.text("label_column"), **texts, **numbers)  # type: ignore[arg-type]
+
+def model_defaults(given: Mapping[str, str]) -> dict[str, Any]:
+    """Options of training that suit a model that is given, whatever the task; none without one.
+
+    It knows much already, and forgets it at the learning rate of one that knows nothing. Where a part of it learns alone, that
+    may learn faster.
+
+    Args:
+        given: the options that are given, by their names with underscores.
+    """
+    if given.get("model", NO_MODEL) == NO_MODEL:
+        return {}
+    part = given.get("tune") in ("head", "norms", "lora")
+    return {
+        "warmup_epochs": 2,
+        "epochs": 4,
+        "batch_size": 32,
+        "learning_rate": 5e-4 if part else 5e-5,
+        "policy_learning_rate": 1e-3,
+        "random_route_keep": 0.3,
+        "eval_epochs": 1,
+    }

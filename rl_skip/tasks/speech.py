@@ -18,12 +18,12 @@ from rl_skip.blocks import FrameEmbedding
 from rl_skip.errors import UserError
 from rl_skip.network import NetworkConfig
 from rl_skip.stack import LayerStack
-from rl_skip.tasks import DEFAULTS, Examples, Split, Task
-from rl_skip.tasks.options import TaskOptions
+from rl_skip.tasks import DEFAULTS, BundledTask, Examples, Split, Task
+from rl_skip.tasks.options import TaskOptions, model_defaults
 from rl_skip.tasks.reading import class_indices, class_names, reading, split_rows
 from rl_skip.tasks.tokens import no_embedding
 
-__all__ = ["log_mel", "mel_filters", "resampled", "speech"]
+__all__ = ["SPEECH", "log_mel", "mel_filters", "resampled", "speech"]
 
 RATE = 8000
 WINDOW = 256  # samples, 32 ms
@@ -216,3 +216,7 @@ def mel_filters() -> Tensor:
     edges = 700 * torch.expm1(torch.linspace(0, highest, MELS + 2) / 1127)
     low, peak, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     return torch.minimum((hertz - low) / (peak - low), (high - hertz) / (high - peak)).clamp(min=0)
+
+
+FROM_SCRATCH = {"warmup_epochs": 8, "epochs": 12}
+SPEECH = BundledTask(speech, lambda given: FROM_SCRATCH | model_defaults(given))

@@ -9,12 +9,12 @@ from rl_skip.attached.pretrained import load_model, name_classes, order_of_model
 from rl_skip.errors import UserError
 from rl_skip.network import NetworkConfig
 from rl_skip.stack import LayerStack
-from rl_skip.tasks import Examples, Split, Task
-from rl_skip.tasks.options import TaskOptions
+from rl_skip.tasks import BundledTask, Examples, Split, Task
+from rl_skip.tasks.options import TaskOptions, model_defaults
 from rl_skip.tasks.tables import read_tables
 from rl_skip.tasks.tokens import no_embedding, padded, trained_tokenizer, vocabulary_for
 
-__all__ = ["text"]
+__all__ = ["TEXT", "text"]
 
 
 def text(path: Path, options: TaskOptions) -> Task:
@@ -89,3 +89,7 @@ def _fresh_network(size: NetworkConfig, tokenizer: Any, classes: tuple[str, ...]
     stack = HuggingFaceStack(transformers.AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa"))
     stack.processor = tokenizer
     return stack
+
+
+FROM_SCRATCH = {"layers": 6, "width": 128, "dropout": 0.1, "price_range": (0.01, 1.0), "warmup_epochs": 4, "epochs": 8, "eval_epochs": 2}
+TEXT = BundledTask(text, lambda given: FROM_SCRATCH | model_defaults(given))

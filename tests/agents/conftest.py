@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 
 import pytest
@@ -124,7 +124,7 @@ class KnownOptimum:
     def learner(self, pricing: PriceConfig, updates: int, **options: object) -> Learner:
         """A learner each of whose epochs is one update. `options` are those of `TrainConfig`."""
         schedule = ScheduleConfig(warmup_epochs=0, epochs=updates, batch_size=ROWS, policy_learning_rate=1e-2, full_depth_weight=0.0)
-        config = replace(TrainConfig(pricing=pricing, schedule=schedule), **options)
+        config = TrainConfig(**{"pricing": pricing, "schedule": schedule, **options})
         return Learner(config, self.task, torch.device("cpu"), stack=RouteStack())
 
     def routes(self) -> Tensor:
@@ -167,6 +167,6 @@ def tiny_learner() -> Callable[..., Learner]:
     def make(**options: object) -> Learner:
         task = Task("sums", ("minus", "plus"), _load_sums, embedding=lambda width: nn.Linear(3, width), tokens=5)
         network, schedule = NetworkConfig(layers=4, width=16, heads=2), ScheduleConfig(warmup_epochs=2, epochs=3, batch_size=32)
-        return Learner(replace(TrainConfig(network=network, schedule=schedule), **options), task, torch.device("cpu"))
+        return Learner(TrainConfig(**{"network": network, "schedule": schedule, **options}), task, torch.device("cpu"))
 
     return make

@@ -15,14 +15,17 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import train as command_line
+from agents.agent import AGENTS
 from agents.baseline import Baseline, Unsuited
 from agents.baselines import TRAINED, train_baselines
-from agents.config import RIVALS, AgentName, NetworkConfig, PriceConfig, ScheduleConfig, TrainConfig
+from agents.config import NetworkConfig, PriceConfig, ScheduleConfig, TrainConfig
+from agents.exits import Exits
 from agents.learner import Learner
-from agents.session import RIVAL_OF, Session, train
+from agents.session import Session, train
 from agents.shallow import Shallow
 from agents.start import START
 from agents.static import Static
+from agents.warmup import warm_up_for
 from rl_skip.cli import main
 from rl_skip.compare.curves import load_curve
 from rl_skip.core.routing import routed_forward
@@ -33,6 +36,7 @@ from rl_skip.runs import load_run
 from rl_skip.tasks import load_task
 
 BUDGET = PriceConfig(budget=0.75)
+BASELINES = tuple(record.name for record in TRAINED)
 
 
 def pricing_of(agent: str) -> PriceConfig:
@@ -59,8 +63,9 @@ def train_plainly(network: nn.Module, learner: Learner, updates: range) -> None:
 
 def test_static_finds_the_route_that_trying_each_finds(tiny_learner) -> None:
     learner = tiny_learner(agent="static", pricing=BUDGET)
+    warm_up = warm_up_for(learner)
     for update in range(learner.warmup_updates):
-        learner.warmup_update(update)
+        warm_up.update(update)
     right = {}
     for route in all_routes(4, allow_exit=False):
         layers = tuple(route.nonzero().squeeze(1).tolist())
@@ -138,7 +143,7 @@ def test_a_frozen_network_stays_as_it_is_and_cannot_be_shallower(tiny_learner) -
 # ------------------------------------------------------------------------------------------------------------- the start
 
 
-def options(agent: AgentName, folder: Path) -> TrainConfig:
+def options(agent: str, folder: Path) -> TrainConfig:
     """Runs of a second. Dropout draws random numbers in the warm-up and after it."""
     network = NetworkConfig(layers=4, width=16, heads=2, dropout=0.1)
     schedule = ScheduleConfig(warmup_epochs=1, epochs=1, eval_epochs=1)
@@ -173,7 +178,7 @@ def same(one: object, other: object) -> bool:
 
 
 @pytest.mark.parametrize("agent", ["static", "gumbel", "exits"])
-def test_a_baseline_that_begins_at_a_runs_start_ends_as_one_that_warmed_up(agent: AgentName, start: Path, tmp_path: Path) -> None:
+def test_a_baseline_that_begins_at_a_runs_start_ends_as_one_that_warmed_up(agent: str, start: Path, tmp_path: Path) -> None:
     warmed, begun = train(options(agent, tmp_path / "warmed"), quiet()), train(options(agent, tmp_path / "begun"), quiet(), start=start)
     expected, found = trained_weights(warmed), trained_weights(begun)
     assert expected.keys() == found.keys() and len(expected) > 50
@@ -196,8 +201,8 @@ def test_a_start_of_another_network_or_none_at_all_is_one_line(start: Path, tmp_
 # ----------------------------------------------------------------------------------------------- as agents of train.py
 
 
-@pytest.mark.parametrize("agent", RIVALS)
-def test_a_baseline_goes_on_from_its_state_bit_for_bit(agent: AgentName) -> None:
+@pytest.mark.parametrize("agent", BASELINES)
+def test_a_baseline_goes_on_from_its_state_bit_for_bit(agent: str) -> None:
     config = TrainConfig(agent=agent, pricing=pricing_of(agent), network=NetworkConfig(layers=3, width=8, heads=2, dropout=0.1))
     task = load_task("digits")
 
@@ -225,8 +230,9 @@ def test_a_baseline_goes_on_from_its_state_bit_for_bit(agent: AgentName) -> None
 
 
 def test_every_baseline_has_an_agent() -> None:
-    assert set(RIVAL_OF) == set(RIVALS) == {record.name for record in TRAINED}
-    assert all(kind.record.name == name and kind.record.trained and kind.record.advice for name, kind in RIVAL_OF.items())
+    assert {"static", "shallow", "gumbel", "exits"} == {record.name for record in TRAINED}
+    for record in TRAINED:
+        assert AGENTS.find(record.name).record is record and record.trained and record.advice
 
 
 @pytest.mark.parametrize(
@@ -266,21 +272,21 @@ def test_every_baseline_of_a_run_is_trained_with_its_options(with_baselines: tup
     run, said = with_baselines
     spent = load_run(run)[0].budget  # as exported, on validation data; not near 0.5
     assert spent is not None and abs(spent - 0.5) > 0.03
-    kinds = {f"{kind}-{budget:g}": kind for budget in (0.5, round(spent, 2)) for kind in ("static", "shallow", "gumbel")}
+    kinds = {f"{kind}-{budget:g}": kind for budget in (0.5, round(spent, 2)) for kind in ("gumbel", "shallow", "static")}
     kinds |= {"exits": "exits", "one-shot": "reinforce"}
     assert {folder.name for folder in (run / "baselines").iterdir() if folder.is_dir()} == set(kinds)
     mine = json.loads((run / "config.json").read_text())
     for number, (name, kind) in enumerate(kinds.items(), start=1):
         folder, config = run / "baselines" / name, json.loads((run / "baselines" / name / "config.json").read_text())
         assert config["agent"] == kind and json.loads((folder / "report.json").read_text())["rows"] == 360
-        same = ("task", "seed", "network", "schedule", "reinforce", "gumbel", "threads", "device")
+        same = ("task", "seed", "network", "schedule", "threads", "device")
         assert {key: config[key] for key in same} == {key: mine[key] for key in same}
         assert f"baseline {number} of 8, {name}: training" in said
         if name == "one-shot":
             assert config["policy"] == mine["policy"] | {"policy_scope": "input"} and (folder / "policy").is_dir()
             continue
         curve = load_curve(folder)
-        assert (curve.record, curve.seed) == (RIVAL_OF[kind].record, 0)
+        assert (curve.record, curve.seed) == (AGENTS.find(kind).record, 0)
         assert all(len(point.correct) == 360 and point.budget == config["pricing"]["budget"] for point in curve.test)
         assert all(len(point.correct) == 359 for point in curve.validation)
         assert len(curve.test) == 1 or name == "exits" and len(curve.test) > 10
@@ -328,7 +334,7 @@ def test_a_baseline_that_the_network_cannot_have_is_left_out_and_compare_says_so
     def unsuited(self: object, learner: Learner) -> None:
         raise Unsuited("no head to copy")
 
-    monkeypatch.setattr(RIVAL_OF["exits"], "__init__", unsuited)
+    monkeypatch.setattr(Exits, "__init__", unsuited)
     said = io.StringIO()
     train_baselines(run, budgets=[], console=Console(file=said))
     left = {folder.name for folder in (run / "baselines").iterdir()}

@@ -10,6 +10,7 @@ from torch import Tensor
 from agents.baseline import Unsuited
 from agents.config import ScheduleConfig
 from agents.exits import ConfidenceExits, ExitHeads, Exits
+from agents.warmup import warm_up_for
 from rl_skip.core.routing import routed_forward
 from rl_skip.gated import GatedStack
 from rl_skip.inputs import take_rows
@@ -90,7 +91,7 @@ def test_the_extremes_are_one_layer_and_all(tiny_learner) -> None:
 def test_heads_begin_as_the_networks_own_and_learn_with_it(tiny_learner) -> None:
     learner = tiny_learner(agent="exits")
     exits = Exits(learner)
-    learner.warmup_update(0)
+    warm_up_for(learner).update(0)
     learner.stack.eval()
     own = {name: tensor.clone() for name, tensor in learner.stack.head.state_dict().items()}
     exits.learn = lambda loss, update: {}  # type: ignore[method-assign]

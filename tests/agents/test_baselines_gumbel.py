@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.config import GumbelConfig, PriceConfig, ScheduleConfig, TrainConfig
-from agents.gumbel import Gate, GateRouter, Gates, Gumbel, RelaxedStack, straight_through_gumbel
+from agents.config import PriceConfig, ScheduleConfig, TrainConfig
+from agents.gumbel import Gate, GateRouter, Gates, Gumbel, GumbelConfig, RelaxedStack, straight_through_gumbel
 from agents.learner import Learner
 from rl_skip.core.routing import routed_forward
 from rl_skip.evaluation import all_routes, evaluate_routes
@@ -152,7 +152,7 @@ def _learner(budget: float, updates: int) -> Learner:
     task = Task("needs", ("minus", "plus"), _load, embedding=lambda _width: nn.Identity(), tokens=1)
     stack = ModuleStack(nn.Identity(), [Count() for _ in range(DEPTH)], Verdict(), width=4, layer_flops=[1e7] * DEPTH)
     schedule = ScheduleConfig(warmup_epochs=0, epochs=updates, batch_size=128, policy_learning_rate=1e-2)
-    config = TrainConfig(agent="gumbel", pricing=PriceConfig(budget=budget), schedule=schedule, gumbel=GumbelConfig(gate_temperature=1.0))
+    config = TrainConfig(agent="gumbel", pricing=PriceConfig(budget=budget), schedule=schedule, agent_config=GumbelConfig(gate_temperature=1.0))
     return Learner(config, task, torch.device("cpu"), stack=stack)
 
 

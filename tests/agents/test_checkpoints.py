@@ -16,8 +16,11 @@ import pytest
 import torch
 
 import train
+from agents.agent import AgentConfig
 from agents.checkpoints import Checkpoints, Stopped, StopRequests, load_random_states, random_states
-from agents.config import CheckpointConfig, NetworkConfig, PpoConfig, PriceConfig, TrainConfig
+from agents.config import CheckpointConfig, NetworkConfig, PriceConfig, TrainConfig
+from agents.policy_agent import PolicyAgent
+from agents.ppo import PpoConfig
 from agents.session import Session
 from benchmarks.kill import WEIGHTS, differences, points, reached, start, train_with_kills
 from rl_skip.errors import UserError
@@ -54,15 +57,12 @@ def newest(folder: Path) -> Path:
 # ---------------------------------------------------------------------------------------------------------- the files
 
 
-def test_the_last_few_are_kept_and_the_best_besides(tmp_path: Path) -> None:
+def test_the_last_few_are_kept(tmp_path: Path) -> None:
     made = Checkpoints(tmp_path, CheckpointConfig(keep_checkpoints=2))
     for update in (5, 10, 15):
         made.write(update, state(update))
-        if update == 5:
-            made.write_best(state(update))
     names = sorted(file.name[:16] for file in (tmp_path / "checkpoints").iterdir())
-    assert names == ["best.pt", "update-000000010", "update-000000015"]
-    assert torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)["done"] == 5
+    assert names == ["update-000000010", "update-000000015"]
 
 
 def test_the_newest_is_read_back(tmp_path: Path) -> None:
@@ -190,9 +190,9 @@ def test_what_the_parent_process_told_to_ignore_stays_ignored() -> None:
 @pytest.mark.parametrize("agent", ["reinforce", "ppo", "maskable-ppo"])
 @pytest.mark.parametrize("pricing", [PriceConfig(), PriceConfig(price=0.1), PriceConfig(budget=0.6)], ids=["range", "price", "budget"])
 def test_a_session_goes_on_from_its_state_bit_for_bit(agent: Any, pricing: PriceConfig) -> None:
-    small = PpoConfig(num_envs=16, steps=4, minibatch=32, passes=2)
+    small = AgentConfig() if agent == "reinforce" else PpoConfig(num_envs=16, steps=4, minibatch=32, passes=2)
     network = NetworkConfig(layers=3, width=8, heads=2, dropout=0.1)
-    config = TrainConfig(agent=agent, pricing=pricing, network=network, ppo=small)
+    config = TrainConfig(agent=agent, pricing=pricing, network=network, agent_config=small)
     task = load_task("digits")
 
     def go(session: Session, first: int, last: int) -> list[torch.Tensor]:
@@ -200,7 +200,7 @@ def test_a_session_goes_on_from_its_state_bit_for_bit(agent: Any, pricing: Price
         for update in range(first, last):
             warming = update < 2
             joint = session.learner.warmup_updates + (update - 2) * (per_epoch // 2)  # every other one begins an epoch
-            session.averages.add(session.learner.warmup_update(update) if warming else session.agent.update(joint))
+            session.averages.add(session.warm_up.update(update) if warming else session.agent.update(joint))
         learner = session.learner
         return [*learner.stack.state_dict().values(), *learner.policy.state_dict().values(), *learner.critic.state_dict().values()]
 
@@ -216,7 +216,8 @@ def test_a_session_goes_on_from_its_state_bit_for_bit(agent: Any, pricing: Price
     found = go(resumed, 5, 9)
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
     assert resumed.averages.read() == whole.averages.read()
-    assert resumed.prices.typical == whole.prices.typical
+    assert isinstance(resumed.agent, PolicyAgent) and isinstance(whole.agent, PolicyAgent)
+    assert resumed.agent.prices.typical == whole.agent.prices.typical
 
 
 # -------------------------------------------------------------------------------------------------------------- resume
@@ -306,6 +307,9 @@ def test_a_finished_run_says_so_and_is_left_alone(finished_run: Any, capsys: pyt
         (["--task", "speech"], "--task digits, not speech"),
         (["--price", "0.1"], "--price None, not 0.1"),
         (["--overwrite"], "--overwrite False, not True"),
+        (["--agent", "ppo"], "--agent reinforce, not ppo"),
+        (["--agent", "static"], "--agent reinforce, not static"),
+        (["--entropy-start", "0.5"], "--entropy-start 0.1, not 0.5"),
     ],
 )
 def test_flags_that_contradict_the_run_are_refused(finished_run: Any, flags: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -356,11 +360,14 @@ def test_options_survive_their_file(tmp_path: Path) -> None:
         (("pricing", "price_range"), [0.1], "pricing.price_range must be a list of 2 numbers"),
         (("pricing", "price"), "cheap", "pricing.price must be a number, got 'cheap'"),
         (("policy", "allow_exit"), 1, "policy.allow_exit must be true or false, got 1"),
-        (("agent",), "sarsa", "agent must be one of"),
+        (("agent",), "sarsa", "there is no agent 'sarsa'; set --agent to"),
+        (("agent_config", "routes_per_input"), 1, "raise --routes-per-input"),
+        (("agent_config", "steps"), 8, "agent_config.steps is no option of this version"),
         (("network",), [], "network must be an object"),
         (("network", "layerz"), 3, "network.layerz is no option of this version"),
         (("task", "name"), 3, "task.name must be a string"),
         (("format_version",), 99, "format_version is 99"),
+        (("format_version",), 1, "format_version is 1, of an earlier rl_skip, and this one reads 2 and up; train the run anew with --overwrite"),
     ],
 )
 def test_a_field_that_is_missing_or_wrong_is_named(tmp_path: Path, path: tuple[str, ...], value: object, told: str) -> None:

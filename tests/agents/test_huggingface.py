@@ -7,7 +7,7 @@ import torch
 
 import rl_skip
 from agents.baseline import Unsuited
-from agents.config import AgentName, PriceConfig, ScheduleConfig, TrainConfig
+from agents.config import PriceConfig, ScheduleConfig, TrainConfig
 from agents.session import train
 from rl_skip import Examples, Split, Task
 from rl_skip.cli import main
@@ -26,7 +26,7 @@ def _load(split: Split) -> Examples:
 
 
 @pytest.mark.parametrize("agent", ["reinforce", "ppo"])
-def test_an_agent_trains_a_policy_on_a_model_of_somebody_else(agent: AgentName, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_agent_trains_a_policy_on_a_model_of_somebody_else(agent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = Task("marks", ("no", "yes"), _load, embedding=lambda _width: torch.nn.Identity(), tokens=8)
     stack = rl_skip.HuggingFaceStack(build("bert"))
     before = {name: parameter.clone() for name, parameter in stack.model.named_parameters()}
@@ -46,7 +46,7 @@ def test_an_agent_trains_a_policy_on_a_model_of_somebody_else(agent: AgentName, 
 
 
 @pytest.mark.parametrize("agent", ["static", "shallow", "gumbel"])
-def test_a_baseline_is_trained_on_a_model_of_somebody_else(agent: AgentName, tmp_path: Path) -> None:
+def test_a_baseline_is_trained_on_a_model_of_somebody_else(agent: str, tmp_path: Path) -> None:
     task = Task("marks", ("no", "yes"), _load, embedding=lambda _width: torch.nn.Identity(), tokens=8)
     stack = rl_skip.HuggingFaceStack(build("bert"))
     before = {name: parameter.clone() for name, parameter in stack.model.named_parameters()}

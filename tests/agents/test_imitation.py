@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.config import PolicyConfig, PriceConfig, ReinforceConfig, ScheduleConfig, TrainConfig
+from agents.config import PolicyConfig, PriceConfig, ScheduleConfig, TrainConfig
 from agents.imitation import imitation_loss, imitation_weight
 from agents.learner import Learner
 from agents.prices import FixedPrice
-from agents.reinforce import Reinforce
+from agents.reinforce import Reinforce, ReinforceConfig
 from rl_skip.core.routing import PolicyRouter, routed_forward
 from rl_skip.errors import UserError
 from rl_skip.evaluation import evaluate
@@ -53,7 +53,7 @@ def learner_of(updates: int, **options: float) -> Learner:
         policy=PolicyConfig(allow_exit=True, policy_hidden=32),
         pricing=PriceConfig(price=0.1),
         schedule=ScheduleConfig(warmup_epochs=0, epochs=updates, batch_size=64, policy_learning_rate=1e-2, tune="none"),
-        reinforce=ReinforceConfig(baseline="value", **options),  # type: ignore[arg-type]
+        agent_config=ReinforceConfig(baseline="value", **options),  # type: ignore[arg-type]
     )
     return Learner(config, OneLayerOrAll("one or all", ("a", "b"), load, nn.Identity, 1), torch.device("cpu"), stack=stack)
 
@@ -62,7 +62,7 @@ def test_the_loss_is_that_of_a_loop_by_hand() -> None:
     learner, price = learner_of(1), 0.1
     batch = learner.batch(0)
     before = learner.generator.get_state()
-    loss = imitation_loss(learner, FixedPrice(price), batch)
+    loss = imitation_loss(learner, FixedPrice(price), batch, learner.task.accuracy)
     learner.generator.set_state(before)
     routes = learner.random_routes(len(batch))
     found = routed_forward(learner.stack, PolicyRouter(learner.policy, route=routes), batch.inputs, price=price, critic=learner.critic)

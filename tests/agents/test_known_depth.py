@@ -12,12 +12,16 @@ import torch
 from torch import Tensor, nn
 
 import train
+from agents.agent import find_agent
 from agents.checkpoints import load_random_states, random_states
-from agents.config import PolicyConfig, PpoConfig, PriceConfig, ReinforceConfig, ScheduleConfig, TrainConfig
+from agents.config import PolicyConfig, PriceConfig, ScheduleConfig, TrainConfig
+from agents.known_depth import KnownDepth
 from agents.learner import Learner
-from agents.ppo import Ppo
+from agents.policy_agent import PolicyAgent
+from agents.ppo import PpoConfig
 from agents.prices import PriceRange
-from agents.reinforce import Reinforce
+from agents.reinforce import ReinforceConfig
+from agents.warmup import RandomRoutes, WarmUp, warm_up_for
 from rl_skip.errors import UserError
 from rl_skip.network import NetworkConfig
 from rl_skip.tasks import Examples, Split, Task
@@ -41,20 +45,23 @@ def first_number(examples: Examples) -> Tensor:
 
 def make(task_options: dict[str, Any] | None = None, **options: Any) -> Learner:
     task = Task("depths", ("no", "yes"), load, lambda width: nn.Linear(3, width), 5, **{"needed": first_number, **(task_options or {})})
-    config = TrainConfig(
-        network=NetworkConfig(DEPTH, 16, 2, dropout=0.1),
-        policy=PolicyConfig(allow_exit=True, policy_hidden=16),
-        pricing=PriceConfig(price_range=(0.05, 0.5)),
-        schedule=ScheduleConfig(warmup_epochs=1, epochs=3, batch_size=32, tune="none"),
-        reinforce=ReinforceConfig(baseline="value", imitation_weight=0.3),
-        ppo=PpoConfig(num_envs=8, steps=4, minibatch=32),
-    )
-    return Learner(replace(config, **options), task, torch.device("cpu"))
+    reinforce = options.get("agent", "reinforce") == "reinforce"
+    config: dict[str, Any] = {
+        "network": NetworkConfig(DEPTH, 16, 2, dropout=0.1),
+        "policy": PolicyConfig(allow_exit=True, policy_hidden=16),
+        "pricing": PriceConfig(price_range=(0.05, 0.5)),
+        "schedule": ScheduleConfig(warmup_epochs=1, epochs=3, batch_size=32, tune="none"),
+        "agent_config": ReinforceConfig(baseline="value", imitation_weight=0.3)
+        if reinforce
+        else PpoConfig(num_envs=8, steps=4, minibatch=32, imitation_weight=0.3),
+    }
+    return Learner(TrainConfig(**(config | options)), task, torch.device("cpu"))
 
 
-def agent_of(learner: Learner) -> Reinforce | Ppo:
-    prices = PriceRange(0.05, 0.5)
-    return Reinforce(learner, prices) if learner.config.agent == "reinforce" else Ppo(learner, prices)
+def agent_of(learner: Learner) -> PolicyAgent:
+    kind = find_agent(learner.config.agent)
+    assert issubclass(kind, PolicyAgent)
+    return kind(learner, PriceRange(0.05, 0.5))
 
 
 def count_rows(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -72,49 +79,49 @@ def count_rows(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_the_warm_up_runs_just_the_layers_that_rows_need(monkeypatch: pytest.MonkeyPatch) -> None:
     learner = make()
-    assert learner.known is not None
-    learner.known.taken_in = DEPTH
-    needed = first_number(learner.known.batch(0))
+    known = KnownDepth(learner)
+    known.taken_in = DEPTH
+    needed = first_number(known.batch(0))
     counts = count_rows(learner, monkeypatch)
-    learner.warmup_update(0)
+    known.update(0)
     assert counts == [int((needed > i).sum()) for i in range(DEPTH)]
     assert len(needed.unique()) == DEPTH
 
 
 def test_rows_that_need_more_layers_wait_until_the_others_are_right() -> None:
-    known = make().known
-    assert known is not None
+    known = KnownDepth(make())
     assert first_number(known.batch(3)).tolist() == [1] * 32
     known.saw(torch.tensor(0.94))
-    assert known.taken_in == 1
+    assert known.taken_in == 1 and "more than 1 layers were not learned in the warm-up; raise --warmup-epochs" in str(known.shortfall())
     known.saw(torch.tensor(0.96))
     assert sorted(first_number(known.batch(3)).unique().tolist()) == [1, 2]
     for _ in range(9):
         known.saw(torch.tensor(1.0))
-    assert known.taken_in == DEPTH
+    assert known.taken_in == DEPTH and known.shortfall() is None
 
 
 @pytest.mark.parametrize("other", [{"policy": PolicyConfig()}, {"network": NetworkConfig(3, 16, 2)}])
 def test_a_network_that_learns_on_can_do_without_what_a_task_knows(other: dict[str, Any]) -> None:
     learns_on = ScheduleConfig(warmup_epochs=1, epochs=3, batch_size=32)
-    assert make(schedule=learns_on).known is not None
+    assert isinstance(warm_up_for(make(schedule=learns_on)), KnownDepth)
     learner = make(schedule=learns_on, **other)
-    assert learner.known is None
+    assert isinstance(warm_up_for(learner), RandomRoutes)
     assert torch.equal(learner.batch(0).labels, make(schedule=learns_on, task_options={"needed": None}).batch(0).labels)
 
 
 def test_rows_must_be_allowed_to_leave_and_have_layers_enough() -> None:
     with pytest.raises(UserError, match="leave after the layers that they need; set --allow-exit, or --tune all"):
-        make(policy=PolicyConfig())
+        warm_up_for(make(policy=PolicyConfig()))
     with pytest.raises(UserError, match="needs 4 layers, the network has 3; set --layers, or --tune all"):
-        make(network=NetworkConfig(3, 16, 2))
+        warm_up_for(make(network=NetworkConfig(3, 16, 2)))
 
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_frozen_network_does_not_move_by_a_bit_while_the_policy_does(agent: str, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = make(agent=agent)
+    warm_up = warm_up_for(learner)
     for update in range(learner.warmup_updates):
-        learner.warmup_update(update)
+        warm_up.update(update)
     trainer = agent_of(learner)
     network, policy, critic = (deepcopy(module.state_dict()) for module in (learner.stack, learner.policy, learner.critic))
     full_depth: list[None] = []
@@ -130,31 +137,28 @@ def test_a_frozen_network_does_not_move_by_a_bit_while_the_policy_does(agent: st
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_frozen_run_goes_on_exactly_where_its_state_was_taken(agent: str) -> None:
-    def go_on(learner: Learner, trainer: Reinforce | Ppo, begin: int, end: int) -> None:
+    def go_on(learner: Learner, warm_up: WarmUp, trainer: PolicyAgent, begin: int, end: int) -> None:
         for update in range(begin, end):
-            if update < learner.warmup_updates:
-                learner.warmup_update(update)
-            else:
-                trainer.update(update)
+            (warm_up if update < learner.warmup_updates else trainer).update(update)
 
     def parameters(learner: Learner) -> Tensor:
         return torch.cat([one.detach().flatten() for module in (learner.stack, learner.policy, learner.critic) for one in module.parameters()])
 
     for stop in (3, 7):  # in the warm-up, and after it
         learner = make(agent=agent)
-        trainer = agent_of(learner)
-        assert learner.known is not None
-        learner.known.taken_in = 2
-        go_on(learner, trainer, 0, stop)
-        states = deepcopy((learner.state_dict(), trainer.state_dict(), random_states()))
-        go_on(learner, trainer, stop, 9)
+        trainer, warm_up = agent_of(learner), KnownDepth(learner)
+        warm_up.taken_in = 2
+        go_on(learner, warm_up, trainer, 0, stop)
+        states = deepcopy((learner.state_dict(), trainer.state_dict(), warm_up.state_dict(), random_states()))
+        go_on(learner, warm_up, trainer, stop, 9)
         other = make(agent=agent)
-        other_trainer = agent_of(other)
+        other_trainer, other_warm_up = agent_of(other), KnownDepth(other)
         torch.rand(3)
         other.load_state_dict(states[0])
         other_trainer.load_state_dict(states[1])
-        load_random_states(states[2])
-        go_on(other, other_trainer, stop, 9)
+        other_warm_up.load_state_dict(states[2])
+        load_random_states(states[3])
+        go_on(other, other_warm_up, other_trainer, stop, 9)
         assert torch.equal(parameters(other), parameters(learner))
 
 
@@ -163,7 +167,7 @@ def test_what_was_frozen_from_the_start_never_learns() -> None:
     learner.stack.head.requires_grad_(False)
     learner.trainable = [parameter for parameter in learner.stack.parameters() if parameter.requires_grad]
     before = deepcopy(learner.stack.head.state_dict())
-    learner.warmup_update(0)
+    warm_up_for(learner).update(0)
     agent_of(learner).update(5)
     assert all(torch.equal(value, before[name]) for name, value in learner.stack.head.state_dict().items())
 

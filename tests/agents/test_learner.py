@@ -9,6 +9,7 @@ from agents.config import PolicyConfig, PriceConfig, ScheduleConfig
 from agents.learner import Critic, Learner
 from agents.prices import PriceRange
 from agents.reinforce import Reinforce
+from agents.warmup import warm_up_for
 from rl_skip.core.routing import PolicyRouter, routed_forward
 from rl_skip.network import NetworkConfig
 from rl_skip.policy import legal_jumps
@@ -34,7 +35,7 @@ def test_an_epoch_sees_every_row_once_in_an_order_of_its_own(tiny_learner):
 
 def test_a_batch_depends_on_the_seed_and_the_number_of_the_update_alone(tiny_learner):
     learner, other = tiny_learner(seed=1), tiny_learner(seed=1)
-    learner.warmup_update(0)
+    warm_up_for(learner).update(0)
     torch.rand(7)
     assert _rows(learner, 6) == _rows(other, 6)
     assert _rows(tiny_learner(seed=2), 6) != _rows(other, 6)
@@ -96,7 +97,8 @@ def test_random_routes_make_no_jump_that_the_policy_may_not(tiny_learner, allow_
 def test_the_warm_up_teaches_the_network_and_leaves_the_policy_alone(tiny_learner):
     learner = tiny_learner()
     network, policy, critic = (_parameters(module) for module in (learner.stack, learner.policy, learner.critic))
-    losses = [learner.warmup_update(update)["train/supervised_loss"].item() for update in range(8)]
+    warm_up = warm_up_for(learner)
+    losses = [warm_up.update(update)["train/supervised_loss"].item() for update in range(8)]
     assert losses[-1] < losses[0]
     assert not torch.equal(_parameters(learner.stack), network)
     assert torch.equal(_parameters(learner.policy), policy)

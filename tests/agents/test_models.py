@@ -10,7 +10,6 @@ import torch
 
 import rl_skip
 import train
-from agents.presets import for_task
 from rl_skip import UserError
 from rl_skip.cli import main
 from rl_skip.pruned import load_pruned
@@ -204,4 +203,4 @@ def test_a_given_model_has_other_defaults() -> None:
     assert scratch.schedule.learning_rate == 1e-3 and given.schedule.learning_rate == 5e-5
     assert part.schedule.learning_rate > given.schedule.learning_rate and part.schedule.tune == "lora"
     assert given.schedule.batch_size == 32 and given.schedule.policy_learning_rate == 1e-3
-    assert for_task("text", "none") == for_task("text")
+    assert train.read_options(["--task", "text", "--model", "none"]) == scratch

@@ -8,13 +8,21 @@ from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from torch import Tensor
 
-from agents.config import PpoConfig, PriceConfig
+from agents.agent import find_agent
+from agents.config import PriceConfig
 from agents.learner import Learner
-from agents.ppo import Ppo
+from agents.ppo import Ppo, PpoConfig
 from agents.prices import BudgetPrice, FixedPrice, PriceRange
 
 AGENTS = ("ppo", "maskable-ppo")
 SMALL = PpoConfig(num_envs=16, steps=8, minibatch=64, passes=2)
+
+
+def ppo_of(learner: Learner, prices: PriceRange) -> Ppo:
+    """PPO as the learner's options name it."""
+    kind = find_agent(learner.config.agent)
+    assert issubclass(kind, Ppo)
+    return kind(learner, prices)
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -22,7 +30,7 @@ SMALL = PpoConfig(num_envs=16, steps=8, minibatch=64, passes=2)
 def test_ppo_finds_the_known_optimum(known_optimum, price, agent):
     np.random.seed(0)  # Stable-Baselines3 shuffles with NumPy
     learner = known_optimum.learner(PriceConfig(price=price), 20, agent=agent)
-    ppo, best = Ppo(learner, FixedPrice(price)), known_optimum.answers(learner.policy, price).best
+    ppo, best = ppo_of(learner, FixedPrice(price)), known_optimum.answers(learner.policy, price).best
     assert known_optimum.reward(learner, price) < 0.9 * best
     for update in range(learner.updates):
         ppo.update(update)
@@ -42,7 +50,7 @@ def test_one_policy_of_ppo_finds_the_known_optimum_of_every_price(known_optimum)
 
 def _ppo(make: Callable[..., Learner], agent: str, seed: int = 0) -> Ppo:
     np.random.seed(seed)
-    return Ppo(make(agent=agent, ppo=SMALL, seed=seed), PriceRange(0.05, 0.5))
+    return ppo_of(make(agent=agent, agent_config=SMALL, seed=seed), PriceRange(0.05, 0.5))
 
 
 def _parameters(module: torch.nn.Module) -> Tensor:
@@ -159,7 +167,7 @@ def test_ppo_goes_on_exactly_from_the_end_of_an_epoch(tiny_learner, agent):
 
 def test_ppo_collects_at_the_price_that_the_budget_asks_for_now(tiny_learner):
     prices = BudgetPrice(0.5, start=0.1, integral=0.05, proportional=0.5, pull=0.2)
-    ppo = Ppo(tiny_learner(agent="ppo", ppo=SMALL, pricing=PriceConfig(budget=0.5)), prices)
+    ppo = Ppo(tiny_learner(agent="ppo", agent_config=SMALL, pricing=PriceConfig(budget=0.5)), prices)
     for _ in range(50):
         prices.observe(torch.tensor(1.0))
     assert ppo.core.price != prices.range

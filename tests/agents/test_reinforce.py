@@ -1,5 +1,6 @@
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -7,10 +8,12 @@ from torch import Tensor
 
 import agents.learner
 import agents.reinforce
-from agents.config import PriceConfig, ReinforceConfig, ScheduleConfig
+from agents.config import PriceConfig, ScheduleConfig
 from agents.learner import Learner
+from agents.policy_agent import entropy_weight
 from agents.prices import FixedPrice, PriceRange
-from agents.reinforce import Reinforce, entropy_weight, leave_one_out_advantage, reinforce_loss
+from agents.reinforce import Advantage, Reinforce, ReinforceConfig, estimated_advantage, leave_one_out_advantage, reinforce_loss
+from agents.warmup import warm_up_for
 from rl_skip.blocks import AttentionBlock, ClassifierHead
 from rl_skip.core.reward import Reward
 from rl_skip.core.routing import PolicyRouter, Rollout, routed_forward
@@ -44,7 +47,7 @@ def test_the_known_optimum_asks_for_a_policy_that_looks(known_optimum, price):
 @pytest.mark.parametrize("baseline", ["value", "leave-one-out"])
 @pytest.mark.parametrize("price", PRICES)
 def test_reinforce_finds_the_known_optimum(known_optimum, price, baseline):
-    learner = known_optimum.learner(PriceConfig(price=price), 500, reinforce=ReinforceConfig(baseline=baseline))
+    learner = known_optimum.learner(PriceConfig(price=price), 500, agent_config=ReinforceConfig(baseline=baseline))
     agent, best = Reinforce(learner, FixedPrice(price)), known_optimum.answers(learner.policy, price).best
     assert known_optimum.reward(learner, price) < 0.9 * best
     for update in range(learner.updates):
@@ -96,9 +99,13 @@ def _rollout(spent: Tensor, values: Tensor | None = None) -> Rollout:
     )
 
 
+def by(config: ReinforceConfig) -> Advantage:
+    return partial(estimated_advantage, config)
+
+
 def _advantage(rollout: Rollout, score: Tensor, price: Tensor, config: ReinforceConfig) -> Tensor:
     """(B, L), what the gradient of the loss says that each decision earned."""
-    (gradient,) = torch.autograd.grad(reinforce_loss(rollout, score, price, config).policy, rollout.log_probs)
+    (gradient,) = torch.autograd.grad(reinforce_loss(rollout, score, price, by(config)).policy, rollout.log_probs)
     return -gradient * len(score)
 
 
@@ -111,7 +118,7 @@ def test_the_advantage_of_a_decision_is_the_score_less_the_price_of_what_comes_a
         expected[row, i] = score[row] - price[row] * sum(spent[row, i + 1 :]) - values[row, i]
     torch.testing.assert_close(_advantage(rollout, score, price, VALUE), expected)
     squares = (expected**2).sum(dim=1).mean()
-    torch.testing.assert_close(reinforce_loss(rollout, score, price, VALUE).value, squares)
+    torch.testing.assert_close(reinforce_loss(rollout, score, price, by(VALUE)).value, squares)
 
 
 class Squared(Reward):
@@ -123,7 +130,7 @@ def test_a_penalty_that_is_no_line_is_paid_as_it_rises():
     """Squared compute: a decision pays what comes after it on top of what is spent already."""
     spent, score, price = torch.tensor([[0.1, 0.2, 0.3, 0.05]]), torch.tensor([1.0]), torch.tensor([2.0])
     rollout, config = _rollout(spent), VALUE
-    loss = reinforce_loss(rollout, score, price, config, Squared())
+    loss = reinforce_loss(rollout, score, price, by(config), Squared())
     (gradient,) = torch.autograd.grad(loss.policy, rollout.log_probs)
     so_far = [0.1, 0.3, 0.6, 0.65]
     torch.testing.assert_close(-gradient, torch.tensor([[1.0 - 2.0 * (0.65**2 - compute**2) for compute in so_far]]))
@@ -162,7 +169,7 @@ def test_the_gradient_is_that_of_the_expected_reward(known_optimum, baseline):
     total = len(drawn)
     rollout = routed_forward(learner.stack, PolicyRouter(policy, sample=True, generator=generator), drawn.inputs, price=price, critic=learner.critic)
     score = known_optimum.task.accuracy(rollout.outputs, drawn.labels)
-    loss = reinforce_loss(rollout, score, torch.full((total,), price), config).policy
+    loss = reinforce_loss(rollout, score, torch.full((total,), price), by(config)).policy
     estimate = -_flat(torch.autograd.grad(loss, list(policy.parameters())))
     assert exact.norm() > 0.01
     assert (estimate - exact).norm() < 0.05 * exact.norm()
@@ -179,14 +186,14 @@ def test_the_losses_of_the_policy_leave_the_network_alone():
     )
     policy = JumpPolicy(JumpRules.reaching(ObservationLayout(8, 4)))
     rollout = routed_forward(stack, PolicyRouter(policy, sample=True), torch.randn(16, 5, 3), price=0.1)
-    losses = reinforce_loss(rollout, torch.rand(16), torch.full((16,), 0.1), ReinforceConfig())
+    losses = reinforce_loss(rollout, torch.rand(16), torch.full((16,), 0.1), by(ReinforceConfig()))
     (losses.policy - losses.entropy).backward()
     assert all(parameter.grad is None for parameter in stack.parameters())
     assert all(parameter.grad is not None and parameter.grad.norm() > 0 for name, parameter in policy.named_parameters() if "memory" not in name)
 
 
 def test_an_update_moves_network_policy_and_critic(tiny_learner):
-    learner = tiny_learner(reinforce=VALUE)
+    learner = tiny_learner(agent_config=VALUE)
     before = {name: _parameters(learner, name) for name in ("stack", "policy", "critic")}
     Reinforce(learner, FixedPrice(0.1)).update(learner.warmup_updates)
     for name, parameters in before.items():
@@ -194,7 +201,7 @@ def test_an_update_moves_network_policy_and_critic(tiny_learner):
 
 
 def test_the_policy_learns_from_routes_as_they_are_deployed_and_the_network_from_the_first(tiny_learner, monkeypatch):
-    learner = tiny_learner(reinforce=ReinforceConfig(routes_per_input=3))
+    learner = tiny_learner(agent_config=ReinforceConfig(routes_per_input=3))
     seen: list[tuple[str, bool, bool, Tensor]] = []
 
     def watched(stack, policy, inputs, **options):
@@ -218,8 +225,8 @@ def test_a_short_run_ends_where_it_always_did(tiny_learner):
     """How far a short run moves the weights, which a change of the code alone must not change. Where learning is changed on purpose, measure anew."""
     learner = tiny_learner(seed=3, schedule=ScheduleConfig(warmup_epochs=2, epochs=8, batch_size=32))
     begun = {name: _parameters(learner, name) for name in ("stack", "policy", "critic")}
-    agent = Reinforce(learner, PriceRange(0.05, 0.5))
+    agent, warm_up = Reinforce(learner, PriceRange(0.05, 0.5)), warm_up_for(learner)
     for update in range(learner.updates):
-        learner.warmup_update(update) if update < learner.warmup_updates else agent.update(update)
+        (warm_up if update < learner.warmup_updates else agent).update(update)
     moved = {name: (_parameters(learner, name) - before).double().norm().item() for name, before in begun.items()}
     assert moved == pytest.approx({"stack": 0.386528, "policy": 1.247410, "critic": 0.0}, rel=1e-4)

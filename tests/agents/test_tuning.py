@@ -12,6 +12,7 @@ from agents.config import ScheduleConfig, TrainConfig, Tune
 from agents.learner import Learner
 from agents.prices import price_source
 from agents.reinforce import Reinforce
+from agents.warmup import warm_up_for
 from rl_skip import HuggingFaceStack
 from rl_skip.runs import load_run
 from rl_skip.tasks import load_task
@@ -32,7 +33,7 @@ def _learner(tmp_path: Path, tune: Tune, head: bool, warmup_epochs: int = 1) -> 
 def _moved(learner: Learner) -> set[str]:
     """What of the network an update of the warm-up and one of the agent change."""
     before = {name: parameter.detach().clone() for name, parameter in learner.stack.named_parameters()}
-    learner.warmup_update(0)
+    warm_up_for(learner).update(0)
     agent = Reinforce(learner, price_source(learner.config.pricing))
     agent.update(learner.warmup_updates)
     return {name for name, parameter in learner.stack.named_parameters() if not parameter.equal(before[name])}
@@ -60,7 +61,7 @@ def test_all_moves_all_that_the_outputs_depend_on(tmp_path: Path) -> None:
 
 def test_none_moves_in_the_warm_up_alone(tmp_path: Path) -> None:
     learner = _learner(tmp_path, "none", head=True)
-    learner.warmup_update(0)
+    warm_up_for(learner).update(0)
     before = {name: parameter.detach().clone() for name, parameter in learner.stack.named_parameters()}
     Reinforce(learner, price_source(learner.config.pricing)).update(learner.warmup_updates)
     assert all(parameter.equal(before[name]) for name, parameter in learner.stack.named_parameters())

@@ -211,7 +211,7 @@ def test_folders_that_are_no_run_are_refused(capsys, run, tmp_path):
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("format_version",), 2),
+        (("format_version",), 99),
         (("format_version",), "1"),
         (("task",), "digits"),
         (("task", "name"), None),

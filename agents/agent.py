@@ -1,0 +1,112 @@
+"""What an agent is: it learns update by update, is evaluated meanwhile, and finishes a run. Each has a name; a person's own is `file.py:name`."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from rich.console import Console
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from rl_skip.core.plugins import Registry
+from rl_skip.errors import UserError
+from rl_skip.evaluation import Evaluation
+from rl_skip.tasks import Examples
+
+__all__ = ["AGENTS", "Agent", "AgentConfig", "Results", "TrainedFor", "TrainedRun", "find_agent"]
+
+TrainedFor = Literal["a price", "one budget", "every budget"]
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """The agent's own options."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run after its last update, for its agent to finish."""
+
+    folder: Path
+    console: Console
+    writer: SummaryWriter
+    seconds: float
+    """Of training."""
+    own_stack: bool
+    """Whether the network was given as an object, so that no file can describe it."""
+
+
+class Results(NamedTuple):
+    """What a finished run has come to."""
+
+    report: dict[str, Any]
+    """What report.json holds."""
+    figures: dict[str, float]
+    """The few of them that runs are compared by in TensorBoard."""
+
+
+class Agent(ABC):
+    """Trains the network of a `Learner` and what decides about its layers.
+
+    A subclass is named on the command line: `--agent my_file.py:MyAgent`. Derive it from `PolicyAgent`, or from an agent
+    that trains a policy already, where it trains the jump policy; else from `Baseline`.
+
+    Args:
+        learner: the `agents.learner.Learner` with network, policy, critic and data.
+    """
+
+    config_class: ClassVar[type[AgentConfig]] = AgentConfig
+    """Its own options, a frozen dataclass; `train.py --agent NAME --help` shows them."""
+    trained_for: ClassVar[TrainedFor] = "a price"
+    """Decides which of --price, --budget and --guarantee it takes or needs."""
+    warms_up: ClassVar[bool] = True
+    """Whether the network learns alone first. Without, those updates are the agent's too."""
+    leaves_start: ClassVar[bool] = False
+    """Whether what the warm-up led to is kept in the run folder, for others to begin at."""
+    leaves: ClassVar[str]
+    """A file or folder that a finished run of it has, besides the report."""
+    see: ClassVar[str]
+    """Which command of rl_skip shows more of a finished run, with {folder} for the run."""
+
+    @abstractmethod
+    def __init__(self, learner: Any) -> None: ...
+
+    @abstractmethod
+    def update(self, update: int) -> dict[str, Tensor]:
+        """One update, with its number in the run; returns its metrics as scalars on the device."""
+
+    @abstractmethod
+    def evaluate(self, examples: Examples) -> Evaluation:
+        """What it has come to so far, on examples; for validation while it trains."""
+
+    @abstractmethod
+    def finish(self, run: TrainedRun) -> Results:
+        """Everything after the last update: what is chosen on validation data, the export, the final table."""
+
+    def metrics(self) -> dict[str, float]:
+        """What there is to report besides the means of what updates return."""
+        return {}
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What it needs beside the learner to go on: plain tensors, numbers, strings, lists and dictionaries."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to where `state_dict` was taken."""
+
+
+AGENTS: Registry[type[Agent]] = Registry("agent", "--agent")
+
+
+def find_agent(name: str) -> type[Agent]:
+    """The agent that `--agent` names.
+
+    Raises:
+        UserError: if there is none, or it is none.
+    """
+    found = AGENTS.find(name)
+    if not (isinstance(found, type) and issubclass(found, Agent)):
+        raise UserError(f"{name} is no agent; set --agent to a class that derives from Agent, such as Reinforce")
+    return found
