@@ -37,7 +37,7 @@ def read_options(arguments: Sequence[str]) -> TrainConfig:
         task, agent = given.get("task", TrainConfig.task), given.get("agent", TrainConfig.agent)
         defaults = defaults_of(task, given.get("data"), given)
         default = TrainConfig(task=task, agent=agent).with_defaults(defaults, f"the defaults of the task {task}")
-    return tyro.cli(TrainConfig, args=arguments, default=default, config=(tyro.conf.OmitArgPrefixes,))
+    return tyro.cli(TrainConfig, args=arguments, default=default, config=(tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from agents.agent import AGENTS, Agent, AgentConfig, find_agent
+from rl_skip.core.features import default_features, find_features
 from rl_skip.core.plugins import absolute_reference, label_of
 from rl_skip.errors import UserError
 from rl_skip.fields import Fields, flat, read_dataclass
 from rl_skip.network import NetworkConfig
 from rl_skip.policy import JumpRules, ObservationLayout, PolicyScope
-from rl_skip.runs import CONFIG, FORMAT_VERSION
+from rl_skip.runs import CONFIG, FORMAT_VERSION, TRAIN_ANEW
 from rl_skip.tasks.options import TaskOptions
 
 __all__ = ["PRICE_BOUNDS", "CheckpointConfig", "PolicyConfig", "PriceConfig", "ScheduleConfig", "TrainConfig", "Tune", "positive"]
@@ -44,10 +45,21 @@ class PolicyConfig:
     """"state" looks at the hidden state after every layer, "input" at the embedded input only."""
     policy_hidden: int = 128
     """Width of the policy's hidden layer. More sees finer differences and costs more at every decision; 32 to 256."""
+    feature: tuple[str, ...] = ()
+    """What the policy sees besides position, compute and price: hidden, memory, or file.py:name for a feature of your own. May be given several
+    times. Default: the hidden state, and the working memory where the stack has one."""
 
-    def rules(self, depth: int, width: int, price_range: tuple[float, float]) -> JumpRules:
-        """The rules for a stack."""
-        layout = ObservationLayout(width, depth, *price_range)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "feature", tuple(map(absolute_reference, self.feature)))  # which hold from every folder
+
+    def rules(self, depth: int, width: int, price_range: tuple[float, float], has_memory: bool = False) -> JumpRules:
+        """The rules for a stack, `has_memory` if it has a working memory.
+
+        Raises:
+            UserError: if a feature is unknown, or there is nothing to decide.
+        """
+        features = find_features(self.feature) if self.feature else default_features(has_memory)
+        layout = ObservationLayout(width, depth, *price_range, features)
         options = {"allow_exit": self.allow_exit, "scope": self.policy_scope, "hidden": self.policy_hidden}
         return JumpRules.reaching(layout, self.max_jump, **options)  # type: ignore[arg-type]
 
@@ -56,6 +68,8 @@ class PolicyConfig:
 class PriceConfig:
     """What a unit of compute costs, in units of score. Default: a price drawn for every row from a range."""
 
+    reward: str = "linear"
+    """What an episode earns: linear is score − price · compute; or file.py:name for a reward of your own."""
     price: float | None = None
     """One fixed price. Higher skips more; 0.01 to 1."""
     price_range: tuple[float, float] = (0.003, 1.0)
@@ -74,6 +88,7 @@ class PriceConfig:
     """What a row pays for its squared distance from the budget. More brings every row nearer to it; 0 spends only what pays; 0 to 0.5."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "reward", absolute_reference(self.reward))
         if self.price is not None and self.budget is not None:
             raise UserError("a price and a budget exclude each other; set one of --price and --budget")
         if self.budget is not None and not 0 < self.budget <= 1:
@@ -285,7 +300,7 @@ class TrainConfig:
         file = Path(folder) / CONFIG
         if not file.is_file():
             raise UserError(f"{folder} is no run folder, it has no {CONFIG}; name one that train.py wrote with --resume")
-        fields = Fields.read(file, FORMAT_VERSION, oldest=FORMAT_VERSION, anew="train the run anew with --overwrite")
+        fields = Fields.read(file, FORMAT_VERSION, oldest=FORMAT_VERSION, anew=TRAIN_ANEW)
         del fields.values["format_version"]
         task = fields.object("task")
         options = read_dataclass(TaskOptions, task.object("options"))

@@ -60,7 +60,7 @@ class Learner:
         self.train, self.validation = self._examples("train"), self._examples("validation")
         self.stack = (task.build(config.network) if stack is None else stack).to(device)
         self.adapters = choose_parameters(self.stack, config.schedule.tune)
-        self.rules = config.policy.rules(self.stack.depth, self.stack.width, config.pricing.seen_range)
+        self.rules = config.policy.rules(self.stack.depth, self.stack.width, config.pricing.seen_range, self.stack.has_memory)
         self.policy, self.critic = JumpPolicy(self.rules).to(device), Critic(self.rules).to(device)
         schedule = config.schedule
         reach = lengths(self.train.inputs)

@@ -15,6 +15,7 @@ from agents.pictures import show_routes
 from agents.prices import BudgetPrice, PriceRange, price_source
 from agents.report import final_report, print_report
 from rl_skip.core.plugins import label_of
+from rl_skip.core.reward import find_reward
 from rl_skip.dial import PriceTable
 from rl_skip.errors import UserError
 from rl_skip.evaluation import Evaluation, evaluate
@@ -73,7 +74,9 @@ class PolicyAgent(Agent):
 
     def __init__(self, learner: Learner, prices: PriceRange | BudgetPrice | None = None) -> None:
         self.learner = learner
-        self.prices = price_source(learner.config.pricing) if prices is None else prices
+        self.reward = find_reward(learner.config.pricing.reward)
+        """What a route earns; a budget adds its penalty to what is optimised, `prices.reward`."""
+        self.prices = price_source(learner.config.pricing, self.reward) if prices is None else prices
         self.config = cast(PolicyAgentConfig, learner.config.agent_config)
 
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -84,7 +87,7 @@ class PolicyAgent(Agent):
     def evaluate(self, examples: Examples) -> Evaluation:
         """The greedy policy at the typical price."""
         learner = self.learner
-        return evaluate(learner.stack, learner.policy, learner.task, examples, price=self.prices.typical)
+        return evaluate(learner.stack, learner.policy, learner.task, examples, price=self.prices.typical, reward=self.prices.reward)
 
     def metrics(self) -> dict[str, float]:
         return self.prices.metrics()
@@ -96,7 +99,7 @@ class PolicyAgent(Agent):
         table, price = calibrate(learner, self.prices)
         price = self._guaranteed(table, price, run.console)
         self._export(run, table, price)
-        report = final_report(learner, table, price, seconds=run.seconds)
+        report = final_report(learner, table, price, seconds=run.seconds, reward=self.reward)
         print_report(report, run.folder, run.console, own_stack=run.own_stack)
         show_routes(run.writer, learner, price)
         return Results(report, {name: report["policy"][name] for name in ("accuracy", "compute", "reward")})
@@ -121,7 +124,7 @@ class PolicyAgent(Agent):
             trained_on |= {"model": Path(config.options.model).name} if config.options.pretrained else {}
         elif not run.own_stack:
             network = network_to_json(config.network, task.embedding, task.tokens, len(task.classes))
-        options: dict[str, Any] = {"price": price, "price_table": table, "trained_on": trained_on}
+        options: dict[str, Any] = {"price": price, "price_table": table, "trained_on": trained_on, "reward": self.reward}
         save(run.folder / "policy", learner.policy, stack=stack, weights=weights, network=network, overwrite=True, **options)
 
     def state_dict(self) -> dict[str, Any]:

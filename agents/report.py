@@ -10,6 +10,7 @@ from torch import Tensor
 
 from agents.learner import Learner
 from rl_skip.core.random_routes import random_routes_at
+from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routing import routed_forward
 from rl_skip.dial import PriceTable
 from rl_skip.evaluation import beside_full_depth, best_fixed_route, evaluate, seconds_per_batch
@@ -23,7 +24,7 @@ SEARCH_ROWS = 1000
 """Validation rows on which the best fixed route is searched: 1,000 tell routes apart that differ by two points, and end soon."""
 
 
-def final_report(learner: Learner, table: PriceTable, price: float, seconds: float) -> dict[str, Any]:
+def final_report(learner: Learner, table: PriceTable, price: float, seconds: float, reward: Reward = LINEAR) -> dict[str, Any]:
     """Measures on test data at the operating price; everything in it was chosen on validation data before.
 
     Returns:
@@ -31,12 +32,12 @@ def final_report(learner: Learner, table: PriceTable, price: float, seconds: flo
     """
     stack, task, rules = learner.stack, learner.task, learner.rules
     test = task.load("test").to(learner.device)
-    policy, full = beside_full_depth(stack, learner.policy, task, test, price=price)
+    policy, full = beside_full_depth(stack, learner.policy, task, test, price=price, reward=reward)
     searched = learner.validation.some(SEARCH_ROWS)
     fixed = best_fixed_route(stack, task, searched, max_compute=policy.compute, allow_exit=rules.allow_exit)
     chance = random_routes_at(policy.compute, len(test), stack.layer_costs, rules, full=full.compute)
     routes = {"full depth": learner.full_route, "best fixed route": fixed.to(learner.device), "random routes": chance.to(learner.device)}
-    others = {name: evaluate(stack, routes[name], task, test, price=price) for name in ("best fixed route", "random routes")}
+    others = {name: evaluate(stack, routes[name], task, test, price=price, reward=reward) for name in ("best fixed route", "random routes")}
     found = {"policy": policy, "full depth": full} | others
     times = _milliseconds(learner, price, routes)
     report: dict[str, Any] = {

@@ -9,7 +9,7 @@ import torch
 
 from envs.core import Price, Score, SkipCore
 from rl_skip.core.devices import pick_device
-from rl_skip.core.features import Feature, find_features
+from rl_skip.core.features import Feature, default_features, find_features
 from rl_skip.core.reward import LINEAR, Reward, find_reward
 from rl_skip.errors import UserError
 from rl_skip.export import SkipModel
@@ -141,7 +141,8 @@ class EnvOptions:
         given = {"max_jump": self.max_jump, "allow_exit": self.allow_exit, "scope": self.policy_scope}
         chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if self.features is None:
-            return JumpRules.reaching(ObservationLayout(stack.width, stack.depth), **chosen) if rules is None else replace(rules, **chosen)
+            layout = ObservationLayout(stack.width, stack.depth, features=default_features(stack.has_memory))
+            return JumpRules.reaching(layout, **chosen) if rules is None else replace(rules, **chosen)
         own = [feature for feature in self.features if isinstance(feature, Feature)]
         features = find_features([feature.name if isinstance(feature, Feature) else feature for feature in self.features], own)
         if rules is None:

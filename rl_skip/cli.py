@@ -218,7 +218,7 @@ def compare_runs(arguments: argparse.Namespace) -> tuple[Comparison, list[Path]]
 
 def _export(arguments: argparse.Namespace) -> Report:
     run = read_run(arguments.run)
-    copy_export(run.policy, arguments.folder)
+    copy_export(run.policy, arguments.folder, features=run.features)
     if (run.folder / MODEL_FOLDER).is_dir():
         shutil.copytree(run.folder / MODEL_FOLDER, arguments.folder / MODEL_FOLDER)
     return {"folder": str(arguments.folder), "files": sorted(file.name for file in arguments.folder.iterdir())}
@@ -252,13 +252,14 @@ def _info(arguments: argparse.Namespace) -> Report:
     folder: Path = arguments.folder
     run = read_run(folder) if is_run(folder) else None
     export = folder if run is None else run.policy
-    description = read_description(export)
+    features = () if run is None else run.features
+    description = read_description(export, features)
     if description.missing is None and (export / MODEL).is_file():
-        weights = load(export).stack
+        weights = load(export, features=features).stack
         network_weights = sum(parameter.numel() for parameter in weights.parameters())
     else:
         network_weights = None
-    policy_weights = sum(parameter.numel() for parameter in load_policy(export).parameters())
+    policy_weights = sum(parameter.numel() for parameter in load_policy(export, features).parameters())
     settings = {} if run is None else {"run": Fields.read(folder / CONFIG, FORMAT_VERSION).values}
     return {
         "kind": "export" if run is None else "run",

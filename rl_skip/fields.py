@@ -100,6 +100,13 @@ class Fields:
             raise self.wrong(name, "a string" if among is None else f"one of {', '.join(among)}")
         return value
 
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A list of strings."""
+        value = self.get(name)
+        if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
+            raise self.wrong(name, "a list of strings")
+        return tuple(value)
+
     def text_or_none(self, name: str) -> str | None:
         """A string or null."""
         return None if self.get(name) is None else self.text(name)
@@ -161,7 +168,7 @@ def _read(fields: Fields, name: str, kind: Any) -> Any:
     if origin is Literal:
         return fields.text(name, inner)
     if origin is tuple:
-        return fields.numbers(name, len(inner))
+        return fields.texts(name) if inner[0] is str else fields.numbers(name, len(inner))
     value = fields.get(name)
     if kind is float and type(value) is int and _is_number(value):
         return float(value)

@@ -53,7 +53,7 @@ def generate(
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False).to(device)
     if inputs["input_ids"].shape[1] == 0:
         raise UserError("the prompt is empty; give a word to begin with")
-    handle = attach(model, found.policy)
+    handle = attach(model, found.policy, features=found.features)
     if price is not None:
         handle.price = checked_price(price)
     if budget is not None:

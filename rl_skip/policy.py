@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from rl_skip.core.features import ALWAYS, FEATURES, Feature, View, check_features
+from rl_skip.core.features import ALWAYS, Feature, View, check_features, default_features
 from rl_skip.costs import linear_flops
 from rl_skip.errors import UserError
 
@@ -17,7 +17,6 @@ __all__ = ["JumpPolicy", "JumpRules", "ObservationLayout", "PolicyScope", "legal
 
 PolicyScope = Literal["state", "input"]
 ILLEGAL = -1e9
-HIDDEN, MEMORY = FEATURES.find("hidden"), FEATURES.find("memory")
 
 
 def longest_jump(depth: int, allow_exit: bool) -> int:
@@ -58,7 +57,7 @@ class ObservationLayout:
     depth: int
     price_low: float = 0.001
     price_high: float = 10.0
-    features: tuple[Feature, ...] = (HIDDEN, MEMORY)
+    features: tuple[Feature, ...] = default_features(has_memory=False)
     """Those besides position, compute and price."""
 
     def __post_init__(self) -> None:

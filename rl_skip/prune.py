@@ -15,7 +15,7 @@ from rl_skip.evaluation import SLACK, beside_full_depth, best_fixed_route, evalu
 from rl_skip.export import SkipModel, read_description
 from rl_skip.fields import Fields
 from rl_skip.pruned import CARD, DESCRIPTION, FORMAT_VERSION, MODEL, WEIGHTS, PrunedNetwork, checked_layers
-from rl_skip.runs import load_run
+from rl_skip.runs import load_run, read_run
 from rl_skip.tasks import Task
 from rl_skip.weights import save_weights
 
@@ -63,7 +63,7 @@ def prune(
         layers = _best_layers(model, task, budget, batch_size)
     layers = checked_layers(layers, model.stack.depth)
     measured = _measure(model, task, layers, batch_size)
-    origin = read_description(run / "policy")
+    origin = read_description(run / "policy", read_run(run).features)
     description = {
         "format_version": FORMAT_VERSION,
         "depth": model.stack.depth,

@@ -21,6 +21,7 @@ CONFIG = "config.json"
 MODEL = "model"
 """Where in the folder a model from transformers is, trained."""
 FORMAT_VERSION = 2
+TRAIN_ANEW = "train the run anew with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,20 @@ def read_run(folder: Path | str) -> Run:
         raise UserError(f"there is no folder {folder}; name the folder of a finished run")
     if not is_run(folder):
         raise UserError(f"{folder} is not a run, it has no {CONFIG}; name the folder that train.py wrote")
-    fields = Fields.read(folder / CONFIG, FORMAT_VERSION)
+    fields = Fields.read(folder / CONFIG, FORMAT_VERSION, FORMAT_VERSION, TRAIN_ANEW)
     task = fields.object("task")
-    options = read_dataclass(TaskOptions, task.object("options")) if "options" in task.values else DEFAULTS  # older files do not know them
+    options = read_dataclass(TaskOptions, task.object("options"))
     if (folder / MODEL).is_dir():
         options = replace(options, model=str(folder / MODEL))
-    run = Run(folder, task.text("name"), task.text_or_none("data"), read_network_config(fields.object("network")), options)
+    run = Run(
+        folder,
+        task.text("name"),
+        task.text_or_none("data"),
+        read_network_config(fields.object("network")),
+        options,
+        fields.object("pricing").text("reward"),
+        fields.object("policy").texts("feature"),
+    )
     if not run.policy.is_dir():
         raise UserError(f"the run {folder} has no policy yet; let its training finish")
     return run

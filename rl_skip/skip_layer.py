@@ -7,6 +7,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from rl_skip.core.features import default_features
 from rl_skip.core.reward import LINEAR
 from rl_skip.core.routing import PolicyRouter, Rollout, routed_forward
 from rl_skip.fields import Fields
@@ -55,7 +56,8 @@ class SkipLayer(GatedStack):
         super().__init__(dims, head, layer, **options)  # type: ignore[arg-type]
         longest = longest_jump(layer, allow_exit)
         jump = longest if max_jump is None else min(max_jump, max(longest, 1))
-        self.policy = JumpPolicy(JumpRules(ObservationLayout(dims, layer), jump, allow_exit=allow_exit, scope=scope))
+        layout = ObservationLayout(dims, layer, features=default_features(self.has_memory))
+        self.policy = JumpPolicy(JumpRules(layout, jump, allow_exit=allow_exit, scope=scope))
         self.price = price
         self._arguments: dict[str, Any] = {"dims": dims, "head": head, "layer": layer, **options}
         self.logs: dict[str, Tensor] = {}

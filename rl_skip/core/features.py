@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from rl_skip.core.plugins import Registry
@@ -13,7 +12,7 @@ from rl_skip.errors import UserError
 if TYPE_CHECKING:
     from rl_skip.core.routing import RoutingState
 
-__all__ = ["ALWAYS", "FEATURES", "STATE_BOUND", "Feature", "View", "check_features", "find_features"]
+__all__ = ["ALWAYS", "FEATURES", "STATE_BOUND", "Feature", "View", "check_features", "default_features", "find_features"]
 
 STATE_BOUND = 1e4
 """Numbers of the network's own are cut here, so that an observation stays within bounds."""
@@ -135,7 +134,9 @@ class WorkingMemory(Feature):
         return width
 
     def read(self, view: View) -> Tensor:
-        return torch.zeros_like(view.hidden) if view.memory is None else view.memory
+        if view.memory is None:
+            raise UserError("the stack has no working memory that a policy could see; leave memory out of --feature")
+        return view.memory
 
 
 class Position(Feature):
@@ -170,6 +171,11 @@ ALWAYS: tuple[Feature, ...] = (Position(), Compute(), Price())
 FEATURES: Registry[Feature] = Registry("feature", "--feature")
 for _feature in (HiddenState(), WorkingMemory(), *ALWAYS):
     FEATURES.register(_feature.name, _feature)
+
+
+def default_features(has_memory: bool) -> tuple[Feature, ...]:
+    """What a policy sees unless it is told otherwise: the hidden state, and the working memory of a stack that has one."""
+    return (HiddenState(), WorkingMemory()) if has_memory else (HiddenState(),)
 
 
 def find_features(references: Iterable[str], given: Sequence[Feature] = ()) -> tuple[Feature, ...]:
