@@ -95,6 +95,6 @@ def make_sb3_env(num_envs: int = 64, render_mode: str | None = None, **options: 
     Example:
         >>> env = make_sb3_env(task="digits", num_envs=2, layers=4, width=8)
         >>> env.reset().shape
-        (2, 19)
+        (2, 11)
     """
     return VecMonitor(SB3SkipVecEnv(EnvOptions(**options).core(num_envs), render_mode))

@@ -134,7 +134,7 @@ class KnownOptimum:
     def compute(self, policy: JumpPolicy) -> Tensor:
         """(R,), by the formula: the layers that ran, and a decision after each of them but the last two of the stack."""
         H, J = policy.rules.hidden, policy.rules.max_jump
-        decision = 2 * (2 * WIDTH + 3) * H + 2 * H * (J + 1)
+        decision = 2 * (WIDTH + 3) * H + 2 * H * (J + 1)
         routes = self.routes()
         return (routes.double() @ torch.tensor(FLOPS).double() + decision * routes[:, : DEPTH - 2].sum(dim=1)) / sum(FLOPS)
 

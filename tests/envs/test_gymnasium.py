@@ -1,7 +1,9 @@
 """The Gymnasium environments: the official checks, N singles against one vector, and what `info` and `render` say."""
 
+import json
 import warnings
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from envs import LayerSkipEnv, LayerSkipVectorEnv
 from rl_skip import Examples, JumpPolicy, JumpRules, ModuleStack, ObservationLayout, UserError
 from rl_skip.export import save
 from rl_skip.network import NetworkConfig, build_network, network_to_json
+from rl_skip.runs import FORMAT_VERSION
 from rl_skip.tasks import load_task
+from rl_skip.tasks.options import TaskOptions
 
 ID = "envs:rl_skip/LayerSkip-v0"
 
@@ -197,10 +201,11 @@ def test_the_network_of_a_run(tmp_path: Path) -> None:
 
 
 def write_run(folder: Path, config: NetworkConfig) -> None:
-    import json
-    from dataclasses import asdict
-
-    from rl_skip.runs import FORMAT_VERSION
-
-    described = {"format_version": FORMAT_VERSION, "task": {"name": "digits", "data": None}, "network": asdict(config)}
+    described = {
+        "format_version": FORMAT_VERSION,
+        "task": {"name": "digits", "data": None, "options": asdict(TaskOptions())},
+        "network": asdict(config),
+        "pricing": {"reward": "linear"},
+        "policy": {"feature": []},
+    }
     (folder / "config.json").write_text(json.dumps(described))
