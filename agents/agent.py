@@ -106,7 +106,7 @@ def find_agent(name: str) -> type[Agent]:
     Raises:
         UserError: if there is none, or it is none.
     """
-    found = AGENTS.find(name)
-    if not (isinstance(found, type) and issubclass(found, Agent)):
+    agent = AGENTS.find(name)
+    if not (isinstance(agent, type) and issubclass(agent, Agent)):
         raise UserError(f"{name} is no agent; set --agent to a class that derives from Agent, such as Reinforce")
-    return found
+    return agent

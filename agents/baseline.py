@@ -71,15 +71,15 @@ class Baseline(Agent):
         assert budget is not None, "the options are refused without one"
         return budget
 
-    def settle(self) -> None:
+    def calibrate(self) -> None:
         """Called once, after the training: whatever is chosen on validation data."""
 
     def settings(self) -> list[Setting]:
         """All ways to run it, as it stands."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it runs")
 
-    def typical(self) -> Setting:
-        """The way in which a run in progress is validated."""
+    def validation_setting(self) -> Setting:
+        """The operating point at which a run in progress is validated."""
         return self.settings()[0]
 
     def learn_from_labels(self, update: int, router: Router) -> dict[str, Tensor]:
@@ -87,10 +87,10 @@ class Baseline(Agent):
         learner = self.learner
         batch = learner.batch(update)
         learner.prepare(learns=learner.tunes)
-        found = routed_forward(learner.stack, router, batch.inputs)
-        loss = learner.task.loss(found.outputs, batch.labels).mean()
-        told = self.learn(loss, update)
-        return batch_metrics(loss, learner.task.accuracy(found.outputs, batch.labels), found.compute, found.route) | told
+        rollout = routed_forward(learner.stack, router, batch.inputs)
+        loss = learner.task.loss(rollout.outputs, batch.labels).mean()
+        metrics = self.learn(loss, update)
+        return batch_metrics(loss, learner.task.accuracy(rollout.outputs, batch.labels), rollout.compute, rollout.route) | metrics
 
     def learn(self, loss: Tensor, update: int) -> dict[str, Tensor]:
         """One step of all that learns down the gradient of `loss`; nothing where the network is frozen and there is nothing else."""
@@ -108,20 +108,20 @@ class Baseline(Agent):
         return {"train/grad_norm": norm, "train/learning_rate": rate}
 
     def evaluate(self, examples: Examples) -> Evaluation:
-        """All examples in the typical way."""
+        """All examples at the operating point used for validation."""
         return self.measure(examples)
 
     def finish(self, run: TrainedRun) -> Results:
-        """Settles and measures it, leaves its curve in the run folder, and prints its points."""
+        """Calibrates and measures it, leaves its curve in the run folder, and prints its points."""
         report = baseline_report(self, run.folder, run.seconds)
         print_baseline(report, self.record.title, run.folder, run.console)
         best = max(report["points"], key=lambda point: point["validation_accuracy"])
         return Results(report, {name: best[name] for name in ("accuracy", "compute")})
 
     def measure(self, examples: Examples, setting: Setting | None = None) -> Evaluation:
-        """Runs all examples in evaluation mode; in the typical way unless another is named."""
+        """Runs all examples in evaluation mode; at the operating point used for validation unless another is named."""
         with deployed(self.extra):
-            return evaluate(self.learner.stack, (setting or self.typical()).router, self.learner.task, examples)
+            return evaluate(self.learner.stack, (setting or self.validation_setting()).router, self.learner.task, examples)
 
     def state_dict(self) -> dict[str, Any]:
         """What the baseline needs beside the learner to go on."""
@@ -141,22 +141,28 @@ def batch_metrics(supervised: Tensor, accuracy: Tensor, compute: Tensor, route: 
 
 
 def baseline_report(baseline: Baseline, folder: Path, seconds: float) -> dict[str, Any]:
-    """Settles and measures a trained baseline, and leaves its curve in the run folder.
+    """Calibrates and measures a trained baseline, and leaves its curve in the run folder.
 
     Returns:
         Accuracy, compute and milliseconds for a batch of each point, on test data.
     """
-    baseline.settle()
+    baseline.calibrate()
     learner, config = baseline.learner, baseline.learner.config
     test = learner.task.load("test").to(learner.device)
     settings = baseline.settings()
-    validation, tested = ([baseline.measure(part, one) for one in settings] for part in (learner.validation, test))
-    curve = Curve(baseline.record, config.seed, *(tuple(map(_point(baseline), settings, found)) for found in (validation, tested)))
+    validation, tested = ([baseline.measure(part, setting) for setting in settings] for part in (learner.validation, test))
+    curve = Curve(baseline.record, config.seed, *(tuple(map(_point(baseline), settings, evaluations)) for evaluations in (validation, tested)))
     save_curve(folder, curve)
     times = _milliseconds(baseline, settings)
     points = [
-        {"label": one.label, "accuracy": found.accuracy, "compute": found.compute, "milliseconds": taken, "validation_accuracy": known.accuracy}
-        for one, found, known, taken in zip(settings, tested, validation, times, strict=True)
+        {
+            "label": setting.label,
+            "accuracy": on_test.accuracy,
+            "compute": on_test.compute,
+            "milliseconds": taken,
+            "validation_accuracy": known.accuracy,
+        }
+        for setting, on_test, known, taken in zip(settings, tested, validation, times, strict=True)
     ]
     about = {"agent": label_of(config.agent), "budget": config.pricing.budget, "seconds": seconds, "rows": len(test), "split": "test"}
     return {"points": points, **about, "timed_rows": min(TIMED_ROWS, len(learner.validation))}
@@ -164,18 +170,23 @@ def baseline_report(baseline: Baseline, folder: Path, seconds: float) -> dict[st
 
 def _point(baseline: Baseline) -> Callable[[Setting, Evaluation], Point]:
     budget = baseline.learner.config.pricing.budget
-    return lambda setting, found: Point(setting.label, None, budget, found.correct, found.compute_by_row, found.route if baseline.routed else None)
+
+    def point(setting: Setting, evaluation: Evaluation) -> Point:
+        route = evaluation.route if baseline.routed else None
+        return Point(setting.label, None, budget, evaluation.correct, evaluation.compute_by_row, route)
+
+    return point
 
 
 def _milliseconds(baseline: Baseline, settings: list[Setting]) -> list[float]:
     inputs = baseline.learner.validation.take(slice(0, TIMED_ROWS)).inputs
     stack = baseline.learner.stack
     calls: dict[str, Callable[[], object]] = {
-        one.label: lambda router=one.router: routed_forward(stack, router, inputs) for one in settings  # type: ignore[misc]
+        setting.label: lambda router=setting.router: routed_forward(stack, router, inputs) for setting in settings  # type: ignore[misc]
     }
     with deployed(stack, baseline.extra):
         taken = seconds_per_batch(calls, baseline.learner.device)
-    return [1000 * taken[one.label] for one in settings]
+    return [1000 * taken[setting.label] for setting in settings]
 
 
 def print_baseline(report: dict[str, Any], title: str, folder: Path, console: Console) -> None:

@@ -37,14 +37,14 @@ def baselines_of(folder: Path, budgets: Iterable[float] = BUDGETS) -> dict[str, 
     unpriced = PriceConfig()
     each = [(f"{record.name}-{budget:g}", record, replace(unpriced, budget=budget)) for budget in budgets for record in TRAINED if record.per_budget]
     once = [(record.name, record, unpriced) for record in TRAINED if not record.per_budget]
-    found = {
+    baselines = {
         name: (record, replace(run, agent=record.name, agent_config=AgentConfig(), pricing=pricing)) for name, record, pricing in [*each, *once]
     }
     if run.policy.policy_scope != "input":
         pricing = replace(run.pricing, guarantee=None)
-        found[ONE_SHOT.name] = ONE_SHOT, replace(run, policy=replace(run.policy, policy_scope="input"), pricing=pricing)
+        baselines[ONE_SHOT.name] = ONE_SHOT, replace(run, policy=replace(run.policy, policy_scope="input"), pricing=pricing)
     place = folder / BASELINES_FOLDER
-    return {name: (record, replace(config, out=str(place / name))) for name, (record, config) in found.items()}
+    return {name: (record, replace(config, out=str(place / name))) for name, (record, config) in baselines.items()}
 
 
 def train_baselines(folder: Path, *, budgets: Iterable[float] = BUDGETS, data: str | None = None, console: Console | None = None) -> None:

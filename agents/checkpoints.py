@@ -94,8 +94,8 @@ class Checkpoints:
 
     def _files(self) -> list[Path]:
         """All checkpoints, newest first."""
-        found = [file for file in self.folder.glob("*.pt") if NAME.fullmatch(file.name)]
-        return sorted(found, key=lambda file: (_parts(file)[0], file.stat().st_mtime), reverse=True)
+        files = [file for file in self.folder.glob("*.pt") if NAME.fullmatch(file.name)]
+        return sorted(files, key=lambda file: (_parts(file)[0], file.stat().st_mtime), reverse=True)
 
 
 def _packed(state: dict[str, Any]) -> bytes:

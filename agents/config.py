@@ -24,7 +24,7 @@ PLACED = ("task", "data", "out", "overwrite", "resume", "agent")
 """What a task's defaults cannot set: where they come from themselves, who trains, and where the run goes."""
 PRICE_BOUNDS = (0.001, 10.0)
 """The lowest and highest price that a policy for one price, or for one budget, can tell apart."""
-Tune = Literal["all", "none", "head", "norms", "lora"]
+Tune = Literal["all", "frozen", "head", "norms", "lora"]
 
 
 def positive(name: str, value: float, flag: str, zero: bool = False) -> None:
@@ -85,7 +85,7 @@ class PriceConfig:
     budget_proportional: float = 0.5
     """How much a steered price answers the present excess at once. Some calms it; 0 to 2."""
     budget_penalty: float = 0.2
-    """What a row pays for its squared distance from the budget. More brings every row nearer to it; 0 spends only what pays; 0 to 0.5."""
+    """Weight of the penalty for a row's squared distance from the budget. More brings every row nearer to it; 0 spends only what pays; 0 to 0.5."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward", absolute_reference(self.reward))
@@ -142,8 +142,8 @@ class ScheduleConfig:
     eval_epochs: int = 5
     """Passes between two validations."""
     tune: Tune = "all"
-    """What of the network learns: all of it; its head; its norms and head; "lora": adapters in its layers, and its head; "none": all of it in the
-    warm-up, and nothing once the policy has started."""
+    """What of the network learns: all of it; its head; its norms and head; "lora": adapters in its layers, and its head; "frozen": nothing once the
+    policy has started; the warm-up still trains all of it."""
 
     def __post_init__(self) -> None:
         for name in ("warmup_epochs", "epochs", "batch_size", "eval_epochs"):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from agents.agent import AGENTS
 from agents.baseline import Baseline, Setting, Unsuited, batch_metrics
-from agents.calibration import SETTLING_ROWS
+from agents.calibration import CALIBRATION_ROWS
 from agents.learner import Learner
 from rl_skip.compare.baseline import BaselineRecord
 from rl_skip.compare.style import GREEN
@@ -135,12 +135,12 @@ class Exits(Baseline):
         router = EveryHead(self.heads)
         rollout = routed_forward(learner.stack, router, batch.inputs)
         loss = torch.stack([task.loss(outputs, batch.labels).mean() for outputs in (*router.said, rollout.outputs)]).mean()
-        told = self.learn(loss, update)
-        return batch_metrics(loss, task.accuracy(rollout.outputs, batch.labels), rollout.compute, rollout.route) | told
+        metrics = self.learn(loss, update)
+        return batch_metrics(loss, task.accuracy(rollout.outputs, batch.labels), rollout.compute, rollout.route) | metrics
 
-    def settle(self) -> None:
+    def calibrate(self) -> None:
         """Chooses thresholds: quantiles of the entropies of all heads on validation data, and those of no row and of every row."""
-        stack, validation = self.learner.stack, self.learner.validation.some(SETTLING_ROWS)
+        stack, validation = self.learner.stack, self.learner.validation.some(CALIBRATION_ROWS)
 
         def entropies(batch: Examples, _rows: Tensor) -> tuple[Tensor]:
             router = EveryHead(self.heads)
@@ -156,7 +156,7 @@ class Exits(Baseline):
         """One for each threshold."""
         return [Setting(f"threshold {threshold:.4g}", ConfidenceExits(self.heads, threshold)) for threshold in self.thresholds]
 
-    def typical(self) -> Setting:
+    def validation_setting(self) -> Setting:
         return Setting(f"threshold {WATCHED:g}", ConfidenceExits(self.heads, WATCHED))
 
 

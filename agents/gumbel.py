@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from agents.agent import AGENTS, AgentConfig
 from agents.baseline import Baseline, Setting, batch_metrics
-from agents.calibration import SETTLING_ROWS, leaning_within
+from agents.calibration import CALIBRATION_ROWS, logit_bias_within
 from agents.config import positive
 from agents.learner import Learner
 from rl_skip.compare.baseline import BaselineRecord
@@ -224,19 +224,19 @@ class Gumbel(Baseline):
         compute, opened = torch.as_tensor(relaxed.compute), torch.stack(relaxed.opened, dim=1)
         supervised = learner.task.loss(outputs, batch.labels).mean()
         missed = compute.mean() - self.budget
-        told = self.learn(supervised + self.config.gate_target_weight * missed.square(), update)
+        metrics = self.learn(supervised + self.config.gate_target_weight * missed.square(), update)
         accuracy = learner.task.accuracy(outputs, batch.labels)
-        return batch_metrics(supervised, accuracy, compute, opened) | {"train/budget_missed": missed} | told
+        return batch_metrics(supervised, accuracy, compute, opened) | {"train/budget_missed": missed} | metrics
 
-    def settle(self) -> None:
-        """Leans all gates alike until the routes spend the budget on validation data, as a policy is settled on its budget."""
-        validation = self.learner.validation.some(SETTLING_ROWS)
+    def calibrate(self) -> None:
+        """Biases the logits of all gates alike until the routes spend the budget on validation data, as a policy is calibrated to its budget."""
+        validation = self.learner.validation.some(CALIBRATION_ROWS)
 
         def compute(logit_bias: float) -> float:
             self.gates.logit_bias.fill_(logit_bias)
             return self.measure(validation).compute
 
-        self.gates.logit_bias.fill_(leaning_within(compute, self.budget))
+        self.gates.logit_bias.fill_(logit_bias_within(compute, self.budget))
 
     def settings(self) -> list[Setting]:
         """The one budget."""

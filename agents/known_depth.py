@@ -16,25 +16,25 @@ SOLVED = 0.95
 
 
 class KnownDepth:
-    """A warm-up in which each row runs just as many layers as it needs, the first ones, and leaves.
+    """A warm-up in which each row runs its required depth, the first layers, and leaves.
 
-    What many layers do in a row is learned from what few do: so it begins with the rows that need the fewest, and takes in
-    those that need one more as soon as 95% of a batch are right (Bengio et al. 2009, "Curriculum Learning"). With all rows
-    at once, a network settles on answers that are right by chance.
+    What many layers do in a row is learned from what few do: so the curriculum begins at the level of the rows that need the fewest, and
+    rises to those that need one more as soon as 95% of a batch are right (Bengio et al. 2009, "Curriculum Learning"). With all rows
+    at once, a network ends at answers that are right by chance.
 
     Args:
-        learner: whose task has `needed`, and whose rows are allowed to leave early.
+        learner: whose task has `required_depth`, and whose rows are allowed to leave early.
 
     Raises:
         UserError: if the rows need more layers than there are, or may not leave.
     """
 
     def __init__(self, learner: Learner) -> None:
-        assert learner.task.needed is not None
-        self.learner, self.needed = learner, learner.task.needed(learner.train)
-        self.most = int(self.needed.max())
-        self.taken_in = int(self.needed.min())
-        """Rows that need more layers wait."""
+        assert learner.task.required_depth is not None
+        self.learner, self.required_depth = learner, learner.task.required_depth(learner.train)
+        self.deepest = int(self.required_depth.max())
+        self.level = int(self.required_depth.min())
+        """Of the curriculum: rows that require more layers wait."""
         if (obstacle := self.obstacle(learner)) is not None:
             raise UserError(f"{obstacle}, or --tune all")
 
@@ -42,10 +42,10 @@ class KnownDepth:
     def obstacle(learner: Learner) -> str | None:
         """Why the rows cannot run just as many layers as they need, or None."""
         task, rules = learner.task, learner.rules
-        assert task.needed is not None
+        assert task.required_depth is not None
         if not rules.allow_exit:
             return f"the rows of the task {task.name!r} leave after the layers that they need; set --allow-exit"
-        most, depth = int(task.needed(learner.train).max()), rules.layout.depth
+        most, depth = int(task.required_depth(learner.train).max()), rules.layout.depth
         return f"a row of the task {task.name!r} needs {most} layers, the network has {depth}; set --layers" if most > depth else None
 
     def update(self, update: int) -> dict[str, Tensor]:
@@ -55,37 +55,37 @@ class KnownDepth:
         learner.prepare(learns=True)
         outputs = routed_forward(learner.stack, self.routes(batch), batch.inputs).outputs
         loss, accuracy = learner.task.loss(outputs, batch.labels).mean(), learner.task.accuracy(outputs, batch.labels).mean()
-        self.saw(accuracy)
+        self.observe_accuracy(accuracy)
         norm = learner.apply(loss)
         return {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate), "warmup/accuracy": accuracy}
 
     def batch(self, update: int) -> Examples:
-        """Rows drawn from those that are taken in; which, depends on the seed and the update's number besides."""
+        """Rows drawn from those at or below the level; which, depends on the seed and the update's number besides."""
         config, train = self.learner.config, self.learner.train
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + update)
-        rows = (self.needed <= self.taken_in).nonzero().squeeze(1)
+        rows = (self.required_depth <= self.level).nonzero().squeeze(1)
         return train.take(rows[torch.randint(len(rows), (config.schedule.batch_size,), generator=generator).to(rows.device)])
 
     def routes(self, batch: Examples) -> Tensor:
         """(B, L) bool."""
-        assert self.learner.task.needed is not None
-        needed = self.learner.task.needed(batch)
-        return torch.arange(self.learner.stack.depth, device=needed.device) < needed.unsqueeze(1)
+        assert self.learner.task.required_depth is not None
+        required_depth = self.learner.task.required_depth(batch)
+        return torch.arange(self.learner.stack.depth, device=required_depth.device) < required_depth.unsqueeze(1)
 
-    def saw(self, accuracy: Tensor) -> None:
-        """Is told the accuracy on each batch, a scalar."""
-        if self.taken_in < self.most and float(accuracy) >= SOLVED:
-            self.taken_in += 1
+    def observe_accuracy(self, accuracy: Tensor) -> None:
+        """Raises the level where the accuracy on a batch, a scalar, is high enough."""
+        if self.level < self.deepest and float(accuracy) >= SOLVED:
+            self.level += 1
 
     def shortfall(self) -> str | None:
-        """Which rows were never taken in."""
-        if self.taken_in == self.most:
+        """Which rows the curriculum never came to."""
+        if self.level == self.deepest:
             return None
-        return f"rows that need more than {self.taken_in} layers were not learned in the warm-up; raise --warmup-epochs"
+        return f"rows that need more than {self.level} layers were not learned in the warm-up; raise --warmup-epochs"
 
     def state_dict(self) -> dict[str, Any]:
         """How far the curriculum has come."""
-        return {"taken_in": self.taken_in}
+        return {"level": self.level}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.taken_in = state["taken_in"]
+        self.level = state["level"]

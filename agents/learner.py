@@ -28,7 +28,7 @@ def distillation(outputs: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Critic(nn.Module):
-    """Observation (N, 2 D + 3) → expected reward to go, (N,). Of the policy's shape, but never exported."""
+    """Observation (N, S) → expected reward to go, (N,). Of the policy's shape, but never exported."""
 
     def __init__(self, rules: JumpRules) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Learner:
         """(N,), of the training rows, where they are padded."""
         self.trainable = [parameter for parameter in self.stack.parameters() if parameter.requires_grad]
         """What of the network learns in the warm-up."""
-        self.tunes = schedule.tune != "none"
+        self.tunes = schedule.tune != "frozen"
         """Whether the network goes on learning once the policy has started."""
         fused = config.options.pretrained  # with its large embeddings, an update takes a sixth less time
         decay = schedule.weight_decay
@@ -81,10 +81,10 @@ class Learner:
         self.warmup_updates = schedule.warmup_epochs * self.updates_per_epoch if config.agent_class.warms_up else 0
 
     def _examples(self, split: Split) -> Examples:
-        found = self.task.load(split)
+        examples = self.task.load(split)
         if split == "train" and (limit := self.config.train_rows) is not None:
-            found = found.some(limit)
-        return found.to(self.device)
+            examples = examples.some(limit)
+        return examples.to(self.device)
 
     def batch(self, update: int) -> Examples:
         """The inputs of an update: each epoch sees all examples once, in an order of its own; rows of like length are together."""

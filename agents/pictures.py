@@ -24,8 +24,8 @@ THOUSANDTHS = 1000
 def show_routes(writer: SummaryWriter, learner: Learner, price: float) -> None:
     """Draws which layers the finished policy runs on validation data, by class, and where it jumps."""
     task, rows = learner.task, learner.validation
-    found = evaluate(learner.stack, learner.policy, task, rows, price=price)
-    taken = RoutesTaken(found.route, found.prediction, found.correct, found.compute_by_row, task.class_of(rows.labels).cpu())
+    evaluation = evaluate(learner.stack, learner.policy, task, rows, price=price)
+    taken = RoutesTaken(evaluation.route, evaluation.prediction, evaluation.correct, evaluation.compute_by_row, task.class_of(rows.labels).cpu())
     writer.add_figure("final/flow", draw_flow(taken, task, "validation"), learner.updates)
     writer.add_figure("final/run_rate", draw_run_rate(taken, task, "validation"), learner.updates)
 

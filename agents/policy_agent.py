@@ -85,9 +85,9 @@ class PolicyAgent(Agent):
         return task.accuracy(outputs, labels) if self.config.score == "accuracy" else task.probability(outputs, labels)
 
     def evaluate(self, examples: Examples) -> Evaluation:
-        """The greedy policy at the typical price."""
+        """The greedy policy at the price used for validation."""
         learner = self.learner
-        return evaluate(learner.stack, learner.policy, learner.task, examples, price=self.prices.typical, reward=self.prices.reward)
+        return evaluate(learner.stack, learner.policy, learner.task, examples, price=self.prices.validation_price, reward=self.prices.reward)
 
     def metrics(self) -> dict[str, float]:
         return self.prices.metrics()

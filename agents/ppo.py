@@ -137,8 +137,8 @@ class Ppo(PolicyAgent):
         learner = self.learner
         learner.prepare(learns=False)
         first = (update - learner.warmup_updates) % learner.updates_per_epoch == 0
-        told = self._improve_policy(update) if first or not learner.tunes else {}
-        return told | self._improve_network(update)
+        metrics = self._improve_policy(update) if first or not learner.tunes else {}
+        return metrics | self._improve_network(update)
 
     def _improve_policy(self, update: int) -> dict[str, Tensor]:
         learner, model = self.learner, self.model
@@ -150,9 +150,9 @@ class Ppo(PolicyAgent):
         self.env.seed(learner.config.seed * 1_000_003 + update)  # each rollout begins anew: nothing of the last one is needed to resume
         model._last_obs = None
         model.learn(self.config.steps * self.config.num_envs, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
-        told = {name: torch.tensor(float(value)) for name, value in model.logger.name_to_value.items() if name.startswith("train/")}
-        told.pop("train/learning_rate", None)  # the network's is reported
-        return told | {"train/policy_loss": told["train/policy_gradient_loss"]}
+        metrics = {name: torch.tensor(float(value)) for name, value in model.logger.name_to_value.items() if name.startswith("train/")}
+        metrics.pop("train/learning_rate", None)  # the network's is reported
+        return metrics | {"train/policy_loss": metrics["train/policy_gradient_loss"]}
 
     def _improve_network(self, update: int) -> dict[str, Tensor]:
         learner = self.learner
@@ -163,17 +163,17 @@ class Ppo(PolicyAgent):
         outputs, loss = route.outputs, torch.zeros((), device=learner.device)
         if (weight := imitation_weight(self.config.imitation_weight, learner.joint_progress(update))) > 0:
             loss = loss + weight * imitation_loss(learner, self.prices, batch, self.score)
-        told = {"train/learning_rate": torch.tensor(rate)}
+        metrics = {"train/learning_rate": torch.tensor(rate)}
         if learner.tunes:
             learner.prepare(learns=True)
             supervised, outputs = learner.network_loss(batch, route.route)
-            loss, told["train/supervised_loss"] = loss + supervised, supervised
+            loss, metrics["train/supervised_loss"] = loss + supervised, supervised
         if loss.requires_grad:
-            told["train/grad_norm"] = learner.apply(loss)
+            metrics["train/grad_norm"] = learner.apply(loss)
         accuracy = learner.task.accuracy(outputs, batch.labels)
         score = self.score(outputs, batch.labels)
         self.prices.observe(route.compute.mean())
-        return rollout_metrics(route, score.detach(), accuracy, price, self.prices.reward, learner.rules.max_jump) | told
+        return rollout_metrics(route, score.detach(), accuracy, price, self.prices.reward, learner.rules.max_jump) | metrics
 
     def state_dict(self) -> dict[str, Any]:
         """What PPO needs beside the learner to go on: its optimiser and its count of updates."""

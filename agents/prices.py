@@ -16,7 +16,7 @@ class PriceSource(Protocol):
     """Gives every input of a batch its price."""
 
     @property
-    def typical(self) -> float:
+    def validation_price(self) -> float:
         """The price at which a run in progress is validated."""
         ...
 
@@ -35,7 +35,7 @@ class PriceSource(Protocol):
         ...
 
     def observe(self, compute: Tensor) -> None:
-        """Is told the mean compute of each update's sampled routes, a scalar on the device."""
+        """Takes the mean compute of each update's sampled routes, a scalar on the device."""
         ...
 
     def metrics(self) -> dict[str, float]:
@@ -60,7 +60,7 @@ class PriceRange:
 
     def __init__(self, low: float, high: float, reward: Reward = LINEAR) -> None:
         self.range, self.reward = (low, high), reward
-        self.typical = math.sqrt(low * high)
+        self.validation_price = math.sqrt(low * high)
 
     def draw(self, rows: int, generator: torch.Generator) -> Tensor:
         return _log_uniform(*self.range, rows, generator)
@@ -83,10 +83,10 @@ class FixedPrice(PriceRange):
 
     def __init__(self, price: float, reward: Reward = LINEAR) -> None:
         super().__init__(price, price, reward)
-        self.typical = price
+        self.validation_price = price
 
     def draw(self, rows: int, generator: torch.Generator) -> Tensor:
-        return torch.full((rows,), self.typical)
+        return torch.full((rows,), self.validation_price)
 
 
 class BudgetPrice:
@@ -108,13 +108,13 @@ class BudgetPrice:
         self._log_price, self._violation = math.log(start), 0.0
 
     @property
-    def typical(self) -> float:
+    def validation_price(self) -> float:
         low, high = math.log(PRICE_BOUNDS[0]), math.log(PRICE_BOUNDS[1])
         return math.exp(min(max(self._log_price + self.proportional * self._violation, low), high))
 
     @property
     def range(self) -> tuple[float, float]:
-        return self.typical / self.WINDOW, self.typical * self.WINDOW
+        return self.validation_price / self.WINDOW, self.validation_price * self.WINDOW
 
     def draw(self, rows: int, generator: torch.Generator) -> Tensor:
         return _log_uniform(*self.range, rows, generator)
@@ -125,7 +125,7 @@ class BudgetPrice:
         self._log_price = min(max(self._log_price + self.integral * self._violation, low), high)
 
     def metrics(self) -> dict[str, float]:
-        return {"budget/violation": self._violation, "budget/price": self.typical}
+        return {"budget/violation": self._violation, "budget/price": self.validation_price}
 
     def state_dict(self) -> dict[str, Any]:
         return {"log_price": self._log_price, "violation": self._violation}

@@ -147,18 +147,18 @@ class Reinforce(PolicyAgent):
         score = self.score(rollout.outputs, routes.labels)
         losses = reinforce_loss(rollout, score, price, self.advantage, self.prices.reward)
         loss = losses.policy - entropy_weight(config, learner.joint_progress(update)) * losses.entropy
-        told = {"train/value_loss": torch.zeros(())}  # without a critic there is nothing to miss
+        metrics = {"train/value_loss": torch.zeros(())}  # without a critic there is nothing to miss
         if self.critic is not None:
-            loss, told["train/value_loss"] = loss + config.value_weight * losses.value, losses.value
+            loss, metrics["train/value_loss"] = loss + config.value_weight * losses.value, losses.value
         if (weight := imitation_weight(config.imitation_weight, learner.joint_progress(update))) > 0:
             loss = loss + weight * imitation_loss(learner, self.prices, batch, self.score)
         if learner.tunes:
             learner.prepare(learns=True)
             supervised, _ = learner.network_loss(batch, rollout.route[::G])
-            loss, told["train/supervised_loss"] = loss + supervised, supervised
+            loss, metrics["train/supervised_loss"] = loss + supervised, supervised
         norm = learner.apply(loss)
         self.prices.observe(rollout.compute.mean())
-        return rollout_metrics(rollout, score, accuracy, price, self.prices.reward, learner.rules.max_jump) | told | {
+        return rollout_metrics(rollout, score, accuracy, price, self.prices.reward, learner.rules.max_jump) | metrics | {
             "train/policy_loss": losses.policy,
             "train/grad_norm": norm,
             "train/learning_rate": torch.tensor(rate),

@@ -38,17 +38,17 @@ def final_report(learner: Learner, table: PriceTable, price: float, seconds: flo
     chance = random_routes_at(policy.compute, len(test), stack.layer_costs, rules, full=full.compute)
     routes = {"full depth": learner.full_route, "best fixed route": fixed.to(learner.device), "random routes": chance.to(learner.device)}
     others = {name: evaluate(stack, routes[name], task, test, price=price, reward=reward) for name in ("best fixed route", "random routes")}
-    found = {"policy": policy, "full depth": full} | others
+    evaluations = {"policy": policy, "full depth": full} | others
     times = _milliseconds(learner, price, routes)
     report: dict[str, Any] = {
-        name: {"accuracy": one.accuracy, "compute": one.compute, "reward": one.reward, "milliseconds": times[name]} for name, one in found.items()
+        name: {"accuracy": at.accuracy, "compute": at.compute, "reward": at.reward, "milliseconds": times[name]} for name, at in evaluations.items()
     }
-    for name, one in found.items():
-        report[name] |= task.measures(one.correct)
+    for name, evaluation in evaluations.items():
+        report[name] |= task.measures(evaluation.correct)
     report["policy"]["distinct_routes"] = policy.distinct_routes
     report["best fixed route"]["layers"] = fixed.nonzero().squeeze(1).tolist()
     dial = [evaluate(stack, learner.policy, task, test, price=point.price) for point in table.points]
-    report["dial"] = [{"price": one.price, "accuracy": one.accuracy, "compute": one.compute} for one in dial]
+    report["dial"] = [{"price": at.price, "accuracy": at.accuracy, "compute": at.compute} for at in dial]
     return report | {"price": price, "seconds": seconds, "rows": len(test), "split": "test", "timed_rows": min(TIMED_ROWS, len(test))}
 
 

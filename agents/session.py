@@ -195,8 +195,8 @@ class Session:
                 if last or self.done % every == 0:
                     values = averages.read() | self.agent.metrics() | {"time/samples_per_second": samples / (time.monotonic() - since)}
                     since, samples = time.monotonic(), 0
-                    found = self._validate(self.done)
-                    telemetry.scalars(self.done, values | found)
+                    validated = self._validate(self.done)
+                    telemetry.scalars(self.done, values | validated)
                     display.show("warm-up" if warming else label_of(self.config.agent), self.done, values)
                 if last or stop.asked or checkpoints.due(self.done):
                     telemetry.flush()
@@ -210,5 +210,5 @@ class Session:
         interval = self.config.schedule.eval_epochs * learner.updates_per_epoch
         if done <= learner.warmup_updates or (done // interval == (done - 1) // interval and done != learner.updates):
             return {}
-        found = self.agent.evaluate(learner.validation)
-        return {"eval/accuracy": found.accuracy, "eval/compute": found.compute, "eval/reward": found.reward}
+        evaluation = self.agent.evaluate(learner.validation)
+        return {"eval/accuracy": evaluation.accuracy, "eval/compute": evaluation.compute, "eval/reward": evaluation.reward}

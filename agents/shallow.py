@@ -15,7 +15,7 @@ from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
 __all__ = ["Shallow"]
 
 SLACK = 0.005
-"""How much more than the budget may be spent, as where a policy is settled on one."""
+"""How much more than the budget may be spent, as where a policy is calibrated to one."""
 
 
 class FirstLayers(Router):

@@ -30,34 +30,34 @@ def load_start(learner: Learner, file: Path) -> None:
     """
     advice = f"remove it, and the warm-up is repeated: {file}"
     try:
-        found = {name: tensor.clone() for name, tensor in load_file(file).items()}
+        tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"the start is not a readable safetensors file ({error}); {advice}") from None
-    weights = {name.removeprefix("stack."): tensor for name, tensor in found.items() if name.startswith("stack.")}
+    weights = {name.removeprefix("stack."): tensor for name, tensor in tensors.items() if name.startswith("stack.")}
     try:
         learner.stack.load_state_dict(weights)
-        random = found["random.learner"], found["random.torch"]
+        random = tensors["random.learner"], tensors["random.torch"]
     except (RuntimeError, KeyError) as error:
         raise UserError(f"the start does not fit the network ({' '.join(str(error).split())}); {advice}") from None
     state = learner.network_optimizer.state_dict()
     state["state"] = {}
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, number, moment = name.split(".")
             state["state"].setdefault(int(number), {})[moment] = tensor
     learner.network_optimizer.load_state_dict(state)
     learner.generator.set_state(random[0])
     torch.set_rng_state(random[1])
-    cuda = [found[f"random.cuda.{n}"] for n in range(torch.cuda.device_count()) if f"random.cuda.{n}" in found]
+    cuda = [tensors[f"random.cuda.{n}"] for n in range(torch.cuda.device_count()) if f"random.cuda.{n}" in tensors]
     if learner.device.type == "cuda" and cuda:
         torch.cuda.set_rng_state_all(cuda)
 
 
 def _state(learner: Learner) -> dict[str, Tensor]:
-    found = {f"stack.{name}": tensor for name, tensor in learner.stack.state_dict().items()}
+    tensors = {f"stack.{name}": tensor for name, tensor in learner.stack.state_dict().items()}
     for number, moments in learner.network_optimizer.state_dict()["state"].items():
-        found |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in moments.items()}
-    found |= {"random.learner": learner.generator.get_state(), "random.torch": torch.get_rng_state()}
+        tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+    tensors |= {"random.learner": learner.generator.get_state(), "random.torch": torch.get_rng_state()}
     if learner.device.type == "cuda":
-        found |= {f"random.cuda.{n}": state for n, state in enumerate(torch.cuda.get_rng_state_all())}
-    return found
+        tensors |= {f"random.cuda.{n}": state for n, state in enumerate(torch.cuda.get_rng_state_all())}
+    return tensors

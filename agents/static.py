@@ -44,8 +44,8 @@ class Static(Baseline):
         learner = self.learner
         rows = learner.validation.some(SEARCH_ROWS)
         exits = learner.rules.allow_exit
-        found = best_fixed_route(learner.stack, learner.task, rows, max_compute=self.budget, allow_exit=exits, spends=learner.tunes)
-        return found.to(learner.device)
+        route = best_fixed_route(learner.stack, learner.task, rows, max_compute=self.budget, allow_exit=exits, spends=learner.tunes)
+        return route.to(learner.device)
 
     def update(self, update: int) -> dict[str, Tensor]:
         """One supervised update on the route."""

@@ -70,9 +70,9 @@ class Averages:
         if not self._sums:
             return {}
         means = torch.stack([self._sums[name] / self._counts[name] for name in self._sums]).tolist()
-        found = dict(zip(self._sums, means, strict=True))
+        averages = dict(zip(self._sums, means, strict=True))
         self._sums, self._counts = {}, {}
-        return found
+        return averages
 
     def state_dict(self) -> dict[str, Any]:
         """What was added since the last reading."""

@@ -13,7 +13,7 @@ LORA_ALPHA = 16
 
 
 def choose_parameters(stack: LayerStack, tune: Tune) -> Any:
-    """Lets only those parameters learn that `tune` names; "none" lets all, until the policy starts.
+    """Lets only those parameters learn that `tune` names; "frozen" lets all, until the policy starts.
 
     Returns:
         The adapters, for `merge_adapters`, where there are any.
@@ -21,12 +21,12 @@ def choose_parameters(stack: LayerStack, tune: Tune) -> Any:
     Raises:
         UserError: if the network has no head, or takes no adapters.
     """
-    if tune in ("all", "none"):
+    if tune in ("all", "frozen"):
         return None
     adapters = None
     heads = stack.head_modules()
     if not heads:
-        raise UserError("it is not known which part of this network is its head; set --tune all or --tune none")
+        raise UserError("it is not known which part of this network is its head; set --tune all or --tune frozen")
     chosen = {id(parameter) for part in heads for parameter in part.parameters()}
     if tune == "norms":
         norms = [module for module in stack.modules() if "norm" in type(module).__name__.lower()]

@@ -67,6 +67,6 @@ def warm_up_for(learner: Learner) -> WarmUp:
     Raises:
         UserError: if the network does not learn on, and the rows cannot run just as many layers as they need.
     """
-    if learner.task.needed is None or (learner.tunes and KnownDepth.obstacle(learner) is not None):
+    if learner.task.required_depth is None or (learner.tunes and KnownDepth.obstacle(learner) is not None):
         return RandomRoutes(learner)
     return KnownDepth(learner)

@@ -33,7 +33,7 @@ class Found:
     seconds: float
     accuracy: float
     compute: float
-    needed: float
+    required_depth: float
     """mean(k) / L."""
     fixed: float
     """Accuracy of the best fixed route within the policy's compute."""
@@ -48,21 +48,21 @@ class Found:
 def measured(run: Path) -> Found:
     """Measures a run; what is searched is searched on validation data."""
     model, task = load_run(run)
-    assert task.needed is not None
+    assert task.required_depth is not None
     validation, test = task.load("validation").take(slice(0, SEARCH_ROWS)), task.load("test")
     policy = evaluate(model.stack, model.policy, task, test, price=model.price)
     exits = model.rules.allow_exit
     route = best_fixed_route(model.stack, task, validation, max_compute=policy.compute, allow_exit=exits)
     fixed = evaluate(model.stack, route, task, test)
     shuffled, _ = RouteBook(model.stack, task, test, allow_exit=exits).shuffled_routes(policy)
-    needed, run_by_row = task.needed(test), policy.route.sum(dim=1).double()
-    kinds = [needed == k for k in needed.unique()]
+    required_depth, run_by_row = task.required_depth(test), policy.route.sum(dim=1).double()
+    kinds = [required_depth == k for k in required_depth.unique()]
     return Found(
         name=run.name,
         seconds=json.loads((run / "report.json").read_text())["seconds"],
         accuracy=policy.accuracy,
         compute=policy.compute,
-        needed=float(needed.double().mean()) / model.stack.depth,
+        required_depth=float(required_depth.double().mean()) / model.stack.depth,
         fixed=fixed.accuracy,
         shuffled=float(shuffled.mean()),
         layers=[float(run_by_row[kind].mean()) for kind in kinds],
@@ -88,7 +88,7 @@ def main() -> None:
     print("| run | seconds | accuracy | compute | mean(k) / L | best fixed route | shuffled-routes control |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for one in found:
-        spent = f"{one.seconds:.0f} | {one.accuracy:.1%} | {one.compute:.3f} | {one.needed:.3f}"
+        spent = f"{one.seconds:.0f} | {one.accuracy:.1%} | {one.compute:.3f} | {one.required_depth:.3f}"
         print(f"| {one.name} | {spent} | {one.fixed:.1%} | {one.shuffled:.1%} |")
     print("\nLayers run by rows of each k, and how many of them are right:\n")
     print("| run | " + " | ".join(f"k = {k + 1}" for k in range(len(found[0].layers))) + " |")

@@ -1,7 +1,7 @@
-"""Time that skipping half of the layers saves: sweep against the full forward pass, and forward plus backward likewise.
+"""Time that skipping half of the layers saves: the routed forward pass against the full forward pass, and forward plus backward likewise.
 
 Each row of a batch runs layer 0 and a random choice of the others, half of all layers in total, so the work is half and
-0.5 would be a sweep without any overhead. Full depth is timed twice: by a plain loop over the layers and by the sweep
+0.5 would be a routed forward pass without any overhead. Full depth is timed twice: by a plain loop over the layers and by the routed forward pass
 itself. The ways take turns within one run, so that a machine that slows down slows all of them; medians are compared.
 
     python benchmarks/saving.py
@@ -54,7 +54,7 @@ def milliseconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
-    """Medians of each way, and the ratios of the sweep over half to full depth."""
+    """Medians of each way, and the ratios of the routed forward pass over half to full depth."""
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
@@ -66,7 +66,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     ways: dict[str, Callable[[], Tensor]] = {
         "half": lambda: routed_forward(stack, half, x).outputs,
         "full": lambda: plain(stack, x),
-        "full_sweep": lambda: routed_forward(stack, full, x).outputs,
+        "full_routed": lambda: routed_forward(stack, full, x).outputs,
     }
 
     def forward(way: str) -> None:
@@ -89,7 +89,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         medians = {way: statistics.median(values) for way, values in times.items()}
         report[name] = {f"{way}_ms": round(median, 2) for way, median in medians.items()} | {
             "ratio": round(medians["half"] / medians["full"], 4),
-            "ratio_to_full_sweep": round(medians["half"] / medians["full_sweep"], 4),
+            "ratio_to_full_routed": round(medians["half"] / medians["full_routed"], 4),
         }
     return report
 

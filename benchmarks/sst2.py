@@ -45,7 +45,7 @@ def fine_tuned(folder: Path, config: TrainConfig, epochs: int, layers: int | Non
     """The pretrained model, or its first layers alone, after so many epochs of supervised training at the depth that it has."""
     task = load_task(config.task, config.data, config.options)
     if not (folder / DONE).is_file():
-        schedule = replace(config.schedule, tune="none", warmup_epochs=epochs, epochs=1, random_route_weight=0.0)  # the warm-up alone is run
+        schedule = replace(config.schedule, tune="frozen", warmup_epochs=epochs, epochs=1, random_route_weight=0.0)  # the warm-up alone is run
         torch.manual_seed(config.seed)
         stack = task.build(config.network)
         learner = Learner(replace(config, schedule=schedule), task, torch.device("cpu"), stack)

@@ -138,7 +138,7 @@ class GatedStack(LayerStack):
         threshold: score above which a token is active. Higher computes fewer tokens; 0 to 1.
         memory_gate: without it every token is active.
         jump_mixing: without it a jump leaves the hidden state as it is.
-        tokens: T, the length for which `layer_costs` is quoted; what is charged follows the real length.
+        tokens: T, the length for which `layer_costs` is quoted; the cost of a row follows the real length.
     """
 
     has_memory = True

@@ -56,7 +56,7 @@ class LayerStack(nn.Module):
     """A stack of L layers of which each row of a batch runs some.
 
     Subclasses set `depth`, `width` and the buffer `layer_flops`, and implement `begin`, `run` and `finish`;
-    `pooled`, `memory` and `jumped` have defaults that suit hidden states of shape (B, T, D).
+    `pooled`, `memory` and `on_jump` have defaults that suit hidden states of shape (B, T, D).
 
     All other methods are optional. They say what else can be done with the network, each with a default that says that it
     cannot: `head_modules` and `readout` (its head), `keep` (without some of its layers), `add_adapters`, `described`

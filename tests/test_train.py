@@ -31,7 +31,7 @@ def option_names(kind: type) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--task", "speech"], "the task 'speech' needs data; set --data PATH"),
         (["--task", "speech", "--data", "missing.tar.gz"], "there is nothing at missing.tar.gz; set --data"),
@@ -65,7 +65,7 @@ def option_names(kind: type) -> list[str]:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_line_and_writes_nothing(
-    flags: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    flags: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("zero.tar.gz", "zero.npz", "file"):
@@ -79,7 +79,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     said = capsys.readouterr()
     assert said.out == ""
     assert len(said.err.splitlines()) == 1 and said.err.startswith("error: ")
-    assert told in said.err
+    assert message in said.err
     assert contents(tmp_path) == before
 
 
@@ -127,7 +127,7 @@ def test_help_explains_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert done.value.code == 0
     text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     text = "\n".join(line.strip("│╭╮╰╯─ ") for line in text.splitlines())
-    explained = dict(re.findall(r"^(--[a-z][a-z-]+)(.*?)\(default:", text, flags=re.MULTILINE | re.DOTALL))
+    explained = dict(re.findall(r"^(--[a-z][a-z-]+)(.*?)\((?:default:|repeatable)", text, flags=re.MULTILINE | re.DOTALL))
     names = option_names(TrainConfig)
     assert len(names) > 40 and len(set(names)) == len(names)
     for name in names:

@@ -1,4 +1,4 @@
-"""A model from transformers as a `LayerStack`, so that the sweep, the environment, the agents and the export serve it."""
+"""A model from transformers as a `LayerStack`, so that the routed forward pass, the environment, the agents and the export serve it."""
 
 import hashlib
 import inspect

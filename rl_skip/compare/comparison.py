@@ -172,7 +172,7 @@ class _Together:
             if len(picked) == len(curves):
                 compute = sum(point.mean_compute for point in picked) / len(picked)
                 points[tuple(n for n in chosen if n is not None)] = CurvePoint(picked[0].label, compute, self._accuracy(picked))
-        areas = [area_by_row(curve.validation, curve.test, one.floor) for curve, one in zip(curves, self.measurements, strict=True)]
+        areas = [area_by_row(curve.validation, curve.test, one.majority_accuracy) for curve, one in zip(curves, self.measurements, strict=True)]
         ordered = sorted(points.values(), key=lambda point: point.compute)
         return BaselineCurve(curves[0].record, tuple(ordered), self.bootstrap.interval(torch.stack(areas)))
 

@@ -180,7 +180,7 @@ def _beside_policy(bench: Bench, run: Callable[[RouteBook, Evaluation], tuple[Te
 
 
 def _random(bench: Bench) -> Points:
-    """Random routes at the policy's mean compute, the mean of a few draws. They are not charged for decisions."""
+    """Random routes at the policy's mean compute, the mean of a few draws. Their compute has no decisions in it."""
     full = float(bench.books[0].follow(torch.ones(bench.stack.depth, dtype=torch.bool))[1].double().mean())  # above 1 where there are gates
 
     def drawn(book: RouteBook, target: float) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,7 @@ class BudgetReward(Reward):
     """Another reward, less a penalty for the squared distance of a row's compute from a budget.
 
     A multiplier can only forbid: where accuracy asks for less than the budget, the price sinks to nothing, and routes go
-    wherever noise drives them. The penalty, by a little, settles what accuracy leaves open.
+    wherever noise drives them. The penalty, by a little, decides what accuracy leaves open.
 
     Args:
         inner: the reward.

@@ -133,7 +133,10 @@ class RoutingState:
         return self.layout.read(View(self, rows), first)
 
     def follow(self, rows: Tensor, decision: Decision) -> None:
-        """Charges `rows` (R,) for a decision and sends them on as it says; rows that leave without an answer of their own are marked as jumping."""
+        """Adds the cost of a decision to what `rows` (R,) have spent, and sends them on as it says.
+
+        Rows that leave without an answer of their own are marked as jumping.
+        """
         if isinstance(decision.flops, Tensor) or decision.flops > 0:
             counted = decision.flops / self.carry.full_flops[rows]
             self.spent[rows, self.position[rows]] += self.stack.costs.part(decision.part, counted)

@@ -77,7 +77,7 @@ class Task:
     """T, tokens of one row, for the cost of a layer."""
     in_words: Callable[[Examples], list[str]] | None = None
     """What each row says, for figures; None: rows are drawn, as images or sounds."""
-    needed: Callable[[Examples], Tensor] | None = None
+    required_depth: Callable[[Examples], Tensor] | None = None
     """(N,) long, how many layers each row needs, where the task knows; the warm-up trains a network on just these."""
     network: Callable[[NetworkConfig], LayerStack] | None = None
     """Builds the network where it is a model from transformers; None: one of ours is built around the embedding."""
@@ -110,7 +110,7 @@ class Task:
         """(B,) long, the class of each row, for figures."""
         return labels
 
-    def floor(self, validation: Tensor, test: Tensor) -> Tensor:
+    def majority_accuracy(self, validation: Tensor, test: Tensor) -> Tensor:
         """(N,), the score of each test row where nothing is run and the class most frequent on validation data is answered."""
         return (test == validation.mode().values).float()
 

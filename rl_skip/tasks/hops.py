@@ -21,7 +21,7 @@ def hops(name: str = "hops", *, nodes: int = 8, longest: int = 8) -> Task:
     """The task `hops`: from a node, follow k pointers through a random permutation of the nodes; the label is the node that is reached.
 
     k is uniform in 1..`longest`. A row is N + 1 pairs of numbers: each node with the node that it points to, then the start with k.
-    No row is in two splits. A layer that follows one pointer is needed k times, and `needed` says so.
+    No row is in two splits. A layer that follows one pointer is needed k times, and `required_depth` says so.
 
     Args:
         name: of the task.
@@ -30,7 +30,7 @@ def hops(name: str = "hops", *, nodes: int = 8, longest: int = 8) -> Task:
     """
     embedding = PointerEmbedding(nodes, longest)
     load = partial(_load, nodes=nodes, longest=longest)
-    return Task(name, tuple(map(str, range(nodes))), load, embedding, embedding.tokens, in_words=_in_words, needed=_needed)
+    return Task(name, tuple(map(str, range(nodes))), load, embedding, embedding.tokens, in_words=_in_words, required_depth=_required_depth)
 
 
 def reached(pointers: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def _load(split: Split, nodes: int, longest: int) -> Examples:
     return Examples(pointers, reached(pointers))
 
 
-def _needed(examples: Examples) -> Tensor:
+def _required_depth(examples: Examples) -> Tensor:
     assert isinstance(examples.inputs, Tensor)
     return examples.inputs[:, -1, 1]
 
@@ -93,7 +93,7 @@ def _defaults(given: Mapping[str, str], **sizes: int) -> dict[str, Any]:
         "policy_learning_rate": 3e-3,
         "eval_epochs": 1,
         "distillation_weight": 0.0,  # where the network learns on, it is wrong about most rows at full depth for long
-        "tune": "none",
+        "tune": "frozen",
         "routes_per_input": 4,
         "baseline": "value",
         "imitation_weight": 0.3,

@@ -76,7 +76,7 @@ def test_the_extremes_are_one_layer_and_all(tiny_learner) -> None:
     exits = Exits(learner)
     for update in range(learner.warmup_updates, learner.warmup_updates + 3):
         exits.update(update)
-    exits.settle()
+    exits.calibrate()
     settings = exits.settings()
     assert len(settings) > 10 and len({one.label for one in settings}) == len(settings)
     assert settings[0].label == "threshold 0" and settings[-1].label == "threshold inf"
@@ -95,14 +95,14 @@ def test_heads_begin_as_the_networks_own_and_learn_with_it(tiny_learner) -> None
     learner.stack.eval()
     own = {name: tensor.clone() for name, tensor in learner.stack.head.state_dict().items()}
     exits.learn = lambda loss, update: {}  # type: ignore[method-assign]
-    told = exits.update(learner.warmup_updates)
+    metrics = exits.update(learner.warmup_updates)
     assert all(tensor.equal(own[name]) for head in exits.heads.each for name, tensor in head.state_dict().items())
     batch = learner.batch(learner.warmup_updates)
     hidden, losses = learner.stack.embed(batch.inputs), []
     for layer in learner.stack.layers:
         hidden = layer(hidden)
         losses.append(torch.nn.functional.cross_entropy(learner.stack.head(hidden), batch.labels))
-    torch.testing.assert_close(told["train/supervised_loss"], sum(losses) / 4)
+    torch.testing.assert_close(metrics["train/supervised_loss"], sum(losses) / 4)
     exits.learn = partial(Exits.learn, exits)  # type: ignore[method-assign]
     exits.update(learner.warmup_updates + 1)
     learned = [{name: tensor.clone() for name, tensor in head.state_dict().items()} for head in exits.heads.each]
@@ -111,7 +111,7 @@ def test_heads_begin_as_the_networks_own_and_learn_with_it(tiny_learner) -> None
 
 
 def test_where_the_network_is_frozen_the_heads_learn_alone(tiny_learner) -> None:
-    schedule = ScheduleConfig(warmup_epochs=2, epochs=3, batch_size=32, tune="none")
+    schedule = ScheduleConfig(warmup_epochs=2, epochs=3, batch_size=32, tune="frozen")
     learner = tiny_learner(agent="exits", schedule=schedule)
     exits = Exits(learner)
     before = {name: tensor.clone() for name, tensor in learner.stack.state_dict().items()}

@@ -161,9 +161,9 @@ def test_gates_give_their_layers_to_the_rows_that_need_them_and_beat_every_fixed
     learner = _learner(budget, 300)
     gumbel = Gumbel(learner)
     assert gumbel.measure(learner.validation).compute == pytest.approx(1.0, abs=0.001)
-    told = [gumbel.update(update) for update in range(learner.updates)]
-    assert sum(one["rollout/compute"].item() for one in told[-20:]) / 20 == pytest.approx(budget, abs=0.03)
-    gumbel.settle()
+    history = [gumbel.update(update) for update in range(learner.updates)]
+    assert sum(one["rollout/compute"].item() for one in history[-20:]) / 20 == pytest.approx(budget, abs=0.03)
+    gumbel.calibrate()
     found = gumbel.measure(learner.validation)
     assert found.accuracy >= 0.99 and found.compute == pytest.approx(budget, abs=0.006)
     routes = all_routes(DEPTH, allow_exit=False)
@@ -177,12 +177,12 @@ def test_a_settled_gumbel_keeps_to_a_budget_that_it_was_not_trained_to() -> None
     for gate in gumbel.gates.each:
         assert isinstance(gate, Gate)
         gate.fc_out.weight.data.normal_(std=1.0)
-    gumbel.settle()
+    gumbel.calibrate()
     spent = gumbel.measure(learner.validation).compute
-    leanings = torch.linspace(-20, 20, 2001)
+    biases = torch.linspace(-20, 20, 2001)
     tried = []
-    for lean in leanings.tolist():
-        gumbel.gates.logit_bias.fill_(lean)
+    for bias in biases.tolist():
+        gumbel.gates.logit_bias.fill_(bias)
         tried.append(gumbel.measure(learner.validation).compute)
     assert spent == pytest.approx(max(one for one in tried if one <= 0.505), abs=1e-6)
 
@@ -201,7 +201,7 @@ def test_the_gradient_reaches_every_gate(tiny_learner) -> None:
 
 
 def test_where_the_network_is_frozen_the_gates_learn_alone(tiny_learner) -> None:
-    schedule = ScheduleConfig(warmup_epochs=2, epochs=3, batch_size=32, tune="none")
+    schedule = ScheduleConfig(warmup_epochs=2, epochs=3, batch_size=32, tune="frozen")
     learner = tiny_learner(agent="gumbel", pricing=PriceConfig(budget=0.5), schedule=schedule)
     gumbel = Gumbel(learner)
     before = {name: tensor.clone() for name, tensor in learner.stack.state_dict().items()}

@@ -61,10 +61,10 @@ def _learner() -> SimpleNamespace:
 
 
 def _compute(learner: SimpleNamespace, price: float) -> float:
-    """The layers that ran, and a decision after layer 0 and after each landing but the last two layers."""
+    """The layers that ran, and a decision after layer 0 and after each next layer but the last two."""
     ran = _layers_run(price)
-    landed = [0, *range(DEPTH - ran + 1, DEPTH)]
-    return (ran * 1e6 + learner.policy.rules.decision_flops * sum(i < DEPTH - 2 for i in landed)) / (DEPTH * 1e6)
+    following = [0, *range(DEPTH - ran + 1, DEPTH)]
+    return (ran * 1e6 + learner.policy.rules.decision_flops * sum(i < DEPTH - 2 for i in following)) / (DEPTH * 1e6)
 
 
 def test_a_fixed_price_is_kept_and_needs_no_table():
@@ -89,7 +89,7 @@ def test_of_a_range_the_dearest_price_within_half_a_point_of_the_best_is_run_at(
 
 
 def _budget(budget: float) -> BudgetPrice:
-    return BudgetPrice(budget, start=0.18, integral=0.05, proportional=0.5, pull=0.2)
+    return BudgetPrice(budget, start=0.18, integral=0.05, proportional=0.5, penalty=0.2)
 
 
 class Wavering(JumpPolicy):
@@ -113,7 +113,7 @@ def _wavering() -> SimpleNamespace:
 
 @pytest.mark.parametrize("budget", [0.4, 0.5, 0.75, 0.95])
 def test_a_budget_is_spent_by_the_rows_that_care_for_it_most(budget):
-    """A row runs all layers or two: with a leaning, those whose margin is above it jump."""
+    """A row runs all layers or two: with a logit bias, those whose margin is above it jump."""
     learner = _wavering()
     _, price = calibrate(learner, _budget(budget))
     found = evaluate(learner.stack, learner.policy, learner.task, learner.validation, price=price)
@@ -121,7 +121,7 @@ def test_a_budget_is_spent_by_the_rows_that_care_for_it_most(budget):
     ran = found.route.sum(dim=1)
     assert set(ran.tolist()) == {2, DEPTH}
     assert sorted(ran.tolist(), reverse=True) == ran.tolist()  # the margins ascend
-    assert price == pytest.approx(_budget(budget).typical)
+    assert price == pytest.approx(_budget(budget).validation_price)
 
 
 def test_a_budget_below_all_gives_the_most_frugal_policy():

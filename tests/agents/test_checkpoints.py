@@ -217,7 +217,7 @@ def test_a_session_goes_on_from_its_state_bit_for_bit(agent: Any, pricing: Price
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
     assert resumed.averages.read() == whole.averages.read()
     assert isinstance(resumed.agent, PolicyAgent) and isinstance(whole.agent, PolicyAgent)
-    assert resumed.agent.prices.typical == whole.agent.prices.typical
+    assert resumed.agent.prices.validation_price == whole.agent.prices.validation_price
 
 
 # -------------------------------------------------------------------------------------------------------------- resume
@@ -349,7 +349,7 @@ def test_options_survive_their_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "told"),
+    ("path", "value", "message"),
     [
         (("seed",), ..., "seed is missing"),
         (("schedule", "epochs"), ..., "schedule.epochs is missing"),
@@ -370,7 +370,7 @@ def test_options_survive_their_file(tmp_path: Path) -> None:
         (("format_version",), 1, "format_version is 1, of an earlier rl_skip, and this one reads 2 and up; train the run anew with --overwrite"),
     ],
 )
-def test_a_field_that_is_missing_or_wrong_is_named(tmp_path: Path, path: tuple[str, ...], value: object, told: str) -> None:
+def test_a_field_that_is_missing_or_wrong_is_named(tmp_path: Path, path: tuple[str, ...], value: object, message: str) -> None:
     written = TrainConfig().to_json()
     inner = written
     for name in path[:-1]:
@@ -382,7 +382,7 @@ def test_a_field_that_is_missing_or_wrong_is_named(tmp_path: Path, path: tuple[s
     (tmp_path / "config.json").write_text(json.dumps(written))
     with pytest.raises(UserError) as error:
         TrainConfig.from_json(tmp_path)
-    assert told in str(error.value) and str(tmp_path / "config.json") in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and str(tmp_path / "config.json") in str(error.value) and "\n" not in str(error.value)
 
 
 def test_weights_are_what_differences_compares(finished_run: Any, tmp_path: Path) -> None:

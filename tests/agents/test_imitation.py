@@ -52,7 +52,7 @@ def learner_of(updates: int, **options: float) -> Learner:
     config = TrainConfig(
         policy=PolicyConfig(allow_exit=True, policy_hidden=32),
         pricing=PriceConfig(price=0.1),
-        schedule=ScheduleConfig(warmup_epochs=0, epochs=updates, batch_size=64, policy_learning_rate=1e-2, tune="none"),
+        schedule=ScheduleConfig(warmup_epochs=0, epochs=updates, batch_size=64, policy_learning_rate=1e-2, tune="frozen"),
         agent_config=ReinforceConfig(baseline="value", **options),  # type: ignore[arg-type]
     )
     return Learner(config, OneLayerOrAll("one or all", ("a", "b"), load, nn.Identity, 1), torch.device("cpu"), stack=stack)

@@ -44,13 +44,13 @@ def first_number(examples: Examples) -> Tensor:
 
 
 def make(task_options: dict[str, Any] | None = None, **options: Any) -> Learner:
-    task = Task("depths", ("no", "yes"), load, lambda width: nn.Linear(3, width), 5, **{"needed": first_number, **(task_options or {})})
+    task = Task("depths", ("no", "yes"), load, lambda width: nn.Linear(3, width), 5, **{"required_depth": first_number, **(task_options or {})})
     reinforce = options.get("agent", "reinforce") == "reinforce"
     config: dict[str, Any] = {
         "network": NetworkConfig(DEPTH, 16, 2, dropout=0.1),
         "policy": PolicyConfig(allow_exit=True, policy_hidden=16),
         "pricing": PriceConfig(price_range=(0.05, 0.5)),
-        "schedule": ScheduleConfig(warmup_epochs=1, epochs=3, batch_size=32, tune="none"),
+        "schedule": ScheduleConfig(warmup_epochs=1, epochs=3, batch_size=32, tune="frozen"),
         "agent_config": ReinforceConfig(baseline="value", imitation_weight=0.3)
         if reinforce
         else PpoConfig(num_envs=8, steps=4, minibatch=32, imitation_weight=0.3),
@@ -80,24 +80,24 @@ def count_rows(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_the_warm_up_runs_just_the_layers_that_rows_need(monkeypatch: pytest.MonkeyPatch) -> None:
     learner = make()
     known = KnownDepth(learner)
-    known.taken_in = DEPTH
-    needed = first_number(known.batch(0))
+    known.level = DEPTH
+    required_depth = first_number(known.batch(0))
     counts = count_rows(learner, monkeypatch)
     known.update(0)
-    assert counts == [int((needed > i).sum()) for i in range(DEPTH)]
-    assert len(needed.unique()) == DEPTH
+    assert counts == [int((required_depth > i).sum()) for i in range(DEPTH)]
+    assert len(required_depth.unique()) == DEPTH
 
 
 def test_rows_that_need_more_layers_wait_until_the_others_are_right() -> None:
     known = KnownDepth(make())
     assert first_number(known.batch(3)).tolist() == [1] * 32
-    known.saw(torch.tensor(0.94))
-    assert known.taken_in == 1 and "more than 1 layers were not learned in the warm-up; raise --warmup-epochs" in str(known.shortfall())
-    known.saw(torch.tensor(0.96))
+    known.observe_accuracy(torch.tensor(0.94))
+    assert known.level == 1 and "more than 1 layers were not learned in the warm-up; raise --warmup-epochs" in str(known.shortfall())
+    known.observe_accuracy(torch.tensor(0.96))
     assert sorted(first_number(known.batch(3)).unique().tolist()) == [1, 2]
     for _ in range(9):
-        known.saw(torch.tensor(1.0))
-    assert known.taken_in == DEPTH and known.shortfall() is None
+        known.observe_accuracy(torch.tensor(1.0))
+    assert known.level == DEPTH and known.shortfall() is None
 
 
 @pytest.mark.parametrize("other", [{"policy": PolicyConfig()}, {"network": NetworkConfig(3, 16, 2)}])
@@ -106,7 +106,7 @@ def test_a_network_that_learns_on_can_do_without_what_a_task_knows(other: dict[s
     assert isinstance(warm_up_for(make(schedule=learns_on)), KnownDepth)
     learner = make(schedule=learns_on, **other)
     assert isinstance(warm_up_for(learner), RandomRoutes)
-    assert torch.equal(learner.batch(0).labels, make(schedule=learns_on, task_options={"needed": None}).batch(0).labels)
+    assert torch.equal(learner.batch(0).labels, make(schedule=learns_on, task_options={"required_depth": None}).batch(0).labels)
 
 
 def test_rows_must_be_allowed_to_leave_and_have_layers_enough() -> None:
@@ -147,7 +147,7 @@ def test_a_frozen_run_goes_on_exactly_where_its_state_was_taken(agent: str) -> N
     for stop in (3, 7):  # in the warm-up, and after it
         learner = make(agent=agent)
         trainer, warm_up = agent_of(learner), KnownDepth(learner)
-        warm_up.taken_in = 2
+        warm_up.level = 2
         go_on(learner, warm_up, trainer, 0, stop)
         states = deepcopy((learner.state_dict(), trainer.state_dict(), warm_up.state_dict(), random_states()))
         go_on(learner, warm_up, trainer, stop, 9)
@@ -182,7 +182,7 @@ def test_a_task_brings_its_options_and_flags_win(options_of: Callable[..., Train
     plain, preset = TrainConfig(task="digits"), options_of("--task", "hops", "--seed", "3")
     assert options_of("--task", "digits") == options_of() == plain
     assert (preset.task, preset.seed) == ("hops", 3)
-    assert preset.network.tied and preset.network.layers == 8 and preset.policy.allow_exit and preset.schedule.tune == "none"
+    assert preset.network.tied and preset.network.layers == 8 and preset.policy.allow_exit and preset.schedule.tune == "frozen"
     assert options_of("--task=hops", "--seed", "3") == preset
     changed = options_of("--width", "64", "--task", "hops", "--tune", "all", "--no-tied", "--price", "0.2")
     assert (changed.network.width, changed.network.layers, changed.network.tied) == (64, 8, False)

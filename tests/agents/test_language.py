@@ -107,9 +107,9 @@ def test_generate_from_the_command_line(run: Path, capsys: pytest.CaptureFixture
     assert main(["generate", str(run), "the dog", *words]) == 0
     assert json.loads(capsys.readouterr().out) == first
     assert first["text"].startswith("the dog") and len(first["text"]) == len("the dog") + 12
-    for words, told in (([str(run), ""], "the prompt is empty"), ([str(finished_run.folder), "a"], "has no language model; name one")):
+    for words, message in (([str(run), ""], "the prompt is empty"), ([str(finished_run.folder), "a"], "has no language model; name one")):
         assert main(["generate", *words]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_tokenizers_for_language_give_the_text_back() -> None:

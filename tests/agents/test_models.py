@@ -170,7 +170,7 @@ def test_a_recording_at_another_rate_is_the_same_sound() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--task", "text"], "the task 'text' needs data; set --data PATH"),
         (["--task", "language"], "the task 'language' needs data; set --data PATH"),
@@ -186,7 +186,7 @@ def test_a_recording_at_another_rate_is_the_same_sound() -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_cannot_be_is_refused_in_one_line(
-    flags: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    flags: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_table(tmp_path / "data.tsv", 200)
     (tmp_path / "short.txt").write_text("to be or not to be")
@@ -194,7 +194,7 @@ def test_what_cannot_be_is_refused_in_one_line(
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     assert train.main([*flags, "--out", "run", "--threads", "1"]) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and told in said
+    assert said.count("\n") == 1 and message in said
     assert not (tmp_path / "run").exists()
 
 

@@ -50,7 +50,7 @@ def test_an_own_agent_trains_and_exports_as_a_bundled_one_does(own_run: Path) ->
 def test_an_own_agent_is_compared(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(own_run), "--rows", "200", "--json", "--device", "cpu"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["task"] == "digits" and "policy" in {curve["kind"] for curve in found["curves"]}
+    assert found["task"] == "digits" and "policy" in {curve["name"] for curve in found["curves"]}
 
 
 def test_an_own_agent_goes_on_where_it_stood_with_its_state(own_run: Path, tmp_path: Path) -> None:
@@ -69,10 +69,10 @@ def test_what_is_no_agent_is_refused_in_one_line(tmp_path: Path, capsys: pytest.
     file = tmp_path / "own.py"
     file.write_text("number = 3\n\n\nclass Other:\n    pass\n")
     named = {"nobody": "there is no agent 'nobody'; set --agent to", f"{file}:missing": "has no agent 'missing'"}
-    for name, told in {**named, f"{file}:number": "is no agent; set --agent", f"{file}:Other": "derives from Agent"}.items():
+    for name, message in {**named, f"{file}:number": "is no agent; set --agent", f"{file}:Other": "derives from Agent"}.items():
         assert train.main(["--agent", name, "--out", str(tmp_path / "run")]) == 2
         said = capsys.readouterr().err
-        assert told in said and said.count("\n") == 1
+        assert message in said and said.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -118,16 +118,16 @@ def test_an_own_task_brings_its_options_and_flags_win() -> None:
 
 
 def test_defaults_may_depend_on_what_is_given_and_leave_out_what_another_agent_has(tmp_path: Path) -> None:
-    task = own_task(tmp_path, 'lambda given: {"epochs": 9 if given.get("tune") == "none" else 4, "minibatch": 64, "seed": 5}')
-    for flags in (["--tune", "none"], ["--tune=none"]):
+    task = own_task(tmp_path, 'lambda given: {"epochs": 9 if given.get("tune") == "frozen" else 4, "minibatch": 64, "seed": 5}')
+    for flags in (["--tune", "frozen"], ["--tune=frozen"]):
         config = train.read_options(["--task", task, *flags])
-        assert (config.schedule.epochs, config.schedule.tune, config.seed) == (9, "none", 5)
+        assert (config.schedule.epochs, config.schedule.tune, config.seed) == (9, "frozen", 5)
     config = train.read_options(["--task", task, "--agent", "ppo"])
     assert config.schedule.epochs == 4 and isinstance(config.agent_config, PpoConfig) and config.agent_config.minibatch == 64
 
 
 @pytest.mark.parametrize(
-    ("defaults", "told"),
+    ("defaults", "message"),
     [
         ('{"epoch": 3}', "'epoch' is no option that a task can set"),
         ('{"agent": "ppo"}', "'agent' is no option that a task can set"),
@@ -137,11 +137,11 @@ def test_defaults_may_depend_on_what_is_given_and_leave_out_what_another_agent_h
         ('{"score": "beauty"}', "score must be one of accuracy, probability"),
     ],
 )
-def test_defaults_that_cannot_be_are_refused_by_name(defaults: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_defaults_that_cannot_be_are_refused_by_name(defaults: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = own_task(tmp_path, defaults)
     assert train.main(["--task", task, "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and told in said and f"the defaults of the task {task}" in said
+    assert said.count("\n") == 1 and message in said and f"the defaults of the task {task}" in said
     assert not (tmp_path / "run").exists()
 
 

@@ -27,7 +27,7 @@ def test_a_price_range_is_log_uniform():
     drawn = _draw(PriceRange(0.01, 1.0))
     assert _distance_to_log_uniform(drawn, 0.01, 1.0) < CRITICAL
     assert _distance_to_log_uniform(drawn, 0.01, 1.1) > CRITICAL  # the measure tells ranges apart
-    assert PriceRange(0.01, 1.0).typical == pytest.approx(0.1)
+    assert PriceRange(0.01, 1.0).validation_price == pytest.approx(0.1)
 
 
 def test_draws_depend_on_the_generator_alone():
@@ -43,7 +43,7 @@ def test_a_fixed_price_stays():
     prices.observe(torch.tensor(5.0))
     assert torch.equal(_draw(prices, 3), torch.full((3,), 0.3))
     assert prices.range == (0.3, 0.3)
-    assert prices.typical == 0.3
+    assert prices.validation_price == 0.3
 
 
 def _budget_price(budget: float) -> BudgetPrice:
@@ -55,7 +55,7 @@ def _budget_price(budget: float) -> BudgetPrice:
 def test_a_budget_price_is_drawn_around_its_multiplier():
     prices = _budget_price(0.4)
     drawn, (low, high) = _draw(prices), prices.range
-    assert low < prices.typical < high
+    assert low < prices.validation_price < high
     assert low <= drawn.min() < drawn.max() <= high
     assert _distance_to_log_uniform(drawn, low, high) < CRITICAL
 
@@ -63,10 +63,10 @@ def test_a_budget_price_is_drawn_around_its_multiplier():
 @pytest.mark.parametrize(("compute", "rises"), [(0.9, True), (0.1, False)])
 def test_a_budget_price_rises_above_the_budget_and_falls_below(compute, rises):
     prices = _budget_price(0.4)
-    seen = [prices.typical]
+    seen = [prices.validation_price]
     for _ in range(20):
         prices.observe(torch.tensor(compute))
-        seen.append(prices.typical)
+        seen.append(prices.validation_price)
     assert seen == sorted(seen, reverse=not rises)
     assert seen[-1] != seen[0]
     assert (prices.metrics()["budget/violation"] > 0) is rises
@@ -77,7 +77,7 @@ def _steer(prices: BudgetPrice, response: Callable[[float], float], updates: int
     generator = torch.Generator().manual_seed(0)
     compute, computes = 0.9, []
     for _ in range(updates):
-        compute += lag * (response(prices.typical) - compute)
+        compute += lag * (response(prices.validation_price) - compute)
         prices.observe(compute + 0.03 * torch.randn((), generator=generator))
         computes.append(compute)
     return computes
@@ -101,10 +101,10 @@ def test_a_budget_price_settles_at_the_budget(budget, middle, steepness):
 def test_a_budget_out_of_reach_winds_nothing_up(budget, compute, bound):
     prices = _budget_price(budget)
     _steer(prices, lambda _price: compute, 5000)
-    assert prices.typical == pytest.approx(bound, rel=1e-6)
+    assert prices.validation_price == pytest.approx(bound, rel=1e-6)
     for _ in range(100):
         prices.observe(torch.tensor(1.0 - compute))
-    assert abs(math.log(prices.typical / bound)) > 0.5
+    assert abs(math.log(prices.validation_price / bound)) > 0.5
 
 
 def test_a_row_pays_for_its_distance_from_the_budget():
@@ -119,14 +119,14 @@ def test_a_budget_price_goes_on_where_it_stood():
     prices, other = _budget_price(0.4), _budget_price(0.4)
     _steer(prices, _falling(1.0, 0.1), 100)
     other.load_state_dict(prices.state_dict())
-    assert other.typical == prices.typical != _budget_price(0.4).typical
+    assert other.validation_price == prices.validation_price != _budget_price(0.4).validation_price
     assert _steer(other, _falling(1.0, 0.1), 50) == _steer(prices, _falling(1.0, 0.1), 50)
 
 
 def test_the_options_choose_the_source():
     fixed, drawn = price_source(PriceConfig(price=0.2)), price_source(PriceConfig(price_range=(0.02, 0.2)))
     assert isinstance(fixed, FixedPrice)
-    assert fixed.typical == 0.2
+    assert fixed.validation_price == 0.2
     assert isinstance(drawn, PriceRange)
     assert drawn.range == (0.02, 0.2)
     assert _budget_price(0.4).budget == 0.4

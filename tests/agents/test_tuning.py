@@ -60,7 +60,7 @@ def test_all_moves_all_that_the_outputs_depend_on(tmp_path: Path) -> None:
 
 
 def test_none_moves_in_the_warm_up_alone(tmp_path: Path) -> None:
-    learner = _learner(tmp_path, "none", head=True)
+    learner = _learner(tmp_path, "frozen", head=True)
     warm_up_for(learner).update(0)
     before = {name: parameter.detach().clone() for name, parameter in learner.stack.named_parameters()}
     Reinforce(learner, price_source(learner.config.pricing)).update(learner.warmup_updates)

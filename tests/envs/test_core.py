@@ -1,4 +1,4 @@
-"""The core against `sweep`: same routes, same compute, same score; and what an episode's end hands out."""
+"""The core against `routed_forward`: same routes, same compute, same score; and what an episode's end hands out."""
 
 import math
 
@@ -55,7 +55,7 @@ def core_of(kind: str, *, num_envs: int = 7, reward: Reward = LINEAR, **rules: o
 @pytest.mark.parametrize(
     "rules", [{}, {"allow_exit": True}, {"scope": "input", "max_jump": 2}, {"reward": Squared()}], ids=["reaching", "exit", "input", "squared"]
 )
-def test_episodes_give_what_sweep_gives_for_their_routes(kind: str, rules: dict[str, object]) -> None:
+def test_episodes_give_what_routed_forward_gives_for_their_routes(kind: str, rules: dict[str, object]) -> None:
     core = core_of(kind, **rules)
     policy = JumpPolicy(core.rules)
     generator = torch.Generator().manual_seed(0)
@@ -85,7 +85,7 @@ def test_episodes_give_what_sweep_gives_for_their_routes(kind: str, rules: dict[
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scope", ["state", "input"])
-def test_a_policy_acts_in_the_environment_as_in_sweep(kind: str, scope: str) -> None:
+def test_a_policy_acts_in_the_environment_as_in_routed_forward(kind: str, scope: str) -> None:
     core = core_of(kind, num_envs=12, scope=scope)
     torch.manual_seed(9)
     policy = JumpPolicy(core.rules)

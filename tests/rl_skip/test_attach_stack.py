@@ -1,4 +1,4 @@
-"""A model from transformers as a stack: the sweep gives what the attached model gives, and costs are those that PyTorch counts."""
+"""A model from transformers as a stack: the routed forward pass gives what the attached model gives, and costs are those that PyTorch counts."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ ROUTES = torch.tensor([[1, 0, 1, 1, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 1], [1, 0,
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_sweep_gives_what_the_attached_model_gives(family: str) -> None:
+def test_a_routed_forward_gives_what_the_attached_model_gives(family: str) -> None:
     model = build(family)
     inputs = batch(model)
     options = {"use_cache": False} if model.can_generate() else {}
@@ -37,7 +37,7 @@ def test_a_sweep_gives_what_the_attached_model_gives(family: str) -> None:
 
 
 @pytest.mark.parametrize("scope", ["state", "input"])
-def test_a_policy_decides_the_same_in_a_sweep_and_attached(scope: str) -> None:
+def test_a_policy_decides_the_same_in_a_routed_forward_and_attached(scope: str) -> None:
     policy, model = make_policy(1, scope=scope), build("bert")
     inputs = batch(model)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_costs_are_those_that_pytorch_counts(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "wav2vec2", "t5"])
-def test_new_rows_take_the_place_of_others_in_mid_walk(family: str) -> None:
+def test_new_rows_take_the_place_of_others_in_mid_route(family: str) -> None:
     model = build(family)
     stack = HuggingFaceStack(model)
     inputs = batch(model)
@@ -93,20 +93,20 @@ def test_new_rows_take_the_place_of_others_in_mid_walk(family: str) -> None:
     for first, second in ((inputs, whole), (whole, inputs)):  # masks are left out where nothing is padding
         both = {name: x.index_copy(0, rows, second[name][rows]) for name, x in first.items()}
         with torch.no_grad():
-            walk = RoutingState(stack, None, first, 0.0)
+            state = RoutingState(stack, None, first, 0.0)
             for i in (0, 2):
-                everyone = walk.visit(i)
-                walk.follow(everyone, Decision(torch.full_like(everyone, i + 2)))
-            walk.restart(rows, {name: x[rows] for name, x in second.items()}, 0.0)
+                everyone = state.visit(i)
+                state.follow(everyone, Decision(torch.full_like(everyone, i + 2)))
+            state.restart(rows, {name: x[rows] for name, x in second.items()}, 0.0)
             for i in range(DEPTH):
-                landed = walk.visit(i)
-                if landed is not None:
-                    walk.follow(landed, Decision(torch.full_like(landed, i + 1)))
+                arrived = state.visit(i)
+                if arrived is not None:
+                    state.follow(arrived, Decision(torch.full_like(arrived, i + 1)))
             route = torch.tensor([[1, 0, 1, 0, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)[[0, 1, 0, 1]]
             expected = routed_forward(stack, route, both)
-            assert walk.route.equal(route)
-            torch.testing.assert_close(stack.finish(walk.carry), expected.outputs, atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(stack.finish(walk.carry.take(rows)), expected.outputs[rows], atol=1e-5, rtol=1e-5)
+            assert state.route.equal(route)
+            torch.testing.assert_close(stack.finish(state.carry), expected.outputs, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(stack.finish(state.carry.take(rows)), expected.outputs[rows], atol=1e-5, rtol=1e-5)
 
 
 def test_what_comes_before_the_layers_runs_once() -> None:

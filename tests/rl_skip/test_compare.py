@@ -70,8 +70,8 @@ class Scripted(JumpPolicy):
 
     def forward(self, observation: Tensor) -> Tensor:
         layer, kind = self.rules.layout.layer_of(observation), observation[:, 1].long()
-        landing = torch.where(layer == 0, self.targets[kind], DEPTH - 1)
-        return torch.zeros(len(observation), self.rules.max_jump + 1).scatter(1, (landing - layer - 1).clamp(min=0).unsqueeze(1), 9.0)
+        next_layer = torch.where(layer == 0, self.targets[kind], DEPTH - 1)
+        return torch.zeros(len(observation), self.rules.max_jump + 1).scatter(1, (next_layer - layer - 1).clamp(min=0).unsqueeze(1), 9.0)
 
 
 def load(split: Split) -> Examples:
@@ -264,7 +264,7 @@ def test_shuffled_routes_equal_a_loop_over_all_pairs(
 
 
 @pytest.mark.parametrize("deepest", [12, 1])
-def test_rows_that_follow_routes_equal_a_sweep_of_one_row_at_a_time(
+def test_rows_that_follow_routes_equal_a_routed_forward_of_one_row_at_a_time(
     small: tuple[SkipModel, Task, Examples], monkeypatch: pytest.MonkeyPatch, deepest: int
 ) -> None:
     model, task, few = small

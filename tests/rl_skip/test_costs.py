@@ -1,4 +1,4 @@
-"""Each closed formula against PyTorch's own count of the operators that run, and what is charged against what is run."""
+"""Each closed formula against PyTorch's own count of the operators that run, and what is counted against what is run."""
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def _count_begin_to_finish(stack: LayerStack, policy: JumpPolicy | None, inputs,
 
 
 @pytest.mark.parametrize("allow_exit", [False, True])
-def test_blocks_are_charged_what_they_run(allow_exit: bool) -> None:
+def test_blocks_are_counted_what_they_run(allow_exit: bool) -> None:
     torch.manual_seed(0)
     config = NetworkConfig(layers=6, width=16, heads=2)
     stack = build_network(config, lambda width: nn.Linear(3, width), tokens=9, classes=4)
@@ -80,7 +80,7 @@ def _wakened(stack: GatedStack) -> GatedStack:
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_gated_tokens_are_charged_what_they_run(padded: bool) -> None:
+def test_gated_tokens_are_counted_what_they_run(padded: bool) -> None:
     torch.manual_seed(1)
     stack = _wakened(GatedStack(8, 2, 5))
     policy = JumpPolicy(JumpRules.reaching(ObservationLayout(8, 5)))
@@ -91,7 +91,7 @@ def test_gated_tokens_are_charged_what_they_run(padded: bool) -> None:
 
 
 @pytest.mark.parametrize("memory_gate", [False, True])
-def test_gated_attention_is_charged_what_it_runs_but_for_the_ragged_edge(memory_gate: bool) -> None:
+def test_gated_attention_is_counted_what_it_runs_but_for_the_ragged_edge(memory_gate: bool) -> None:
     """Tokens of one row are exact. Rows of unequal lengths share a rectangle of attention weights and layer gates."""
     torch.manual_seed(2)
     stack = GatedStack(16, 2, 5, body="attention", memory_gate=memory_gate)
@@ -102,12 +102,12 @@ def test_gated_attention_is_charged_what_it_runs_but_for_the_ragged_edge(memory_
         run, rollout = _count_begin_to_finish(stack, None, row, everything)
         assert (rollout.compute * stack.begin(row).full_flops).sum().item() == pytest.approx(run, rel=1e-5)
     run, rollout = _count_begin_to_finish(stack, None, x, everything)
-    charged = (rollout.compute * stack.begin(x).full_flops).sum().item()
+    counted = (rollout.compute * stack.begin(x).full_flops).sum().item()
     rectangles = 12 * 5 * (4 * 10 * 10 * 16 + 10 * 2 * 16)
-    assert charged <= run * (1 + 1e-5)
-    assert run - charged < rectangles
+    assert counted <= run * (1 + 1e-5)
+    assert run - counted < rectangles
     if not memory_gate:
-        assert charged == pytest.approx(run, rel=1e-5)
+        assert counted == pytest.approx(run, rel=1e-5)
 
 
 def test_running_everything_costs_a_little_over_one() -> None:

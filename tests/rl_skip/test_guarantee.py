@@ -169,7 +169,7 @@ def run(tmp_path_factory):
 
 
 def counted(folder: Path, price: float) -> tuple[int, int, int]:
-    """Rows, losses and gains on validation data, by two sweeps over all rows at once."""
+    """Rows, losses and gains on validation data, by two routed forward passes over all rows at once."""
     model, rows = load(folder / "policy"), load_task("digits").load("validation")
     with torch.no_grad():
         right = routed_forward(model.stack, model.policy, rows.inputs, price=price).outputs.argmax(dim=1) == rows.labels

@@ -32,11 +32,11 @@ def pointers_of(name: str, split: Split) -> Tensor:
 def test_labels_are_where_a_walk_by_hand_ends(name: str, longest: int) -> None:
     task = load_task(name)
     examples = task.load("validation")
-    assert isinstance(examples.inputs, Tensor) and task.needed is not None
-    for row, label, needed in zip(examples.inputs.tolist(), examples.labels.tolist(), task.needed(examples).tolist(), strict=True):
+    assert isinstance(examples.inputs, Tensor) and task.required_depth is not None
+    for row, label, required_depth in zip(examples.inputs.tolist(), examples.labels.tolist(), task.required_depth(examples).tolist(), strict=True):
         target, (place, hop) = dict(row[:-1]), row[-1]
         assert sorted(target) == sorted(target.values()) == list(range(longest))
-        assert 1 <= hop <= longest and needed == hop
+        assert 1 <= hop <= longest and required_depth == hop
         for _ in range(hop):
             place = target[place]
         assert place == label
