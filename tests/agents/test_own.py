@@ -50,7 +50,7 @@ def test_an_own_agent_trains_and_exports_as_a_bundled_one_does(own_run: Path) ->
 def test_an_own_agent_is_compared(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(own_run), "--rows", "200", "--json", "--device", "cpu"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["task"] == "digits" and "policy" in {curve["kind"] for curve in found["curves"]}
+    assert found["task"] == "digits" and "policy" in {curve["name"] for curve in found["curves"]}
 
 
 def test_an_own_agent_goes_on_where_it_stood_with_its_state(own_run: Path, tmp_path: Path) -> None:
