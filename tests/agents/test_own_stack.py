@@ -82,7 +82,7 @@ def test_a_stack_that_is_registered_needs_no_file(finished: Path, tmp_path: Path
     copy = Path(shutil.copytree(finished / "policy", tmp_path / "copy"))
     described = json.loads((copy / "policy.json").read_text())
     (copy / "policy.json").write_text(json.dumps({**described, "network": {**described["network"], "stack": "mixer"}}))
-    with pytest.raises(UserError, match=r"there is no stack 'mixer'; set --stack to blocks, skip-layer, or file.py:name for one of your own"):
+    with pytest.raises(UserError, match="policy.json: there is no stack 'mixer'; set --stack to blocks, skip-layer, or file.py:name"):
         rl_skip.load(copy)
     STACKS.register("mixer", mixer)
     images = load_task("digits").load("test").inputs
