@@ -223,26 +223,32 @@ def test_evaluation_and_reports_say_it(trained: Trained, capsys: pytest.CaptureF
 def test_oracle_and_comparison_report_it(trained: Trained, own: str, capsys: pytest.CaptureFixture[str]) -> None:
     model, task = load_run(trained.folder)
     routes = all_routes(LAYERS, model.rules.allow_exit)
-    earned: dict[str, list[list[float]]] = {}  # of each route, of each row
+    tried: dict[str, list[list[tuple[float, float]]]] = {}  # score and compute on each route, of each row
     for split in ("validation", "test"):
         rows = task.load(split)
-        earned[split] = []
+        tried[split] = []
         for route in routes:
             with torch.no_grad():
                 rollout = routed_forward(model.stack, route, rows.inputs)
-            right, compute = rollout.outputs.argmax(dim=1).eq(rows.labels).tolist(), rollout.compute.tolist()
-            earned[split].append([by_hand(float(score), PRICE, spent) for score, spent in zip(right, compute, strict=True)])
-    best_by_row = [max(row) for row in zip(*earned["test"], strict=True)]
-    means = {split: [sum(row) / len(row) for row in found] for split, found in earned.items()}
+            tried[split].append(list(zip(rollout.outputs.argmax(dim=1).eq(rows.labels).float().tolist(), rollout.compute.tolist(), strict=True)))
+
+    def earned(split: str, price: float) -> list[list[float]]:
+        return [[by_hand(score, price, compute) for score, compute in rows] for rows in tried[split]]
 
     book = RouteBook(model.stack, task, task.load("test"), allow_exit=model.rules.allow_exit)
-    score, compute = book.best_by_row(PRICE, find_reward(own))
-    assert [by_hand(*row) for row in zip(score.tolist(), [PRICE] * len(score), compute.tolist(), strict=True)] == pytest.approx(best_by_row)
+    for price in (PRICE, 1.6, 3.6):
+        score, compute = book.best_by_row(price, find_reward(own))
+        found = [by_hand(row[0], price, row[1]) for row in zip(score.tolist(), compute.tolist(), strict=True)]
+        assert found == pytest.approx([max(row) for row in zip(*earned("test", price), strict=True)])
+        if price > 1:  # below, a right answer is worth any compute, and both rewards want the cheapest
+            assert not torch.equal(compute, book.best_by_row(price)[1]), "the two rewards must want different routes"
 
     capsys.readouterr()
     assert main(["compare", str(trained.folder), "--json", "--device", "cpu"]) == 0
     (operating,) = json.loads(capsys.readouterr().out)["operating"]
     rewards, test = operating["rewards"], task.load("test")
+    best_by_row = [max(row) for row in zip(*earned("test", PRICE), strict=True)]
+    means = {split: [sum(row) / len(row) for row in earned(split, PRICE)] for split in tried}
     right = model(test.inputs).argmax(dim=1).eq(test.labels)
     assert rewards["policy"] == pytest.approx(mean_by_hand(right, PRICE, model.last.compute))
     assert rewards["oracle"] == pytest.approx(sum(best_by_row) / len(best_by_row))
