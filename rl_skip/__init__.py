@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from rl_skip.core.version import __version__
 from rl_skip.errors import UserError
 from rl_skip.kinds import BUILT, KINDS
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from rl_skip.skip_layer import SkipLayer
     from rl_skip.stack import LayerStack, ModuleStack
     from rl_skip.tasks import Examples, Split, Task
-
-__version__ = "0.1.0"
 
 __all__ = [
     "FEATURES",
@@ -54,6 +53,7 @@ __all__ = [
     "Task",
     "UserError",
     "View",
+    "__version__",
     "attach",
     "hidden_states",
     "load",

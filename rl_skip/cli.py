@@ -328,7 +328,7 @@ def _flat(value: Any, name: str) -> Any:
         for n, inner in enumerate(value):
             yield name + f"[{n}]", ", ".join(f"{key} {_short(one)}" for key, one in inner.items())
     else:
-        yield name, ", ".join(map(_short, value)) if isinstance(value, list) else _short(value)
+        yield name, (", ".join(map(_short, value)) or "none") if isinstance(value, list) else _short(value)
 
 
 def _short(value: object) -> str:

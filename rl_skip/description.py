@@ -11,6 +11,7 @@ import torch
 
 from rl_skip.core.features import ALWAYS, FEATURES, Feature, find_features
 from rl_skip.core.reward import LINEAR
+from rl_skip.core.version import __version__
 from rl_skip.dial import PricePoint, PriceTable
 from rl_skip.errors import UserError
 from rl_skip.fields import Fields
@@ -119,8 +120,6 @@ class Description:
 
 
 def _versions() -> dict[str, str]:
-    from rl_skip import __version__
-
     return {"rl_skip": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from rl_skip import __version__
 from rl_skip.compare.result import BEST_FIXED
 from rl_skip.compare.result import FORMAT_VERSION as COMPARISON_VERSION
 from rl_skip.core.files import atomic_replace
+from rl_skip.core.version import __version__
 from rl_skip.errors import UserError
 from rl_skip.evaluation import SLACK, beside_full_depth, best_fixed_route, evaluate
 from rl_skip.export import SkipModel, read_description

@@ -2,20 +2,36 @@
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from rl_skip.core.plugins import Registry
 from rl_skip.errors import UserError
 
-if TYPE_CHECKING:
-    from rl_skip.core.routing import RoutingState
-
 __all__ = ["ALWAYS", "FEATURES", "STATE_BOUND", "Feature", "View", "check_features", "default_features", "find_features"]
 
 STATE_BOUND = 1e4
 """Numbers of the network's own are cut here, so that an observation stays within bounds."""
+
+
+class Looked(Protocol):
+    """What a view looks at: the state of a batch on its way through a stack, `RoutingState`."""
+
+    stack: Any
+    carry: Any
+    position: Tensor
+    spent: Tensor
+    price: Tensor
+
+    @property
+    def layout(self) -> Any:
+        """What an observation holds."""
+        ...
+
+    def previous(self, name: str, rows: Tensor, value: Tensor) -> Tensor:
+        """See `View.previous`."""
+        ...
 
 
 class View:
@@ -26,7 +42,7 @@ class View:
         rows: (R,) long, the rows.
     """
 
-    def __init__(self, state: "RoutingState", rows: Tensor) -> None:
+    def __init__(self, state: Looked, rows: Tensor) -> None:
         self.state, self.rows = state, rows
 
     @cached_property

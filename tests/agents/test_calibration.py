@@ -89,7 +89,7 @@ def test_of_a_range_the_dearest_price_within_half_a_point_of_the_best_is_run_at(
 
 
 def _budget(budget: float) -> BudgetPrice:
-    return BudgetPrice(budget, start=0.18, integral=0.05, proportional=0.5, pull=0.2)
+    return BudgetPrice(budget, start=0.18, integral=0.05, proportional=0.5, penalty=0.2)
 
 
 class Wavering(JumpPolicy):

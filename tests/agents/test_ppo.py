@@ -166,7 +166,7 @@ def test_ppo_goes_on_exactly_from_the_end_of_an_epoch(tiny_learner, agent):
 
 
 def test_ppo_collects_at_the_price_that_the_budget_asks_for_now(tiny_learner):
-    prices = BudgetPrice(0.5, start=0.1, integral=0.05, proportional=0.5, pull=0.2)
+    prices = BudgetPrice(0.5, start=0.1, integral=0.05, proportional=0.5, penalty=0.2)
     ppo = Ppo(tiny_learner(agent="ppo", agent_config=SMALL, pricing=PriceConfig(budget=0.5)), prices)
     for _ in range(50):
         prices.observe(torch.tensor(1.0))

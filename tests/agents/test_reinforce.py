@@ -204,14 +204,14 @@ def test_the_policy_learns_from_routes_as_they_are_deployed_and_the_network_from
     learner = tiny_learner(agent_config=ReinforceConfig(routes_per_input=3))
     seen: list[tuple[str, bool, bool, Tensor]] = []
 
-    def watched(stack, policy, inputs, **options):
-        rollout = routed_forward(stack, policy, inputs, **options)
-        who = "full" if options.get("route") is learner.full_route else "network" if policy is None else "policy"
+    def watched(stack, router, inputs, **options):
+        rollout = routed_forward(stack, router, inputs, **options)
+        who = "full" if router is learner.full_route else "network" if isinstance(router, Tensor) else "policy"
         seen.append((who, stack.training, rollout.outputs.requires_grad, rollout.route))
         return rollout
 
-    monkeypatch.setattr(agents.reinforce, "sweep", watched)
-    monkeypatch.setattr(agents.learner, "sweep", watched)
+    monkeypatch.setattr(agents.reinforce, "routed_forward", watched)
+    monkeypatch.setattr(agents.learner, "routed_forward", watched)
     Reinforce(learner, FixedPrice(0.1)).update(learner.warmup_updates)
     assert [call[:3] for call in seen] == [("policy", False, False), ("network", True, True), ("full", True, True)]
     assert torch.equal(seen[1][3], seen[0][3][::3])

@@ -39,7 +39,7 @@ def test_a_pipeline_routes(tmp_path: Path) -> None:
     tokenizer = transformers.BertTokenizer(str(tmp_path / "vocab.txt"))
     model = build("bert")
     pipeline = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")
-    handle = rl_skip.attach(model, make_policy(1))
+    handle = rl_skip.attach(model, make_policy(7))
     handle.price = 0.3
     assert len(pipeline(["a good film", "bad"], batch_size=2)) == 2
     assert handle.last_routes.shape == (2, DEPTH)
@@ -50,7 +50,7 @@ def test_saving_and_copying_a_model_leaves_the_policy_out_or_takes_it_along(tmp_
     inputs = batch(model)
     with torch.no_grad():
         bare = model(**inputs).logits
-        handle = rl_skip.attach(model, make_policy(1))
+        handle = rl_skip.attach(model, make_policy(7))
         handle.price = 0.3
         routed = model(**inputs).logits
         model.save_pretrained(tmp_path)
@@ -65,7 +65,7 @@ def test_a_model_is_copied_and_pickled_after_it_was_trained() -> None:
     """What a call leaves behind holds no graph, no cache and no method that a pickle would look up by its name."""
     model = build("bert")
     inputs = batch(model)
-    handle = rl_skip.attach(model, make_policy(1))
+    handle = rl_skip.attach(model, make_policy(7))
     handle.price = 0.3
     model.train()(**inputs).logits.sum().backward()
     model.eval()
@@ -80,7 +80,7 @@ def test_a_model_is_copied_and_pickled_after_it_was_trained() -> None:
 
 def test_nothing_of_a_call_is_kept() -> None:
     model = build("llama")
-    rl_skip.attach(model, make_policy(1))
+    rl_skip.attach(model, make_policy(7))
     cache = weakref.ref(model(**batch(model)).past_key_values)
     gc.collect()
     assert cache() is None
@@ -89,7 +89,7 @@ def test_nothing_of_a_call_is_kept() -> None:
 def test_threads_call_one_model_at_once() -> None:
     model = build("bert")
     inputs = batch(model)
-    rl_skip.attach(model, make_policy(1)).price = 0.3
+    rl_skip.attach(model, make_policy(7)).price = 0.3
 
     def logits(row: int) -> torch.Tensor:
         with torch.no_grad():

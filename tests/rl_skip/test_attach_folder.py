@@ -22,7 +22,7 @@ TABLE = [(0.01, 0.8, 0.9), (1.0, 0.4, 0.8)]
 def folder(tmp_path: Path) -> Path:
     model = build("bert")
     model.config._name_or_path, model.config._commit_hash = "somebody/small-bert", "c0ffee"
-    handle = rl_skip.attach(model, make_policy(1))
+    handle = rl_skip.attach(model, make_policy(7))
     handle.table, handle.trained_on = PriceTable.monotone(TABLE), {"task": "sentences", "rows": 1000}
     handle.budget = 0.6
     handle.save_pretrained(tmp_path / "policy")
@@ -40,7 +40,7 @@ def _routes(model: nn.Module, folder: Path) -> torch.Tensor:
 def test_a_saved_policy_decides_as_before(folder: Path) -> None:
     model = build("bert")
     inputs = batch(model)
-    before = rl_skip.attach(model, make_policy(1))
+    before = rl_skip.attach(model, make_policy(7))
     before.price = 0.1
     with torch.no_grad():
         model(**inputs)

@@ -40,7 +40,7 @@ def _one_row_at_a_time(model: nn.Module, path: str, policy: JumpPolicy, inputs: 
                 if rules.choices[i]:
                     where = torch.tensor([i / DEPTH, compute])
                     price_seen = rules.layout.scale_price(torch.tensor([price]))
-                    observation = torch.cat([seen[0][0].mean(dim=0), torch.zeros(WIDTH), where, price_seen]).unsqueeze(0)
+                    observation = torch.cat([seen[0][0].mean(dim=0), where, price_seen]).unsqueeze(0)
                     jump = int(policy(observation).argmax())
                 else:
                     jump = 0
@@ -57,7 +57,7 @@ def _decision_share(rules: JumpRules, tokens: int) -> float:
 
 
 def test_decisions_equal_those_of_a_slow_loop() -> None:
-    model, policy, price = build("bert"), make_policy(1), 0.3
+    model, policy, price = build("bert"), make_policy(7), 0.3
     inputs = batch(model)
     expected = _one_row_at_a_time(model, "bert.encoder.layer", policy, inputs, price)
     assert len({tuple(route) for route in expected}) > 1
@@ -78,7 +78,7 @@ def test_decisions_equal_those_of_a_slow_loop() -> None:
 
 def test_the_route_of_a_sequence_comes_from_its_prompt_alone() -> None:
     model = build("llama")
-    handle = rl_skip.attach(model, make_policy(3))
+    handle = rl_skip.attach(model, make_policy(7))
     handle.price = 0.3
     inputs = batch(model)
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_the_route_of_a_sequence_comes_from_its_prompt_alone() -> None:
             assert handle.last_routes.equal(prompt_routes.repeat_interleave(beams, dim=0))
         handle.detach()
         # With the prompt's length known, what follows the prompt changes nothing.
-        handle = rl_skip.attach(model, make_policy(3), prompt_tokens=4)
+        handle = rl_skip.attach(model, make_policy(7), prompt_tokens=4)
         handle.price = 0.3
         model(**inputs)
         routes = handle.last_routes
@@ -120,7 +120,7 @@ def test_the_rows_of_a_cache_keep_their_routes_when_they_move() -> None:
 def test_generation_equals_that_on_the_routes_of_the_prompts() -> None:
     model = build("gpt2")
     inputs = batch(model)
-    handle = rl_skip.attach(model, make_policy(1))
+    handle = rl_skip.attach(model, make_policy(7))
     handle.price = 0.3
     options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     generated, routes = model.generate(**inputs, **options), handle.last_routes
@@ -136,11 +136,11 @@ def test_layers_that_are_named_route_as_those_that_are_found(family: str, path: 
     model, cache = build(family), transformers.DynamicCache()
     inputs = batch(model)
     with torch.no_grad():
-        found = rl_skip.attach(model, make_policy(1))
+        found = rl_skip.attach(model, make_policy(7))
         found.price = 0.3
         expected, routes, compute = model(**inputs).logits, found.last_routes, found.last_compute
         found.detach()
-        named = rl_skip.attach(model, make_policy(1), layers=path)
+        named = rl_skip.attach(model, make_policy(7), layers=path)
         named.price = 0.3
         assert model(**inputs, past_key_values=cache).logits.equal(expected)
     assert named.last_routes.equal(routes) and named.last_compute.equal(compute)
@@ -165,7 +165,7 @@ def test_rows_without_a_real_token(family: str) -> None:
     inputs = batch(model)
     inputs["attention_mask"][1] = 0
     with torch.no_grad():
-        handle = rl_skip.attach(model, make_policy(1))
+        handle = rl_skip.attach(model, make_policy(7))
         handle.price = 0.3
         model(**inputs)
     assert handle.last_compute.isfinite().all()

@@ -38,7 +38,7 @@ def test_a_sweep_gives_what_the_attached_model_gives(family: str) -> None:
 
 @pytest.mark.parametrize("scope", ["state", "input"])
 def test_a_policy_decides_the_same_in_a_sweep_and_attached(scope: str) -> None:
-    policy, model = make_policy(1, scope=scope), build("bert")
+    policy, model = make_policy(7, scope=scope), build("bert")
     inputs = batch(model)
     with torch.no_grad():
         rollout = routed_forward(HuggingFaceStack(model), policy, inputs, price=0.3)

@@ -1,4 +1,4 @@
-"""Measuring: shared-prefix route search against the sweep, route by route; time."""
+"""Measuring: shared-prefix route search against the routed forward, route by route; time."""
 
 import itertools
 import time
@@ -10,7 +10,7 @@ import rl_skip.evaluation as evaluation
 from rl_skip import JumpPolicy, JumpRules, LayerStack, ObservationLayout
 from rl_skip.core.routing import routed_forward
 from rl_skip.evaluation import all_routes, beside_full_depth, best_fixed_route, evaluate, evaluate_routes, seconds_per_batch
-from rl_skip.network import NetworkConfig, StackKind, build_network
+from rl_skip.network import NetworkConfig, build_network
 from rl_skip.tasks import Examples, Task, load_task
 
 DEPTH = 5
@@ -26,7 +26,7 @@ def few(task: Task) -> Examples:
     return task.load("validation").take(slice(0, 40))
 
 
-def network(task: Task, kind: StackKind) -> LayerStack:
+def network(task: Task, kind: str) -> LayerStack:
     torch.manual_seed(0)
     stack = build_network(NetworkConfig(layers=DEPTH, width=16, heads=2, stack=kind), task.embedding, task.tokens, 10)
     for parameter in stack.parameters():
@@ -36,7 +36,7 @@ def network(task: Task, kind: StackKind) -> LayerStack:
 
 @pytest.mark.parametrize("kind", ["blocks", "skip-layer"])
 @pytest.mark.parametrize("allow_exit", [False, True])
-def test_routes_searched_together_equal_routes_swept_one_by_one(task: Task, few: Examples, kind: StackKind, allow_exit: bool) -> None:
+def test_routes_searched_together_equal_routed_forwards_one_by_one(task: Task, few: Examples, kind: str, allow_exit: bool) -> None:
     stack = network(task, kind)
     routes = all_routes(DEPTH, allow_exit)
     correct, compute = evaluate_routes(stack, task, few, routes)

@@ -16,6 +16,8 @@ from torch import nn
 import rl_skip
 from rl_skip import JumpPolicy, JumpRules, ModuleStack, ObservationLayout, SkipLayer, UserError
 from rl_skip.blocks import FrameEmbedding, PatchEmbedding
+from rl_skip.core.features import default_features
+from rl_skip.core.reward import LINEAR
 from rl_skip.core.routing import routed_forward
 from rl_skip.export import copy_export
 from rl_skip.gated import AdapterBody
@@ -42,7 +44,8 @@ def outspoken(policy):
 
 
 def make_policy(stack, **options):
-    return outspoken(JumpPolicy(JumpRules.reaching(ObservationLayout(stack.width, stack.depth), **options)))
+    layout = ObservationLayout(stack.width, stack.depth, features=default_features(stack.has_memory))
+    return outspoken(JumpPolicy(JumpRules.reaching(layout, **options)))
 
 
 def make_network(config, embedding=IMAGES):
@@ -211,13 +214,14 @@ def test_the_folder_holds_no_pickle_and_its_json_has_the_documented_fields(expor
         size = int.from_bytes(file.read_bytes()[:8], "little")  # the format: length of a JSON header, the header, raw numbers
         json.loads(file.read_bytes()[8 : 8 + size])
     described = json.loads((export / "policy.json").read_text())
-    sizes = {"hidden": 16, "memory": 16, "position": 1, "compute": 1, "price": 1}
+    sizes = {"hidden": 16, "position": 1, "compute": 1, "price": 1}
     parts = [{"name": name, "size": size} for name, size in sizes.items()]
     assert described["observation"] == {"features": parts, "price_low": 0.001, "price_high": 10.0}
     assert (described["format_version"], described["depth"], described["width"], described["max_jump"]) == (2, 4, 16, 2)
     assert (described["allow_exit"], described["policy_scope"], described["hidden"], described["price"]) == (False, "state", 128, PRICE)
     assert described["layer_costs"] == [0.25] * 4
     assert described["price_table"] == [{"price": p, "compute": c, "accuracy": a} for p, c, a in TABLE]
+    assert described["reward"] == LINEAR.formula == "score − price · compute"
     assert described["trained_on"] == {"task": "digits", "seed": 0}
     assert described["versions"]["rl_skip"] == rl_skip.__version__
     assert described["network"]["embedding"]["kind"] == "patches"
@@ -318,7 +322,7 @@ def field_paths():
     yield ("observation", "price_low"), [*number, 0, 10.0]
     yield ("observation", "price_high"), number
     yield ("observation", "features"), [None, {}, [], ["hidden"]]
-    yield ("observation", "features", 0, "name"), [*text, "memory"]
+    yield ("observation", "features", 0, "name"), [*text, "position", "unheard-of"]
     yield ("observation", "features", 0, "size"), [*whole, 17]
     yield ("price_table",), [None, {}, [3]]
     for name in ("price", "compute"):
@@ -444,7 +448,7 @@ def test_layer_costs_that_differ_are_refused(tmp_path, export):
 def test_depth_and_width_must_agree_with_the_weights(export):
     def widen(described):
         described["width"] = described["network"]["width"] = 32
-        for part in described["observation"]["features"][:2]:
+        for part in described["observation"]["features"][:1]:
             part["size"] = 32
 
     edit(export, widen)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, silu
 
+from rl_skip.core.features import default_features
 from rl_skip.core.routing import PolicyRouter, Rollout, routed_forward
 from rl_skip.errors import UserError
 from rl_skip.gated import Body, GatedStack, straight_through
@@ -99,7 +100,7 @@ class Reference:
             return tokens * (2 * WIDTH + (2 * WIDTH * WIDTH if i % 2 == 0 else 0))
         return tokens * (2 * WIDTH + 2 * 12 * WIDTH * WIDTH) + 4 * tokens * tokens * WIDTH
 
-    def walk(self, policy: JumpPolicy, x: Tensor, price: float, route: list[bool] | None) -> tuple[Tensor, list[bool], float, Tensor]:
+    def take(self, policy: JumpPolicy, x: Tensor, price: float, route: list[bool] | None) -> tuple[Tensor, list[bool], float, Tensor]:
         """Output (n, D), route, compute and log-probability of one row; a `route` is followed, else the likeliest jump taken."""
         rules, tokens = policy.rules, list(x)
         full = sum(self.body_flops(i, len(tokens)) for i in range(DEPTH))
@@ -141,7 +142,7 @@ def _wake_gates(stack: GatedStack) -> None:
 
 
 def _policy(**options: object) -> JumpPolicy:
-    policy = JumpPolicy(JumpRules.reaching(ObservationLayout(WIDTH, DEPTH), hidden=16, **options))
+    policy = JumpPolicy(JumpRules.reaching(ObservationLayout(WIDTH, DEPTH, features=default_features(GatedStack.has_memory)), hidden=16, **options))
     policy.fc_out.weight.data.normal_(std=2.0)
     return policy
 
@@ -163,7 +164,7 @@ def _padded(rows: int) -> dict[str, Tensor]:
         (64, "sample", False, "state"),
     ],
 )
-def test_sweep_is_the_reference(body: str, rows: int, decide: str, allow_exit: bool, scope: str) -> None:
+def test_routed_forward_is_the_reference(body: str, rows: int, decide: str, allow_exit: bool, scope: str) -> None:
     torch.manual_seed(rows)
     stack, policy, inputs, price = _stack(body), _policy(allow_exit=allow_exit, scope=scope), _padded(rows), torch.rand(rows)
     route = None
@@ -175,8 +176,8 @@ def test_sweep_is_the_reference(body: str, rows: int, decide: str, allow_exit: b
 
     reference = Reference(stack, body)
     followed = [None] * rows if decide == "greedy" else rollout.route.tolist()
-    walks = [reference.walk(policy, x[m], price[b].item(), followed[b]) for b, (x, m) in enumerate(zip(inputs["x"], inputs["mask"], strict=True))]
-    outputs, routes, compute, chances = zip(*walks, strict=True)
+    taken = [reference.take(policy, x[m], price[b].item(), followed[b]) for b, (x, m) in enumerate(zip(inputs["x"], inputs["mask"], strict=True))]
+    outputs, routes, compute, chances = zip(*taken, strict=True)
     assert rollout.route.tolist() == list(routes)
     torch.testing.assert_close(rollout.outputs[inputs["mask"]], torch.cat(outputs), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(rollout.compute, torch.tensor(compute), atol=1e-5, rtol=1e-5)
@@ -212,7 +213,7 @@ def test_skip_layer_is_the_reference(body: str) -> None:
     y = jmp(x)
     reference = Reference(jmp, body)
     for row in range(6):
-        output, route, compute, _ = reference.walk(jmp.policy, x[row], jmp.price, None)
+        output, route, compute, _ = reference.take(jmp.policy, x[row], jmp.price, None)
         torch.testing.assert_close(y[row], output, atol=1e-5, rtol=1e-5)
         assert jmp.logs["route"][row].tolist() == route
         assert jmp.logs["compute"][row].item() == pytest.approx(compute, abs=1e-5)

@@ -16,6 +16,7 @@ from rl_skip.guarantee import Guarantee, guarantee, smallest_guaranteed, tango_z
 from rl_skip.network import NetworkConfig, build_network, network_to_json
 from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.tasks import load_task
+from tests.rl_skip.run_config import run_config
 
 CRITICAL = 1.6448536269514722  # the 95% quantile of the normal distribution
 
@@ -163,8 +164,7 @@ def run(tmp_path_factory):
     network = network_to_json(config, task.embedding, task.tokens, len(task.classes))
     table = [(1.0, 0.3, 0.08), (0.1, 0.5, 0.09), (0.01, 0.9, 0.095)]
     save(folder / "policy", policy, stack=stack, network=network, price=0.1, price_table=table, trained_on={"task": "digits"})
-    settings = {"layers": 4, "width": 16, "heads": 2, "stack": "blocks", "body": "attention", "dropout": 0.0}
-    (folder / "config.json").write_text(json.dumps({"format_version": 1, "task": {"name": "digits", "data": None}, "network": settings}))
+    (folder / "config.json").write_text(json.dumps(run_config("digits", config)))
     return folder
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rl_skip.core.features import default_features
 from rl_skip.errors import UserError
 from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout, legal_jumps, longest_jump
 
@@ -81,13 +82,24 @@ def _observed(layout: ObservationLayout, hidden: Tensor, memory: Tensor | None, 
 
 
 def test_observation_is_laid_out_as_documented() -> None:
-    layout = ObservationLayout(width=3, depth=8)
     hidden, memory = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[4.0, 5.0, 6.0]])
+    layout = ObservationLayout(width=3, depth=8)
     seen = _observed(layout, hidden, memory, 2, torch.tensor([0.375]), torch.tensor([0.1]))
-    assert seen.shape == (1, layout.size) and seen.dtype == torch.float32
+    assert seen.shape == (1, layout.size) == (1, 3 + 3) and seen.dtype == torch.float32
+    assert seen[0, :5].tolist() == [1, 2, 3, 0.25, 0.375]
+    assert seen[0, 5].item() == pytest.approx(0.0, abs=1e-6)  # 0.1 is the geometric middle of 0.001 and 10
+
+
+def test_the_working_memory_stands_behind_the_hidden_state_where_there_is_one() -> None:
+    hidden, memory = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[4.0, 5.0, 6.0]])
+    assert default_features(has_memory=False) == ObservationLayout(3, 8).features
+    layout = ObservationLayout(3, 8, features=default_features(has_memory=True))
+    seen = _observed(layout, hidden, memory, 2, torch.tensor([0.375]), torch.tensor([0.1]))
+    assert seen.shape == (1, layout.size) == (1, 2 * 3 + 3) and seen.dtype == torch.float32
     assert seen[0, :8].tolist() == [1, 2, 3, 4, 5, 6, 0.25, 0.375]
     assert seen[0, 8].item() == pytest.approx(0.0, abs=1e-6)  # 0.1 is the geometric middle of 0.001 and 10
-    assert _observed(layout, hidden, None, 2, torch.tensor([0.0]), torch.tensor([1.0]))[0, 3:6].tolist() == [0, 0, 0]
+    with pytest.raises(UserError, match="no working memory.*leave memory out of --feature"):
+        _observed(layout, hidden, None, 2, torch.tensor([0.0]), torch.tensor([1.0]))
 
 
 def test_positions_come_back_out_of_the_observation() -> None:
@@ -116,7 +128,7 @@ def test_price_is_scaled_by_its_logarithm() -> None:
 @pytest.mark.parametrize("allow_exit", [False, True])
 def test_policy_never_chooses_an_illegal_jump(allow_exit: bool) -> None:
     torch.manual_seed(0)
-    layout = ObservationLayout(5, 6)
+    layout = ObservationLayout(5, 6, features=default_features(has_memory=True))
     policy = JumpPolicy(JumpRules.reaching(layout, 3, allow_exit=allow_exit))
     policy.fc_out.weight.data.mul_(1000)
     layers = torch.arange(6).repeat(200)

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from rl_skip.core.routing import routed_forward
 from rl_skip.network import NetworkConfig, build_network, network_to_json
 from rl_skip.pruned import PrunedNetwork, load_pruned
 from rl_skip.tasks import Task, load_task
+from tests.rl_skip.run_config import run_config
 
 WIDTH, DEPTH, PRICE = 16, 5, 0.1
 IMAGES = PatchEmbedding(height=8, image_width=8, channels=1, patch=1, patch_width=8, overlap=1)
@@ -114,8 +114,7 @@ def write_run(folder: Path, task_name: str) -> Path:
     nn.init.normal_(policy.fc_out.weight, std=1.0)
     described = network_to_json(config, task.embedding, task.tokens, 10)
     rl_skip.save(folder / "policy", policy, stack=stack, network=described, price=PRICE, trained_on={"task": task.name})
-    settings = {"format_version": 1, "task": {"name": task_name, "data": None}, "network": asdict(config)}
-    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps(run_config(task_name, config)))
     return folder
 
 

@@ -1,7 +1,6 @@
 """The task hops: its labels against a walk by hand, its splits, and networks of tied layers around it."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.runs import load_run
 from rl_skip.stack import ModuleStack
 from rl_skip.tasks import Split, load_task
+from tests.rl_skip.run_config import run_config
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 TIED = NetworkConfig(layers=4, width=16, heads=2, tied=True)
@@ -100,7 +100,7 @@ def tied_run(folder: Path) -> ModuleStack:
     torch.nn.init.normal_(policy.fc_out.weight, std=1.0)
     described = network_to_json(TIED, task.embedding, task.tokens, 8)
     rl_skip.save(folder / "policy", policy, stack=stack, network=described, price=0.1)
-    (folder / "config.json").write_text(json.dumps({"format_version": 1, "task": {"name": "hops", "data": None}, "network": asdict(TIED)}))
+    (folder / "config.json").write_text(json.dumps(run_config("hops", TIED)))
     assert isinstance(stack, ModuleStack)
     return stack
 
@@ -138,9 +138,9 @@ def test_files_from_before_there_were_tied_layers_are_read(tmp_path: Path) -> No
     del network["tied"]
     stack = build_network(config, task.embedding, task.tokens, 10)
     rl_skip.save(tmp_path / "policy", JumpPolicy(JumpRules.reaching(ObservationLayout(16, 4))), stack=stack, network=network, price=0.1)
-    described = asdict(config)
-    del described["tied"]
-    (tmp_path / "config.json").write_text(json.dumps({"format_version": 1, "task": {"name": "digits", "data": None}, "network": described}))
+    described = run_config("digits", config)
+    del described["network"]["tied"]
+    (tmp_path / "config.json").write_text(json.dumps(described))
     model, _ = load_run(tmp_path)
     assert isinstance(model.stack, ModuleStack) and model.stack.layers[0] is not model.stack.layers[1]
 
