@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rl_skip.core.reward import REWARDS, Reward
     from rl_skip.core.routing import Decision, FixedRoute, PolicyRouter, Rollout, Router, RoutingState, routed_forward
     from rl_skip.costs import CostModel
+    from rl_skip.evaluation import hidden_states
     from rl_skip.export import SkipModel, load, load_policy, save
     from rl_skip.network import NetworkConfig
     from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
@@ -54,6 +55,7 @@ __all__ = [
     "View",
     "__version__",
     "attach",
+    "hidden_states",
     "load",
     "load_policy",
     "routed_forward",
@@ -68,6 +70,7 @@ _PARTS = {
     "attached": ("Handle", "HuggingFaceStack", "attach"),
     "compare.baseline": ("BaselineRecord",),
     "compare.measured": ("Bench", "MeasuredBaseline"),
+    "evaluation": ("hidden_states",),
     "export": ("SkipModel", "load", "load_policy", "save"),
     "network": ("NetworkConfig",),
     "policy": ("JumpPolicy", "JumpRules", "ObservationLayout"),

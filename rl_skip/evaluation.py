@@ -11,13 +11,24 @@ import torch
 from torch import Tensor
 
 from rl_skip.core.batches import in_batches
+from rl_skip.core.features import View
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
 from rl_skip.policy import JumpPolicy
 from rl_skip.stack import LayerStack
 from rl_skip.tasks import Examples, Task
 
-__all__ = ["Evaluation", "all_routes", "beside_full_depth", "best_fixed_route", "evaluate", "evaluate_routes", "searched_routes", "seconds_per_batch"]
+__all__ = [
+    "Evaluation",
+    "all_routes",
+    "beside_full_depth",
+    "best_fixed_route",
+    "evaluate",
+    "evaluate_routes",
+    "hidden_states",
+    "searched_routes",
+    "seconds_per_batch",
+]
 
 EXHAUSTIVE_DEPTH = 12
 BEAM = 32
@@ -107,6 +118,25 @@ def beside_full_depth(
     everything = torch.ones(stack.depth, dtype=torch.bool)
     measured, full = (evaluate(stack, router, task, examples, price=price, reward=reward, batch_size=batch_size) for router in (policy, everything))
     return measured, full
+
+
+def hidden_states(stack: LayerStack, examples: Examples, *, batch_size: int = 256) -> Tensor:
+    """(N, L, D) on the CPU: what the hidden state is after each layer, at full depth, averaged over the real tokens; for heads or probes."""
+
+    class Watch(Router):
+        def __init__(self) -> None:
+            self.seen: list[Tensor] = []
+
+        def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
+            self.seen.append(View(state, rows).hidden)
+            return Decision(torch.full_like(rows, i + 1))
+
+    def run(batch: Examples, _rows: Tensor) -> tuple[Tensor]:
+        watch = Watch()
+        routed_forward(stack, watch, batch.to(stack.layer_flops.device).inputs)
+        return (torch.stack(watch.seen, dim=1),)
+
+    return in_batches(run, examples, batch_size, stack)[0]
 
 
 def all_routes(depth: int, allow_exit: bool) -> Tensor:

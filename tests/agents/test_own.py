@@ -1,68 +1,22 @@
-"""A person's own agent and own task, named `file.py:name`: trained, resumed, exported, loaded; their options and what is refused."""
+"""A person's own agent and own task, named `file.py:name`: their options, and what is refused."""
 
-import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 import train
 from agents.agent import AGENTS, find_agent
 from agents.config import TrainConfig
 from agents.ppo import PpoConfig
 from agents.reinforce import ReinforceConfig
-from benchmarks.kill import SMALL, differences
-from rl_skip.cli import main
 from rl_skip.errors import UserError
-from rl_skip.runs import load_run
 from rl_skip.tasks import TASKS, load_task
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 AGENT, TASK = f"{EXAMPLES / 'own_agent.py'}:MovingAverage", f"{EXAMPLES / 'own_task.py'}:longest_run"
 
 # ------------------------------------------------------------------------------------------------------------- an agent
-
-
-@pytest.fixture(scope="module")
-def own_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("own") / "run"
-    assert train.main(["--agent", AGENT, "--out", str(folder), "--decay", "0.9", "--checkpoint-updates", "20", *SMALL, "--epochs", "2"]) == 0
-    return folder
-
-
-def test_examples_have_at_most_40_lines() -> None:
-    for file in EXAMPLES.glob("own_*.py"):
-        assert len(file.read_text().splitlines()) <= 40, file.name
-
-
-def test_an_own_agent_trains_and_exports_as_a_bundled_one_does(own_run: Path) -> None:
-    config = json.loads((own_run / "config.json").read_text())
-    assert config["agent"] == AGENT and config["agent_config"]["decay"] == 0.9
-    model, task = load_run(own_run)
-    rows = task.load("test")
-    report = json.loads((own_run / "report.json").read_text())
-    assert model(rows.inputs).argmax(dim=1).eq(rows.labels).float().mean().item() == pytest.approx(report["policy"]["accuracy"])
-    assert json.loads((own_run / "policy" / "policy.json").read_text())["trained_on"]["agent"] == "MovingAverage"
-
-
-def test_an_own_agent_is_compared(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", str(own_run), "--rows", "200", "--json", "--device", "cpu"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["task"] == "digits" and "policy" in {curve["name"] for curve in found["curves"]}
-
-
-def test_an_own_agent_goes_on_where_it_stood_with_its_state(own_run: Path, tmp_path: Path) -> None:
-    files = sorted(own_run.glob("checkpoints/update-*.pt"))
-    averages = [torch.load(file, weights_only=True)["agent"]["average"].item() for file in files]
-    assert len(files) == 3 and averages[0] != averages[-1]
-    folder = Path(shutil.copytree(own_run, tmp_path / "run"))
-    shutil.rmtree(folder / "policy")
-    (folder / "report.json").unlink()
-    (folder / "checkpoints" / files[-1].name).unlink()
-    assert train.main(["--resume", str(folder)]) == 0
-    assert differences(own_run, folder) == []
 
 
 def test_what_is_no_agent_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,13 +106,3 @@ def test_the_defaults_of_bundled_tasks_need_no_data_and_each_agent_can_take_them
                 options = train.read_options(["--task", task, "--agent", agent, "--model", model])
                 assert options.task == task and options.options.model == model
     assert load_task("hops").defaults is TASKS.find("hops").defaults
-
-
-def test_an_own_task_is_trained_with_its_defaults_and_loaded(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    flags = ["--out", str(folder), "--train-rows", "256", "--warmup-epochs", "1", "--epochs", "1", "--threads", "1"]
-    assert train.main(["--task", TASK, *flags]) == 0
-    config = json.loads((folder / "config.json").read_text())
-    assert config["task"]["name"] == TASK and config["agent_config"]["score"] == "probability" and config["network"]["layers"] == 6
-    model, task = load_run(folder)
-    assert model.stack.depth == 6 and task.name == "longest run"

@@ -1,4 +1,4 @@
-"""A stack of one's own from the command line: trained, resumed, exported, loaded, measured, compared and pruned."""
+"""A stack of one's own: where its file is run and where not, what it can do, and what is refused."""
 
 import json
 import shutil
@@ -98,26 +98,6 @@ def test_it_is_pruned_and_the_pruned_folder_asks_for_the_stack(finished: Path, t
     network, test = load_pruned(tmp_path / "pruned", fresh()), load_task("digits").load("test")
     with torch.no_grad():
         assert found["accuracy"] == pytest.approx(float((network(test.inputs).argmax(dim=1) == test.labels).float().mean()))
-
-
-def test_it_is_compared(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = Path(shutil.copytree(finished, tmp_path / "run"))
-    compared = report(capsys, "compare", run, "--rows", "60", "--device", "cpu")
-    assert compared["operating"]
-
-
-def test_a_run_that_was_stopped_goes_on_to_the_same_weights(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    run = Path(shutil.copytree(finished, tmp_path / "run"))
-    assert train.main(options(run, "--stack", NAME, "--overwrite", "--checkpoint-updates", "2")) == 0
-    for later in sorted((run / "checkpoints").glob("update-*.pt"))[1:]:
-        later.unlink()
-    (run / "report.json").unlink()
-    expected = {name: tensor.clone() for name, tensor in load_run(run)[0].state_dict().items()}
-    shutil.rmtree(run / "policy")
-    assert train.main(["--resume", str(run)]) == 0
-    found = load_run(run)[0].state_dict()
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_heads_of_its_own_are_found_for_confidence_exits_and_for_tuning(tmp_path: Path) -> None:

@@ -8,19 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import rl_skip
+from examples.own_feature import ChangeNorm
 from rl_skip import Feature, JumpPolicy, JumpRules, ModuleStack, ObservationLayout, PolicyRouter, RoutingState, UserError, View, routed_forward
 from rl_skip.core.features import FEATURES, find_features
 
 WIDTH, DEPTH, ROWS = 6, 5, 9
-
-
-class Change(Feature):
-    """How far the state moved in the last layer that ran, as a norm."""
-
-    name, low = "change", 0.0
-
-    def read(self, view: View) -> Tensor:
-        return (view.hidden - view.previous("change", view.hidden)).norm(dim=1, keepdim=True)
 
 
 class Costly(Feature):
@@ -46,7 +38,7 @@ def make_policy(*features: Feature) -> JumpPolicy:
 
 
 def test_an_own_feature_reads_the_change_since_the_last_look_on_every_route() -> None:
-    stack, policy, x = make_stack(), make_policy(Change()), torch.randn(ROWS, WIDTH)
+    stack, policy, x = make_stack(), make_policy(ChangeNorm()), torch.randn(ROWS, WIDTH)
     seen: list[tuple[int, Tensor, Tensor]] = []
 
     class Watched(PolicyRouter):
@@ -76,7 +68,7 @@ def test_an_own_feature_reads_the_change_since_the_last_look_on_every_route() ->
 
 
 def test_looking_twice_after_a_layer_gives_the_same_and_a_restarted_row_begins_anew() -> None:
-    stack, policy, x = make_stack(), make_policy(Change()), torch.randn(ROWS, WIDTH)
+    stack, policy, x = make_stack(), make_policy(ChangeNorm()), torch.randn(ROWS, WIDTH)
     everyone = torch.arange(ROWS)
     with torch.no_grad():
         state = RoutingState(stack, policy.rules, x, 0.1)
@@ -100,7 +92,7 @@ def test_what_a_feature_costs_is_part_of_the_decision() -> None:
 
 
 def test_an_observation_stays_within_the_bounds_of_its_features() -> None:
-    layout = ObservationLayout(WIDTH, DEPTH, features=(Change(),))
+    layout = ObservationLayout(WIDTH, DEPTH, features=(ChangeNorm(),))
     low, high = layout.bounds()
     assert low.tolist() == [0, 0, 0, -1] and high[-1] == 1 and low.shape == (layout.size,)
 
@@ -116,25 +108,25 @@ def test_a_feature_that_gives_another_shape_than_it_says_is_named() -> None:
         routed_forward(make_stack(), make_policy(Wrong()), torch.randn(ROWS, WIDTH))
 
 
-TWICE, ALWAYS = (Change(), Change()), find_features(["price"])
+TWICE, ALWAYS = (ChangeNorm(), ChangeNorm()), find_features(["price"])
 
 
-@pytest.mark.parametrize(("features", "named"), [(TWICE, "'change' is named twice"), (ALWAYS, "'price' is part of every")])
+@pytest.mark.parametrize(("features", "named"), [(TWICE, "'change_norm' is named twice"), (ALWAYS, "'price' is part of every")])
 def test_features_that_cannot_be_told_apart_are_refused(features: tuple[Feature, ...], named: str) -> None:
     with pytest.raises(UserError, match=named):
         ObservationLayout(WIDTH, DEPTH, features=features)
 
 
 def test_a_policy_that_sees_an_own_feature_is_saved_and_needs_it_to_be_loaded(tmp_path: Path) -> None:
-    stack, policy, x = make_stack(), make_policy(*find_features(["hidden"]), Change()), torch.randn(ROWS, WIDTH)
+    stack, policy, x = make_stack(), make_policy(*find_features(["hidden"]), ChangeNorm()), torch.randn(ROWS, WIDTH)
     rl_skip.save(tmp_path / "policy", policy, stack=stack, price=0.1)
     described = json.loads((tmp_path / "policy" / "policy.json").read_text())
-    assert [part["name"] for part in described["observation"]["features"]] == ["hidden", "change", "position", "compute", "price"]
-    with pytest.raises(UserError, match=r"sees the feature 'change', which is not known here; pass it with features=\[…\]"):
+    assert [part["name"] for part in described["observation"]["features"]] == ["hidden", "change_norm", "position", "compute", "price"]
+    with pytest.raises(UserError, match=r"sees the feature 'change_norm', which is not known here; pass it with features=\[…\]"):
         rl_skip.load(tmp_path / "policy", make_stack())
     with torch.no_grad():
         expected = routed_forward(stack, policy, x, price=0.1)
-        model = rl_skip.load(tmp_path / "policy", make_stack(), features=[Change()])
+        model = rl_skip.load(tmp_path / "policy", make_stack(), features=[ChangeNorm()])
         assert torch.equal(model(x), expected.outputs)
     assert model.last is not None and torch.equal(model.last.route, expected.route)
 
