@@ -8,11 +8,11 @@ from itertools import pairwise
 import tyro
 
 from agents.agent import AgentConfig
-from agents.checkpoints import Stopped
-from agents.compare import main as compare
-from agents.config import TrainConfig
-from agents.session import train
-from rl_skip.errors import UserError
+from agents.baselines.compare import main as compare
+from agents.options.config import TrainConfig
+from agents.run.checkpoints import Stopped
+from agents.run.session import train
+from rl_skip.core.errors import UserError
 from rl_skip.tasks import defaults_of
 
 

@@ -9,10 +9,10 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from rl_skip.core.errors import UserError
 from rl_skip.core.plugins import Registry
-from rl_skip.errors import UserError
-from rl_skip.evaluation import Evaluation
-from rl_skip.tasks import Examples
+from rl_skip.core.task import Examples
+from rl_skip.measure.evaluation import Evaluation
 
 __all__ = ["AGENTS", "Agent", "AgentConfig", "Results", "TrainedFor", "TrainedRun", "find_agent"]
 
@@ -53,7 +53,7 @@ class Agent(ABC):
     that trains a policy already, where it trains the jump policy; else from `Baseline`.
 
     Args:
-        learner: the `agents.learner.Learner` with network, policy, critic and data.
+        learner: the `agents.run.learner.Learner` with network, policy, critic and data.
     """
 
     config_class: ClassVar[type[AgentConfig]] = AgentConfig

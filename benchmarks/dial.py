@@ -20,8 +20,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.training import trained
-from rl_skip.evaluation import Evaluation, evaluate
-from rl_skip.runs import load_run
+from rl_skip.measure.evaluation import Evaluation, evaluate
+from rl_skip.measure.runs import load_run
 
 BUDGETS = (0.25, 0.375, 0.5, 0.75)
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # Okabe and Ito's palette, apart for the colour-blind too

@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rl_skip.evaluation import all_routes, evaluate, evaluate_routes
-from rl_skip.runs import load_run
+from rl_skip.measure.evaluation import all_routes, evaluate, evaluate_routes
+from rl_skip.measure.runs import load_run
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#999999"  # Okabe and Ito's palette, apart for the colour-blind too
 

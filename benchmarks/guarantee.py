@@ -19,11 +19,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rl_skip.dial import PricePoint, PriceTable, price_grid  # noqa: E402
-from rl_skip.errors import UserError  # noqa: E402
-from rl_skip.evaluation import evaluate  # noqa: E402
-from rl_skip.guarantee import smallest_guaranteed  # noqa: E402
-from rl_skip.runs import load_run  # noqa: E402
+from rl_skip.core.dial import PricePoint, PriceTable, price_grid  # noqa: E402
+from rl_skip.core.errors import UserError  # noqa: E402
+from rl_skip.measure.evaluation import evaluate  # noqa: E402
+from rl_skip.measure.guarantee import smallest_guaranteed  # noqa: E402
+from rl_skip.measure.runs import load_run  # noqa: E402
 from rl_skip.tasks import Split  # noqa: E402
 
 SPLITS: tuple[Split, Split] = ("validation", "test")

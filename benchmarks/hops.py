@@ -18,9 +18,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.training import trained
-from rl_skip.compare.book import RouteBook
-from rl_skip.evaluation import best_fixed_route, evaluate
-from rl_skip.runs import load_run
+from rl_skip.measure.compare.book import RouteBook
+from rl_skip.measure.evaluation import best_fixed_route, evaluate
+from rl_skip.measure.runs import load_run
 
 SEARCH_ROWS = 1_000
 

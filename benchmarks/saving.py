@@ -22,8 +22,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rl_skip import routed_forward  # noqa: E402
-from rl_skip.network import NetworkConfig, build_network  # noqa: E402
-from rl_skip.stack import ModuleStack  # noqa: E402
+from rl_skip.core.stack import ModuleStack  # noqa: E402
+from rl_skip.nets.network import NetworkConfig, build_network  # noqa: E402
 
 BOUND = 0.58
 

@@ -26,16 +26,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import rl_skip
 import train
-from agents.config import TrainConfig
-from agents.learner import Learner
-from agents.warmup import RandomRoutes
+from agents.options.config import TrainConfig
+from agents.run.learner import Learner
+from agents.run.warmup import RandomRoutes
 from rl_skip.attached.huggingface import HuggingFaceStack
 from rl_skip.attached.pretrained import load_model
-from rl_skip.evaluation import evaluate, seconds_per_batch
-from rl_skip.export import SkipModel
-from rl_skip.inputs import Inputs
-from rl_skip.runs import load_run
-from rl_skip.tasks import Examples, Task, load_task
+from rl_skip.core.inputs import Inputs
+from rl_skip.core.task import Examples, Task
+from rl_skip.export.policy_folder import SkipModel
+from rl_skip.measure.evaluation import evaluate, seconds_per_batch
+from rl_skip.measure.runs import load_run
+from rl_skip.tasks import load_task
 
 BATCH, BATCHES = 32, 12
 DONE = "benchmark.json"

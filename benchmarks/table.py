@@ -17,13 +17,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from agents.baselines import train_baselines
-from agents.config import TrainConfig
-from rl_skip.compare.command import compare_and_write
-from rl_skip.compare.comparison import BUDGETS
-from rl_skip.compare.plan import BASELINES_FOLDER
-from rl_skip.compare.result import BEST_FIXED, FULL_DEPTH, POLICY, BaselineResult, Comparison, Operating
-from rl_skip.compare.trained import EACH_BUDGET
+from agents.baselines.training import train_baselines
+from agents.options.config import TrainConfig
+from rl_skip.measure.compare.command import compare_and_write
+from rl_skip.measure.compare.comparison import BUDGETS
+from rl_skip.measure.compare.plan import BASELINES_FOLDER
+from rl_skip.measure.compare.result import BEST_FIXED, FULL_DEPTH, POLICY, BaselineResult, Comparison, Operating
+from rl_skip.measure.compare.trained import EACH_BUDGET
 from train import read_options
 
 TRAIN = ROOT / "train.py"

@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from envs.core import Ends, SkipCore
-from rl_skip.errors import UserError
-from rl_skip.policy import JumpRules
+from rl_skip.core.errors import UserError
+from rl_skip.core.policy import JumpRules
 
 __all__ = ["Array", "METADATA", "action_space", "check_render_mode", "draw", "end_infos", "jumps_from", "observation_space", "to_numpy"]
 

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl_skip.core.errors import UserError
+from rl_skip.core.inputs import Inputs, take_rows
+from rl_skip.core.policy import JumpRules
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routing import Decision, RoutingState, only_way
-from rl_skip.errors import UserError
-from rl_skip.inputs import Inputs, take_rows
-from rl_skip.policy import JumpRules
-from rl_skip.stack import LayerStack
-from rl_skip.tasks import Examples
+from rl_skip.core.stack import LayerStack
+from rl_skip.core.task import Examples
 
 __all__ = ["Ends", "Price", "Score", "SkipCore", "Step"]
 

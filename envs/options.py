@@ -9,16 +9,17 @@ import torch
 
 from envs.core import Price, Score, SkipCore
 from rl_skip.core.devices import pick_device
+from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature, default_features, find_features
+from rl_skip.core.policy import JumpRules, ObservationLayout, PolicyScope
 from rl_skip.core.reward import LINEAR, Reward, find_reward
-from rl_skip.errors import UserError
-from rl_skip.export import SkipModel
-from rl_skip.gated import BodyName
-from rl_skip.network import NetworkConfig
-from rl_skip.policy import JumpRules, ObservationLayout, PolicyScope
-from rl_skip.runs import load_run, read_run
-from rl_skip.stack import LayerStack
-from rl_skip.tasks import Examples, Split, Task, load_task
+from rl_skip.core.stack import LayerStack
+from rl_skip.core.task import Examples, Split, Task
+from rl_skip.export.policy_folder import SkipModel
+from rl_skip.measure.runs import load_run, read_run
+from rl_skip.nets.gated import BodyName
+from rl_skip.nets.network import NetworkConfig
+from rl_skip.tasks import load_task
 
 __all__ = ["EnvOptions", "ScoreName"]
 

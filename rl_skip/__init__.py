@@ -3,36 +3,41 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from rl_skip.core.errors import UserError
+from rl_skip.core.kinds import BUILT, KINDS
 from rl_skip.core.version import __version__
-from rl_skip.errors import UserError
-from rl_skip.kinds import BUILT, KINDS
 
 if TYPE_CHECKING:
     from rl_skip.attached import Handle, HuggingFaceStack, attach
-    from rl_skip.compare.baseline import BaselineRecord
-    from rl_skip.compare.measured import Bench, MeasuredBaseline
+    from rl_skip.core.costs import CostModel
     from rl_skip.core.features import FEATURES, Feature, View
+    from rl_skip.core.policy import JumpPolicy, JumpRules, ObservationLayout
     from rl_skip.core.reward import REWARDS, Reward
     from rl_skip.core.routing import Decision, FixedRoute, PolicyRouter, Rollout, Router, RoutingState, routed_forward
-    from rl_skip.costs import CostModel
-    from rl_skip.evaluation import hidden_states
-    from rl_skip.export import SkipModel, load, load_policy, save
-    from rl_skip.network import NetworkConfig
-    from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
-    from rl_skip.skip_layer import SkipLayer
-    from rl_skip.stack import LayerStack, ModuleStack
-    from rl_skip.tasks import Examples, Split, Task
+    from rl_skip.core.stack import Carry, LayerStack
+    from rl_skip.core.task import Examples, Split, Task, stratified_split
+    from rl_skip.export.policy_folder import SkipModel, load, load_policy, save
+    from rl_skip.measure.compare.baseline import BaselineRecord
+    from rl_skip.measure.compare.measured import Bench, MeasuredBaseline
+    from rl_skip.measure.evaluation import hidden_states
+    from rl_skip.nets.blocks import FrameEmbedding, PatchEmbedding
+    from rl_skip.nets.module_stack import ModuleStack
+    from rl_skip.nets.network import NetworkConfig
+    from rl_skip.nets.skip_layer import SkipLayer
+    from rl_skip.tasks import load_task
 
 __all__ = [
     "FEATURES",
     "REWARDS",
     "BaselineRecord",
     "Bench",
+    "Carry",
     "CostModel",
     "Decision",
     "Examples",
     "Feature",
     "FixedRoute",
+    "FrameEmbedding",
     "Handle",
     "HuggingFaceStack",
     "JumpPolicy",
@@ -42,6 +47,7 @@ __all__ = [
     "ModuleStack",
     "NetworkConfig",
     "ObservationLayout",
+    "PatchEmbedding",
     "PolicyRouter",
     "Reward",
     "Rollout",
@@ -58,31 +64,36 @@ __all__ = [
     "hidden_states",
     "load",
     "load_policy",
+    "load_task",
     "routed_forward",
     "save",
+    "stratified_split",
 ]
 
 _PARTS = {
+    "attached": ("Handle", "HuggingFaceStack", "attach"),
+    "core.costs": ("CostModel",),
     "core.features": ("FEATURES", "Feature", "View"),
+    "core.policy": ("JumpPolicy", "JumpRules", "ObservationLayout"),
     "core.reward": ("REWARDS", "Reward"),
     "core.routing": ("Decision", "FixedRoute", "PolicyRouter", "Rollout", "Router", "RoutingState", "routed_forward"),
-    "costs": ("CostModel",),
-    "attached": ("Handle", "HuggingFaceStack", "attach"),
-    "compare.baseline": ("BaselineRecord",),
-    "compare.measured": ("Bench", "MeasuredBaseline"),
-    "evaluation": ("hidden_states",),
-    "export": ("SkipModel", "load", "load_policy", "save"),
-    "network": ("NetworkConfig",),
-    "policy": ("JumpPolicy", "JumpRules", "ObservationLayout"),
-    "skip_layer": ("SkipLayer",),
-    "stack": ("LayerStack", "ModuleStack"),
-    "tasks": ("Examples", "Split", "Task"),
+    "core.stack": ("Carry", "LayerStack"),
+    "core.task": ("Examples", "Split", "Task", "stratified_split"),
+    "export.policy_folder": ("SkipModel", "load", "load_policy", "save"),
+    "measure.compare.baseline": ("BaselineRecord",),
+    "measure.compare.measured": ("Bench", "MeasuredBaseline"),
+    "measure.evaluation": ("hidden_states",),
+    "nets.blocks": ("FrameEmbedding", "PatchEmbedding"),
+    "nets.module_stack": ("ModuleStack",),
+    "nets.network": ("NetworkConfig",),
+    "nets.skip_layer": ("SkipLayer",),
+    "tasks": ("load_task",),
 }
 """Where each name lives. It is imported when it is first asked for: a pruned network loads without policy and routing."""
 
 
-KINDS.register_lazily(BUILT, "rl_skip.network:NETWORK")
-KINDS.register_lazily("SkipLayer", "rl_skip.skip_layer:SKIP_LAYER")
+KINDS.register_lazily(BUILT, "rl_skip.nets.network:NETWORK")
+KINDS.register_lazily("SkipLayer", "rl_skip.nets.skip_layer:SKIP_LAYER")
 KINDS.register_lazily("attached", "rl_skip.attached.pretrained:ATTACHED")
 
 

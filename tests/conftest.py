@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-import agents.policy_agent
-import agents.session
+import agents.policy.policy_agent
+import agents.run.session
 import train
 from benchmarks.kill import SMALL
-from rl_skip.tasks import Examples, Split, Task, load_task
+from rl_skip.core.task import Examples, Split, Task
+from rl_skip.tasks import load_task
 
 RUN_OPTIONS = (*SMALL, "--epochs", "4")
 
@@ -30,7 +31,7 @@ class FinishedRun:
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRun]:
     folder = tmp_path_factory.mktemp("runs") / "digits"
     calls: list[str] = []
-    report = agents.policy_agent.final_report
+    report = agents.policy.policy_agent.final_report
 
     def watched_task(*arguments: Any) -> Task:
         task = load_task(*arguments)
@@ -46,7 +47,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedR
         return report(*arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(agents.session, "load_task", watched_task)
-        patch.setattr(agents.policy_agent, "final_report", watched_report)
+        patch.setattr(agents.run.session, "load_task", watched_task)
+        patch.setattr(agents.policy.policy_agent, "final_report", watched_report)
         assert train.main(["--out", str(folder), *RUN_OPTIONS]) == 0
     yield FinishedRun(folder, RUN_OPTIONS, calls)

@@ -14,21 +14,21 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-import agents.ppo
-import agents.reinforce
+import agents.policy.ppo
+import agents.policy.reinforce
 import train
-from agents.config import PriceConfig, TrainConfig
-from agents.learner import Learner
-from agents.ppo import Ppo, PpoConfig
+from agents.options.config import PriceConfig, TrainConfig
+from agents.policy.ppo import Ppo, PpoConfig
+from agents.run.learner import Learner
 from envs import EnvOptions, SkipCore
 from envs.core import Step
 from rl_skip import Rollout, routed_forward
-from rl_skip.cli import main
-from rl_skip.compare.book import RouteBook
+from rl_skip.cli.main import main
 from rl_skip.core.reward import find_reward
-from rl_skip.evaluation import all_routes, evaluate
-from rl_skip.network import NetworkConfig
-from rl_skip.runs import load_run, read_run
+from rl_skip.measure.compare.book import RouteBook
+from rl_skip.measure.evaluation import all_routes, evaluate
+from rl_skip.measure.runs import load_run, read_run
+from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks import load_task
 
 PRICE, LAYERS = 0.3, 4
@@ -76,9 +76,9 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module", params=["reinforce", "ppo"])
 def trained(request: pytest.FixtureRequest, own: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
-    module = {"reinforce": agents.reinforce, "ppo": agents.ppo}[request.param]
+    module = {"reinforce": agents.policy.reinforce, "ppo": agents.policy.ppo}[request.param]
     run = Trained(tmp_path_factory.mktemp("runs") / request.param)
-    shown, loss = module.rollout_metrics, agents.reinforce.reinforce_loss
+    shown, loss = module.rollout_metrics, agents.policy.reinforce.reinforce_loss
 
     def watched_metrics(rollout: Rollout, score: Tensor, accuracy: Tensor, price: Tensor, *rest: Any) -> dict[str, Tensor]:
         run.rewards.append(mean_by_hand(score, price, rollout.compute))
@@ -91,7 +91,7 @@ def trained(request: pytest.FixtureRequest, own: str, tmp_path_factory: pytest.T
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "rollout_metrics", watched_metrics)
-        patch.setattr(agents.reinforce, "reinforce_loss", watched_loss)
+        patch.setattr(agents.policy.reinforce, "reinforce_loss", watched_loss)
         words = ["--agent", request.param, "--reward", own, "--price", str(PRICE), *SMALL, *(PPO if request.param == "ppo" else ())]
         assert train.main([*words, "--out", str(run.folder)]) == 0
     yield run

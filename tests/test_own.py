@@ -21,10 +21,10 @@ from benchmarks.kill import differences
 from examples.own_baseline import two_heads
 from examples.own_feature import ChangeNorm
 from rl_skip import NetworkConfig, Task
-from rl_skip.cli import main
-from rl_skip.compare.measured import Bench
-from rl_skip.compare.rows import Rows
-from rl_skip.runs import load_run, read_run
+from rl_skip.cli.main import main
+from rl_skip.measure.compare.measured import Bench
+from rl_skip.measure.compare.rows import Rows
+from rl_skip.measure.runs import load_run, read_run
 
 TOP = Path(__file__).resolve().parents[1]
 OWN = sorted((TOP / "examples").glob("own_*.py"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rl_skip
-from rl_skip.network import NetworkConfig, build_network, network_to_json
+from rl_skip.nets.network import NetworkConfig, build_network, network_to_json
 from rl_skip.tasks import load_task
 
 BLOCKS = re.findall(r"^```python\n(.*?)^```", Path(__file__).resolve().parents[1].joinpath("README.md").read_text(encoding="utf-8"), re.M | re.S)

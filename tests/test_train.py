@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import pytest
 
 import train
-from agents.config import TrainConfig
+from agents.options.config import TrainConfig
 
 TOP = Path(__file__).resolve().parents[1]
 

@@ -10,10 +10,10 @@ from rl_skip.attached.finding import find_layers, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.handle import Handle, RoutedForward
 from rl_skip.attached.identity import check_identity, saved_identity
+from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature
-from rl_skip.errors import UserError
-from rl_skip.export import DESCRIPTION, load_policy, read_description
-from rl_skip.policy import JumpPolicy, JumpRules
+from rl_skip.core.policy import JumpPolicy, JumpRules
+from rl_skip.export.policy_folder import DESCRIPTION, load_policy, read_description
 
 __all__ = ["attach", "check_fit", "check_layers"]
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from rl_skip.attached.calls import LayerCall, is_cache
-from rl_skip.errors import UserError
+from rl_skip.core.errors import UserError
 
 __all__ = ["check_forced", "check_off", "fill_caches", "keep_route", "kept_route"]
 

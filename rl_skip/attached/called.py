@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from rl_skip.attached.calls import HIDDEN, RETURNS, LayerCall, parameter_names, real_tokens, split_returned
 from rl_skip.attached.flops import LayerFlops
-from rl_skip.inputs import Inputs, map_inputs
-from rl_skip.stack import Carry, LayerStack
+from rl_skip.core.inputs import Inputs, map_inputs
+from rl_skip.core.stack import Carry, LayerStack
 
 __all__ = ["CalledCarry", "CalledStack"]
 

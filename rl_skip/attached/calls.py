@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_skip.errors import UserError
+from rl_skip.core.errors import UserError
 
 __all__ = ["HIDDEN", "RETURNS", "LayerCall", "RowsOfCache", "is_cache", "parameter_names", "real_tokens", "split_returned"]
 

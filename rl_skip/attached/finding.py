@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from rl_skip.errors import UserError
+from rl_skip.core.errors import UserError
 
 __all__ = ["configured", "find_layers", "width_of"]
 

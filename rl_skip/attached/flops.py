@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from rl_skip.attached.calls import LayerCall, split_returned
 from rl_skip.attached.finding import configured
-from rl_skip.costs import attention_pair_flops, count_flops, counting, linear_flops
-from rl_skip.errors import UserError
+from rl_skip.core.costs import attention_pair_flops, count_flops, counting, linear_flops
+from rl_skip.core.errors import UserError
 
 __all__ = ["LayerFlops", "counted_flops", "transformer_flops"]
 

@@ -16,11 +16,11 @@ from rl_skip.attached.called import CalledCarry, CalledStack
 from rl_skip.attached.calls import LayerCall
 from rl_skip.attached.flops import LayerFlops, counted_flops
 from rl_skip.attached.identity import identity
+from rl_skip.core.dial import Dial, PriceTable
+from rl_skip.core.errors import UserError
+from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.routing import FixedRoute, PolicyRouter, Router, RoutingState
-from rl_skip.dial import Dial, PriceTable
-from rl_skip.errors import UserError
-from rl_skip.export import save
-from rl_skip.policy import JumpPolicy
+from rl_skip.export.policy_folder import save
 
 __all__ = ["Handle", "RoutedForward"]
 

@@ -19,11 +19,11 @@ from rl_skip.attached.finding import find_layers, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.identity import DIGEST, identity
 from rl_skip.attached.library import needed, quiet
+from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_replace
-from rl_skip.errors import UserError
-from rl_skip.inputs import Inputs
-from rl_skip.stack import Carry, masked_mean
-from rl_skip.weights import save_weights
+from rl_skip.core.inputs import Inputs
+from rl_skip.core.stack import Carry, masked_mean
+from rl_skip.export.weights import save_weights
 
 __all__ = ["HEAD", "HuggingFaceStack"]
 

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from rl_skip.attached.finding import configured
-from rl_skip.description import Description
-from rl_skip.errors import UserError
-from rl_skip.fields import Fields
+from rl_skip.core.errors import UserError
+from rl_skip.core.fields import Fields
+from rl_skip.export.description import Description
 
 __all__ = ["DIGEST", "check_described", "check_identity", "identity", "saved_identity"]
 

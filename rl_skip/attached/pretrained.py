@@ -12,10 +12,10 @@ from rl_skip.attached.finding import configured, width_of
 from rl_skip.attached.huggingface import HEAD, HuggingFaceStack
 from rl_skip.attached.identity import check_described
 from rl_skip.attached.library import needed, quiet
-from rl_skip.errors import UserError
-from rl_skip.kinds import NetworkKind
-from rl_skip.stack import LayerStack
-from rl_skip.weights import read_weights
+from rl_skip.core.errors import UserError
+from rl_skip.core.kinds import NetworkKind
+from rl_skip.core.stack import LayerStack
+from rl_skip.export.weights import read_weights
 
 __all__ = ["ATTACHED", "load_model", "name_classes", "order_of_model", "read_config", "read_extractor", "read_tokenizer"]
 

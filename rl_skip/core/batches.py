@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from rl_skip.inputs import by_length
-from rl_skip.tasks import Examples
+from rl_skip.core.inputs import by_length
+from rl_skip.core.task import Examples
 
 __all__ = ["deployed", "in_batches"]
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from rl_skip.errors import UserError
+from rl_skip.core.errors import UserError
 
 __all__ = ["pick_device"]
 

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from rl_skip.core.errors import UserError
 from rl_skip.core.plugins import Registry
-from rl_skip.errors import UserError
 
 __all__ = ["ALWAYS", "FEATURES", "STATE_BOUND", "Feature", "View", "check_features", "default_features", "find_features"]
 

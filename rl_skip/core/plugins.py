@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Generic, TypeVar
 
-from rl_skip.errors import UserError
+from rl_skip.core.errors import UserError
 
 __all__ = ["Registry", "absolute_reference", "is_own", "label_of", "load_own"]
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rl_skip.policy import JumpRules
+from rl_skip.core.policy import JumpRules
 
 __all__ = ["random_routes", "random_routes_at"]
 

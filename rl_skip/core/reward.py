@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from rl_skip.core.errors import UserError
 from rl_skip.core.plugins import Registry
-from rl_skip.errors import UserError
 
 __all__ = ["REWARDS", "LINEAR", "BudgetReward", "Reward", "find_reward"]
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.core.features import View
-from rl_skip.inputs import Inputs, row_count
-from rl_skip.policy import JumpPolicy, JumpRules, ObservationLayout
-from rl_skip.stack import Carry, LayerStack
+from rl_skip.core.inputs import Inputs, row_count
+from rl_skip.core.policy import JumpPolicy, JumpRules, ObservationLayout
+from rl_skip.core.stack import Carry, LayerStack
 
 __all__ = [
     "Decision",

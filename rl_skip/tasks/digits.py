@@ -2,9 +2,10 @@
 
 import torch
 
-from rl_skip.blocks import PatchEmbedding
-from rl_skip.errors import UserError
-from rl_skip.tasks import BundledTask, Examples, Split, Task, stratified_split
+from rl_skip.core.errors import UserError
+from rl_skip.core.task import Examples, Split, Task, stratified_split
+from rl_skip.nets.blocks import PatchEmbedding
+from rl_skip.tasks import BundledTask
 
 __all__ = ["DIGITS", "digits"]
 

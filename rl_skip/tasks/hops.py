@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_skip.blocks import PointerEmbedding
-from rl_skip.tasks import BundledTask, Examples, Split, Task
+from rl_skip.core.task import Examples, Split, Task
+from rl_skip.nets.blocks import PointerEmbedding
+from rl_skip.tasks import BundledTask
 
 __all__ = ["HOPS", "HOPS_16", "hops", "reached"]
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rl_skip.attached.pretrained import load_model, order_of_model, read_config
-from rl_skip.blocks import PatchEmbedding
-from rl_skip.errors import UserError
-from rl_skip.network import NetworkConfig
-from rl_skip.stack import LayerStack
-from rl_skip.tasks import DEFAULTS, BundledTask, Examples, Split, Task, stratified_split
+from rl_skip.core.errors import UserError
+from rl_skip.core.stack import LayerStack
+from rl_skip.core.task import Examples, Split, Task, stratified_split
+from rl_skip.nets.blocks import PatchEmbedding
+from rl_skip.nets.network import NetworkConfig
+from rl_skip.tasks import DEFAULTS, BundledTask
 from rl_skip.tasks.options import TaskOptions, model_defaults
 from rl_skip.tasks.pixels import PixelPreparation
 from rl_skip.tasks.reading import class_indices, class_names, reading, split_rows

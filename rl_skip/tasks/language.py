@@ -12,10 +12,11 @@ from torch.nn.functional import cross_entropy
 from rl_skip.attached.huggingface import HuggingFaceStack
 from rl_skip.attached.library import needed
 from rl_skip.attached.pretrained import load_model, read_tokenizer
-from rl_skip.errors import UserError
-from rl_skip.network import NetworkConfig
-from rl_skip.stack import LayerStack
-from rl_skip.tasks import BundledTask, Examples, Split, Task
+from rl_skip.core.errors import UserError
+from rl_skip.core.stack import LayerStack
+from rl_skip.core.task import Examples, Split, Task
+from rl_skip.nets.network import NetworkConfig
+from rl_skip.tasks import BundledTask
 from rl_skip.tasks.options import TaskOptions, model_defaults
 from rl_skip.tasks.reading import reading
 from rl_skip.tasks.tokens import character_tokenizer, no_embedding, trained_tokenizer, vocabulary_for

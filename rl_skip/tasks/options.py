@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rl_skip.errors import UserError
+from rl_skip.core.errors import UserError
 
 __all__ = ["NO_MODEL", "TaskOptions", "model_defaults"]
 

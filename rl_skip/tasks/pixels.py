@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from rl_skip.errors import UserError
-from rl_skip.inputs import Inputs
+from rl_skip.core.errors import UserError
+from rl_skip.core.inputs import Inputs
 
 __all__ = ["PixelPreparation"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rl_skip.errors import UserError
-from rl_skip.tasks import Split, stratified_split
+from rl_skip.core.errors import UserError
+from rl_skip.core.task import Split, stratified_split
 
 __all__ = ["class_indices", "class_names", "reading", "split_rows"]
 

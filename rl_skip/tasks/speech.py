@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rl_skip.attached.pretrained import load_model, order_of_model, read_config, read_extractor
-from rl_skip.blocks import FrameEmbedding
-from rl_skip.errors import UserError
-from rl_skip.network import NetworkConfig
-from rl_skip.stack import LayerStack
-from rl_skip.tasks import DEFAULTS, BundledTask, Examples, Split, Task
+from rl_skip.core.errors import UserError
+from rl_skip.core.stack import LayerStack
+from rl_skip.core.task import Examples, Split, Task
+from rl_skip.nets.blocks import FrameEmbedding
+from rl_skip.nets.network import NetworkConfig
+from rl_skip.tasks import DEFAULTS, BundledTask
 from rl_skip.tasks.options import TaskOptions, model_defaults
 from rl_skip.tasks.reading import class_indices, class_names, reading, split_rows
 from rl_skip.tasks.tokens import no_embedding

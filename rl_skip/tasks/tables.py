@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from rl_skip.errors import UserError
-from rl_skip.tasks import Split, stratified_split
+from rl_skip.core.errors import UserError
+from rl_skip.core.task import Split, stratified_split
 from rl_skip.tasks.options import TaskOptions
 from rl_skip.tasks.reading import class_indices, class_names, reading, split_rows
 

@@ -6,10 +6,11 @@ from typing import Any
 
 from rl_skip.attached.library import needed
 from rl_skip.attached.pretrained import load_model, name_classes, order_of_model, read_config, read_tokenizer
-from rl_skip.errors import UserError
-from rl_skip.network import NetworkConfig
-from rl_skip.stack import LayerStack
-from rl_skip.tasks import BundledTask, Examples, Split, Task
+from rl_skip.core.errors import UserError
+from rl_skip.core.stack import LayerStack
+from rl_skip.core.task import Examples, Split, Task
+from rl_skip.nets.network import NetworkConfig
+from rl_skip.tasks import BundledTask
 from rl_skip.tasks.options import TaskOptions, model_defaults
 from rl_skip.tasks.tables import read_tables
 from rl_skip.tasks.tokens import no_embedding, padded, trained_tokenizer, vocabulary_for

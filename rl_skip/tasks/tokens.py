@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.attached.library import needed
-from rl_skip.errors import UserError
+from rl_skip.core.errors import UserError
 
 __all__ = ["character_tokenizer", "no_embedding", "padded", "trained_tokenizer", "vocabulary_for"]
 

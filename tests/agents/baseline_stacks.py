@@ -5,11 +5,12 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from rl_skip.blocks import AttentionBlock, ClassifierHead, FrameEmbedding
-from rl_skip.gated import AttentionBody, GatedStack, HeadedStack
-from rl_skip.inputs import Inputs
-from rl_skip.pruned import PrunedNetwork
-from rl_skip.stack import LayerStack, ModuleStack
+from rl_skip.core.inputs import Inputs
+from rl_skip.core.stack import LayerStack
+from rl_skip.export.pruned import PrunedNetwork
+from rl_skip.nets.blocks import AttentionBlock, ClassifierHead, FrameEmbedding
+from rl_skip.nets.gated import AttentionBody, GatedStack, HeadedStack
+from rl_skip.nets.module_stack import ModuleStack
 
 KINDS = ("blocks", "masked", "tied", "unequal", "skip-layer")
 DEPTH, WIDTH, CLASSES, TOKENS, ROWS = 5, 8, 3, 6, 16

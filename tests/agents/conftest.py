@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.config import PriceConfig, ScheduleConfig, TrainConfig
-from agents.learner import Learner
+from agents.options.config import PriceConfig, ScheduleConfig, TrainConfig
+from agents.run.learner import Learner
+from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.routing import routed_forward
-from rl_skip.network import NetworkConfig
-from rl_skip.policy import JumpPolicy
-from rl_skip.stack import Carry, LayerStack
-from rl_skip.tasks import Examples, Split, Task
+from rl_skip.core.stack import Carry, LayerStack
+from rl_skip.core.task import Examples, Split, Task
+from rl_skip.nets.network import NetworkConfig
 
 TYPES, DEPTH, ROWS = 6, 6, 96
 WIDTH = TYPES + DEPTH

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import rl_skip
-from agents.baseline import Unsuited
-from agents.config import PriceConfig, ScheduleConfig, TrainConfig
-from agents.session import train
+from agents.baselines.baseline import Unsuited
+from agents.options.config import PriceConfig, ScheduleConfig, TrainConfig
+from agents.run.session import train
 from rl_skip import Examples, Split, Task
-from rl_skip.cli import main
-from rl_skip.compare.curves import load_curve
+from rl_skip.cli.main import main
+from rl_skip.measure.compare.curves import load_curve
 from tests.rl_skip.huggingface_models import build
 
 pytest.importorskip("transformers")

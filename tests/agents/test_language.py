@@ -9,9 +9,9 @@ import torch
 
 import rl_skip
 import train
-from rl_skip.cli import main
-from rl_skip.generate import generate
-from rl_skip.runs import load_run
+from rl_skip.cli.generate import generate
+from rl_skip.cli.main import main
+from rl_skip.measure.runs import load_run
 from rl_skip.tasks import load_task
 from rl_skip.tasks.options import TaskOptions
 from rl_skip.tasks.tokens import character_tokenizer, trained_tokenizer

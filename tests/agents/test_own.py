@@ -7,10 +7,10 @@ import pytest
 
 import train
 from agents.agent import AGENTS, find_agent
-from agents.config import TrainConfig
-from agents.ppo import PpoConfig
-from agents.reinforce import ReinforceConfig
-from rl_skip.errors import UserError
+from agents.options.config import TrainConfig
+from agents.policy.ppo import PpoConfig
+from agents.policy.reinforce import ReinforceConfig
+from rl_skip.core.errors import UserError
 from rl_skip.tasks import TASKS, load_task
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

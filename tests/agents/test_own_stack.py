@@ -13,11 +13,11 @@ import train
 from envs import EnvOptions
 from examples.own_stack import mixer
 from rl_skip import NetworkConfig, UserError
-from rl_skip.cli import main
-from rl_skip.export import read_description
-from rl_skip.network import STACKS, build_network
-from rl_skip.pruned import load_pruned
-from rl_skip.runs import load_run
+from rl_skip.cli.main import main
+from rl_skip.export.policy_folder import read_description
+from rl_skip.export.pruned import load_pruned
+from rl_skip.measure.runs import load_run
+from rl_skip.nets.network import STACKS, build_network
 from rl_skip.tasks import load_task
 
 OWN = Path(__file__).resolve().parents[2] / "examples" / "own_stack.py"

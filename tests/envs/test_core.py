@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from envs import EnvOptions, SkipCore
 from rl_skip import Examples, JumpPolicy, JumpRules, ModuleStack, ObservationLayout, UserError
-from rl_skip.blocks import AttentionBlock, ClassifierHead, FrameEmbedding
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routing import PolicyRouter, routed_forward
-from rl_skip.gated import GatedStack, HeadedStack
+from rl_skip.nets.blocks import AttentionBlock, ClassifierHead, FrameEmbedding
+from rl_skip.nets.gated import GatedStack, HeadedStack
 
 FRAMES = FrameEmbedding(frames=6, features=3, stride=1)
 KINDS = ["blocks", "padded", "gated"]

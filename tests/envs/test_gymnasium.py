@@ -18,9 +18,9 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from envs import LayerSkipEnv, LayerSkipVectorEnv
 from rl_skip import Examples, JumpPolicy, JumpRules, ModuleStack, ObservationLayout, UserError
-from rl_skip.export import save
-from rl_skip.network import NetworkConfig, build_network, network_to_json
-from rl_skip.runs import FORMAT_VERSION
+from rl_skip.export.policy_folder import save
+from rl_skip.measure.runs import FORMAT_VERSION
+from rl_skip.nets.network import NetworkConfig, build_network, network_to_json
 from rl_skip.tasks import load_task
 from rl_skip.tasks.options import TaskOptions
 

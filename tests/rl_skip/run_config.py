@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from rl_skip.network import NetworkConfig
+from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks import DEFAULTS
 
 

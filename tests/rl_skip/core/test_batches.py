@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.core.batches import deployed, in_batches
-from rl_skip.tasks import Examples
+from rl_skip.core.task import Examples
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rl_skip.core.devices import pick_device
-from rl_skip.errors import UserError
+from rl_skip.core.errors import UserError
 
 THERE = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_replace, atomic_write
-from rl_skip.errors import UserError
 
 
 def test_what_is_written_is_there_as_bytes_or_as_text(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from rl_skip.core.policy import JumpRules, ObservationLayout
 from rl_skip.core.random_routes import random_routes, random_routes_at
-from rl_skip.policy import JumpRules, ObservationLayout
 
 DEPTH = 5
 EVEN = torch.full((DEPTH,), 1 / DEPTH)

@@ -1,0 +1,200 @@
+"""What the baselines of the policy share: how they learn, are measured, and what they leave in their run folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from agents.agent import Agent, Results, TrainedRun
+from agents.run.learner import Learner
+from rl_skip.core.batches import deployed
+from rl_skip.core.errors import UserError
+from rl_skip.core.plugins import label_of
+from rl_skip.core.routing import Router, routed_forward
+from rl_skip.core.task import Examples
+from rl_skip.measure.compare.baseline import BaselineRecord
+from rl_skip.measure.compare.curves import CURVE, Curve, Point, save_curve
+from rl_skip.measure.evaluation import Evaluation, evaluate, seconds_per_batch
+
+__all__ = ["Baseline", "Setting", "Unsuited", "baseline_report", "batch_metrics", "print_baseline"]
+
+TIMED_ROWS = 64
+
+
+class Unsuited(UserError):
+    """A baseline cannot be trained on this network."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to run a baseline: a point of its curve."""
+
+    label: str
+    router: Router
+
+
+class Baseline(Agent):
+    """Base of the agents that train no policy, and leave a curve: as many updates as a policy has, from the start that its warm-up gave.
+
+    Args:
+        learner: the network and its optimiser; policy and critic are left as they are.
+        extra: what the baseline trains beside the network, such as gates; by an Adam of its own, at the policy's learning rate.
+    """
+
+    record: ClassVar[BaselineRecord]
+    """What the comparison knows of it."""
+    routed: ClassVar[bool] = True
+    """Whether its routes name layers of the whole stack."""
+    leaves = CURVE
+    see = "compare RUN --baselines {folder}"
+
+    def __init_subclass__(cls) -> None:
+        if "record" in vars(cls):
+            cls.trained_for = "one budget" if cls.record.per_budget else "every budget"
+
+    def __init__(self, learner: Learner, extra: nn.Module | None = None) -> None:
+        self.learner = learner
+        self.extra = (nn.Module() if extra is None else extra).to(learner.device)
+        self.trained = list(self.extra.parameters())
+        rate = learner.config.schedule.policy_learning_rate
+        self.optimizer = torch.optim.Adam(self.trained, lr=rate) if self.trained else None
+
+    @property
+    def budget(self) -> float:
+        """The mean compute that it is trained for."""
+        budget = self.learner.config.pricing.budget
+        assert budget is not None, "the options are refused without one"
+        return budget
+
+    def calibrate(self) -> None:
+        """Called once, after the training: whatever is chosen on validation data."""
+
+    def settings(self) -> list[Setting]:
+        """All ways to run it, as it stands."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it runs")
+
+    def validation_setting(self) -> Setting:
+        """The operating point at which a run in progress is validated."""
+        return self.settings()[0]
+
+    def learn_from_labels(self, update: int, router: Router) -> dict[str, Tensor]:
+        """One supervised update on what the network says of a batch on the routes of `router`."""
+        learner = self.learner
+        batch = learner.batch(update)
+        learner.prepare(learns=learner.tunes)
+        rollout = routed_forward(learner.stack, router, batch.inputs)
+        loss = learner.task.loss(rollout.outputs, batch.labels).mean()
+        metrics = self.learn(loss, update)
+        return batch_metrics(loss, learner.task.accuracy(rollout.outputs, batch.labels), rollout.compute, rollout.route) | metrics
+
+    def learn(self, loss: Tensor, update: int) -> dict[str, Tensor]:
+        """One step of all that learns down the gradient of `loss`; nothing where the network is frozen and there is nothing else."""
+        learner = self.learner
+        rate = torch.tensor(learner.set_learning_rates(update))
+        if not loss.requires_grad:
+            return {"train/learning_rate": rate}
+        if self.optimizer is None:
+            return {"train/grad_norm": learner.apply(loss), "train/learning_rate": rate}
+        self.optimizer.zero_grad()
+        norm = learner.apply(loss)
+        nn.utils.clip_grad_norm_(self.trained, learner.config.schedule.max_grad_norm)
+        self.optimizer.param_groups[0]["lr"] = learner.policy_optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        return {"train/grad_norm": norm, "train/learning_rate": rate}
+
+    def evaluate(self, examples: Examples) -> Evaluation:
+        """All examples at the operating point used for validation."""
+        return self.measure(examples)
+
+    def finish(self, run: TrainedRun) -> Results:
+        """Calibrates and measures it, leaves its curve in the run folder, and prints its points."""
+        report = baseline_report(self, run.folder, run.seconds)
+        print_baseline(report, self.record.title, run.folder, run.console)
+        best = max(report["points"], key=lambda point: point["validation_accuracy"])
+        return Results(report, {name: best[name] for name in ("accuracy", "compute")})
+
+    def measure(self, examples: Examples, setting: Setting | None = None) -> Evaluation:
+        """Runs all examples in evaluation mode; at the operating point used for validation unless another is named."""
+        with deployed(self.extra):
+            return evaluate(self.learner.stack, (setting or self.validation_setting()).router, self.learner.task, examples)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the baseline needs beside the learner to go on."""
+        return {"extra": self.extra.state_dict(), "optimizer": {} if self.optimizer is None else self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to where `state_dict` was taken."""
+        self.extra.load_state_dict(state["extra"])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+
+
+def batch_metrics(supervised: Tensor, accuracy: Tensor, compute: Tensor, route: Tensor) -> dict[str, Tensor]:
+    """What one batch shows, as scalars on the device; `accuracy` and `compute` are (B,), `route` is (B, L)."""
+    rates = {f"layers/run_rate_{i}": rate for i, rate in enumerate(route.float().mean(dim=0))}
+    return {"train/supervised_loss": supervised, "rollout/accuracy": accuracy.mean(), "rollout/compute": compute.mean()} | rates
+
+
+def baseline_report(baseline: Baseline, folder: Path, seconds: float) -> dict[str, Any]:
+    """Calibrates and measures a trained baseline, and leaves its curve in the run folder.
+
+    Returns:
+        Accuracy, compute and milliseconds for a batch of each point, on test data.
+    """
+    baseline.calibrate()
+    learner, config = baseline.learner, baseline.learner.config
+    test = learner.task.load("test").to(learner.device)
+    settings = baseline.settings()
+    validation, tested = ([baseline.measure(part, setting) for setting in settings] for part in (learner.validation, test))
+    curve = Curve(baseline.record, config.seed, *(tuple(map(_point(baseline), settings, evaluations)) for evaluations in (validation, tested)))
+    save_curve(folder, curve)
+    times = _milliseconds(baseline, settings)
+    points = [
+        {
+            "label": setting.label,
+            "accuracy": on_test.accuracy,
+            "compute": on_test.compute,
+            "milliseconds": taken,
+            "validation_accuracy": known.accuracy,
+        }
+        for setting, on_test, known, taken in zip(settings, tested, validation, times, strict=True)
+    ]
+    about = {"agent": label_of(config.agent), "budget": config.pricing.budget, "seconds": seconds, "rows": len(test), "split": "test"}
+    return {"points": points, **about, "timed_rows": min(TIMED_ROWS, len(learner.validation))}
+
+
+def _point(baseline: Baseline) -> Callable[[Setting, Evaluation], Point]:
+    budget = baseline.learner.config.pricing.budget
+
+    def point(setting: Setting, evaluation: Evaluation) -> Point:
+        route = evaluation.route if baseline.routed else None
+        return Point(setting.label, None, budget, evaluation.correct, evaluation.compute_by_row, route)
+
+    return point
+
+
+def _milliseconds(baseline: Baseline, settings: list[Setting]) -> list[float]:
+    inputs = baseline.learner.validation.take(slice(0, TIMED_ROWS)).inputs
+    stack = baseline.learner.stack
+    calls: dict[str, Callable[[], object]] = {
+        setting.label: lambda router=setting.router: routed_forward(stack, router, inputs) for setting in settings  # type: ignore[misc]
+    }
+    with deployed(stack, baseline.extra):
+        taken = seconds_per_batch(calls, baseline.learner.device)
+    return [1000 * taken[setting.label] for setting in settings]
+
+
+def print_baseline(report: dict[str, Any], title: str, folder: Path, console: Console) -> None:
+    """Prints the points and what to do next."""
+    table = Table(title=f"{report['rows']} test rows, {report['seconds']:.0f} s of training", title_justify="left")
+    for column in (title, "accuracy", "compute", f"ms per {report['timed_rows']} rows"):
+        table.add_column(column, justify="left" if column == title else "right")
+    for point in report["points"]:
+        table.add_row(point["label"], f"{point['accuracy']:.1%}", f"{point['compute']:.3f}", f"{point['milliseconds']:.1f}")
+    console.print(table)
+    console.print("next:", f"  python -m rl_skip compare RUN --baselines {folder}", sep="\n", highlight=False)

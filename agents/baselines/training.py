@@ -1,0 +1,111 @@
+"""Trains every baseline of a run, with the run's own options, from the run's own start, into `RUN/baselines`."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from agents.agent import AGENTS, AgentConfig
+from agents.baselines.baseline import Baseline, Unsuited
+from agents.options.config import PriceConfig, TrainConfig
+from agents.run.checkpoints import Stopped
+from agents.run.session import is_finished, train
+from agents.run.start import START
+from rl_skip.measure.compare.baseline import BaselineRecord
+from rl_skip.measure.compare.comparison import BUDGETS
+from rl_skip.measure.compare.plan import BASELINES_FOLDER, Planned, read_plan, write_plan
+from rl_skip.measure.compare.trained import ONE_SHOT
+from rl_skip.measure.evaluation import evaluate
+from rl_skip.measure.runs import is_run, load_run
+
+__all__ = ["TRAINED", "baselines_of", "train_baselines"]
+
+TRAINED = tuple(kind.record for kind in map(AGENTS.find, AGENTS.names()) if issubclass(kind, Baseline))
+"""What is trained beside a run, by agents of their records' names; a one-shot policy besides."""
+NEAR = 0.03
+"""How far from what the policy spends a baseline's budget may be to be set beside it."""
+
+
+def baselines_of(folder: Path, budgets: Iterable[float] = BUDGETS) -> dict[str, tuple[BaselineRecord, TrainConfig]]:
+    """Record and options of every baseline of a run, by the name of its folder in `RUN/baselines`.
+
+    They differ from the run's in who is trained, and for what compute; the one-shot policy in what it looks at.
+    """
+    run = replace(TrainConfig.from_json(folder), resume=None, overwrite=False)
+    unpriced = PriceConfig()
+    each = [(f"{record.name}-{budget:g}", record, replace(unpriced, budget=budget)) for budget in budgets for record in TRAINED if record.per_budget]
+    once = [(record.name, record, unpriced) for record in TRAINED if not record.per_budget]
+    baselines = {
+        name: (record, replace(run, agent=record.name, agent_config=AgentConfig(), pricing=pricing)) for name, record, pricing in [*each, *once]
+    }
+    if run.policy.policy_scope != "input":
+        pricing = replace(run.pricing, guarantee=None)
+        baselines[ONE_SHOT.name] = ONE_SHOT, replace(run, policy=replace(run.policy, policy_scope="input"), pricing=pricing)
+    place = folder / BASELINES_FOLDER
+    return {name: (record, replace(config, out=str(place / name))) for name, (record, config) in baselines.items()}
+
+
+def train_baselines(folder: Path, *, budgets: Iterable[float] = BUDGETS, data: str | None = None, console: Console | None = None) -> None:
+    """Trains the baselines of a finished run that are not finished; those that were stopped go on.
+
+    A baseline that this network cannot have is left out, and that is said. What was to be trained, and what was left out, is
+    written into `RUN/baselines/plan.json`, where `compare` reads it.
+
+    Args:
+        folder: RUN.
+        budgets: the mean computes for which those are trained that are trained for one; what the policy spends as exported
+            is added where none is near it.
+        data: where the data are, if not where the run read them.
+        console: where progress is shown; the standard error by default.
+
+    Raises:
+        UserError: if there is no finished run, its network is none that its options describe, or its data cannot be read.
+        SystemExit: on Ctrl-C or SIGTERM, once a checkpoint is written; the same call goes on there.
+    """
+    console = console or Console(stderr=True)
+    model, task = load_run(folder, data=data)
+    own = model.budget
+    if own is None:
+        own = evaluate(model.stack, model.policy, task, task.load("validation"), price=model.price).compute
+    asked = tuple(dict.fromkeys(budgets))
+    if min((abs(own - budget) for budget in asked), default=1.0) > NEAR:  # what the policy spends as exported is compared too
+        asked = (*asked, min(round(own, 2), 1.0))
+    baselines = baselines_of(folder, asked)
+    plan = read_plan(folder) | {name: Planned(record.title) for name, (record, _) in baselines.items()}
+    write_plan(folder, plan)
+    threads = torch.get_num_threads()
+    try:
+        for number, (name, (record, config)) in enumerate(baselines.items(), start=1):
+            left_out = _train_one(folder, f"baseline {number} of {len(baselines)}, {name}", config, data, console)
+            if left_out is not None:
+                plan[name] = Planned(record.title, left_out)
+                write_plan(folder, plan)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train_one(folder: Path, title: str, config: TrainConfig, data: str | None, console: Console) -> str | None:
+    """Returns why the baseline is left out, where the network cannot have it."""
+    place, start = config.folder, folder / START
+
+    def say(line: str) -> None:
+        console.print(f"{title}: {line}", soft_wrap=True, markup=False, highlight=False)
+
+    if is_run(place):
+        if is_finished(place, config.agent):
+            say("finished before")
+            return None
+        config = TrainConfig.from_json(place)
+    config = config if data is None else replace(config, data=data)
+    say("training" if config.resume is None else "going on")
+    try:
+        train(config, console, start=start if start.is_file() else None)
+    except Unsuited as unsuited:
+        say(f"left out: {unsuited}")
+        return str(unsuited)
+    except Stopped as stopped:
+        say("stopped; the same command goes on where it stood")
+        raise SystemExit(stopped.exit_code) from None
+    return None

@@ -1,0 +1,1 @@
+"""Every option of a training run, with its meaning and its checks."""

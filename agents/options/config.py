@@ -1,0 +1,328 @@
+"""Every option of a training run, with its meaning; `train.py --help` shows these texts."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import fields as fields_of
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from agents.agent import AGENTS, Agent, AgentConfig, find_agent
+from rl_skip.core.errors import UserError
+from rl_skip.core.features import default_features, find_features
+from rl_skip.core.fields import Fields, flat, read_dataclass
+from rl_skip.core.plugins import absolute_reference, label_of
+from rl_skip.core.policy import JumpRules, ObservationLayout, PolicyScope
+from rl_skip.measure.runs import CONFIG, FORMAT_VERSION, TRAIN_ANEW
+from rl_skip.nets.network import NetworkConfig
+from rl_skip.tasks.options import TaskOptions
+
+__all__ = ["PRICE_BOUNDS", "CheckpointConfig", "PolicyConfig", "PriceConfig", "ScheduleConfig", "TrainConfig", "Tune", "positive"]
+
+FREE_ON_RESUME = ("device", "threads", "task/data")
+PLACED = ("task", "data", "out", "overwrite", "resume", "agent")
+"""What a task's defaults cannot set: where they come from themselves, who trains, and where the run goes."""
+PRICE_BOUNDS = (0.001, 10.0)
+"""The lowest and highest price that a policy for one price, or for one budget, can tell apart."""
+Tune = Literal["all", "frozen", "head", "norms", "lora"]
+
+
+def positive(name: str, value: float, flag: str, zero: bool = False) -> None:
+    """Raises `UserError` unless a number is finite and above 0, or `zero`."""
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise UserError(f"{name} must be a finite number {'of at least' if zero else 'above'} 0, got {value}; set {flag}")
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What the policy may do and see."""
+
+    max_jump: int | None = None
+    """Longest jump. Default: every later layer can be reached; smaller cannot go below a compute of 1 / (jump + 1)."""
+    allow_exit: bool = False
+    """Lets a jump leave the stack before the last layer, which otherwise always runs."""
+    policy_scope: PolicyScope = "state"
+    """"state" looks at the hidden state after every layer, "input" at the embedded input only."""
+    policy_hidden: int = 128
+    """Width of the policy's hidden layer. More sees finer differences and costs more at every decision; 32 to 256."""
+    feature: tuple[str, ...] = ()
+    """What the policy sees besides position, compute and price: hidden, memory, or file.py:name for a feature of your own. May be given several
+    times. Default: the hidden state, and the working memory where the stack has one."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "feature", tuple(map(absolute_reference, self.feature)))  # which hold from every folder
+
+    def rules(self, depth: int, width: int, price_range: tuple[float, float], has_memory: bool = False) -> JumpRules:
+        """The rules for a stack, `has_memory` if it has a working memory.
+
+        Raises:
+            UserError: if a feature is unknown, or there is nothing to decide.
+        """
+        features = find_features(self.feature) if self.feature else default_features(has_memory)
+        layout = ObservationLayout(width, depth, *price_range, features)
+        options = {"allow_exit": self.allow_exit, "scope": self.policy_scope, "hidden": self.policy_hidden}
+        return JumpRules.reaching(layout, self.max_jump, **options)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class PriceConfig:
+    """What a unit of compute costs, in units of score. Default: a price drawn for every row from a range."""
+
+    reward: str = "linear"
+    """What an episode earns: linear is score − price · compute; or file.py:name for a reward of your own."""
+    price: float | None = None
+    """One fixed price. Higher skips more; 0.01 to 1."""
+    price_range: tuple[float, float] = (0.003, 1.0)
+    """Range of the price that is drawn for every row, evenly in its logarithm, and shown to the policy."""
+    budget: float | None = None
+    """Mean compute allowed, in (0, 1]: the price is steered until the routes cost that much."""
+    guarantee: float | None = None
+    """After training, runs at the smallest compute whose validation accuracy is below full depth by no more than this, with 95% confidence."""
+    budget_price: float = 0.02
+    """Where a steered price starts."""
+    budget_integral: float = 0.05
+    """How far a steered price moves at each update, in its logarithm, per unit of compute in excess. More oscillates; 0.01 to 0.1."""
+    budget_proportional: float = 0.5
+    """How much a steered price answers the present excess at once. Some calms it; 0 to 2."""
+    budget_penalty: float = 0.2
+    """Weight of the penalty for a row's squared distance from the budget. More brings every row nearer to it; 0 spends only what pays; 0 to 0.5."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reward", absolute_reference(self.reward))
+        if self.price is not None and self.budget is not None:
+            raise UserError("a price and a budget exclude each other; set one of --price and --budget")
+        if self.budget is not None and not 0 < self.budget <= 1:
+            raise UserError(f"a budget is a mean compute in (0, 1], got {self.budget}; set --budget")
+        if self.guarantee is not None and not 0 < self.guarantee < 1:
+            raise UserError(f"a guarantee is a loss of accuracy in (0, 1), got {self.guarantee}; set --guarantee, 0.01 for one point")
+        positive("the price a budget starts from", self.budget_price, "--budget-price")
+        positive("budget_integral", self.budget_integral, "--budget-integral")
+        positive("budget_proportional", self.budget_proportional, "--budget-proportional", zero=True)
+        positive("budget_penalty", self.budget_penalty, "--budget-penalty", zero=True)
+        if self.price is not None:
+            positive("the price", self.price, "--price", zero=True)
+        low, high = self.price_range
+        positive("the price range's low end", low, "--price-range")
+        positive("the price range's high end", high, "--price-range")
+        if low >= high:
+            raise UserError(f"the price range must ascend, got {low} {high}; set --price-range LOW HIGH")
+
+    @property
+    def seen_range(self) -> tuple[float, float]:
+        """The prices that the policy's observation can tell apart."""
+        return self.price_range if self.price is None and self.budget is None else PRICE_BOUNDS
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How long and how fast."""
+
+    warmup_epochs: int = 15
+    """Passes over the data before the policy starts: supervised, at full depth and on random routes. Without any, runs collapse."""
+    epochs: int = 25
+    """Passes over the data with network and policy trained together."""
+    batch_size: int = 64
+    """Inputs of one update."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of the network; a short rise, then a cosine down to 1% of it."""
+    policy_learning_rate: float = 3e-3
+    """Peak learning rate of the policy and its critic, falling to a tenth."""
+    weight_decay: float = 0.01
+    """Decay of the network's weights (AdamW)."""
+    max_grad_norm: float = 1.0
+    """Gradients longer than this are cut, network and policy each."""
+    random_route_weight: float = 1.0
+    """Weight of the loss on random routes in the warm-up. More makes the network stand skips better; 0 to 1."""
+    random_route_keep: float = 0.0
+    """Smallest chance that a layer runs on a row's random route; each row draws its own from here to 1. More is milder; 0 to 0.7."""
+    full_depth_weight: float = 0.5
+    """Weight of the full-depth loss beside the sampled routes. Without it full depth is forgotten; 0 to 1."""
+    distillation_weight: float = 1.0
+    """Weight of what full depth says, as a lesson for the sampled routes. More makes short routes better; 0 to 2."""
+    eval_epochs: int = 5
+    """Passes between two validations."""
+    tune: Tune = "all"
+    """What of the network learns: all of it; its head; its norms and head; "lora": adapters in its layers, and its head; "frozen": nothing once the
+    policy has started; the warm-up still trains all of it."""
+
+    def __post_init__(self) -> None:
+        for name in ("warmup_epochs", "epochs", "batch_size", "eval_epochs"):
+            if getattr(self, name) < (0 if name == "warmup_epochs" else 1):
+                raise UserError(f"{name} is too small: {getattr(self, name)}; set --{name.replace('_', '-')}")
+        if self.tune not in get_args(Tune):
+            raise UserError(f"what is tuned is one of {', '.join(get_args(Tune))}, got {self.tune!r}; set --tune")
+        if not 0 <= self.random_route_keep <= 1:
+            raise UserError(f"random_route_keep must lie in [0, 1], got {self.random_route_keep}; set --random-route-keep")
+        for name in ("learning_rate", "policy_learning_rate", "max_grad_norm"):
+            positive(name, getattr(self, name), f"--{name.replace('_', '-')}")
+        for name in ("weight_decay", "random_route_weight", "full_depth_weight", "distillation_weight"):
+            positive(name, getattr(self, name), f"--{name.replace('_', '-')}", zero=True)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """How often a run writes down all that it needs to go on."""
+
+    checkpoint_minutes: float = 5.0
+    """Minutes between two checkpoints. One is written at the end, on Ctrl-C and on SIGTERM besides."""
+    checkpoint_updates: int | None = None
+    """Updates between two checkpoints, whichever comes first. Default: the minutes alone decide."""
+    keep_checkpoints: int = 3
+    """Checkpoints that are kept, the newest ones."""
+
+    def __post_init__(self) -> None:
+        positive("the minutes between checkpoints", self.checkpoint_minutes, "--checkpoint-minutes")
+        for name, value in (("checkpoint_updates", self.checkpoint_updates), ("keep_checkpoints", self.keep_checkpoints)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}; set --{name.replace('_', '-')}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Trains a network and its jump policy together."""
+
+    task: str = "digits"
+    """digits, hops, hops-16, speech, images, text, language, or file.py:function for a task of your own. Some bring options of their own."""
+    data: str | None = None
+    """Where the task's data are; digits and hops need none."""
+    train_rows: int | None = None
+    """Rows to train on, drawn at random but always the same. Default: all."""
+    out: str | None = None
+    """The run folder. Default: runs/<task>-<agent>-<seed>."""
+    overwrite: bool = False
+    """Replaces the run folder if it exists."""
+    resume: str | None = None
+    """A run folder to go on with, exactly where it stood. It keeps its options; only device, threads, data and checkpoints may be set anew."""
+    agent: str = "reinforce"
+    """Who trains the policy: reinforce, ppo or maskable-ppo; or one of the baselines that it is compared with: static, shallow, gumbel (each with
+    --budget) and exits; or file.py:name for an agent of your own. Each has options of its own: --agent ppo --help shows those of PPO."""
+    seed: int = 0
+    """Seeds everything: same seed, same machine, same result."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; auto takes cuda, then mps, then cpu."""
+    threads: int | None = None
+    """CPU threads of PyTorch. Default: 1 for networks narrower than 256, where more mostly wait for one another; else PyTorch's own choice."""
+    options: TaskOptions = field(default_factory=TaskOptions)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    pricing: PriceConfig = field(default_factory=PriceConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    agent_config: AgentConfig = AgentConfig()  # stands for the defaults of the agent
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        kind = self.agent_class
+        if type(self.agent_config) is AgentConfig:
+            object.__setattr__(self, "agent_config", kind.config_class())
+        if type(self.agent_config) is not kind.config_class:
+            raise UserError(f"the agent {self.agent} takes {kind.config_class.__name__}, not {type(self.agent_config).__name__}; set --agent")
+        if self.threads is not None and not 1 <= self.threads <= 1024:
+            raise UserError(f"the threads must lie in 1..1024, got {self.threads}; set --threads")
+        if self.train_rows is not None and self.train_rows < 1:
+            raise UserError(f"at least 1 row is needed to train on, got {self.train_rows}; set --train-rows")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"the seed must lie in 0..2^32 - 1, got {self.seed}; set --seed")
+        if not self.options.pretrained:  # whose depth the model says
+            self.policy.rules(self.network.layers, self.network.width, self.pricing.seen_range)
+
+    def check_prices(self) -> None:
+        """Raises `UserError` if the agent cannot be trained for the prices, or for the budget, that are asked for."""
+        kind = self.agent_class
+        if kind.trained_for == "a price":
+            return
+        for flag, value in (("--price", self.pricing.price), ("--guarantee", self.pricing.guarantee)):
+            if value is not None:
+                raise UserError(f"the agent {self.agent} trains no policy, which alone has a price; leave {flag} out")
+        if kind.trained_for == "one budget" and self.pricing.budget is None:
+            raise UserError(f"the agent {self.agent} is trained for one compute; set --budget")
+        if kind.trained_for == "every budget" and self.pricing.budget is not None:
+            raise UserError(f"the agent {self.agent} is trained for every compute at once; leave --budget out")
+
+    @property
+    def agent_class(self) -> type[Agent]:
+        """The agent that is named."""
+        return find_agent(self.agent)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        if self.resume is not None:
+            return Path(self.resume)
+        return Path(self.out) if self.out else Path("runs") / f"{label_of(self.task)}-{label_of(self.agent)}-{self.seed}"
+
+    def with_defaults(self, defaults: Mapping[str, Any], source: str) -> "TrainConfig":
+        """These options with others in place of some, by their names on the command line, with underscores.
+
+        What only another agent has is left out.
+
+        Args:
+            source: whose defaults they are, for messages.
+
+        Raises:
+            UserError: if no option has the name, or it does not take the value.
+        """
+        parts: dict[str, Any] = {name: part for name, part in vars(self).items() if is_dataclass(part)}
+        homes = {option.name: name for name, part in parts.items() for option in fields_of(part)}
+        elsewhere = {option.name for name in AGENTS.names() for option in fields_of(AGENTS.find(name).config_class)}
+        changed: dict[str, dict[str, Any]] = {}
+        own: dict[str, Any] = {}
+        for name, value in defaults.items():
+            if name in homes:
+                changed.setdefault(homes[name], {})[name] = value
+            elif name in vars(self) and name not in PLACED and name not in parts:
+                own[name] = value
+            elif name not in elsewhere:
+                raise UserError(f"{source}: {name!r} is no option that a task can set; python train.py --help lists them")
+        for name, values in changed.items():
+            described = Fields({option.name: getattr(parts[name], option.name) for option in fields_of(parts[name])} | values, source)
+            own[name] = read_dataclass(type(parts[name]), described)
+        return replace(self, **own)
+
+    def to_json(self) -> dict[str, Any]:
+        """What config.json holds."""
+        described = asdict(self)
+        del described["resume"]
+        data = described.pop("data")
+        described["agent"] = absolute_reference(self.agent)
+        model = str(Path(self.options.model).resolve()) if self.options.pretrained else self.options.model
+        options = {**described.pop("options"), "model": model}
+        described["task"] = {"name": absolute_reference(self.task), "data": None if data is None else str(Path(data).resolve()), "options": options}
+        return {"format_version": FORMAT_VERSION, **described}
+
+    @classmethod
+    def from_json(cls, folder: Path | str) -> "TrainConfig":
+        """The options of the run in `folder`, with `resume` set to it.
+
+        Raises:
+            UserError: if there is no run, it is of an older version, or its config.json has a field that is missing, unknown or
+                wrong, by name.
+        """
+        file = Path(folder) / CONFIG
+        if not file.is_file():
+            raise UserError(f"{folder} is no run folder, it has no {CONFIG}; name one that train.py wrote with --resume")
+        fields = Fields.read(file, FORMAT_VERSION, oldest=FORMAT_VERSION, anew=TRAIN_ANEW)
+        del fields.values["format_version"]
+        task = fields.object("task")
+        options = read_dataclass(TaskOptions, task.object("options"))
+        try:
+            config_class = find_agent(fields.text("agent")).config_class
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
+        agent_config = read_dataclass(config_class, fields.object("agent_config"))
+        given = {
+            "task": task.text("name"),
+            "data": task.text_or_none("data"),
+            "options": options,
+            "resume": str(folder),
+            "agent_config": agent_config,
+        }
+        return read_dataclass(cls, fields, given)
+
+    def refuse_changes(self, asked: "TrainConfig", only: str = "") -> None:
+        """Raises `UserError` if `asked` differs from these options in one that decides how the run goes on; `only` names one to look at alone."""
+        begun, wanted = flat(self.to_json()), flat(asked.to_json())
+        for path, value in begun.items():
+            if only in ("", path) and value != wanted.get(path) and path not in FREE_ON_RESUME and not path.startswith("checkpoints/"):
+                flag = "--task" if path == "task/name" else "--" + path.rpartition("/")[2].replace("_", "-")
+                advice = f"leave {flag} out, or begin a new run with --out"
+                raise UserError(f"the run {self.folder} was begun with {flag} {value}, not {wanted.get(path)}; {advice}")

@@ -1,0 +1,80 @@
+"""After training: which price leads to which compute on validation data, and at which price to run."""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from agents.policy.prices import BudgetPrice, PriceRange
+from agents.run.learner import Learner
+from rl_skip.core.dial import PricePoint, PriceTable, price_grid
+from rl_skip.measure.evaluation import evaluate
+
+__all__ = ["CALIBRATION_ROWS", "calibrate", "logit_bias_within"]
+
+TOLERANCE = 0.005
+SLACK = 0.005
+LARGEST_BIAS = 64.0
+"""More than the logits of any two jumps differ by."""
+HALVINGS = 20
+CALIBRATION_ROWS = 2000
+"""Validation rows that are run at each halving."""
+
+
+def calibrate(learner: Learner, prices: PriceRange | BudgetPrice) -> tuple[PriceTable, float]:
+    """The price table from validation data, and the operating price.
+
+    The operating price is the fixed price where there is one; with a budget, the price that training ended at, the policy being
+    calibrated to the budget first; else that of the smallest compute whose validation accuracy is within half a point of the
+    best in the table.
+    """
+    low, high = prices.range
+    if low == high:
+        return PriceTable(), low
+    if isinstance(prices, BudgetPrice):
+        calibrate_to_budget(learner, prices.validation_price, prices.budget)
+    measured = []
+    for price in price_grid(low, high):
+        evaluation = evaluate(learner.stack, learner.policy, learner.task, learner.validation, price=price)
+        measured.append(PricePoint(price, evaluation.compute, evaluation.accuracy))
+    table = PriceTable.monotone(measured)
+    if isinstance(prices, BudgetPrice):
+        return table, prices.validation_price
+    enough = table.points[-1].accuracy - TOLERANCE if table.points else math.inf
+    return table, next(point.price for point in table.points if point.accuracy >= enough)
+
+
+@torch.no_grad()
+def calibrate_to_budget(learner: Learner, price: float, budget: float) -> None:
+    """Biases the policy's logits towards longer or shorter jumps until its greedy routes spend the budget on validation data.
+
+    Training steers the compute of sampled routes. The likeliest routes spend more or less, the more so the less a
+    policy cares: a logit bias that is the same for every row, a · jump, takes up the difference, and leaves it
+    to the policy which rows spend more than others. It becomes part of the last layer's bias.
+    """
+    bias = learner.policy.fc_out.bias
+    trained, jumps = bias.clone(), torch.arange(len(bias), device=bias.device, dtype=bias.dtype)
+    validation = learner.validation.some(CALIBRATION_ROWS)
+
+    def compute(logit_bias: float) -> float:
+        bias.copy_(trained + logit_bias * jumps)
+        return evaluate(learner.stack, learner.policy, learner.task, validation, price=price).compute
+
+    bias.copy_(trained + logit_bias_within(compute, budget) * jumps)
+
+
+def logit_bias_within(compute: Callable[[float], float], budget: float) -> float:
+    """The logit bias whose compute is the largest within the budget, of those that are tried by halving an interval; the most frugal where none is.
+
+    Args:
+        compute: logit bias → mean compute. A higher one skips more.
+    """
+    low, high = -LARGEST_BIAS, LARGEST_BIAS
+    tried: dict[float, float] = {}
+    for _ in range(HALVINGS):
+        bias = (low + high) / 2
+        tried[bias] = compute(bias)
+        low, high = (low, bias) if tried[bias] <= budget + SLACK else (bias, high)
+    tried[LARGEST_BIAS] = compute(LARGEST_BIAS)
+    within = {bias: spent for bias, spent in tried.items() if spent <= budget + SLACK}
+    return max(within, key=lambda bias: (within[bias], -abs(bias))) if within else min(tried, key=lambda bias: tried[bias])

@@ -1,0 +1,41 @@
+"""Self-imitation (Oh et al. 2018) of random routes: what turns out better than expected is made likelier."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from agents.policy.prices import PriceSource
+from agents.run.learner import Learner
+from rl_skip.core.routing import PolicyRouter, routed_forward
+from rl_skip.core.task import Examples
+
+__all__ = ["imitation_loss", "imitation_weight"]
+
+ENDS_AT = 0.8
+
+
+def imitation_weight(start: float, progress: float) -> float:
+    """Falls evenly to nothing, reached after four fifths of the run: what it teaches is biased towards routes that are right by luck."""
+    return start * max(1 - progress / ENDS_AT, 0.0)
+
+
+def imitation_loss(learner: Learner, prices: PriceSource, batch: Examples, worth: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """−log π of the decisions on a random route, times what the route earned more than the critic expected, where it did.
+
+    A policy samples what it holds likely. Where a route pays only if it is right in every layer, and a short one is right by
+    luck half of the time, the long one is never sampled. Among random routes every number of layers is equally frequent.
+
+    Args:
+        batch: B rows, each of which runs one random route.
+        worth: outputs and labels → score, (B,).
+
+    Returns:
+        A scalar.
+    """
+    price = prices.draw(len(batch), learner.generator).to(learner.device)  # (B,)
+    router = PolicyRouter(learner.policy, route=learner.random_routes(len(batch)))
+    rollout = routed_forward(learner.stack, router, batch.inputs, price=price, critic=learner.critic)
+    score = worth(rollout.outputs, batch.labels)
+    surprise = (prices.reward.to_go(score, rollout.spent, price) - rollout.values).clamp(min=0).detach()  # (B, L)
+    loss: Tensor = -(rollout.log_probs * surprise * rollout.decided).sum(dim=1).mean()
+    return loss

@@ -1,0 +1,135 @@
+"""What the agents share that train the jump policy: prices, score, and the end of a run, from calibration to the final table."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+from rich.console import Console
+from torch import Tensor
+
+from agents.agent import Agent, AgentConfig, Results, TrainedRun
+from agents.options.config import positive
+from agents.policy.calibration import calibrate
+from agents.policy.prices import BudgetPrice, PriceRange, price_source
+from agents.run.learner import Learner
+from agents.run.pictures import show_routes
+from agents.run.report import final_report, print_report
+from rl_skip.core.dial import PriceTable
+from rl_skip.core.errors import UserError
+from rl_skip.core.plugins import label_of
+from rl_skip.core.reward import find_reward
+from rl_skip.core.task import Examples
+from rl_skip.export.policy_folder import save
+from rl_skip.measure.evaluation import Evaluation, evaluate
+from rl_skip.measure.guarantee import guarantee
+from rl_skip.measure.runs import MODEL
+from rl_skip.nets.network import network_to_json
+
+__all__ = ["PolicyAgent", "PolicyAgentConfig", "entropy_weight"]
+
+ANNEALED_AT = 0.8
+ScoreName = Literal["accuracy", "probability"]
+
+
+@dataclass(frozen=True)
+class PolicyAgentConfig(AgentConfig):
+    """What the policy learns from."""
+
+    score: ScoreName = "accuracy"
+    """What the policy is rewarded for: being right, or the probability given to the label."""
+    entropy_start: float = 0.1
+    """Weight of the entropy bonus at the start. Too low, and the policy freezes on the first route that works; 0.01 to 0.1."""
+    entropy_end: float = 0.001
+    """Weight of the entropy bonus from four fifths of the run on."""
+    value_weight: float = 1.0
+    """Weight of the critic's loss."""
+    imitation_weight: float = 0.0
+    """Weight at the start of imitating random routes that earn more than expected. Finds what is never sampled; needs the critic; 0 to 0.5."""
+
+    def __post_init__(self) -> None:
+        for name in ("entropy_start", "entropy_end", "value_weight"):
+            positive(name, getattr(self, name), f"--{name.replace('_', '-')}")
+        positive("imitation_weight", self.imitation_weight, "--imitation-weight", zero=True)
+
+
+def entropy_weight(config: PolicyAgentConfig, progress: float) -> float:
+    """Weight of the entropy bonus: falls geometrically from its start to its end, reached after four fifths of the run."""
+    return config.entropy_start * (config.entropy_end / config.entropy_start) ** min(progress / ANNEALED_AT, 1.0)
+
+
+class PolicyAgent(Agent):
+    """Base of the agents that train the learner's policy; a subclass says how, in `update`.
+
+    Args:
+        learner: network, policy and critic, with their optimisers.
+        prices: where the price of compute comes from. Default: what the options ask for.
+    """
+
+    config_class: ClassVar[type[AgentConfig]] = PolicyAgentConfig
+    leaves_start = True
+    leaves = "policy"
+    see = "eval {folder}"
+
+    config: PolicyAgentConfig
+
+    def __init__(self, learner: Learner, prices: PriceRange | BudgetPrice | None = None) -> None:
+        self.learner = learner
+        self.reward = find_reward(learner.config.pricing.reward)
+        """What a route earns; a budget adds its penalty to what is optimised, `prices.reward`."""
+        self.prices = price_source(learner.config.pricing, self.reward) if prices is None else prices
+        self.config = cast(PolicyAgentConfig, learner.config.agent_config)
+
+    def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """(B,), what each row's prediction is worth to the policy."""
+        task = self.learner.task
+        return task.accuracy(outputs, labels) if self.config.score == "accuracy" else task.probability(outputs, labels)
+
+    def evaluate(self, examples: Examples) -> Evaluation:
+        """The greedy policy at the price used for validation."""
+        learner = self.learner
+        return evaluate(learner.stack, learner.policy, learner.task, examples, price=self.prices.validation_price, reward=self.prices.reward)
+
+    def metrics(self) -> dict[str, float]:
+        return self.prices.metrics()
+
+    def finish(self, run: TrainedRun) -> Results:
+        """Merges adapters, calibrates the policy, exports it, and sets it beside full depth and fixed and random routes."""
+        learner = self.learner
+        learner.merge_adapters()
+        table, price = calibrate(learner, self.prices)
+        price = self._guaranteed(table, price, run.console)
+        self._export(run, table, price)
+        report = final_report(learner, table, price, seconds=run.seconds, reward=self.reward)
+        print_report(report, run.folder, run.console, own_stack=run.own_stack)
+        show_routes(run.writer, learner, price)
+        return Results(report, {name: report["policy"][name] for name in ("accuracy", "compute", "reward")})
+
+    def _guaranteed(self, table: PriceTable, price: float, console: Console) -> float:
+        """The price that keeps the guarantee asked for; where the data do not support it, that is said, and the price stays."""
+        learner, tolerance = self.learner, self.learner.config.pricing.guarantee
+        if tolerance is None:
+            return price
+        try:
+            return guarantee(learner.stack, learner.policy, learner.task, learner.validation, table, price, tolerance).price
+        except UserError as refusal:
+            console.print(f"no guarantee: {refusal}", soft_wrap=True, markup=False, highlight=False)
+            return price
+
+    def _export(self, run: TrainedRun, table: PriceTable, price: float) -> None:
+        learner, task, config = self.learner, self.learner.task, self.learner.config
+        trained_on: dict[str, Any] = {"task": task.name, "rows": len(learner.train), "seed": config.seed, "agent": label_of(config.agent)}
+        stack, network, weights = learner.stack, None, True
+        if not run.own_stack and stack.write_model(run.folder / MODEL):
+            weights = False
+            trained_on |= {"model": Path(config.options.model).name} if config.options.pretrained else {}
+        elif not run.own_stack:
+            network = network_to_json(config.network, task.embedding, task.tokens, len(task.classes))
+        options: dict[str, Any] = {"price": price, "price_table": table, "trained_on": trained_on, "reward": self.reward}
+        save(run.folder / "policy", learner.policy, stack=stack, weights=weights, network=network, overwrite=True, **options)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next price depends on; all else that REINFORCE and its like need to go on is the learner's."""
+        return {"prices": self.prices.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.prices.load_state_dict(state["prices"])

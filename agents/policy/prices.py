@@ -1,0 +1,141 @@
+"""Where the price of compute comes from: fixed, drawn for every row, or steered to a budget."""
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from agents.options.config import PRICE_BOUNDS, PriceConfig
+from rl_skip.core.reward import LINEAR, BudgetReward, Reward
+
+__all__ = ["BudgetPrice", "FixedPrice", "PriceRange", "PriceSource", "price_source"]
+
+
+class PriceSource(Protocol):
+    """Gives every input of a batch its price."""
+
+    @property
+    def validation_price(self) -> float:
+        """The price at which a run in progress is validated."""
+        ...
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The lowest and the highest price that are drawn now; equal where there is one price."""
+        ...
+
+    def draw(self, rows: int, generator: torch.Generator) -> Tensor:
+        """(B,), on the CPU."""
+        ...
+
+    @property
+    def reward(self) -> Reward:
+        """The reward that is optimised."""
+        ...
+
+    def observe(self, compute: Tensor) -> None:
+        """Takes the mean compute of each update's sampled routes, a scalar on the device."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """What there is to report beside `price`."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next price depends on."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to where `state_dict` was taken."""
+        ...
+
+
+def _log_uniform(low: float, high: float, rows: int, generator: torch.Generator) -> Tensor:
+    return low * (high / low) ** torch.rand(rows, generator=generator)
+
+
+class PriceRange:
+    """A price for every row, log-uniform in a range, so that one policy learns the whole trade-off."""
+
+    def __init__(self, low: float, high: float, reward: Reward = LINEAR) -> None:
+        self.range, self.reward = (low, high), reward
+        self.validation_price = math.sqrt(low * high)
+
+    def draw(self, rows: int, generator: torch.Generator) -> Tensor:
+        return _log_uniform(*self.range, rows, generator)
+
+    def observe(self, compute: Tensor) -> None:
+        """The range stays as it is."""
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """There is nothing to go back to."""
+
+
+class FixedPrice(PriceRange):
+    """The same price for every row: a range whose ends are one."""
+
+    def __init__(self, price: float, reward: Reward = LINEAR) -> None:
+        super().__init__(price, price, reward)
+        self.validation_price = price
+
+    def draw(self, rows: int, generator: torch.Generator) -> Tensor:
+        return torch.full((rows,), self.validation_price)
+
+
+class BudgetPrice:
+    """A Lagrange multiplier that rises while the routes cost more than the budget and falls while they cost less.
+
+    Dual ascent in the logarithm of the price, so that a step means the same at every price: an integral, bounded, plus
+    a small proportional term against oscillation (Stooke et al. 2020, "Responsive Safety in Reinforcement Learning by
+    PID Lagrangian Methods"). Prices are drawn from a window around the multiplier and shown to the policy, which so
+    knows what a change of price will mean before it comes.
+
+    A row also pays a small penalty for its distance from the budget (`BudgetReward`), so that what is allowed is spent.
+    """
+
+    WINDOW = 2.0
+
+    def __init__(self, budget: float, start: float, integral: float, proportional: float, penalty: float, reward: Reward = LINEAR) -> None:
+        self.budget, self.integral, self.proportional = budget, integral, proportional
+        self.reward = BudgetReward(reward, budget, penalty)
+        self._log_price, self._violation = math.log(start), 0.0
+
+    @property
+    def validation_price(self) -> float:
+        low, high = math.log(PRICE_BOUNDS[0]), math.log(PRICE_BOUNDS[1])
+        return math.exp(min(max(self._log_price + self.proportional * self._violation, low), high))
+
+    @property
+    def range(self) -> tuple[float, float]:
+        return self.validation_price / self.WINDOW, self.validation_price * self.WINDOW
+
+    def draw(self, rows: int, generator: torch.Generator) -> Tensor:
+        return _log_uniform(*self.range, rows, generator)
+
+    def observe(self, compute: Tensor) -> None:
+        self._violation = 0.9 * self._violation + 0.1 * (float(compute) - self.budget)
+        low, high = math.log(PRICE_BOUNDS[0]), math.log(PRICE_BOUNDS[1])
+        self._log_price = min(max(self._log_price + self.integral * self._violation, low), high)
+
+    def metrics(self) -> dict[str, float]:
+        return {"budget/violation": self._violation, "budget/price": self.validation_price}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"log_price": self._log_price, "violation": self._violation}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._log_price, self._violation = state["log_price"], state["violation"]
+
+
+def price_source(config: PriceConfig, reward: Reward = LINEAR) -> PriceRange | BudgetPrice:
+    """The source that the options ask for, of prices for `reward`."""
+    if config.budget is not None:
+        return BudgetPrice(config.budget, config.budget_price, config.budget_integral, config.budget_proportional, config.budget_penalty, reward)
+    return PriceRange(*config.price_range, reward) if config.price is None else FixedPrice(config.price, reward)

@@ -1,0 +1,168 @@
+"""REINFORCE (Williams 1992) on jumps, beside the supervised loss on routes that were sampled."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from agents.agent import AGENTS
+from agents.policy.imitation import imitation_loss, imitation_weight
+from agents.policy.policy_agent import PolicyAgent, PolicyAgentConfig, entropy_weight
+from agents.policy.prices import BudgetPrice, PriceRange
+from agents.run.learner import Learner
+from agents.run.telemetry import rollout_metrics
+from rl_skip.core.errors import UserError
+from rl_skip.core.reward import LINEAR, Reward
+from rl_skip.core.routing import PolicyRouter, Rollout, routed_forward
+
+__all__ = ["Reinforce", "ReinforceConfig", "estimated_advantage", "leave_one_out_advantage", "reinforce_loss"]
+
+BaselineName = Literal["value", "leave-one-out"]
+Advantage = Callable[[Rollout, Tensor, Tensor], Tensor]
+"""Rollout of N rows, reward of each route (N,), reward to go of each decision (N, L) → advantage, (N, L) or (N, 1)."""
+
+
+@dataclass(frozen=True)
+class ReinforceConfig(PolicyAgentConfig):
+    """REINFORCE."""
+
+    routes_per_input: int = 4
+    """Routes sampled for each input. More lowers the variance of the gradient and costs that many partial forward passes; 2 to 8."""
+    baseline: BaselineName = "leave-one-out"
+    """"leave-one-out": the mean reward of the input's other routes; "value": a learned critic."""
+
+    def __post_init__(self) -> None:
+        if self.routes_per_input < (2 if self.baseline == "leave-one-out" else 1):
+            raise UserError(f"a {self.baseline} baseline cannot do with {self.routes_per_input} routes per input; raise --routes-per-input")
+        super().__post_init__()
+        if self.imitation_weight > 0 and self.baseline == "leave-one-out":
+            raise UserError("imitation compares routes with what a critic expects; set --baseline value, or --imitation-weight 0")
+
+
+def leave_one_out_advantage(reward_BG: Tensor) -> Tensor:
+    """Advantage of each sampled route over the other routes of the same input.
+
+    The mean reward of an input's other G - 1 routes is an unbiased baseline that needs no critic
+    (Kool et al. 2019, "Buy 4 REINFORCE Samples, Get a Baseline for Free!").
+
+    Args:
+        reward_BG: one reward for each of the G routes of each of the B inputs, in units of score.
+
+    Returns:
+        Same shape. Sums to zero over G for every input.
+
+    Raises:
+        ValueError: if G < 2, since one route has no others to be compared with.
+    """
+    group_size = reward_BG.shape[1]
+    if group_size < 2:
+        raise ValueError(f"a leave-one-out baseline needs at least 2 routes per input, got {group_size}; raise --routes-per-input")
+    others_BG = (reward_BG.sum(dim=1, keepdim=True) - reward_BG) / (group_size - 1)  # (B, G)
+    return reward_BG - others_BG
+
+
+def estimated_advantage(config: ReinforceConfig, rollout: Rollout, reward: Tensor, to_go: Tensor) -> Tensor:
+    """What the routes earned more than their baseline, (N, 1) with leave-one-out, (N, L) with a critic.
+
+    With leave-one-out every decision of a route gets the advantage of the whole route: what was spent before a decision is
+    known to the baseline too, and cancels.
+    """
+    if config.baseline == "leave-one-out":
+        return leave_one_out_advantage(reward.view(-1, config.routes_per_input)).view(-1, 1)  # (B G, 1)
+    return (to_go - rollout.values).detach()  # (B G, L)
+
+
+@dataclass
+class PolicyLosses:
+    """The parts of the policy's loss, scalars."""
+
+    policy: Tensor
+    """−log π · advantage, summed over a route's decisions."""
+    value: Tensor
+    """Squared error of the critic, summed likewise."""
+    entropy: Tensor
+    """Entropy of the decisions, summed likewise."""
+
+
+def reinforce_loss(rollout: Rollout, score: Tensor, price: Tensor, advantage: Advantage, reward: Reward = LINEAR) -> PolicyLosses:
+    """REINFORCE with reward to go: what a decision earned is the gain less the penalty for all compute after it.
+
+    Sums run over a route's decisions and means over the rows: never divided by the route's own length, since here the
+    length is the cost.
+
+    Args:
+        rollout: of B · G rows, the G routes of an input side by side.
+        score: (B · G,), of each row's prediction.
+        price: (B · G,), the same for the G routes of an input.
+        advantage: what the routes earned more than their baseline.
+        reward: what a route earns.
+    """
+    taken = rollout.decided.float()  # (B G, L)
+    to_go = reward.to_go(score, rollout.spent, price)  # (B G, L)
+    advantages = advantage(rollout, reward.total(score, rollout.compute, price), to_go)  # (B G, L), or (B G, 1)
+    return PolicyLosses(
+        policy=-(rollout.log_probs * advantages * taken).sum(dim=1).mean(),
+        value=((rollout.values - to_go).square() * taken).sum(dim=1).mean(),
+        entropy=(rollout.entropies * taken).sum(dim=1).mean(),
+    )
+
+
+class Reinforce(PolicyAgent):
+    """The agent: one update samples G routes for each input of a batch, from which the policy learns; the network learns on the first.
+
+    The G routes are run as they will be when deployed: in evaluation mode, without gradients of the network, which makes
+    many routes cheap.
+    """
+
+    config_class = ReinforceConfig
+
+    config: ReinforceConfig
+
+    def __init__(self, learner: Learner, prices: PriceRange | BudgetPrice | None = None) -> None:
+        super().__init__(learner, prices)
+        self.critic = learner.critic if self.config.baseline == "value" else None
+
+    def advantage(self, rollout: Rollout, reward: Tensor, to_go: Tensor) -> Tensor:
+        """What the routes earned more than expected: one for each decision (N, L), or for each route (N, 1).
+
+        Args:
+            rollout: of N = B · G rows, the G routes of an input side by side.
+            reward: (N,), of the whole route.
+            to_go: (N, L), of what is left of it at each decision.
+        """
+        return estimated_advantage(self.config, rollout, reward, to_go)
+
+    def update(self, update: int) -> dict[str, Tensor]:
+        """One update; returns its metrics as scalars on the device."""
+        learner, config = self.learner, self.config
+        rate, batch = learner.set_learning_rates(update), learner.batch(update)
+        G = config.routes_per_input
+        routes = batch.take(torch.arange(len(batch), device=learner.device).repeat_interleave(G))  # B G rows
+        price = self.prices.draw(len(batch), learner.generator).repeat_interleave(G).to(learner.device)  # (B G,)
+        learner.prepare(learns=False)
+        rollout = routed_forward(learner.stack, PolicyRouter(learner.policy, sample=True), routes.inputs, price=price, critic=self.critic)
+        accuracy = learner.task.accuracy(rollout.outputs, routes.labels)
+        score = self.score(rollout.outputs, routes.labels)
+        losses = reinforce_loss(rollout, score, price, self.advantage, self.prices.reward)
+        loss = losses.policy - entropy_weight(config, learner.joint_progress(update)) * losses.entropy
+        metrics = {"train/value_loss": torch.zeros(())}  # without a critic there is nothing to miss
+        if self.critic is not None:
+            loss, metrics["train/value_loss"] = loss + config.value_weight * losses.value, losses.value
+        if (weight := imitation_weight(config.imitation_weight, learner.joint_progress(update))) > 0:
+            loss = loss + weight * imitation_loss(learner, self.prices, batch, self.score)
+        if learner.tunes:
+            learner.prepare(learns=True)
+            supervised, _ = learner.network_loss(batch, rollout.route[::G])
+            loss, metrics["train/supervised_loss"] = loss + supervised, supervised
+        norm = learner.apply(loss)
+        self.prices.observe(rollout.compute.mean())
+        return rollout_metrics(rollout, score, accuracy, price, self.prices.reward, learner.rules.max_jump) | metrics | {
+            "train/policy_loss": losses.policy,
+            "train/grad_norm": norm,
+            "train/learning_rate": torch.tensor(rate),
+        }
+
+
+AGENTS.register("reinforce", Reinforce)

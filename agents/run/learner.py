@@ -1,0 +1,198 @@
+"""Network, policy and critic with their optimisers, and the updates that every agent shares."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.options.config import TrainConfig
+from agents.run.tuning import choose_parameters, merge_adapters
+from rl_skip.core.inputs import lengths
+from rl_skip.core.policy import JumpPolicy, JumpRules
+from rl_skip.core.random_routes import random_routes
+from rl_skip.core.routing import routed_forward
+from rl_skip.core.stack import LayerStack
+from rl_skip.core.task import Examples, Split, Task
+
+__all__ = ["Critic", "Learner", "distillation"]
+
+RISE_UPDATES = 50
+BUCKET = 32
+"""Batches among whose rows those of like length are put together: more pads less, fewer mixes better."""
+
+
+def distillation(outputs: Tensor, teacher: Tensor) -> Tensor:
+    """Mean cross-entropy of outputs (B, …, C) from what the teacher says, a scalar (Hinton et al. 2015, at temperature 1)."""
+    return -(teacher.softmax(dim=-1) * outputs.log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+class Critic(nn.Module):
+    """Observation (N, S) → expected reward to go, (N,). Of the policy's shape, but never exported."""
+
+    def __init__(self, rules: JumpRules) -> None:
+        super().__init__()
+        self.body = JumpPolicy(rules)
+        self.body.fc_out = nn.Linear(rules.hidden, 1)
+        self.body.legal = torch.ones(rules.layout.depth, 1, dtype=torch.bool)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return self.body(observation).squeeze(1)
+
+
+class Learner:
+    """What learns: a network on a task, a jump policy, a critic.
+
+    One update at a time; which batch belongs to which update depends on the seed and the update's number alone, so a
+    run that stops can go on exactly.
+
+    Args:
+        config: the options.
+        task: what is learned.
+        device: where.
+        stack: a network of one's own in place of the one that the options describe.
+    """
+
+    def __init__(self, config: TrainConfig, task: Task, device: torch.device, stack: LayerStack | None = None) -> None:
+        self.config, self.task, self.device = config, task, device
+        torch.manual_seed(config.seed)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.train, self.validation = self._examples("train"), self._examples("validation")
+        self.stack = (task.build(config.network) if stack is None else stack).to(device)
+        self.adapters = choose_parameters(self.stack, config.schedule.tune)
+        self.rules = config.policy.rules(self.stack.depth, self.stack.width, config.pricing.seen_range, self.stack.has_memory)
+        self.policy, self.critic = JumpPolicy(self.rules).to(device), Critic(self.rules).to(device)
+        schedule = config.schedule
+        reach = lengths(self.train.inputs)
+        self.lengths = None if reach is None else reach.cpu()
+        """(N,), of the training rows, where they are padded."""
+        self.trainable = [parameter for parameter in self.stack.parameters() if parameter.requires_grad]
+        """What of the network learns in the warm-up."""
+        self.tunes = schedule.tune != "frozen"
+        """Whether the network goes on learning once the policy has started."""
+        fused = config.options.pretrained  # with its large embeddings, an update takes a sixth less time
+        decay = schedule.weight_decay
+        self.network_optimizer = torch.optim.AdamW(self.stack.parameters(), lr=schedule.learning_rate, weight_decay=decay, fused=fused)
+        deciding = [*self.policy.parameters(), *self.critic.parameters()]
+        self.policy_optimizer = torch.optim.Adam(deciding, lr=schedule.policy_learning_rate)
+        self.full_route = torch.ones(self.stack.depth, dtype=torch.bool, device=device)
+        self.updates_per_epoch = max(len(self.train) // schedule.batch_size, 1)
+        self.updates = (schedule.warmup_epochs + schedule.epochs) * self.updates_per_epoch
+        self.warmup_updates = schedule.warmup_epochs * self.updates_per_epoch if config.agent_class.warms_up else 0
+
+    def _examples(self, split: Split) -> Examples:
+        examples = self.task.load(split)
+        if split == "train" and (limit := self.config.train_rows) is not None:
+            examples = examples.some(limit)
+        return examples.to(self.device)
+
+    def batch(self, update: int) -> Examples:
+        """The inputs of an update: each epoch sees all examples once, in an order of its own; rows of like length are together."""
+        epoch, part = divmod(update, self.updates_per_epoch)
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.train), generator=generator)
+        size = self.config.schedule.batch_size
+        if self.lengths is not None and len(order) >= size:
+            order = self._bucketed(order[: self.updates_per_epoch * size], generator)
+        return self.train.take(order[part * size : (part + 1) * size].to(self.device))
+
+    def _bucketed(self, order: Tensor, generator: torch.Generator) -> Tensor:
+        """The rows in batches of like length, the batches in random order."""
+        assert self.lengths is not None
+        size = self.config.schedule.batch_size
+        sorted_parts = [part[self.lengths[part].argsort(stable=True)] for part in order.split(BUCKET * size)]
+        batches = torch.cat(sorted_parts).view(-1, size)
+        return batches[torch.randperm(len(batches), generator=generator)].flatten()
+
+    def merge_adapters(self) -> None:
+        """Ends the training of adapters: what they learned becomes part of the network's own weights."""
+        merge_adapters(self.adapters)
+        self.adapters = None
+
+    def joint_progress(self, update: int) -> float:
+        """How much of the joint training has passed, 0 to 1."""
+        return max(update - self.warmup_updates, 0) / max(self.updates - self.warmup_updates, 1)
+
+    def set_learning_rates(self, update: int) -> float:
+        """Sets both optimisers' rates for an update; returns the network's."""
+        schedule = self.config.schedule
+        cosine = 0.5 * (1 + math.cos(math.pi * min(update / max(self.updates if self.tunes else self.warmup_updates, 1), 1.0)))
+        rate = schedule.learning_rate * min(1.0, (update + 1) / RISE_UPDATES) * max(cosine, 0.01)
+        for group in self.network_optimizer.param_groups:
+            group["lr"] = rate
+        for group in self.policy_optimizer.param_groups:
+            group["lr"] = schedule.policy_learning_rate * (1 - 0.9 * self.joint_progress(update))
+        return rate
+
+    def prepare(self, learns: bool) -> None:
+        """Makes the network ready to learn, or to be looked at as it will be deployed: in evaluation mode and without gradients."""
+        self.stack.train(learns)
+        for parameter in self.trainable:
+            parameter.requires_grad_(learns)
+
+    def full_depth_loss(self, batch: Examples) -> tuple[Tensor, Tensor]:
+        """Mean loss at full depth, and accuracy, both scalars."""
+        outputs = routed_forward(self.stack, self.full_route, batch.inputs).outputs
+        return self.task.loss(outputs, batch.labels).mean(), self.task.accuracy(outputs, batch.labels).mean()
+
+    def network_loss(self, batch: Examples, route: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network learns from on one route (B, L) for each input, a scalar; and its outputs on them, (B, C).
+
+        Beside the labels, the routes learn from what the network itself says at full depth, and full depth learns from the
+        labels, so that it goes on being worth listening to (in-place distillation: Yu and Huang 2019, "Universally
+        Slimmable Networks").
+        """
+        schedule = self.config.schedule
+        outputs = routed_forward(self.stack, route, batch.inputs).outputs
+        loss = self.task.loss(outputs, batch.labels).mean()
+        if schedule.full_depth_weight == 0 and schedule.distillation_weight == 0:
+            return loss, outputs
+        with torch.set_grad_enabled(schedule.full_depth_weight > 0):
+            full = routed_forward(self.stack, self.full_route, batch.inputs).outputs
+        if schedule.full_depth_weight > 0:
+            loss = loss + schedule.full_depth_weight * self.task.loss(full, batch.labels).mean()
+        if schedule.distillation_weight > 0:
+            loss = loss + schedule.distillation_weight * distillation(outputs, full.detach())
+        return loss, outputs
+
+    def random_routes(self, rows: int) -> Tensor:
+        """(B, L) bool: each row keeps its layers with a probability of its own, even from the smallest allowed to 1."""
+        depth, least = self.stack.depth, self.config.schedule.random_route_keep
+        chances = torch.rand(rows, depth, generator=self.generator)
+        keep = least + (1 - least) * torch.rand(rows, 1, generator=self.generator)
+        return random_routes(chances, keep, self.rules).to(self.device)
+
+    def apply(self, loss: Tensor) -> Tensor:
+        """One step of both optimisers down the gradient of `loss`. Returns the norm of the network's gradient."""
+        self.network_optimizer.zero_grad()
+        self.policy_optimizer.zero_grad()
+        loss.backward()
+        limit = self.config.schedule.max_grad_norm
+        norm = nn.utils.clip_grad_norm_(self.stack.parameters(), limit)
+        nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
+        nn.utils.clip_grad_norm_(self.critic.parameters(), limit)
+        self.network_optimizer.step()
+        self.policy_optimizer.step()
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on."""
+        return {
+            "stack": self.stack.state_dict(),
+            "policy": self.policy.state_dict(),
+            "critic": self.critic.state_dict(),
+            "network_optimizer": self.network_optimizer.state_dict(),
+            "policy_optimizer": self.policy_optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "torch_random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to where `state_dict` was taken."""
+        for name in ("stack", "policy", "critic", "network_optimizer", "policy_optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.generator.set_state(state["generator"].cpu())
+        torch.set_rng_state(state["torch_random"].cpu())
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state_all([random.cpu() for random in state["cuda_random"]])

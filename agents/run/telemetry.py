@@ -1,0 +1,214 @@
+"""What a run tells: TensorBoard, metrics.jsonl, and the live display."""
+
+import json
+import os
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboard.compat.proto.event_pb2 import Event
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from rl_skip.core.fields import flat
+from rl_skip.core.files import atomic_write
+from rl_skip.core.reward import Reward
+from rl_skip.core.routing import Rollout
+
+__all__ = ["Averages", "Display", "Telemetry", "rollout_metrics"]
+
+EVENT_FILES = "events.out.tfevents.*"
+HISTORY = "events.out.tfevents.0000000000.resumed"
+HEAT_MAP = "layers/run_rates"
+WRITTEN_LAST = (HEAT_MAP, "final/", "_hparams_/")
+
+
+def rollout_metrics(
+    rollout: Rollout, score: Tensor, accuracy: Tensor, price: Tensor, reward: Reward, max_jump: int
+) -> dict[str, Tensor]:
+    """What one batch of episodes shows, as scalars on the device. `score`, `accuracy` and `price` are (B,); `reward` is the one that is optimised."""
+    decided = rollout.decided.float()
+    decisions = decided.sum().clamp(min=1.0)
+    taken = rollout.jumps[rollout.decided]
+    metrics = {
+        "rollout/ep_rew_mean": reward.total(score, rollout.compute, price).mean(),
+        "rollout/ep_len_mean": decided.sum(dim=1).mean(),
+        "rollout/accuracy": accuracy.mean(),
+        "rollout/compute": rollout.compute.mean(),
+        "policy/entropy": rollout.entropies.detach().sum() / decisions,
+        "price": price.mean(),
+    }
+    shares = torch.bincount(taken, minlength=max_jump + 1).float() / decisions
+    metrics |= {f"policy/jump_{a}": shares[a] for a in range(max_jump + 1)}
+    return metrics | {f"layers/run_rate_{i}": rate for i, rate in enumerate(rollout.route.float().mean(dim=0))}
+
+
+class Averages:
+    """Means of metrics over several updates, kept on the device until they are read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Adds one update's scalars."""
+        for name, value in metrics.items():
+            value = value.detach().to(self.device, torch.float32)
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        """The means as numbers, from one transfer; then starts anew."""
+        if not self._sums:
+            return {}
+        means = torch.stack([self._sums[name] / self._counts[name] for name in self._sums]).tolist()
+        averages = dict(zip(self._sums, means, strict=True))
+        self._sums, self._counts = {}, {}
+        return averages
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was added since the last reading."""
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to where `state_dict` was taken."""
+        self._sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        self._counts = dict(state["counts"])
+
+
+class Telemetry:
+    """Writes a run's curves to TensorBoard and to metrics.jsonl.
+
+    Args:
+        folder: the run folder.
+        resume_after: the last step that stands, for a run that goes on; what lies after it is removed from the files.
+    """
+
+    def __init__(self, folder: Path, resume_after: int | None = None) -> None:
+        self.folder = folder
+        lines = folder / "metrics.jsonl"
+        if resume_after is not None:
+            _forget_after(folder, lines, resume_after)
+        purge_step = None if resume_after is None else resume_after + 1  # for a TensorBoard that runs, and has read the removed points
+        self.writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=10)
+        self._lines = lines.open("a")
+        entries = [json.loads(line) for line in lines.read_text().splitlines()]
+        self._run_rates = [rates for entry in entries if (rates := _run_rates(entry))]
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Writes numbers under their tags."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        if rates := _run_rates(values):
+            self._run_rates.append(rates)
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.flush()
+
+    def heat_map(self, step: int) -> None:
+        """Draws the run rates of all layers over time as one picture: a row per layer, time to the right, dark runs always."""
+        if not self._run_rates:
+            return
+        rates = 1 - torch.tensor(self._run_rates).T  # (L, time)
+        wide = rates.repeat_interleave(max(320 // rates.shape[1], 1), dim=1).repeat_interleave(20, dim=0)
+        self.writer.add_image(HEAT_MAP, wide.unsqueeze(0), step, dataformats="CHW")
+
+    def hyper_parameters(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:
+        """Writes the settings with the final metrics, for the HParams tab; the metrics' names begin with "final/"."""
+        plain = {name: value if isinstance(value, bool | str | float | int) else str(value) for name, value in flat(settings).items()}
+        self.writer.add_hparams(plain, metrics, run_name=".")
+
+    def flush(self) -> None:
+        """Hands everything to the disk, so that a checkpoint never knows of a point that the files lack."""
+        self.writer.flush()
+        self._lines.flush()
+        for file in [self.folder / "metrics.jsonl", *self.folder.glob(EVENT_FILES)]:
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self.writer.close()
+        self._lines.close()
+
+
+def _forget_after(folder: Path, lines: Path, last_step: int) -> None:
+    """Removes what a stopped run wrote after `last_step`, and all that is written once, at the very end.
+
+    TensorBoard alone would do with a purge step; others that read the files would see the points twice. What stands
+    goes into one file whose name is first in order whatever the clocks say, since readers take the files in that order.
+    """
+    files, history = sorted(folder.glob(EVENT_FILES)), folder / HISTORY
+    events = {record: Event.FromString(record[12:-4]) for file in files for record in _records(file.read_bytes())}
+    versions = [record for record, event in events.items() if event.file_version]
+    kept = sorted((record for record, event in events.items() if _stands(event, last_step)), key=lambda record: events[record].step)
+    atomic_write(history, b"".join(versions[:1] + kept))
+    for file in files:
+        if file != history:
+            file.unlink()
+    if lines.exists():
+        whole = [line for line in lines.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        atomic_write(lines, b"".join(line for line in whole if json.loads(line)["step"] <= last_step))
+
+
+def _records(content: bytes) -> Iterator[bytes]:
+    """The records of an event file, each with its frame: length (8 bytes), checksum (4), data, checksum (4). One that was cut short is left out."""
+    begin = 0
+    while begin + 12 <= len(content):
+        end = begin + 16 + struct.unpack_from("<Q", content, begin)[0]
+        if end > len(content):
+            return
+        yield content[begin:end]
+        begin = end
+
+
+def _stands(event: Event, last_step: int) -> bool:
+    tags = [value.tag for value in event.summary.value]
+    return event.step <= last_step and bool(tags) and not any(tag.startswith(WRITTEN_LAST) for tag in tags)
+
+
+def _run_rates(values: dict[str, Any]) -> list[float]:
+    rates: list[float] = []
+    while (name := f"layers/run_rate_{len(rates)}") in values:
+        rates.append(values[name])
+    return rates
+
+
+class Display:
+    """The live line of a run: a bar with reward, accuracy, compute, price and the time left; plain lines where there is no terminal."""
+
+    def __init__(self, console: Console, total: int, done: int = 0) -> None:
+        self.console, self.total = console, total
+        texts = [TextColumn(text) for text in ("{task.description}", "{task.percentage:>3.0f}%", "{task.fields[state]}")]
+        columns = (texts[0], BarColumn(bar_width=24), texts[1], TimeRemainingColumn(), texts[2])
+        self._progress = Progress(*columns, console=console) if console.is_terminal else None
+        self._task = self._progress.add_task("", total=total, completed=done, state="") if self._progress else None
+        self._begun, self._first, self._next_line = time.monotonic(), done, 0.0
+
+    def __enter__(self) -> "Display":
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def show(self, phase: str, done: int, values: dict[str, float]) -> None:
+        """Shows where the run is; `values` holds TensorBoard's tags."""
+        shown = {"reward": "rollout/ep_rew_mean", "accuracy": "rollout/accuracy", "compute": "rollout/compute", "price": "price"}
+        state = "  ".join(f"{name} {values[tag]:.3f}" for name, tag in shown.items() if tag in values)
+        if self._progress and self._task is not None:
+            self._progress.update(self._task, description=phase, completed=done, state=state)
+            return
+        if done / self.total >= self._next_line:
+            self._next_line = done / self.total + 0.05
+            left = (time.monotonic() - self._begun) / max(done - self._first, 1) * (self.total - done)
+            print(f"{phase:8} {done / self.total:4.0%}  {left:4.0f} s left  {state}", file=self.console.file or sys.stderr, flush=True)

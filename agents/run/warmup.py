@@ -1,0 +1,72 @@
+"""The warm-up: how a network learns before the policy starts."""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from agents.run.known_depth import KnownDepth
+from agents.run.learner import Learner
+from rl_skip.core.routing import routed_forward
+
+__all__ = ["RandomRoutes", "WarmUp", "warm_up_for"]
+
+
+class WarmUp(Protocol):
+    """How a network learns before the policy starts; called once for each update."""
+
+    def update(self, update: int) -> dict[str, Tensor]:
+        """One supervised update; returns its metrics as scalars on the device."""
+        ...
+
+    def shortfall(self) -> str | None:
+        """What was not learned because the warm-up was too short, with advice; None where all was."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it needs beside the learner to go on."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to where `state_dict` was taken."""
+        ...
+
+
+class RandomRoutes:
+    """All layers and random routes at once: so no route is new to the network when the policy tries it."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+
+    def update(self, update: int) -> dict[str, Tensor]:
+        """One update on the loss at full depth, and on random routes."""
+        learner = self.learner
+        rate, batch = learner.set_learning_rates(update), learner.batch(update)
+        learner.prepare(learns=True)
+        loss, accuracy = learner.full_depth_loss(batch)
+        if (weight := learner.config.schedule.random_route_weight) > 0:
+            outputs = routed_forward(learner.stack, learner.random_routes(len(batch)), batch.inputs).outputs
+            loss = loss + weight * learner.task.loss(outputs, batch.labels).mean()
+        norm = learner.apply(loss)
+        return {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate), "warmup/accuracy": accuracy}
+
+    def shortfall(self) -> str | None:
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: all that it needs to go on is the learner's."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """There is nothing to go back to."""
+
+
+def warm_up_for(learner: Learner) -> WarmUp:
+    """Where the task knows the depth that each row needs, at that depth; a network that learns on can do without.
+
+    Raises:
+        UserError: if the network does not learn on, and the rows cannot run just as many layers as they need.
+    """
+    if learner.task.required_depth is None or (learner.tunes and KnownDepth.obstacle(learner) is not None):
+        return RandomRoutes(learner)
+    return KnownDepth(learner)

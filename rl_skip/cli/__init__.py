@@ -1,0 +1,1 @@
+"""The command `rl-skip`, or `python -m rl_skip`: one function for each of its words."""

@@ -1,0 +1,337 @@
+"""`python -m rl_skip`: measure a run, compare it with its baselines, export its policy, prune its network, say what a folder holds."""
+
+import argparse
+import json
+import math
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from rl_skip.cli.generate import generate
+from rl_skip.core.devices import pick_device
+from rl_skip.core.errors import UserError
+from rl_skip.core.fields import Fields
+from rl_skip.core.task import Split
+from rl_skip.export.policy_folder import MODEL, copy_export, load, load_policy, read_description
+from rl_skip.measure.compare.command import compare_and_write
+from rl_skip.measure.compare.comparison import BUDGETS
+from rl_skip.measure.compare.result import Comparison
+from rl_skip.measure.compare.text import terminal
+from rl_skip.measure.evaluation import beside_full_depth
+from rl_skip.measure.guarantee import guarantee
+from rl_skip.measure.prune import prune
+from rl_skip.measure.runs import CONFIG, FORMAT_VERSION, is_run, load_run, read_run
+from rl_skip.measure.runs import MODEL as MODEL_FOLDER
+
+__all__ = ["Parser", "carry_out", "compare_parser", "compare_runs", "console", "main"]
+
+Report = dict[str, Any]
+COMPARE = "set a policy beside full depth, fixed routes, trained baselines and the oracle, and say what to use"
+Command = Callable[[argparse.Namespace], Report | Comparison]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the words after the program's name; those of the process by default.
+
+    Returns:
+        0, or 2 for a user's mistake, which is told in one line on standard error.
+    """
+    return carry_out(_parser(), argv)
+
+
+def carry_out(parser: "Parser", argv: Sequence[str] | None = None) -> int:
+    """Runs the command that a parser reads from the words, and prints what it reports."""
+    try:
+        arguments = parser.parse_args(argv)
+        if arguments.threads is not None:
+            torch.set_num_threads(arguments.threads)
+        command: Command = arguments.command
+        report = command(arguments)
+    except (UserError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    if arguments.json:
+        print(json.dumps(report.to_json() if isinstance(report, Comparison) else report, ensure_ascii=False))
+    elif isinstance(report, Comparison):
+        print(terminal(report))
+    else:
+        _print_table(report)
+    return 0
+
+
+def console() -> NoReturn:
+    """The console script."""
+    sys.exit(main())
+
+
+class Parser(argparse.ArgumentParser):
+    """Whose refusals are a `UserError`."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help lists the options")
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="rl-skip", description="Measure, export and describe what train.py wrote.", allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    measure = _command(commands, "eval", _eval, "run a trained network on its data and report accuracy and compute")
+    measure.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    measure.add_argument("--split", choices=("validation", "test"), default="test", help="which rows to measure on (default: %(default)s)")
+    measure.add_argument("--data", help="where the data are, if not where the run read them")
+    dial = measure.add_mutually_exclusive_group()
+    dial.add_argument("--price", type=_price, help="what a unit of compute costs; higher skips more (default: the operating price of the policy)")
+    dial.add_argument("--budget", type=_budget, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
+    text = "the smallest compute that loses at most so much accuracy against full depth (0.01: one point), with 95%% confidence on validation data"
+    dial.add_argument("--guarantee", type=_tolerance, metavar="TOLERANCE", help=text)
+    measure.add_argument("--batch-size", type=_count, default=256, help="rows that run together (default: %(default)s)")
+    measure.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run (default: %(default)s)")
+
+    _add_compare_options(_command(commands, "compare", _compare, COMPARE), "what train.py alone does: python train.py compare RUN --train-baselines")
+
+    copy = _command(commands, "export", _export, "copy a run's policy, checked, into a folder of its own")
+    copy.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    copy.add_argument("folder", type=Path, metavar="DIR", help="the folder to make; it must not exist")
+
+    cut = _command(
+        commands, "prune", _prune, "write the network without the layers that its best fixed route leaves out, with no policy and no routing"
+    )
+    cut.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    cut.add_argument("folder", type=Path, metavar="DIR", help="the folder to make; it must not exist")
+    route = cut.add_mutually_exclusive_group()
+    text = "the largest compute of the route, in (0, 1]; the route is searched on validation data (default: the compute of the policy)"
+    route.add_argument("--budget", type=_budget, help=text)
+    route.add_argument("--layers", type=_layers, help="the layers to keep, such as 0,3,7; layer 0 is always one")
+    cut.add_argument("--data", help="where the data are, if not where the run read them")
+    cut.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to search and measure (default: %(default)s)")
+
+    say = _command(commands, "generate", _generate, "let a run of the task language go on with a prompt")
+    say.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    say.add_argument("prompt", metavar="PROMPT", help="the text to go on with")
+    say.add_argument("--tokens", type=_count, default=200, help="how many follow (default: %(default)s)")
+    text = "0 takes the likeliest token each time, 1 draws as the model says (default: %(default)s)"
+    say.add_argument("--temperature", type=_price, default=0.8, help=text)
+    say.add_argument("--seed", type=int, default=0, help="of the drawing (default: %(default)s)")
+    turned = say.add_mutually_exclusive_group()
+    turned.add_argument("--price", type=_price, help="what a unit of compute costs (default: the operating price of the policy)")
+    turned.add_argument("--budget", type=_budget, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
+    say.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run (default: %(default)s)")
+
+    describe = _command(commands, "info", _info, "say what a run or an exported policy is")
+    describe.add_argument("folder", type=Path, metavar="DIR", help="a run or an exported policy")
+    return parser
+
+
+def _command(commands: Any, name: str, function: Command, summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", allow_abbrev=False)
+    _add_common_options(parser, function)
+    return parser
+
+
+def _add_common_options(parser: argparse.ArgumentParser, function: Command) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--threads", type=_count, help="threads that PyTorch may use on the CPU")
+    parser.set_defaults(command=function)
+
+
+def compare_parser(program: str, function: Command, training: str) -> Parser:
+    """The command `compare` as a program of its own.
+
+    Args:
+        function: what it does.
+        training: the help of --train-baselines.
+    """
+    parser = Parser(prog=program, description=COMPARE[0].upper() + COMPARE[1:] + ".", allow_abbrev=False)
+    _add_common_options(parser, function)
+    _add_compare_options(parser, training)
+    return parser
+
+
+def _add_compare_options(parser: argparse.ArgumentParser, training: str) -> None:
+    parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run; several that differ in their seed alone")
+    text = "mean computes to compare at, each in (0, 1], besides the policy as exported (default: 0.25 0.5 0.75)"
+    parser.add_argument("--budgets", type=_budget, nargs="+", default=BUDGETS, help=text)
+    text = "run folders of more baselines than those in RUN/baselines; trained on the same data"
+    parser.add_argument("--baselines", type=Path, nargs="+", default=[], metavar="DIR", help=text)
+    text = "a baseline of your own that needs no training, a rl_skip.MeasuredBaseline; may be given several times"
+    parser.add_argument("--baseline", action="append", default=[], metavar="FILE.PY:NAME", help=text)
+    parser.add_argument("--train-baselines", action="store_true", help=training)
+    parser.add_argument("--rows", type=_count, help="rows of each split to measure on, drawn at random (default: all)")
+    parser.add_argument("--data", help="where the data are, if not where the run read them")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to measure (default: %(default)s)")
+
+
+def _eval(arguments: argparse.Namespace) -> Report:
+    device = pick_device(arguments.device)
+    model, task = load_run(arguments.run, data=arguments.data, price=arguments.price, budget=arguments.budget, device=device)
+    split: Split = arguments.split
+    promise: Report = {}
+    if arguments.guarantee is not None:
+        rows = task.load("validation").to(device)
+        found = guarantee(model.stack, model.policy, task, rows, model.table, model.price, arguments.guarantee, arguments.batch_size)
+        model.price = found.price
+        promise = {"guarantee": found.tolerance, "guarantee_price": found.price, "guarantee_rows": found.rows}
+    examples = task.load(split).to(device)
+    options = {"price": model.price, "reward": read_run(arguments.run).reward, "batch_size": arguments.batch_size}
+    measured, full_depth = beside_full_depth(model.stack, model.policy, task, examples, **options)
+    return {
+        "accuracy": measured.accuracy,
+        "compute": measured.compute,
+        "reward": measured.reward,
+        "price": model.price,
+        "rows": measured.rows,
+        "split": split,
+        "full_depth_accuracy": full_depth.accuracy,
+        "distinct_routes": measured.distinct_routes,
+        **task.measures(measured.correct),
+        **promise,
+    }
+
+
+def _compare(arguments: argparse.Namespace) -> Comparison:
+    if arguments.train_baselines:
+        runs = " ".join(shlex.quote(str(run)) for run in arguments.run)
+        raise UserError(f"only train.py trains; from the checkout: python train.py compare {runs} --train-baselines")
+    return compare_runs(arguments)[0]
+
+
+def compare_runs(arguments: argparse.Namespace) -> tuple[Comparison, list[Path]]:
+    """Compares as the options of `compare_parser` say. Returns the comparison and the pictures of it."""
+    return compare_and_write(
+        arguments.run,
+        budgets=arguments.budgets,
+        baselines=arguments.baselines,
+        own=arguments.baseline,
+        rows=arguments.rows,
+        data=arguments.data,
+        device=pick_device(arguments.device),
+    )
+
+
+def _export(arguments: argparse.Namespace) -> Report:
+    run = read_run(arguments.run)
+    copy_export(run.policy, arguments.folder, features=run.features)
+    if (run.folder / MODEL_FOLDER).is_dir():
+        shutil.copytree(run.folder / MODEL_FOLDER, arguments.folder / MODEL_FOLDER)
+    return {"folder": str(arguments.folder), "files": sorted(file.name for file in arguments.folder.iterdir())}
+
+
+def _prune(arguments: argparse.Namespace) -> Report:
+    return prune(
+        arguments.run,
+        arguments.folder,
+        layers=arguments.layers,
+        budget=arguments.budget,
+        data=arguments.data,
+        device=pick_device(arguments.device),
+    )
+
+
+def _generate(arguments: argparse.Namespace) -> Report:
+    return generate(
+        arguments.run,
+        arguments.prompt,
+        tokens=arguments.tokens,
+        temperature=arguments.temperature,
+        price=arguments.price,
+        budget=arguments.budget,
+        seed=arguments.seed,
+        device=pick_device(arguments.device),
+    )
+
+
+def _info(arguments: argparse.Namespace) -> Report:
+    folder: Path = arguments.folder
+    run = read_run(folder) if is_run(folder) else None
+    export = folder if run is None else run.policy
+    features = () if run is None else run.features
+    description = read_description(export, features)
+    if description.missing is None and (export / MODEL).is_file():
+        weights = load(export, features=features).stack
+        network_weights = sum(parameter.numel() for parameter in weights.parameters())
+    else:
+        network_weights = None
+    policy_weights = sum(parameter.numel() for parameter in load_policy(export, features).parameters())
+    settings = {} if run is None else {"run": Fields.read(folder / CONFIG, FORMAT_VERSION).values}
+    return {
+        "kind": "export" if run is None else "run",
+        "folder": str(folder),
+        **settings,
+        "policy": description.to_json(),
+        "policy_weights": policy_weights,
+        "network_weights": network_weights,
+    }
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _price(text: str) -> float:
+    price = _number(text)
+    if not (math.isfinite(price) and price >= 0):
+        raise argparse.ArgumentTypeError(f"a price is a finite number of at least 0, got {text!r}")
+    return price
+
+
+def _budget(text: str) -> float:
+    budget = _number(text)
+    if not 0 < budget <= 1:
+        raise argparse.ArgumentTypeError(f"a budget is a mean compute in (0, 1], got {text!r}")
+    return budget
+
+
+def _tolerance(text: str) -> float:
+    tolerance = _number(text)
+    if not 0 < tolerance < 1:
+        raise argparse.ArgumentTypeError(f"a guarantee is a loss of accuracy in (0, 1), 0.01 being one point, got {text!r}")
+    return tolerance
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    layers = text.split(",")
+    if not all(layer.strip().isdecimal() for layer in layers):
+        raise argparse.ArgumentTypeError(f"layers are whole numbers with commas between them, such as 0,3,7, got {text!r}")
+    return tuple(int(layer) for layer in layers)
+
+
+def _print_table(report: Report) -> None:
+    rows = list(_flat(report, ""))
+    widest = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{widest}}  {value}")
+
+
+def _flat(value: Any, name: str) -> Any:
+    """Pairs of dotted names and short texts."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for n, inner in enumerate(value):
+            yield name + f"[{n}]", ", ".join(f"{key} {_short(one)}" for key, one in inner.items())
+    else:
+        yield name, (", ".join(map(_short, value)) or "none") if isinstance(value, list) else _short(value)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)

@@ -1,0 +1,143 @@
+"""The budget dial: which price led to which compute, measured on validation data, and back."""
+
+import bisect
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from rl_skip.core.errors import UserError
+
+__all__ = ["Dial", "PricePoint", "PriceTable", "checked_price", "price_grid"]
+
+GRID_POINTS = 17
+
+
+def checked_price(price: float) -> float:
+    """The price, if it is one: finite and at least 0.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if not (math.isfinite(price) and price >= 0):
+        raise UserError(f"a price is a finite number of at least 0, got {price}; set --price, or price=")
+    return float(price)
+
+
+def price_grid(low: float, high: float) -> list[float]:
+    """The prices at which a policy for many prices is measured, evenly spaced in their logarithm from `low` to `high`."""
+    return [low * (high / low) ** (k / (GRID_POINTS - 1)) for k in range(GRID_POINTS)]
+
+
+class PricePoint(NamedTuple):
+    """What a price led to."""
+
+    price: float
+    compute: float
+    """Mean compute on validation data."""
+    accuracy: float
+    """Accuracy on validation data, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class PriceTable:
+    """Points of ascending compute, descending price and accuracy that never falls; between them the logarithm of the price is a line in compute.
+
+    Raises:
+        ValueError: if the points do not ascend so; `monotone` makes a table of any that were measured.
+
+    Example:
+        >>> table = PriceTable.monotone([(0.01, 0.8, 0.98), (0.1, 0.4, 0.97), (1.0, 0.2, 0.90), (0.5, 0.5, 0.95)])
+        >>> [point.compute for point in table.points]
+        [0.2, 0.4, 0.8]
+        >>> round(table.price_for(0.3), 3)
+        0.316
+    """
+
+    points: tuple[PricePoint, ...] = ()
+
+    def __post_init__(self) -> None:
+        for point in self.points:
+            if not (all(math.isfinite(value) for value in point) and point.price >= 0 and point.compute > 0 and 0 <= point.accuracy <= 1):
+                raise ValueError(f"not a price of at least 0, a compute above 0 and an accuracy in [0, 1]: {tuple(point)}")
+        for lower, upper in pairwise(self.points):
+            if not (lower.compute < upper.compute and lower.price > upper.price and lower.accuracy <= upper.accuracy):
+                raise ValueError(f"compute must ascend, price descend and accuracy not fall, got {tuple(upper)} after {tuple(lower)}")
+
+    @classmethod
+    def monotone(cls, points: Iterable[tuple[float, float, float]]) -> "PriceTable":
+        """The table of measured (price, compute, accuracy), without the points that another one dominates.
+
+        A point goes if another is as accurate for no more compute. Of what is left, the most points whose price falls
+        as compute rises stay: noise can make a dearer price run more layers, and a dial must turn one way.
+        """
+        best: list[PricePoint] = []
+        for point in sorted((PricePoint(*point) for point in points), key=lambda point: (point.compute, -point.accuracy, -point.price)):
+            if not best or point.accuracy > best[-1].accuracy:
+                best.append(point)
+        chains: list[tuple[PricePoint, ...]] = []  # for each point, the longest chain of falling prices that ends in it
+        for point in best:
+            chains.append((*max((chain for chain in chains if chain[-1].price > point.price), key=len, default=()), point))
+        return cls(max(chains, key=len, default=()))
+
+    def price_for(self, budget: float) -> float:
+        """The cheapest price whose mean compute is at most `budget`.
+
+        Raises:
+            UserError: if the budget does not lie in (0, 1], no point is so frugal, or the table is empty.
+        """
+        if not 0 < budget <= 1:
+            raise UserError(f"a budget is a mean compute in (0, 1], got {budget}; set --budget, or budget=")
+        if not self.points:
+            raise UserError("this policy was trained for one price and has no table of budgets; set --price, or price=")
+        smallest = self.points[0].compute
+        if budget < smallest:
+            raise UserError(f"a budget of {budget} is below the smallest compute of this policy, {smallest:.4f}; set --budget, or budget=")
+        above = bisect.bisect_right([point.compute for point in self.points], budget)
+        if above == len(self.points):
+            return self.points[-1].price
+        frugal, lavish = self.points[above - 1], self.points[above]
+        share = (budget - frugal.compute) / (lavish.compute - frugal.compute)
+        if lavish.price == 0:
+            return frugal.price * (1 - share)
+        return math.exp((1 - share) * math.log(frugal.price) + share * math.log(lavish.price))
+
+    def compute_for(self, price: float) -> float | None:
+        """The mean compute to expect at `price`, the inverse of `price_for`; beyond the ends that of the end, None from an empty table."""
+        if not self.points:
+            return None
+        above = next((n for n, point in enumerate(self.points) if point.price <= price), len(self.points))
+        if above in (0, len(self.points)):
+            return self.points[min(above, len(self.points) - 1)].compute
+        frugal, lavish = self.points[above - 1], self.points[above]
+        share = 1 - price / frugal.price if lavish.price == 0 else math.log(frugal.price / price) / math.log(frugal.price / lavish.price)
+        return frugal.compute + share * (lavish.compute - frugal.compute)
+
+
+class Dial:
+    """Mixed into what runs a policy: the price that the policy is told, and the budget that belongs to it."""
+
+    table: PriceTable
+    _price: float
+
+    @property
+    def price(self) -> float:
+        """What the policy is told a unit of compute costs. Higher skips more."""
+        return self._price
+
+    @price.setter
+    def price(self, price: float) -> None:
+        self._price = checked_price(price)
+
+    @property
+    def budget(self) -> float | None:
+        """The mean compute that the price led to on validation data; None without a table. Set it, and the price follows.
+
+        Setting raises `UserError` for a budget outside (0, 1] or below the smallest compute of the table.
+        """
+        return self.table.compute_for(self.price)
+
+    @budget.setter
+    def budget(self, budget: float) -> None:
+        self.price = self.table.price_for(budget)

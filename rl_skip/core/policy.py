@@ -1,0 +1,206 @@
+"""The jump policy: what it sees, which jumps are legal, and the network that chooses."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from rl_skip.core.costs import linear_flops
+from rl_skip.core.errors import UserError
+from rl_skip.core.features import ALWAYS, Feature, View, check_features, default_features
+
+__all__ = ["JumpPolicy", "JumpRules", "ObservationLayout", "PolicyScope", "legal_jumps", "longest_jump"]
+
+PolicyScope = Literal["state", "input"]
+ILLEGAL = -1e9
+
+
+def longest_jump(depth: int, allow_exit: bool) -> int:
+    """The longest jump that means anything: from layer 0 to the last layer, or past it where exits are allowed."""
+    return max(depth - 1 if allow_exit else depth - 2, 0)
+
+
+def legal_jumps(depth: int, max_jump: int, allow_exit: bool) -> Tensor:
+    """Which jumps are legal after each layer, (L, J + 1) bool.
+
+    A jump that would pass the last layer lands on it, or goes straight to `finish` with `allow_exit`. Of the jumps
+    that mean the same only the shortest is legal, so no two legal actions are equivalent.
+
+    Example:
+        >>> legal_jumps(4, 2, allow_exit=False).int().tolist()
+        [[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 0, 0]]
+        >>> legal_jumps(4, 2, allow_exit=True).int().tolist()
+        [[1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 0, 0]]
+    """
+    layer = torch.arange(depth).unsqueeze(1)  # (L, 1)
+    jump = torch.arange(max_jump + 1).unsqueeze(0)  # (1, J + 1)
+    last_meaningful = (depth - 1 if allow_exit else depth - 2) - layer
+    return jump <= last_meaningful.clamp(min=0)
+
+
+@dataclass(frozen=True)
+class ObservationLayout:
+    """What the policy sees: one flat float32 vector of named features, those asked for and then position (1) · compute (1) · price (1).
+
+    position is i / L after layer i; compute is what the row has spent so far; price is the logarithm of the price, scaled so
+    that `price_low` … `price_high` is −1 … 1.
+
+    Raises:
+        UserError: if two features have one name.
+    """
+
+    width: int
+    depth: int
+    price_low: float = 0.001
+    price_high: float = 10.0
+    features: tuple[Feature, ...] = default_features(has_memory=False)
+    """Those besides position, compute and price."""
+
+    def __post_init__(self) -> None:
+        check_features(self.features)
+
+    @property
+    def parts(self) -> tuple[Feature, ...]:
+        """All features, in the order in which they stand."""
+        return (*self.features, *ALWAYS)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """How many numbers each of `parts` has."""
+        return [part.size(self.width) for part in self.parts]
+
+    @property
+    def size(self) -> int:
+        """S, the length of the vector."""
+        return sum(self.sizes)
+
+    @property
+    def flops(self) -> int:
+        """Operations of making one observation, in matrix products."""
+        return sum(part.flops(self.width) for part in self.parts)
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The lowest and highest values that it can have, (S,) each."""
+        ends = ((part.low, part.high, size) for part, size in zip(self.parts, self.sizes, strict=True))
+        low, high = zip(*(([low] * size, [high] * size) for low, high, size in ends), strict=True)
+        return torch.tensor(sum(low, [])), torch.tensor(sum(high, []))
+
+    def scale_price(self, price: Tensor) -> Tensor:
+        """Prices of any shape → [−1, 1]; prices outside the range take its nearest end."""
+        low, high = math.log(self.price_low), math.log(self.price_high)
+        log_price = price.clamp(self.price_low, self.price_high).log()
+        return ((log_price - low) / (high - low) * 2 - 1).clamp(-1, 1)
+
+    def read(self, view: View, known: Mapping[str, Tensor] | None = None) -> Tensor:
+        """(R, S), the observation of the rows in view; features in `known`, (R, size) each by name, are not read again."""
+        known = known or {}
+        return torch.cat([known[part.name] if part.name in known else self.read_part(part, view) for part in self.parts], dim=1)
+
+    def read_part(self, part: Feature, view: View) -> Tensor:
+        """(R, size), one feature within its bounds.
+
+        Raises:
+            ValueError: if the feature gives another shape than it says.
+        """
+        values = part.read(view).float()
+        expected = (view.rows.shape[0], part.size(self.width))
+        if values.shape != expected:
+            raise ValueError(f"the feature {part.name!r} must give {expected} numbers, got shape {tuple(values.shape)}; mend its read or its size")
+        return values.clamp(part.low, part.high)
+
+    def layer_of(self, observation: Tensor) -> Tensor:
+        """(R,) long, the layer after which each observation was made."""
+        return (observation[:, -len(ALWAYS)] * self.depth).round().long().clamp(0, self.depth - 1)
+
+
+@dataclass(frozen=True)
+class JumpRules:
+    """What a policy may do and see; the same for a policy that trains, an environment and a deployed model."""
+
+    layout: ObservationLayout
+    max_jump: int
+    """J, the longest jump."""
+    allow_exit: bool = False
+    """Whether a jump past the last layer leaves the stack."""
+    scope: PolicyScope = "state"
+    """"state" looks at the state after every layer, "input" at the state before layer 0 only."""
+    hidden: int = 128
+    """Width of the policy's hidden layer: it is what a decision costs."""
+
+    def __post_init__(self) -> None:
+        depth = self.layout.depth
+        longest = longest_jump(depth, self.allow_exit)
+        if longest < 1:
+            raise UserError(f"{depth} layers leave nothing to decide: set --layers to at least {2 if self.allow_exit else 3}")
+        if not 1 <= self.max_jump <= longest:
+            raise UserError(f"the longest jump must lie in 1..{longest} for {depth} layers, got {self.max_jump}; set --max-jump or --layers")
+        if self.hidden < 1:
+            raise UserError(f"the policy's hidden layer needs a width of at least 1, got {self.hidden}; set --policy-hidden")
+        if self.scope not in get_args(PolicyScope):
+            raise UserError(f"the policy's scope must be one of {', '.join(get_args(PolicyScope))}, got {self.scope!r}")
+
+    @classmethod
+    def reaching(cls, layout: ObservationLayout, max_jump: int | None = None, *, allow_exit: bool = False, **options: Any) -> "JumpRules":
+        """Rules whose longest jump is `max_jump`; None: the one that reaches every later layer."""
+        longest = max(longest_jump(layout.depth, allow_exit), 1)
+        return cls(layout, longest if max_jump is None else max_jump, allow_exit=allow_exit, **options)
+
+    @cached_property
+    def legal(self) -> Tensor:
+        """(L, J + 1) bool, on the CPU."""
+        return legal_jumps(self.layout.depth, self.max_jump, self.allow_exit)
+
+    @cached_property
+    def choices(self) -> list[bool]:
+        """For each layer, whether more than one jump is legal after it."""
+        return [count > 1 for count in self.legal.sum(dim=1).tolist()]
+
+    def next_layer(self, position: Tensor | int, jumps: Tensor) -> Tensor:
+        """Where rows at `position` go next by `jumps`, (R,) long; L: they leave. What is illegal ends as the longest legal jump."""
+        depth = self.layout.depth
+        following = position + torch.ones_like(jumps)
+        return torch.maximum((following + jumps).clamp(max=depth if self.allow_exit else depth - 1), following)
+
+    @property
+    def decision_flops(self) -> int:
+        """Operations of one decision of a `JumpPolicy`: making the observation, and asking the policy."""
+        return self.layout.flops + linear_flops(self.layout.size, self.hidden) + linear_flops(self.hidden, self.max_jump + 1)
+
+
+class JumpPolicy(nn.Module):
+    """Observation → logits of the jumps 0 … J, the illegal ones at −1e9.
+
+    The original's policy net D → 128 → J + 1 with a ReLU, reading normalised features and a learned bias per layer.
+
+    Args:
+        rules: what the policy may do and see.
+        run_bias: added to the initial logit of jump 0. Higher starts nearer to running everything; 0 to 2.
+    """
+
+    legal: Tensor
+
+    def __init__(self, rules: JumpRules, *, run_bias: float = 0.0) -> None:
+        super().__init__()
+        self.rules, layout = rules, rules.layout
+        normalised = ((part.name, size) for part, size in zip(layout.parts, layout.sizes, strict=True) if part.normalised)
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(size) for name, size in normalised})
+        self.fc_in = nn.Linear(layout.size, rules.hidden)
+        self.layer_bias = nn.Embedding(layout.depth, rules.hidden)
+        self.fc_out = nn.Linear(rules.hidden, rules.max_jump + 1)
+        nn.init.normal_(self.layer_bias.weight, std=0.1)
+        nn.init.normal_(self.fc_out.weight, std=0.01)
+        nn.init.zeros_(self.fc_out.bias)
+        self.fc_out.bias.data[0] = run_bias
+        self.register_buffer("legal", rules.legal.clone(), persistent=False)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        layout = self.rules.layout
+        parts = zip(layout.parts, observation.split(layout.sizes, dim=1), strict=True)
+        layer = layout.layer_of(observation)
+        seen = torch.cat([self.norms[part.name](values) if part.normalised else values for part, values in parts], dim=1)
+        logits = self.fc_out(torch.relu(self.fc_in(seen) + self.layer_bias(layer)))  # (R, J + 1)
+        return logits.masked_fill(~self.legal[layer], ILLEGAL)

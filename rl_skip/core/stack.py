@@ -1,0 +1,159 @@
+"""The contract between a model and everything else: a stack of layers that rows may skip."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from rl_skip.core.costs import CostModel
+from rl_skip.core.errors import UserError
+from rl_skip.core.inputs import Inputs
+
+__all__ = ["Carry", "LayerStack", "masked_mean"]
+
+
+@dataclass
+class Carry:
+    """What a batch takes with it from layer to layer. Every tensor has the rows first."""
+
+    hidden: Tensor
+    """The hidden state, (B, T, D) or any other shape with B first."""
+    full_flops: Tensor
+    """(B,), operations of each row through all layers, the unit of compute."""
+    mask: Tensor | None = None
+    """(B, T), true where a token is real and not padding; None where all are."""
+    origin: Tensor | None = None
+    """(B, T, D), the stack's input, kept by stacks whose jumps mix it in again."""
+    memory: Tensor | None = None
+    """(B, 1, D), the working memory, kept by stacks that have one."""
+
+    def take(self, rows: Tensor) -> "Carry":
+        """A carry of the named rows alone."""
+        return replace(self, **{name: tensor.index_select(0, rows) for name, tensor in self._tensors().items()})
+
+    def put(self, rows: Tensor, other: "Carry") -> None:
+        """Overwrites the named rows with those of `other`, which has exactly these rows, in order."""
+        for name, tensor in self._tensors().items():
+            setattr(self, name, tensor.index_copy(0, rows, getattr(other, name)))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)}
+
+
+def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the tokens of (B, T, D) that `mask` (B, T) calls real. Returns (B, D)."""
+    if mask is None:
+        return hidden.mean(dim=1)
+    weight = mask.to(hidden.dtype).unsqueeze(-1)  # (B, T, 1)
+    return (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
+
+
+class LayerStack(nn.Module):
+    """A stack of L layers of which each row of a batch runs some.
+
+    Subclasses set `depth`, `width` and the buffer `layer_flops`, and implement `begin`, `run` and `finish`;
+    `pooled`, `memory` and `on_jump` have defaults that suit hidden states of shape (B, T, D).
+
+    All other methods are optional. They say what else can be done with the network, each with a default that says that it
+    cannot: `head_modules` and `readout` (its head), `keep` (without some of its layers), `add_adapters`, `described`
+    (rebuilding it from a file), `network_state` and `write_model` (how it is saved), `take_policy`.
+    """
+
+    depth: int
+    """L, the number of layers that may be skipped."""
+    width: int
+    """D, the width of the pooled hidden state."""
+    layer_flops: Tensor
+    """(L,), operations of each layer for one row of nominal length."""
+    has_memory: bool = False
+    """Whether there is a working memory, so that `memory` returns one."""
+    costs: CostModel = CostModel()
+    """What running a layer, or deciding, costs."""
+
+    @property
+    def layer_costs(self) -> Tensor:
+        """(L,), share of each layer in the cost of running all of them. Sums to 1."""
+        return self.layer_flops / self.layer_flops.sum()
+
+    def described(self) -> dict[str, Any] | None:
+        """What an export says about the network, in plain JSON; None: nothing but its depth, width and costs."""
+        return None
+
+    def begin(self, inputs: Inputs) -> Carry:
+        """Everything before layer 0."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it begins")
+
+    def run(self, i: int, carry: Carry, rows: Tensor | None) -> Tensor:
+        """Runs layer `i` on the named rows (None: all rows, without a gather) and writes them back to `carry`.
+
+        Returns:
+            (R,), the compute that each of these rows spent, in units of the whole stack at full depth.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it runs a layer")
+
+    def finish(self, carry: Carry) -> Tensor:
+        """Everything after the last layer. Returns the outputs, rows first."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it finishes")
+
+    def pooled(self, carry: Carry, rows: Tensor | None) -> Tensor:
+        """(R, D), the mean of the hidden state over the real tokens of the named rows."""
+        mask = carry.mask
+        if rows is None:
+            return masked_mean(carry.hidden, mask)
+        return masked_mean(carry.hidden.index_select(0, rows), None if mask is None else mask.index_select(0, rows))
+
+    def memory(self, carry: Carry, rows: Tensor | None) -> Tensor | None:
+        """(R, D), the working memory of the named rows; None where the stack has none."""
+        if carry.memory is None:
+            return None
+        memory = carry.memory if rows is None else carry.memory.index_select(0, rows)
+        return memory.squeeze(1)
+
+    def on_jump(self, carry: Carry, rows: Tensor, jumps: Tensor) -> None:
+        """Called after the policy chose `jumps` (R,) for `rows`; stacks that mark a jump in the hidden state do it here."""
+
+    def readout(self) -> nn.Module | None:
+        """The module that turns the hidden state after any layer into outputs, for copies of it; `read` calls it. None: there is none."""
+        return None
+
+    def read(self, readout: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """The outputs of `readout`, or of a copy of it, on a hidden state and its mask, rows first."""
+        outputs: Tensor = readout(hidden, mask)
+        return outputs
+
+    def head_modules(self) -> list[nn.Module]:
+        """What makes outputs of the last hidden state, for training it alone; empty where that is not known."""
+        readout = self.readout()
+        return [] if readout is None else [readout]
+
+    def keep(self, layers: Sequence[int]) -> "LayerStack":
+        """The same network without all layers but `layers`, which ascend; this stack is taken over.
+
+        Raises:
+            UserError: if the stack does not know which of its weights are a layer's.
+        """
+        raise UserError(f"a {type(self).__name__} cannot be pruned: it does not know which of its weights are a layer's; give it a keep(layers)")
+
+    def add_adapters(self, rank: int, alpha: int) -> Any:
+        """Puts adapters into the linear maps of the layers (LoRA, Hu et al. 2022).
+
+        Returns:
+            What stands around the model now; its `merge_and_unload` adds what the adapters learned to the weights.
+
+        Raises:
+            UserError: if the stack takes none.
+        """
+        raise UserError("adapters go into models from transformers; set --tune all, or --model to one")
+
+    def network_state(self) -> dict[str, Tensor]:
+        """The weights that an export writes as the network's: all but those of a policy inside."""
+        return self.state_dict()
+
+    def write_model(self, folder: Path) -> bool:
+        """Writes the network into a folder in a format of its own, in place of what is there. Returns whether it has one."""
+        return False
+
+    def take_policy(self, policy: nn.Module, price: float) -> None:
+        """Called when a policy is loaded with the stack: a stack with a policy inside takes it in its place."""

@@ -1,0 +1,58 @@
+"""The model card that lies beside an exported policy."""
+
+from rl_skip.export.description import Description
+
+__all__ = ["model_card"]
+
+SCOPES = {"state": "after every layer", "input": "once, before the first layer"}
+
+
+def model_card(description: Description, weights: bool) -> str:
+    """`README.md` of an export.
+
+    Args:
+        weights: whether the network's weights are in the export too.
+    """
+    rules, layout = description.rules, description.rules.layout
+    leaves = "; it may leave before the last layer" if rules.allow_exit else ""
+    parts = [
+        "# A jump policy",
+        f"A policy that decides, for each input, which of a network's {layout.depth} layers (width {layout.width}) to run. It looks "
+        f"{SCOPES[rules.scope]} and jumps over up to {rules.max_jump} layers at a time{leaves}. "
+        + ("The network's weights are in `model.safetensors`." if weights else "The network's weights are not part of this folder."),
+        "## Trained on",
+        "\n".join(f"- {name}: {value}" for name, value in description.trained_on.items()) or "Not recorded.",
+        "## Accuracy and compute",
+        _table(description),
+        f"Operating price: {description.price:.4g}. Reward is {description.reward}; compute is 1 for all layers of the network, "
+        "and the policy's own operations are counted in.",
+        "## Use",
+        *_use(description),
+        "Written with " + ", ".join(f"{name} {version}" for name, version in description.versions.items()) + ".",
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def _use(description: Description) -> list[str]:
+    network, budget = description.network, ", `{}.budget = 0.5` the mean compute allowed" if description.table.points else ""
+    if network is not None and description.attached:
+        base = network["base_model"] or f"a {network['model_class']}"
+        revision = f", revision {network['revision']}" if network["revision"] else ""
+        return [
+            f"It belongs to {base}{revision} ({network['model_class']}, layers `{network['layers']}`).",
+            '```python\nimport rl_skip\n\nhandle = rl_skip.attach(model, "path/to/this/folder")\noutputs = model(**inputs)\n```',
+            f"`handle.price = 0.1` sets the price{budget.format('handle')}; `handle.last_routes` says which layers each row ran.",
+        ]
+    argument = "" if description.missing is None else ", stack"
+    return [
+        f'```python\nimport rl_skip\n\nmodel = rl_skip.load("path/to/this/folder"{argument})\noutputs = model(inputs)\n```',
+        f"`model.price = 0.1` sets the price{budget.format('model')}; `model.last.route` says which layers each row ran."
+        + (argument and " `stack` is the network that the policy was trained on, a `rl_skip.LayerStack`."),
+    ]
+
+
+def _table(description: Description) -> str:
+    if not description.table.points:
+        return "Not measured at other prices: the policy was trained for one."
+    rows = [f"| {point.price:.4g} | {point.compute:.3f} | {point.accuracy:.4f} |" for point in description.table.points]
+    return "\n".join(["Measured on validation data:", "", "| price | mean compute | accuracy |", "| --- | --- | --- |", *rows])

@@ -1,0 +1,174 @@
+"""`policy.json`: what an exported policy is, in words and numbers; checked field by field when read."""
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from rl_skip.core.dial import PricePoint, PriceTable
+from rl_skip.core.errors import UserError
+from rl_skip.core.features import ALWAYS, FEATURES, Feature, find_features
+from rl_skip.core.fields import Fields
+from rl_skip.core.kinds import kind_of, read_network
+from rl_skip.core.policy import JumpRules, ObservationLayout, PolicyScope, longest_jump
+from rl_skip.core.reward import LINEAR
+from rl_skip.core.version import __version__
+
+__all__ = ["FORMAT_VERSION", "Description"]
+
+FORMAT_VERSION = 2
+"""2: an observation is a list of features."""
+TRAIN_ANEW = "train the policy anew with train.py, or save it anew with the rl_skip that wrote it"
+COST_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Description:
+    """The contents of `policy.json`."""
+
+    rules: JumpRules
+    layer_costs: tuple[float, ...]
+    """Share of each of the L layers in the cost of all; sums to 1."""
+    price: float
+    """The operating price, chosen on validation data."""
+    table: PriceTable = PriceTable()
+    """Which price led to which compute; empty where the policy knows one price."""
+    trained_on: dict[str, Any] = field(default_factory=dict)
+    reward: str = LINEAR.formula
+    """What the policy was rewarded for, in words."""
+    network: dict[str, Any] | None = None
+    """What the network is rebuilt from; None where only its maker can."""
+    versions: dict[str, str] = field(default_factory=lambda: _versions())
+
+    @property
+    def attached(self) -> bool:
+        """Whether the policy is attached to a model that its user has."""
+        return self.network is not None and self.network.get("kind") == "attached"
+
+    @property
+    def missing(self) -> str | None:
+        """Why the folder alone does not make a network, and what to do, to follow the folder's name; None: it does."""
+        if self.network is None:
+            return "does not describe its network; pass the network that the policy was trained on: load(folder, stack)"
+        return kind_of(self.network).missing(self.network)
+
+    def to_json(self) -> dict[str, Any]:
+        """What the file holds."""
+        rules, layout = self.rules, self.rules.layout
+        return {
+            "format_version": FORMAT_VERSION,
+            "observation": {"features": _parts(layout), "price_low": layout.price_low, "price_high": layout.price_high},
+            "depth": layout.depth,
+            "width": layout.width,
+            "max_jump": rules.max_jump,
+            "allow_exit": rules.allow_exit,
+            "policy_scope": rules.scope,
+            "hidden": rules.hidden,
+            "layer_costs": list(self.layer_costs),
+            "price": self.price,
+            "price_table": [point._asdict() for point in self.table.points],
+            "reward": self.reward,
+            "trained_on": self.trained_on,
+            "versions": self.versions,
+            "network": self.network,
+        }
+
+    def write(self, file: Path) -> None:
+        """Writes the file.
+
+        Raises:
+            UserError: if `trained_on` or `network` holds what JSON cannot.
+        """
+        try:
+            text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"trained_on and network must be plain JSON: {error}") from None
+        file.write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, file: Path, features: Sequence[Feature] = ()) -> "Description":
+        """Reads the file and checks every field.
+
+        Args:
+            features: those that the file may name besides the registered ones.
+
+        Raises:
+            UserError: naming the field that is missing or wrong.
+        """
+        fields = Fields.read(file, FORMAT_VERSION, FORMAT_VERSION, TRAIN_ANEW)
+        depth, width = fields.integer("depth"), fields.integer("width")
+        allow_exit = fields.flag("allow_exit")
+        scope: PolicyScope = "input" if fields.text("policy_scope", get_args(PolicyScope)) == "input" else "state"
+        longest = longest_jump(depth, allow_exit)
+        if longest < 1:
+            raise fields.wrong("depth", "deep enough to leave a choice, 3 layers or 2 with allow_exit")
+        max_jump, hidden = fields.integer("max_jump", 1, longest), fields.integer("hidden")
+        return cls(
+            rules=JumpRules(_read_layout(fields.object("observation"), width, depth, features), max_jump, allow_exit, scope, hidden),
+            layer_costs=_read_costs(fields, depth),
+            price=fields.number("price"),
+            table=_read_table(fields),
+            trained_on=fields.object("trained_on").values,
+            reward=fields.text("reward"),
+            network=None if fields.get("network") is None else read_network(fields.object("network"), width, depth),
+            versions={name: fields.object("versions").text(name) for name in _versions()},
+        )
+
+
+def _versions() -> dict[str, str]:
+    return {"rl_skip": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _parts(layout: ObservationLayout) -> list[dict[str, Any]]:
+    return [{"name": part.name, "size": size} for part, size in zip(layout.parts, layout.sizes, strict=True)]
+
+
+def _read_layout(fields: Fields, width: int, depth: int, given: Sequence[Feature]) -> ObservationLayout:
+    parts = [{"name": part.text("name"), "size": part.integer("size")} for part in fields.objects("features")]
+    names = [str(part["name"]) for part in parts]
+    if names[-len(ALWAYS) :] != [part.name for part in ALWAYS]:
+        raise fields.wrong("features", f"a list that ends with {', '.join(part.name for part in ALWAYS)}")
+    features = _known(fields, names[: -len(ALWAYS)], given)
+    low = fields.number("price_low")
+    high = fields.number("price_high")
+    if not 0 < low < high:
+        raise fields.wrong("price_low", f"above 0 and below price_high, {high:g}")
+    try:
+        layout = ObservationLayout(width, depth, low, high, features)
+    except UserError:
+        raise fields.wrong("features", "a list of features that differ") from None
+    if parts != _parts(layout):
+        expected = " · ".join(f"{part['name']} ({part['size']})" for part in _parts(layout))
+        raise fields.wrong("features", f"{expected}, for a width of {width}")
+    return layout
+
+
+def _known(fields: Fields, names: Sequence[str], given: Sequence[Feature]) -> tuple[Feature, ...]:
+    """The features of those names. A file that a name leads to is never run here: the folder may be anybody's."""
+    known = {feature.name for feature in given} | set(FEATURES.names())
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"{fields.source}: the policy sees the feature {name!r}, which is not known here; pass it with features=[…], or register it first"
+            )
+    return find_features(names, given)
+
+
+def _read_costs(fields: Fields, depth: int) -> tuple[float, ...]:
+    costs = fields.numbers("layer_costs", depth)
+    if abs(sum(costs) - 1) > COST_TOLERANCE:
+        raise fields.wrong("layer_costs", "shares that sum to 1")
+    return costs
+
+
+def _read_table(fields: Fields) -> PriceTable:
+    rows = fields.objects("price_table")
+    points = tuple(PricePoint(row.number("price"), row.number("compute"), row.number("accuracy", 0.0, 1.0)) for row in rows)
+    try:
+        return PriceTable(points)
+    except ValueError as error:
+        raise UserError(f"{fields.source}: price_table: {error}; write the file anew") from None

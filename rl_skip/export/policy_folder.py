@@ -1,0 +1,232 @@
+"""The exported policy: a folder of safetensors and JSON that runs without anything that trained it."""
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rl_skip.core.dial import Dial, PriceTable, checked_price
+from rl_skip.core.errors import UserError
+from rl_skip.core.features import Feature
+from rl_skip.core.files import atomic_replace
+from rl_skip.core.inputs import Inputs
+from rl_skip.core.kinds import kind_of
+from rl_skip.core.policy import JumpPolicy, JumpRules
+from rl_skip.core.reward import LINEAR, Reward
+from rl_skip.core.routing import Rollout, routed_forward
+from rl_skip.core.stack import LayerStack
+from rl_skip.export.card import model_card
+from rl_skip.export.description import Description
+from rl_skip.export.weights import build, read_weights, save_weights
+
+if TYPE_CHECKING:
+    from rl_skip.nets.skip_layer import SkipLayer
+
+__all__ = ["DESCRIPTION", "FILES", "SkipModel", "copy_export", "load", "load_policy", "read_description", "save"]
+
+RIGHT_NETWORK = "the policy goes with the network that it was trained on"
+DESCRIPTION, POLICY, MODEL, CARD = FILES = ("policy.json", "policy.safetensors", "model.safetensors", "README.md")
+COST_TOLERANCE = 1e-4
+
+
+class SkipModel(Dial, nn.Module):
+    """A stack that runs under its policy: inputs → outputs, each row on its own route, the likeliest jump taken.
+
+    Example:
+        >>> from rl_skip import JumpPolicy, JumpRules, ModuleStack, ObservationLayout
+        >>> layers = [nn.Linear(8, 8) for _ in range(4)]
+        >>> stack = ModuleStack(nn.Linear(3, 8), layers, nn.Linear(8, 2), width=8, layer_flops=[1.0] * 4)
+        >>> model = SkipModel(stack, JumpPolicy(JumpRules.reaching(ObservationLayout(8, 4))), price=0.1)
+        >>> model(torch.zeros(5, 3)).shape
+        torch.Size([5, 2])
+        >>> model.last.route.shape
+        torch.Size([5, 4])
+    """
+
+    def __init__(self, stack: LayerStack, policy: JumpPolicy, *, price: float, table: PriceTable | None = None) -> None:
+        super().__init__()
+        self.stack, self.policy, self.table = stack, policy, PriceTable() if table is None else table
+        self.price = price
+        self.last: Rollout | None = None
+        """What the last call did, without its outputs and without gradients."""
+
+    @property
+    def rules(self) -> JumpRules:
+        """What the policy may do and see."""
+        return self.policy.rules
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        rollout = routed_forward(self.stack, self.policy, inputs, price=self.price)
+        kept = {field.name: getattr(rollout, field.name).detach() for field in fields(rollout)}
+        self.last = Rollout(**{**kept, "outputs": rollout.outputs.new_empty(0)})
+        return rollout.outputs
+
+
+def save(
+    folder: Path | str,
+    model: "JumpPolicy | SkipLayer",
+    *,
+    stack: LayerStack | None = None,
+    weights: bool = True,
+    network: dict[str, Any] | None = None,
+    price: float | None = None,
+    price_table: PriceTable | Iterable[tuple[float, float, float]] = (),
+    trained_on: dict[str, Any] | None = None,
+    reward: Reward = LINEAR,
+    overwrite: bool = False,
+) -> None:
+    """Writes an export, all of it or nothing.
+
+    Args:
+        folder: what to make; its parents are made too.
+        model: the policy, or a `SkipLayer` with its policy inside.
+        stack: what the policy was trained on; a `SkipLayer` is its own.
+        weights: whether to write the stack's weights too. False for a pretrained network that its user has anyway.
+        network: from `network_to_json`, with which `load` rebuilds the stack; without it, `load` asks for the stack.
+        price: the operating price, chosen on validation data; that of the `SkipLayer` by default.
+        price_table: measured (price, compute, accuracy) on validation data; dominated points are dropped.
+        trained_on: task, rows, seed, agent and whatever else is worth knowing; plain JSON.
+        reward: what the policy was rewarded for; its formula stands in the model card.
+        overwrite: replaces an export that exists.
+
+    Raises:
+        UserError: if the folder exists, or price or trained_on are not what they must be.
+    """
+    if isinstance(model, JumpPolicy):
+        policy = model
+    else:
+        stack, policy, price = model, model.policy, model.price if price is None else price
+    if stack is None or price is None:
+        raise ValueError("a JumpPolicy is saved with the stack it was trained on and its price: save(folder, policy, stack=…, price=…)")
+    if (policy.rules.layout.depth, policy.rules.layout.width) != (stack.depth, stack.width):
+        raise ValueError(f"the policy does not fit the stack of {stack.depth} layers of width {stack.width}")
+    description = Description(
+        rules=policy.rules,
+        layer_costs=tuple(stack.layer_costs.tolist()),
+        price=checked_price(price),
+        table=price_table if isinstance(price_table, PriceTable) else PriceTable.monotone(price_table),
+        trained_on=trained_on or {},
+        reward=reward.formula,
+        network=network or stack.described(),
+    )
+
+    def fill(new: Path) -> None:
+        description.write(new / DESCRIPTION)
+        save_weights(new / POLICY, policy.state_dict())
+        if weights:
+            save_weights(new / MODEL, stack.network_state())
+        (new / CARD).write_text(model_card(description, weights), encoding="utf-8")
+
+    _place(Path(folder), fill, overwrite)
+
+
+def copy_export(source: Path, folder: Path, *, features: Sequence[Feature] = (), overwrite: bool = False) -> None:
+    """Copies an export after checking all of it that can be checked without its maker's code.
+
+    Args:
+        features: those of one's own that the policy sees.
+    """
+    if read_description(source, features).missing is None:
+        load(source, features=features)
+    else:
+        load_policy(source, features)
+
+    def fill(new: Path) -> None:
+        for name in FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, new / name)
+
+    _place(folder, fill, overwrite)
+
+
+def _place(folder: Path, fill: Callable[[Path], None], overwrite: bool) -> None:
+    """Makes the folder; of all that may be in its place, an export alone is overwritten."""
+    if overwrite and (folder.is_symlink() or folder.exists()) and not (folder / DESCRIPTION).is_file():
+        raise UserError(f"{folder} is not an exported policy, so it is not overwritten; name another folder")
+    atomic_replace(folder, fill, overwrite=overwrite)
+
+
+def read_description(folder: Path | str, features: Sequence[Feature] = ()) -> Description:
+    """What an exported policy is; `features` are those of one's own that it may see.
+
+    Raises:
+        UserError: if the folder is none, or a field of its `policy.json` is missing or wrong.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"there is no folder {folder}; name an exported policy, the folder with a {DESCRIPTION}")
+    return Description.read(Path(folder, DESCRIPTION), features)
+
+
+def load_policy(folder: Path | str, features: Sequence[Feature] = ()) -> JumpPolicy:
+    """The exported policy alone, in evaluation mode; `features` are those of one's own that it may see.
+
+    Raises:
+        UserError: if a file is missing, a field is wrong, or the weights do not fit.
+    """
+    rules = read_description(folder, features).rules
+    return build(Path(folder, POLICY), lambda: JumpPolicy(replace(rules)), DESCRIPTION)  # a copy, whose cached masks are on its own device
+
+
+def load(
+    folder: Path | str,
+    stack: LayerStack | None = None,
+    *,
+    price: float | None = None,
+    budget: float | None = None,
+    features: Sequence[Feature] = (),
+    device: torch.device | str = "cpu",
+) -> SkipModel:
+    """An exported policy with its network, in evaluation mode.
+
+    Args:
+        folder: the export.
+        stack: the network, for an export that does not describe it; takes the exported weights where there are any.
+        price: what the policy is told a unit of compute costs; the export's own by default.
+        budget: the mean compute allowed, in (0, 1], in place of the price.
+        features: those of one's own that the policy sees; registered ones need not be named.
+        device: where to run.
+
+    Raises:
+        UserError: if a file is missing, a field is wrong, the weights or the stack do not fit, or the budget is too small.
+    """
+    if price is not None and budget is not None:
+        raise UserError("a price and a budget exclude each other; set one of --price and --budget")
+    description, policy, file = read_description(folder, features), load_policy(folder, features), Path(folder, MODEL)
+    if stack is None:
+        stack = _build_network(description, file)
+    else:
+        _check_fit(description, stack, folder)
+        if file.is_file():
+            state = read_weights(file, stack.network_state(), same_dtype=True)
+            stack.load_state_dict(state, strict=False)
+    _check_costs(description, stack, folder)
+    stack.take_policy(policy, description.price)
+    model = SkipModel(stack, policy, price=description.price if price is None else price, table=description.table)
+    if budget is not None:
+        model.budget = budget
+    return model.to(device).eval()
+
+
+def _build_network(description: Description, file: Path) -> LayerStack:
+    if (missing := description.missing) is not None:
+        raise UserError(f"{file.parent} {missing}")
+    network = description.network
+    assert network is not None
+    return build(file, lambda: kind_of(network).build(network), DESCRIPTION, lambda stack: stack.network_state())
+
+
+def _check_fit(description: Description, stack: LayerStack, folder: Path | str) -> None:
+    layout = description.rules.layout
+    for name, mine, theirs in (("depth", layout.depth, stack.depth), ("width", layout.width, stack.width)):
+        if mine != theirs:
+            raise UserError(f"{Path(folder, DESCRIPTION)}: {name} is {mine}, the given stack has {theirs}; {RIGHT_NETWORK}")
+
+
+def _check_costs(description: Description, stack: LayerStack, folder: Path | str) -> None:
+    for i, (mine, theirs) in enumerate(zip(description.layer_costs, stack.layer_costs.tolist(), strict=True)):
+        if not abs(mine - theirs) <= COST_TOLERANCE:
+            raise UserError(f"{Path(folder, DESCRIPTION)}: layer_costs[{i}] is {mine:.5f}, the network's is {theirs:.5f}; {RIGHT_NETWORK}")

@@ -1,0 +1,51 @@
+"""What the figures of a comparison look like."""
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rl_skip.core.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["BLUE", "GREEN", "GREY", "INK", "ORANGE", "PURPLE", "SKY", "VERMILLION", "new_figure", "plain", "save", "title"]
+
+BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"  # Okabe and Ito
+INK, GREY = "#1a1a1a", "#808080"
+DPI = 150
+NOTE_CHARACTERS = 15.5
+"""Characters of the note below a figure that fit into an inch."""
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches. It has no window, and nothing is left of it when it is dropped.
+
+    Raises:
+        UserError: if matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("figures need matplotlib; pip install matplotlib") from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def title(figure: "Figure", what: str, how: str) -> None:
+    """Says above what the figure shows, and below it on which rows and how it is to be read."""
+    figure.suptitle(what, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+    characters = int(NOTE_CHARACTERS * figure.get_figwidth())
+    lines = [line for part in how.splitlines() for line in textwrap.wrap(part, characters)]
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color="#404040")
+
+
+def plain(axes: "Axes") -> None:
+    """Takes away the frame's upper and right edge."""
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure: "Figure", file: Path) -> Path:
+    """Writes the picture. Returns the file."""
+    figure.savefig(file, dpi=DPI)
+    return file

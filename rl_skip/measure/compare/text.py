@@ -1,0 +1,158 @@
+"""A comparison in words and tables, for the terminal and for `compare.md`."""
+
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+from rl_skip.measure.compare.result import FULL_DEPTH, POLICY, BaselineResult, Comparison, Interval, Operating
+from rl_skip.measure.compare.verdict import leads, trails
+
+__all__ = ["REPORT", "markdown", "terminal"]
+
+REPORT = "compare.md"
+"""Where the first run's folder holds the whole report."""
+Table = list[list[str]]
+MARKS = "+ marks a baseline that is more accurate than the policy, - one that is less accurate, by interval and paired test"
+
+ABOUT = """\
+Everything is measured on test data; prices, routes and points of curves were chosen on validation data.
+*Compute* is 1 for all layers of the network; a policy's decisions are counted in. ± is half of a 95% bootstrap interval over rows{seeds}.
+
+{curves}
+- *lead*: the policy's accuracy minus the baseline's, row by row. *p*: exact McNemar test with one run; with several, signs of rows flipped at random.
+- *area*: mean accuracy over all budgets from 0.2 to 1, each answered with the point that validation data choose within it; where none is that
+  cheap, by always answering with the most frequent class.
+- *share of the oracle's gap*: (policy - best fixed route) / (oracle - best fixed route), in score - price * compute at the policy's price.
+- *break-even*: the compute below which the policy is faster than full depth, estimated from what layers and decisions took.
+"""
+TRAINED = """\
+Baselines with a training of their own have networks of their own, with the same data, start and number of updates where nothing else is said.
+A policy's network learns from its own full depth besides (`--distillation-weight`), theirs from labels alone.
+"""
+SPENDING = "A baseline may spend the budget, or what the policy spends where that is more, and 0.02 besides; a control has the policy's price."
+
+
+def terminal(comparison: Comparison) -> str:
+    """What the command prints."""
+    return "\n\n".join(
+        [
+            _title(comparison),
+            _aligned(_accuracy_table(comparison)) + f"\n{MARKS}",
+            _aligned(_policy_table(comparison)),
+            _aligned(_time_table(comparison)),
+            *(["\n".join(f"note: {note}" for note in comparison.notes)] if comparison.notes else []),
+            "\n".join(["verdict:", *(f"  {sentence}" for sentence in comparison.verdict.sentences)]),
+            f"more in {Path(comparison.runs[0]) / REPORT}",
+        ]
+    )
+
+
+def markdown(comparison: Comparison, figures: Iterable[Path] = ()) -> str:
+    """`compare.md`.
+
+    Args:
+        figures: pictures to show, relative to the file.
+    """
+    parts = [
+        f"# {_title(comparison)}",
+        "## Verdict",
+        "\n".join(f"- {sentence[0].upper()}{sentence[1:]}" for sentence in comparison.verdict.sentences),
+        *(f"![{figure.stem}]({figure.as_posix()})" for figure in figures),
+        "## Accuracy at compute",
+        _piped(_accuracy_table(comparison)),
+        MARKS + ".",
+        *(_leads_section(one) for one in comparison.operating),
+        "## The policy",
+        _piped(_policy_table(comparison)),
+        "## Time",
+        _piped(_time_table(comparison)),
+        "## What this means",
+        _about(comparison),
+        *(["## Notes", "\n".join(f"- {note}" for note in comparison.notes)] if comparison.notes else []),
+        "Runs: " + ", ".join(f"`{run}`" for run in comparison.runs) + f". Compared in {comparison.seconds:.0f} s.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _about(comparison: Comparison) -> str:
+    records = [curve.record for curve in comparison.curves]
+    curves = "\n".join(f"- *{record.title}*: {record.about}." for record in records if record.about)
+    trained = [TRAINED.rstrip()] if any(record.trained for record in records) else []
+    about = ABOUT.format(seeds=" and seeds" if len(comparison.seeds) > 1 else "", curves=curves).rstrip()
+    return "\n\n".join([about, " ".join([SPENDING, *trained])])
+
+
+def _title(comparison: Comparison) -> str:
+    seeds = ("seeds " if len(comparison.seeds) > 1 else "seed ") + ", ".join(map(str, comparison.seeds))
+    return f"{comparison.task}: a policy for {comparison.depth} layers beside its baselines, {comparison.rows} test rows, {seeds}"
+
+
+def _accuracy_table(comparison: Comparison) -> Table:
+    rows = [["accuracy at compute", *map(_asked, comparison.operating), "area 0.2 to 1"]]
+    for curve in comparison.curves:
+        found = [one.baseline(curve.record.name) for one in comparison.operating]
+        rows.append([curve.record.title, *map(_cell, found), "" if curve.record.name == FULL_DEPTH else _percent(curve.area)])
+    return rows
+
+
+def _cell(baseline: BaselineResult | None) -> str:
+    if baseline is None:
+        return ""
+    mark = "+" if trails(baseline) else "-" if leads(baseline) else " "
+    return f"{_percent(baseline.accuracy)} at {baseline.compute:.3f}{mark}".rstrip()
+
+
+def _leads_section(one: Operating) -> str:
+    rows = [["the policy beside", "point", "compute", "lead", "95% interval", "p"]]
+    for baseline in one.baselines:
+        if baseline.record.name != POLICY:
+            interval = f"{100 * baseline.lead.low:+.1f} to {100 * baseline.lead.high:+.1f}"
+            lead = f"{100 * baseline.lead.value:+.1f}"
+            rows.append([baseline.record.title, baseline.label, f"{baseline.compute:.3f}", lead, interval, f"{baseline.p_value:.2g}"])
+    policy = one.baselines[0]
+    return f"### {_asked(one)[0].upper()}{_asked(one)[1:]}: {policy.accuracy.value:.1%} at {policy.compute:.3f}\n\n{_piped(rows)}"
+
+
+def _policy_table(comparison: Comparison) -> Table:
+    shown = comparison.operating
+    titles = {curve.record.name: curve.record.title for curve in comparison.curves}
+    rows = [
+        ["the policy", *map(_asked, shown)],
+        ["price", *(", ".join(f"{price:.3g}" for price in one.prices) for one in shown)],
+        ["compute, validation", *(f"{one.validation_compute:.3f}" for one in shown)],
+        ["compute, test", *(f"{one.baselines[0].compute:.3f}" for one in shown)],
+        ["test compute - budget", *("" if one.budget is None else f"{one.baselines[0].compute - one.budget:+.3f}" for one in shown)],
+        ["distinct routes", *(f"{one.distinct_routes:g}" for one in shown)],
+        ["entropy of routes, bits", *(f"{one.route_entropy:.2f}" for one in shown)],
+    ]
+    rows += [[f"reward, {titles[name]}", *(f"{one.rewards[name]:.4f}" for one in shown)] for name in shown[0].rewards]
+    if any(one.gap_closed for one in shown):
+        rows.append(["share of the oracle's gap", *("" if one.gap_closed is None else _percent(one.gap_closed) for one in shown)])
+    return rows
+
+
+def _time_table(comparison: Comparison) -> Table:
+    rows = [["time of a batch", "full depth", "policy", "its own share", "break-even compute"]]
+    for one in comparison.times:
+        size = f"{one.batch_size} row{'s' if one.batch_size > 1 else ''}"
+        rows.append([size, f"{one.full_depth:.2f} ms", f"{one.policy:.2f} ms", f"{one.policy_share:.0%}", f"{one.break_even:.2f}"])
+    return rows
+
+
+def _asked(one: Operating) -> str:
+    return "as exported" if one.budget is None else f"budget {one.budget:g}"
+
+
+def _percent(interval: Interval) -> str:
+    return f"{100 * interval.value:.1f} ± {100 * interval.half_width:.1f}%"
+
+
+def _aligned(table: Table) -> str:
+    widths = [max(map(len, column)) for column in zip_longest(*table, fillvalue="")]
+    lines = ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]) for row in table]
+    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _piped(table: Sequence[Sequence[str]]) -> str:
+    head, *rows = (f"| {' | '.join(row)} |" for row in table)
+    return "\n".join([head, "| --- |" + " ---: |" * (len(table[0]) - 1), *rows])

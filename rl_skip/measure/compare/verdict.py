@@ -1,0 +1,108 @@
+"""What the figures mean for the user, in words."""
+
+from collections.abc import Iterable
+
+from rl_skip.measure.compare.result import BEST_FIXED, POLICY, SHUFFLED, BaselineResult, BatchTime, Operating, Verdict
+
+__all__ = ["LEVEL", "judge", "leads", "trails"]
+
+LEVEL = 0.05
+
+
+def leads(baseline: BaselineResult) -> bool:
+    """Whether the policy is more accurate: the interval of its lead lies above 0 and the paired test says so at 5%."""
+    return baseline.lead.low > 0 and baseline.p_value < LEVEL
+
+
+def trails(baseline: BaselineResult) -> bool:
+    """Whether the policy is less accurate, likewise."""
+    return baseline.lead.high < 0 and baseline.p_value < LEVEL
+
+
+def judge(run: str, depth: int, operating: tuple[Operating, ...], times: Iterable[BatchTime]) -> Verdict:
+    """The verdict on a policy as exported, and what changes at the budgets.
+
+    The policy is worth using where it beats the best fixed route of its own network, and no baseline with an advice of its own beats it.
+
+    Args:
+        operating: as exported first.
+    """
+    exported = operating[0]
+    use = _best(exported)
+    better = _better_baselines(exported)
+    pruning = use not in (POLICY, BEST_FIXED) and _fixed(exported) is not None  # is no advice beside a baseline that is better
+    sentences = better if pruning else [_headline(run, depth, exported, use), *better]
+    for one in operating[1:]:
+        changed = _best(one)
+        if changed != use:
+            sentences.append(f"At a budget of {one.budget:g}: {_headline(run, depth, one, changed)}")
+        sentences += [f"At a budget of {one.budget:g}: {sentence}" for sentence in _better_baselines(one) if sentence not in sentences]
+    sentences += [_looking(exported), *_slow(times)]
+    return Verdict(use, tuple(sentences))
+
+
+def _best(one: Operating) -> str:
+    better = [baseline for baseline in one.baselines if baseline.record.advice and trails(baseline)]
+    if better:
+        return max(better, key=lambda baseline: baseline.accuracy.value).record.name
+    return POLICY if _fixed(one) is None else BEST_FIXED
+
+
+def _fixed(one: Operating) -> BaselineResult | None:
+    """The fixed route to prefer to the policy: one that is better within the budget, or as good for no more compute; None if neither is."""
+    within = one.baseline(BEST_FIXED)
+    if within is not None and trails(within):
+        return within
+    return one.fixed_as_cheap if one.fixed_as_cheap is not None and not leads(one.fixed_as_cheap) else None
+
+
+def _headline(run: str, depth: int, one: Operating, use: str) -> str:
+    fixed, compute = _fixed(one), one.baselines[0].compute
+    if fixed is None:
+        advice = "use it" if use == POLICY else "but a baseline beats it"
+        if one.fixed_as_cheap is None:
+            return f"no fixed route is as cheap as the policy, at compute {compute:.3g}; {advice}."
+        return f"the policy beats the best fixed route at compute {compute:.3g} by {_points(one.fixed_as_cheap)}; {advice}."
+    assert fixed.layers is not None
+    left_out = [i for i in range(depth) if i not in fixed.layers]
+    state = f"is better here, by {_points(fixed)}" if trails(fixed) else f"is as good here, {_points(fixed)} apart"
+    state = f"a fixed route {state} ({fixed.accuracy.value:.1%} at compute {fixed.compute:.3g})"
+    if not left_out:
+        return f"{state}: it runs every layer, so leave the policy away."
+    choice = "" if one.budget is None else " --layers " + ",".join(map(str, fixed.layers))  # as exported, prune looks it up
+    return f"{state}: `python -m rl_skip prune {run} DIR{choice}` writes the network without {_layers(left_out)}, with no policy and no routing."
+
+
+def _better_baselines(one: Operating) -> list[str]:
+    return [
+        f"{baseline.record.title} is better by {_points(baseline)} at compute {baseline.compute:.3g}: {baseline.record.advice}."
+        for baseline in one.baselines
+        if baseline.record.advice and trails(baseline)
+    ]
+
+
+def _looking(one: Operating) -> str:
+    shuffled = one.baseline(SHUFFLED)
+    if shuffled is None or not leads(shuffled):
+        return "Routes chosen for other rows serve as well as a row's own: the policy does not look at its input, or gains nothing by it."
+    return f"On routes chosen for other rows the policy loses {_points(shuffled)}: it looks at its input."
+
+
+def _slow(times: Iterable[BatchTime]) -> list[str]:
+    slow = [time for time in times if time.policy >= time.full_depth]
+    return [
+        f"Skipping is slower than full depth in batches of {time.batch_size}: {time.policy:.2f} ms against {time.full_depth:.2f} ms"
+        + (f"; it would pay below a compute of {time.break_even:.2g}." if time.break_even > 0 else ".")
+        for time in slow
+    ]
+
+
+def _points(baseline: BaselineResult) -> str:
+    """How far apart policy and baseline are, in points of accuracy."""
+    return f"{abs(100 * baseline.lead.value):.1f} ± {100 * baseline.lead.half_width:.1f} points"
+
+
+def _layers(layers: list[int]) -> str:
+    if len(layers) == 1:
+        return f"layer {layers[0]}"
+    return f"layers {', '.join(map(str, layers[:-1]))} and {layers[-1]}"

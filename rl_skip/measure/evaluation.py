@@ -1,0 +1,277 @@
+"""Measuring: the policy, full depth, fixed routes and random routes, on the same rows, by accuracy, compute and time."""
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rl_skip.core.batches import in_batches
+from rl_skip.core.features import View
+from rl_skip.core.policy import JumpPolicy
+from rl_skip.core.reward import LINEAR, Reward
+from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
+from rl_skip.core.stack import LayerStack
+from rl_skip.core.task import Examples, Task
+
+__all__ = [
+    "Evaluation",
+    "all_routes",
+    "beside_full_depth",
+    "best_fixed_route",
+    "evaluate",
+    "evaluate_routes",
+    "hidden_states",
+    "searched_routes",
+    "seconds_per_batch",
+]
+
+EXHAUSTIVE_DEPTH = 12
+BEAM = 32
+ROWS_AT_ONCE = 512
+SLACK = 1e-6
+"""What rounding may add to a compute."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a policy, or a route, does on a split."""
+
+    price: float
+    """The price λ, in score per unit of relative compute: the policy saw it, and the reward is computed at it."""
+    route: Tensor
+    """(N, L) bool."""
+    correct: Tensor
+    """(N,) float, 1 where the likeliest class is the label; of other tasks, the score."""
+    compute_by_row: Tensor
+    """(N,), compute of each row's route."""
+    prediction: Tensor
+    """(N,) long, the likeliest class."""
+    objective: Reward = LINEAR
+    """What a row earns."""
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return self.correct.shape[0]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of rows that are right."""
+        return float(self.correct.double().mean())
+
+    @property
+    def compute(self) -> float:
+        """Mean compute."""
+        return float(self.compute_by_row.double().mean())
+
+    @property
+    def reward(self) -> float:
+        """Mean of what the rows earn: accuracy − price · compute, unless the objective is another."""
+        return float(self.reward_by_row().mean())
+
+    def reward_by_row(self) -> Tensor:
+        """(N,) double, what each row earns."""
+        return self.objective.total(self.correct.double(), self.compute_by_row.double(), self.price)
+
+    @property
+    def distinct_routes(self) -> int:
+        """How many different routes the rows took."""
+        return len(self.route.unique(dim=0))
+
+
+def evaluate(
+    stack: LayerStack,
+    router: Router | JumpPolicy | Tensor,
+    task: Task,
+    examples: Examples,
+    *,
+    price: float = 0.0,
+    reward: Reward = LINEAR,
+    batch_size: int = 256,
+) -> Evaluation:
+    """Runs all examples in evaluation mode, on the device where they are; rows of like length run together.
+
+    Args:
+        router: who decides; of a policy the likeliest jump is taken, and a route, (L,) or (N, L) bool, is followed.
+        price: the price λ, in score per unit of relative compute; a policy sees it.
+        reward: what a row earns.
+    """
+
+    def run(batch: Examples, rows: Tensor) -> tuple[Tensor, ...]:
+        chosen = router[rows.to(router.device)] if isinstance(router, Tensor) and router.dim() == 2 else router
+        rollout = routed_forward(stack, chosen, batch.inputs, price=price)
+        return rollout.route, task.accuracy(rollout.outputs, batch.labels), rollout.compute, task.prediction(rollout.outputs)
+
+    route, correct, compute, prediction = in_batches(run, examples, batch_size, stack)
+    return Evaluation(price, route, correct, compute, prediction, reward)
+
+
+def beside_full_depth(
+    stack: LayerStack, policy: JumpPolicy, task: Task, examples: Examples, *, price: float, reward: Reward = LINEAR, batch_size: int = 256
+) -> tuple[Evaluation, Evaluation]:
+    """The policy at a price, and every layer, on the same rows."""
+    everything = torch.ones(stack.depth, dtype=torch.bool)
+    measured, full = (evaluate(stack, router, task, examples, price=price, reward=reward, batch_size=batch_size) for router in (policy, everything))
+    return measured, full
+
+
+def hidden_states(stack: LayerStack, examples: Examples, *, batch_size: int = 256) -> Tensor:
+    """(N, L, D) on the CPU: what the hidden state is after each layer, at full depth, averaged over the real tokens; for heads or probes."""
+
+    class Watch(Router):
+        def __init__(self) -> None:
+            self.seen: list[Tensor] = []
+
+        def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
+            self.seen.append(View(state, rows).hidden)
+            return Decision(torch.full_like(rows, i + 1))
+
+    def run(batch: Examples, _rows: Tensor) -> tuple[Tensor]:
+        watch = Watch()
+        routed_forward(stack, watch, batch.to(stack.layer_flops.device).inputs)
+        return (torch.stack(watch.seen, dim=1),)
+
+    return in_batches(run, examples, batch_size, stack)[0]
+
+
+def all_routes(depth: int, allow_exit: bool) -> Tensor:
+    """Every route that a policy without a limit on its jumps can take, (R, L) bool. Layer 0 always runs."""
+    free = depth - 1 if allow_exit else max(depth - 2, 0)
+    middle = torch.tensor(list(itertools.product([False, True], repeat=free)), dtype=torch.bool).view(-1, free)
+    always = torch.ones(len(middle), 1, dtype=torch.bool)
+    last = always[:, : depth - 1 - free]
+    return torch.cat([always, middle, last], dim=1)
+
+
+def evaluate_routes(stack: LayerStack, task: Task, examples: Examples, routes: Tensor) -> tuple[Tensor, Tensor]:
+    """Every route on every example; routes that begin alike share the work.
+
+    Args:
+        routes: (R, L) bool, layer 0 run in all of them.
+
+    Returns:
+        Whether each row is right, (R, N) float, and its compute, (R, N).
+    """
+
+    def run(batch: Examples, _rows: Tensor) -> tuple[Tensor, Tensor]:
+        correct, compute = _routes_at_once(stack, task, batch, routes)
+        return correct.T, compute.T
+
+    correct, compute = in_batches(run, examples, ROWS_AT_ONCE, stack)
+    return correct.T.contiguous(), compute.T.contiguous()
+
+
+def _routes_at_once(stack: LayerStack, task: Task, examples: Examples, routes: Tensor) -> tuple[Tensor, Tensor]:
+    N, depth = len(examples), stack.depth
+    correct, compute = torch.zeros(len(routes), N), torch.zeros(len(routes), N)
+    begun = RoutingState(stack, None, examples.inputs, 0.0)
+    everyone = torch.arange(N, device=begun.next_layer.device)
+
+    def descend(i: int, chosen: Tensor, state: RoutingState) -> None:
+        """Follows the routes `chosen` (indices) from layer i on; they agree on everything before."""
+        if i == depth:
+            state.follow(everyone, Decision(torch.full_like(everyone, depth)))
+            correct[chosen], compute[chosen] = task.accuracy(state.outputs(), examples.labels).cpu(), state.compute.cpu()
+            return
+        for run in (False, True):
+            part = chosen[routes[chosen, i] == run]
+            if len(part) == 0:
+                continue
+            forked = state.fork()
+            if run and i > 0:
+                forked.follow(everyone, Decision(torch.full_like(everyone, i)))
+            if run:
+                forked.visit(i)
+            descend(i + 1, part, forked)
+
+    descend(0, torch.arange(len(routes)), begun)
+    return correct, compute
+
+
+def best_fixed_route(
+    stack: LayerStack, task: Task, validation: Examples, *, max_compute: float, allow_exit: bool = False, spends: bool = False
+) -> Tensor:
+    """The single route of highest validation accuracy whose mean compute stays within `max_compute`, among the `searched_routes`.
+
+    Args:
+        max_compute: the mean compute allowed.
+        allow_exit: whether a route may leave before the last layer.
+        spends: leaves out routes beside which one more layer could be afforded.
+
+    Returns:
+        (L,) bool. The cheapest route where none is cheap enough.
+    """
+    routes, accuracy, compute = searched_routes(stack, task, validation, max_compute=max_compute, allow_exit=allow_exit)
+    if spends:
+        full = compute > max_compute - float(stack.layer_costs.min()) + SLACK
+        if (full & (compute <= max_compute + SLACK)).any():
+            routes, accuracy, compute = routes[full], accuracy[full], compute[full]
+    return _best_within(routes, accuracy, compute, max_compute)
+
+
+def searched_routes(
+    stack: LayerStack, task: Task, validation: Examples, *, max_compute: float = math.inf, allow_exit: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Single routes up to `max_compute`, with their mean accuracy and compute.
+
+    All routes for up to 12 layers; above, a beam search that adds one layer at a time to the best routes so far.
+
+    Returns:
+        (R, L) bool, (R,) and (R,) double. The cheapest route is always among them.
+    """
+    if stack.depth <= EXHAUSTIVE_DEPTH:
+        routes = all_routes(stack.depth, allow_exit)
+        nominal = routes.float() @ stack.layer_costs.cpu()  # gates come on top: what is dearer than the limit here is dearer in truth
+        routes = routes[nominal <= max(max_compute, float(nominal.min())) + SLACK]
+        return routes, *_means(evaluate_routes(stack, task, validation, routes))
+    shortest = torch.zeros(1, stack.depth, dtype=torch.bool)
+    shortest[:, 0] = True
+    shortest[:, -1] = not allow_exit
+    beam, seen = shortest, [(shortest, *_means(evaluate_routes(stack, task, validation, shortest)))]
+    while not beam[0].all():
+        grown = (beam.unsqueeze(1) | torch.eye(stack.depth, dtype=torch.bool)).flatten(0, 1).unique(dim=0)
+        grown = grown[grown.sum(dim=1) > beam[0].sum()]  # one layer more
+        accuracy, compute = _means(evaluate_routes(stack, task, validation, grown))
+        cheap = compute <= max_compute + SLACK
+        if not cheap.any():
+            break
+        seen.append((grown[cheap], accuracy[cheap], compute[cheap]))
+        beam = grown[cheap][accuracy[cheap].argsort(descending=True)[:BEAM]]
+    routes, accuracies, computes = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    return routes, accuracies, computes
+
+
+def _means(measured: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return measured[0].double().mean(dim=1), measured[1].double().mean(dim=1)
+
+
+def _best_within(routes: Tensor, accuracy: Tensor, compute: Tensor, max_compute: float) -> Tensor:
+    allowed = compute <= max_compute + SLACK
+    if not allowed.any():
+        allowed = compute <= compute.min()
+    return routes[torch.where(allowed, accuracy - 1e-6 * compute, -1.0).argmax()]
+
+
+@torch.no_grad()
+def seconds_per_batch(calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int = 15) -> dict[str, float]:
+    """Median seconds of each call, the calls taking turns so that noise falls on all alike."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for name, call in itertools.chain.from_iterable(itertools.repeat(list(calls.items()), repeats + 2)):
+        _synchronise(device)
+        begun = time.perf_counter()
+        call()
+        _synchronise(device)
+        times[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(taken[2:]) for name, taken in times.items()}
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,168 @@
+"""`python -m rl_skip prune`: the best fixed route of a run as a network of its own, for inputs that do not need a policy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl_skip.core.errors import UserError
+from rl_skip.core.fields import Fields
+from rl_skip.core.files import atomic_replace
+from rl_skip.core.task import Task
+from rl_skip.core.version import __version__
+from rl_skip.export.policy_folder import SkipModel, read_description
+from rl_skip.export.pruned import CARD, DESCRIPTION, FORMAT_VERSION, MODEL, WEIGHTS, PrunedNetwork, checked_layers
+from rl_skip.export.weights import save_weights
+from rl_skip.measure.compare.result import BEST_FIXED
+from rl_skip.measure.compare.result import FORMAT_VERSION as COMPARISON_VERSION
+from rl_skip.measure.evaluation import SLACK, beside_full_depth, best_fixed_route, evaluate
+from rl_skip.measure.runs import load_run, read_run
+
+__all__ = ["prune"]
+
+COMPARED = "compare.json"
+SEARCH_ROWS = 1000
+"""Validation rows on which the route is searched: 1,000 tell routes apart that differ by two points, and end soon."""
+
+
+def prune(
+    run: Path,
+    folder: Path,
+    *,
+    layers: tuple[int, ...] | None = None,
+    budget: float | None = None,
+    data: str | None = None,
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
+) -> dict[str, Any]:
+    """Writes the network of a run without the layers that its best fixed route leaves out.
+
+    Args:
+        run: the folder of a finished run.
+        folder: what to make; it must not exist.
+        layers: the layers to keep. None: the best fixed route on validation data within `budget`.
+        budget: the largest compute of that route. None: the compute of the run's policy at its operating price, and the
+            route is the one that `compare` found, where it has been asked.
+        data: where the data are, if not where the run read them.
+        device: where to search and measure.
+        batch_size: rows that run together while the network is measured.
+
+    Returns:
+        Which layers stay, and the accuracy of the pruned network on test data beside full depth and the policy.
+
+    Raises:
+        UserError: if there is no finished run, the folder exists, or the layers or the budget cannot be.
+    """
+    if folder.is_symlink() or folder.exists():
+        raise UserError(f"{folder} exists and is left as it is; name another folder")
+    model, task = load_run(run, data=data, device=device)
+    if layers is None and budget is None:
+        layers = _compared_layers(run)
+    if layers is None:
+        layers = _best_layers(model, task, budget, batch_size)
+    layers = checked_layers(layers, model.stack.depth)
+    measured = _measure(model, task, layers, batch_size)
+    origin = read_description(run / "policy", read_run(run).features)
+    description = {
+        "format_version": FORMAT_VERSION,
+        "depth": model.stack.depth,
+        "width": model.stack.width,
+        "layers": list(layers),
+        "network": origin.network,
+        "trained_on": origin.trained_on,
+        "measured": measured,
+        "versions": {"rl_skip": __version__, "torch": torch.__version__},
+    }
+    whole = sum(parameter.numel() for parameter in model.stack.parameters())
+    removed = sorted(set(range(model.stack.depth)) - set(layers))
+    pruned = PrunedNetwork(model.stack, layers)
+    weights = sum(parameter.numel() for parameter in pruned.parameters())
+
+    def fill(new: Path) -> None:
+        (new / DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        whole_model = pruned.stack.write_model(new / MODEL)
+        if not whole_model:
+            save_weights(new / WEIGHTS, pruned.state_dict())
+        takes_stack = origin.missing is not None and not whole_model
+        (new / CARD).write_text(_card(description, removed, takes_stack), encoding="utf-8")
+
+    atomic_replace(folder, fill)
+    return {"folder": str(folder), "layers": list(layers), "removed": removed, **measured, "weights": weights, "full_depth_weights": whole}
+
+
+def _compared_layers(run: Path) -> tuple[int, ...] | None:
+    """The best fixed route that `compare` set beside the policy as exported; None where the run was not compared."""
+    if not (run / COMPARED).is_file():
+        return None
+    operating = Fields.read(run / COMPARED, COMPARISON_VERSION).objects("operating")
+    fixed = [baseline for one in operating[:1] for baseline in one.objects("baselines") if baseline.text("name") == BEST_FIXED]
+    if not fixed:
+        return None
+    layers = fixed[0].get("layers")
+    if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
+        raise fixed[0].wrong("layers", "a list of layers")
+    return tuple(layers)
+
+
+def _best_layers(model: SkipModel, task: Task, budget: float | None, batch_size: int) -> tuple[int, ...]:
+    """The best fixed route on validation data, within the budget or what the policy spends there."""
+    validation = task.load("validation").to(next(model.parameters()).device)
+    searched = validation.some(SEARCH_ROWS)
+    limit = budget or evaluate(model.stack, model.policy, task, validation, price=model.price, batch_size=batch_size).compute
+    route = best_fixed_route(model.stack, task, searched, max_compute=limit, allow_exit=model.rules.allow_exit)
+    needed = evaluate(model.stack, route, task, searched, batch_size=batch_size).compute
+    if budget is not None and needed > budget + SLACK:
+        raise UserError(f"no fixed route keeps to a budget of {budget}: the cheapest costs {needed:.4f}; raise --budget, or set --layers")
+    return tuple(route.nonzero().squeeze(1).tolist())
+
+
+def _measure(model: SkipModel, task: Task, layers: tuple[int, ...], batch_size: int) -> dict[str, Any]:
+    """The route on test data, beside full depth and the policy at its operating price."""
+    test = task.load("test").to(next(model.parameters()).device)
+    route = torch.zeros(model.stack.depth, dtype=torch.bool)
+    route[list(layers)] = True
+    fixed = evaluate(model.stack, route, task, test, batch_size=batch_size)
+    policy, whole = beside_full_depth(model.stack, model.policy, task, test, price=model.price, batch_size=batch_size)
+    return {
+        "accuracy": fixed.accuracy,
+        "compute": fixed.compute,
+        "full_depth_accuracy": whole.accuracy,
+        "full_depth_compute": whole.compute,
+        "policy_accuracy": policy.accuracy,
+        "policy_compute": policy.compute,
+        "rows": fixed.rows,
+        "split": "test",
+    }
+
+
+def _card(description: dict[str, Any], removed: list[int], takes_stack: bool) -> str:
+    """`README.md` of a pruned network, which is loaded with the whole network at hand or without."""
+    measured = description["measured"]
+    argument = ", stack" if takes_stack else ""
+    use = f'from rl_skip.export.pruned import load_pruned\n\nnetwork = load_pruned("path/to/this/folder"{argument})\noutputs = network(inputs)'
+    kept, gone = (", ".join(map(str, layers)) for layers in (description["layers"], removed))
+    left_out = f"layers {gone} are not in the file" if removed else "none is left out"
+    parts = [
+        "# A pruned network",
+        f"A network of {description['depth']} layers (width {description['width']}) on one fixed route: layers {kept} run for every input, "
+        f"{left_out}. It has no jump policy and no routing. Layers are numbered from 0, as in the whole network.",
+        "## Trained on",
+        "\n".join(f"- {name}: {value}" for name, value in description["trained_on"].items()) or "Not recorded.",
+        "## Accuracy and compute",
+        f"Measured on {measured['rows']} {measured['split']} rows; compute is 1 for all layers of the whole network.",
+        "\n".join(
+            [
+                "| | accuracy | mean compute |",
+                "| --- | --- | --- |",
+                f"| this network | {measured['accuracy']:.4f} | {measured['compute']:.3f} |",
+                f"| every layer | {measured['full_depth_accuracy']:.4f} | {measured['full_depth_compute']:.3f} |",
+                f"| the jump policy | {measured['policy_accuracy']:.4f} | {measured['policy_compute']:.3f} |",
+            ]
+        ),
+        "## Use",
+        f"```python\n{use}\n```",
+        "`network` is an ordinary `torch.nn.Module`." + (argument and " `stack` is the whole network that it was cut from, a `rl_skip.LayerStack`."),
+        "Written with " + ", ".join(f"{name} {version}" for name, version in description["versions"].items()) + ".",
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"

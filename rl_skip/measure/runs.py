@@ -1,0 +1,133 @@
+"""Reading the folder of a finished run: `config.json` and the export in `policy/`."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl_skip.core.errors import UserError
+from rl_skip.core.features import Feature, find_features
+from rl_skip.core.fields import Fields, read_dataclass
+from rl_skip.core.reward import Reward, find_reward
+from rl_skip.core.task import Task
+from rl_skip.export.policy_folder import SkipModel, load, read_description
+from rl_skip.nets.network import NetworkConfig, read_network_config
+from rl_skip.tasks import DEFAULTS, load_task
+from rl_skip.tasks.options import TaskOptions
+
+__all__ = ["CONFIG", "FORMAT_VERSION", "MODEL", "Run", "is_run", "load_run", "read_run"]
+
+CONFIG = "config.json"
+MODEL = "model"
+"""Where in the folder a model from transformers is, trained."""
+FORMAT_VERSION = 2
+TRAIN_ANEW = "train the run anew with --overwrite"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run was made of."""
+
+    folder: Path
+    task: str
+    """The name of the task, as `load_task` takes it."""
+    data: str | None
+    """Where its data were."""
+    network: NetworkConfig
+    options: TaskOptions = DEFAULTS
+    """How the task reads its data; the model is the run's own, where it has one."""
+    reward_name: str = "linear"
+    """What its policy was rewarded for, as `find_reward` takes it."""
+    feature_names: tuple[str, ...] = ()
+    """What its policy sees, where that was said, as `find_features` takes it."""
+
+    @property
+    def reward(self) -> Reward:
+        """What its policy was rewarded for."""
+        return find_reward(self.reward_name)
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """The features that its policy sees, where they were named."""
+        return find_features(self.feature_names)
+
+    @property
+    def policy(self) -> Path:
+        """The export that the run left."""
+        return self.folder / "policy"
+
+    def load_task(self, data: str | None = None) -> Task:
+        """The task, with its data at `data` if they are not where the run read them."""
+        return load_task(self.task, self.data if data is None else data, self.options)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's, not an export."""
+    return (folder / CONFIG).is_file()
+
+
+def read_run(folder: Path | str) -> Run:
+    """Reads a run's `config.json`.
+
+    Raises:
+        UserError: if there is no finished run, or a field is missing or wrong.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; name the folder of a finished run")
+    if not is_run(folder):
+        raise UserError(f"{folder} is not a run, it has no {CONFIG}; name the folder that train.py wrote")
+    fields = Fields.read(folder / CONFIG, FORMAT_VERSION, FORMAT_VERSION, TRAIN_ANEW)
+    task = fields.object("task")
+    options = read_dataclass(TaskOptions, task.object("options"))
+    if (folder / MODEL).is_dir():
+        options = replace(options, model=str(folder / MODEL))
+    run = Run(
+        folder,
+        task.text("name"),
+        task.text_or_none("data"),
+        read_network_config(fields.object("network")),
+        options,
+        fields.object("pricing").text("reward"),
+        fields.object("policy").texts("feature"),
+    )
+    if not run.policy.is_dir():
+        raise UserError(f"the run {folder} has no policy yet; let its training finish")
+    return run
+
+
+def load_run(
+    folder: Path | str,
+    *,
+    data: str | None = None,
+    price: float | None = None,
+    budget: float | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[SkipModel, Task]:
+    """The trained model of a run, and its task.
+
+    Args:
+        data: where the data are now, if not where the run read them.
+        price, budget, device: as `load` takes them.
+
+    Raises:
+        UserError: if there is no finished run, its task cannot be read, or the two do not fit.
+    """
+    run = read_run(folder)
+    task = run.load_task(data)
+    description, stack = read_description(run.policy, run.features), None
+    if description.network is not None and task.network is None:
+        _check_network(run, task, description.network)
+    if description.missing is not None:  # an embedding or a stack of one's own, or a model from transformers
+        with torch.random.fork_rng(devices=[]):
+            stack = task.build(run.network)
+    return load(run.policy, stack, price=price, budget=budget, features=run.features, device=device), task
+
+
+def _check_network(run: Run, task: Task, described: dict[str, Any]) -> None:
+    """Refuses a run whose network is not the one of its options, or has other classes than its data."""
+    if any(described.get(name, getattr(NetworkConfig, name)) != value for name, value in asdict(run.network).items()):
+        raise UserError(f"{run.folder / CONFIG}: network is not the one that {run.policy} was exported with; restore the file")
+    if described.get("classes") != len(task.classes):
+        raise UserError(f"the data have {len(task.classes)} classes, the run {run.folder} was trained on {described.get('classes')}; set --data")

@@ -1,0 +1,206 @@
+"""Models from transformers from the command line: trained, then evaluated, compared, pruned, exported and attached with no code of one's own."""
+
+import json
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import rl_skip
+import train
+from rl_skip import UserError
+from rl_skip.cli.main import main
+from rl_skip.export.pruned import load_pruned
+from rl_skip.measure.runs import load_run
+from rl_skip.tasks.speech import resampled
+from tests.rl_skip.pretrained_folders import save_bert, save_vit, save_wav2vec2, write_table
+
+transformers = pytest.importorskip("transformers")
+FEW = ["--warmup-epochs", "1", "--epochs", "1", "--threads", "1"]
+
+
+def _train(out: Path, *flags: str) -> Path:
+    assert train.main([*flags, "--out", str(out), *FEW]) == 0
+    return out
+
+
+def _report(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
+    capsys.readouterr()
+    assert main([*words, "--json", "--threads", "1"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def _rows(run: Path, count: int = 12) -> rl_skip.Examples:
+    return load_run(run)[1].load("test").take(slice(0, count))
+
+
+@pytest.fixture(scope="module")
+def backbone_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("backbone")
+    data, model = write_table(folder / "data.tsv", 160), save_bert(folder / "model")
+    return _train(folder / "run", "--task", "text", "--data", str(data), "--model", str(model), "--price-range", "0.05", "0.5")
+
+
+def test_a_run_is_measured_compared_and_described(backbone_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = json.loads((backbone_run / "report.json").read_text())
+    found = _report(capsys, "eval", str(backbone_run))
+    assert found["accuracy"] == report["policy"]["accuracy"] and found["compute"] == pytest.approx(report["policy"]["compute"])
+    assert found["rows"] == 32
+    assert _report(capsys, "eval", str(backbone_run), "--batch-size", "5")["accuracy"] == found["accuracy"]
+    compared = _report(capsys, "compare", str(backbone_run), "--rows", "8")
+    assert compared["rows"] == 8 and compared["classes"] == ["0", "1"]
+    assert _report(capsys, "info", str(backbone_run))["policy"]["network"]["model_class"] == "BertModel"
+    assert sorted(file.suffix for file in backbone_run.rglob("*") if file.suffix in (".bin", ".pkl", ".pickle")) == []
+
+
+def test_the_saved_model_with_the_policy_attached_does_what_eval_does(backbone_run: Path) -> None:
+    """The backbone's head is a linear layer on the mean of the real tokens, here applied by hand."""
+    ours, _ = load_run(backbone_run)
+    model = transformers.AutoModel.from_pretrained(backbone_run / "model").eval()
+    handle = rl_skip.attach(model, backbone_run / "policy")
+    head = rl_skip.export.weights.load_file(backbone_run / "model" / "head.safetensors")
+    inputs = _rows(backbone_run).inputs
+    assert isinstance(inputs, dict)
+    with torch.no_grad():
+        logits, hidden, weight = ours(inputs), model(**inputs).last_hidden_state, inputs["attention_mask"].unsqueeze(-1)
+    mean = (hidden * weight).sum(dim=1) / weight.sum(dim=1)
+    torch.testing.assert_close(mean @ head["1.weight"].T + head["1.bias"], logits)
+    assert ours.last is not None and handle.last_routes.equal(ours.last.route)
+    torch.testing.assert_close(handle.last_compute, ours.last.compute)
+
+
+def test_the_policy_knows_the_model_from_the_one_that_it_was_made_of(backbone_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="config.rl_skip_weights is "):
+        rl_skip.attach(transformers.AutoModel.from_pretrained(backbone_run.parent / "model"), backbone_run / "policy")
+    model = transformers.AutoModel.from_pretrained(backbone_run / "model")
+    model.save_pretrained(tmp_path / "another-name")
+    rl_skip.attach(transformers.AutoModel.from_pretrained(tmp_path / "another-name"), backbone_run / "policy")
+
+
+def test_a_run_is_pruned_and_exported(backbone_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = _report(capsys, "prune", str(backbone_run), str(tmp_path / "pruned"), "--layers", "0,3")
+    assert report["removed"] == [1, 2] and report["weights"] < report["full_depth_weights"]
+    pruned, (ours, _), inputs = load_pruned(tmp_path / "pruned"), load_run(backbone_run), _rows(backbone_run).inputs
+    with torch.no_grad():
+        torch.testing.assert_close(pruned(inputs), rl_skip.routed_forward(ours.stack, torch.tensor([1, 0, 0, 1]).bool(), inputs).outputs)
+    assert transformers.AutoModel.from_pretrained(tmp_path / "pruned" / "model").config.num_hidden_layers == 2
+    _report(capsys, "export", str(backbone_run), str(tmp_path / "export"))
+    rl_skip.attach(transformers.AutoModel.from_pretrained(tmp_path / "export" / "model"), tmp_path / "export")
+
+
+def test_a_model_keeps_its_own_head(tmp_path: Path) -> None:
+    data, folder = write_table(tmp_path / "data.csv", 80), save_bert(tmp_path / "model", head=True)
+    run = _train(tmp_path / "run", "--task", "text", "--data", str(data), "--model", str(folder))
+    ours, inputs = load_run(run)[0], _rows(run).inputs
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(run / "model").eval()
+    rl_skip.attach(model, run / "policy")
+    assert isinstance(inputs, dict)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, ours(inputs))
+
+
+def test_without_a_model_one_is_trained_from_scratch_with_its_tokenizer(tmp_path: Path) -> None:
+    data = write_table(tmp_path / "data.tsv", 600)
+    size = ["--layers", "4", "--width", "32", "--learning-rate", "3e-3", "--warmup-epochs", "4"]
+    assert train.main(["--task", "text", "--data", str(data), "--out", str(tmp_path / "run"), "--epochs", "2", "--threads", "1", *size]) == 0
+    run = tmp_path / "run"
+    assert json.loads((run / "report.json").read_text())["full depth"]["accuracy"] > 0.9
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(run / "model").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run / "model")
+    rl_skip.attach(model, run / "policy")
+    ours, inputs = load_run(run)[0], tokenizer(["the film is great", "a dull plot with some music"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        torch.testing.assert_close(ours({name: inputs[name] for name in ("input_ids", "attention_mask")}), logits)
+    assert [model.config.id2label[i] for i in logits.argmax(dim=1).tolist()] == ["1", "0"]
+
+
+def test_a_run_goes_on_where_it_stood(tmp_path: Path) -> None:
+    """All of it is done again from its last checkpoint: the tokenizer, the model, the policy."""
+    data = write_table(tmp_path / "data.tsv", 160)
+    run = _train(tmp_path / "run", "--task", "text", "--data", str(data), "--layers", "3", "--width", "16")
+    before = (run / "policy" / "policy.safetensors").read_bytes()
+    (run / "report.json").unlink()
+    assert train.main(["--resume", str(run)]) == 0
+    assert (run / "policy" / "policy.safetensors").read_bytes() == before
+
+
+def test_images_with_a_model(tmp_path: Path) -> None:
+    """Grey images of 8 × 8 become what a ViT for coloured ones of 12 × 12 takes."""
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(60) % 3)
+    folder = save_vit(tmp_path / "model")
+    run = _train(tmp_path / "run", "--task", "images", "--data", str(tmp_path / "data.npz"), "--model", str(folder))
+    ours, inputs = load_run(run)[0], _rows(run).inputs
+    assert isinstance(inputs, torch.Tensor)
+    large = torch.nn.functional.interpolate(inputs / 255, (12, 12), mode="bilinear", antialias=True)
+    torch.testing.assert_close(ours.stack.prepare(inputs), (large.repeat(1, 3, 1, 1) - 0.5) / 0.5)  # type: ignore[operator]
+    model = transformers.ViTModel.from_pretrained(run / "model").eval()
+    handle = rl_skip.attach(model, run / "policy")
+    with torch.no_grad():
+        ours(inputs)
+        model(pixel_values=ours.stack.prepare(inputs))  # type: ignore[operator]
+    assert ours.last is not None and handle.last_routes.equal(ours.last.route)
+
+
+def test_speech_with_a_model(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for n in range(60):
+        with wave.open(str(tmp_path / "data" / f"{'abc'[n % 3]}_someone_{n // 3}.wav"), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes((1e4 * np.sin(np.arange(1000 + 20 * n) * 0.1 * (1 + n % 3))).astype(np.int16).tobytes())
+    folder = save_wav2vec2(tmp_path / "model")
+    run = _train(tmp_path / "run", "--task", "speech", "--data", str(tmp_path / "data"), "--model", str(folder))
+    ours, inputs = load_run(run)[0], _rows(run).inputs
+    model = transformers.AutoModelForAudioClassification.from_pretrained(run / "model").eval()
+    rl_skip.attach(model, run / "policy")
+    assert isinstance(inputs, dict) and list(inputs) == ["input_values"]
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, ours(inputs))
+
+
+def test_a_recording_at_another_rate_is_the_same_sound() -> None:
+    def tone(rate: int) -> torch.Tensor:
+        return torch.sin(torch.arange(rate) / rate * 440 * 2 * torch.pi)
+
+    torch.testing.assert_close(resampled(tone(8000), 8000, 16000), tone(16000), atol=1e-3, rtol=0)
+    torch.testing.assert_close(resampled(tone(16000), 16000, 8000), tone(8000), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--task", "text"], "the task 'text' needs data; set --data PATH"),
+        (["--task", "language"], "the task 'language' needs data; set --data PATH"),
+        (["--task", "text", "--data", "data.tsv", "--model", "nowhere"], "there is no folder nowhere with a model; set --model"),
+        (["--task", "text", "--data", "data.tsv", "--text-column", "words"], "no column 'words', its columns are sentence, label; set --text"),
+        (["--task", "text", "--data", "data.tsv", "--stack", "skip-layer"], "builds plain blocks, not a skip-layer; leave out --stack"),
+        (["--task", "text", "--data", "data.tsv", "--tune", "lora", "--layers", "3", "--width", "16"], "this needs peft"),
+        (["--task", "digits", "--tune", "lora"], "adapters go into models from transformers; set --tune all"),
+        (["--task", "digits", "--model", "somewhere"], "the task 'digits' builds its network itself"),
+        (["--task", "language", "--data", "data.tsv", "--prompt-tokens", "200"], "a prompt of 200 tokens leaves none of 128 to count"),
+        (["--task", "language", "--data", "short.txt"], "too few for rows of 128; set --data to a longer text"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_is_refused_in_one_line(
+    flags: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_table(tmp_path / "data.tsv", 200)
+    (tmp_path / "short.txt").write_text("to be or not to be")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    assert train.main([*flags, "--out", "run", "--threads", "1"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and message in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_given_model_has_other_defaults() -> None:
+    scratch, given, part = (train.read_options(["--task", "text", *flags]) for flags in ([], ["--model", "m"], ["--model", "m", "--tune", "lora"]))
+    assert scratch.schedule.learning_rate == 1e-3 and given.schedule.learning_rate == 5e-5
+    assert part.schedule.learning_rate > given.schedule.learning_rate and part.schedule.tune == "lora"
+    assert given.schedule.batch_size == 32 and given.schedule.policy_learning_rate == 1e-3
+    assert train.read_options(["--task", "text", "--model", "none"]) == scratch

@@ -1,0 +1,214 @@
+"""What a run tells is all there, read back through TensorBoard's own reader, and each step once."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, TENSORS, EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from agents.run.telemetry import Averages, Telemetry
+from benchmarks.kill import points
+
+LAYERS, LONGEST_JUMP = 4, 2
+TRAINING = [f"train/{name}" for name in ("policy_loss", "value_loss", "supervised_loss", "grad_norm", "learning_rate")]
+ROLLOUT = [f"rollout/{name}" for name in ("ep_rew_mean", "ep_len_mean", "accuracy", "compute")]
+TAGS = [
+    *ROLLOUT,
+    *(f"eval/{name}" for name in ("accuracy", "compute", "reward")),
+    "policy/entropy",
+    *(f"policy/jump_{jump}" for jump in range(LONGEST_JUMP + 1)),
+    *(f"layers/run_rate_{layer}" for layer in range(LAYERS)),
+    *TRAINING,
+    "price",
+    "time/samples_per_second",
+]
+
+
+def read(folder: Path) -> EventAccumulator:
+    found = EventAccumulator(str(folder), size_guidance={SCALARS: 0, IMAGES: 0, TENSORS: 0})
+    found.Reload()
+    return found
+
+
+def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in read(folder).Scalars(tag)]
+
+
+# ------------------------------------------------------------------------------------------------------- a real run
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_every_curve_is_in_the_event_file(finished_run: Any, tag: str) -> None:
+    written = curve(finished_run.folder, tag)
+    assert len(written) >= 2
+    assert all(torch.isfinite(torch.tensor(value)) for _, value in written)
+
+
+def test_no_tag_is_there_that_is_not_known(finished_run: Any) -> None:
+    known = {*TAGS, "warmup/accuracy", "final/accuracy", "final/compute", "final/reward"}
+    assert set(read(finished_run.folder).Tags()["scalars"]) == known
+
+
+def test_the_reward_is_higher_at_the_end(finished_run: Any) -> None:
+    rewards = [value for _, value in curve(finished_run.folder, "rollout/ep_rew_mean")]
+    assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.05
+
+
+def test_values_that_belong_together_do(finished_run: Any) -> None:
+    jumps = [dict(curve(finished_run.folder, f"policy/jump_{jump}")) for jump in range(LONGEST_JUMP + 1)]
+    rates = [dict(curve(finished_run.folder, f"layers/run_rate_{layer}")) for layer in range(LAYERS)]
+    for step in jumps[0]:
+        assert sum(jump[step] for jump in jumps) == pytest.approx(1, abs=1e-5)
+        assert rates[0][step] == 1 and all(0 <= rate[step] <= 1 for rate in rates)
+
+
+def test_each_step_stands_once_and_at_even_distances(finished_run: Any) -> None:
+    assert set(points(finished_run.folder).values()) == {1}
+    steps = [step for step, _ in curve(finished_run.folder, "train/learning_rate")]
+    assert steps == list(range(8, 97, 8))
+
+
+def test_metrics_jsonl_says_the_same_as_tensorboard(finished_run: Any) -> None:
+    entries = [json.loads(line) for line in (finished_run.folder / "metrics.jsonl").read_text().splitlines()]
+    for tag in TAGS:
+        expected = [(entry["step"], pytest.approx(entry[tag], rel=1e-6)) for entry in entries if tag in entry]
+        assert curve(finished_run.folder, tag) == expected, tag
+
+
+def test_the_heat_map_has_a_row_for_each_layer_and_is_dark_where_it_ran(finished_run: Any) -> None:
+    from PIL import Image
+
+    (image,) = read(finished_run.folder).Images("layers/run_rates")
+    assert image.step == 96
+    with Image.open(io.BytesIO(image.encoded_image_string)) as opened:
+        picture = torch.tensor(np.array(opened.convert("L"), dtype=np.int64))
+    assert picture.shape[0] == 20 * LAYERS
+    assert (picture[:20] == 0).all()  # layer 0 always ran
+    first_rate, last_rate = (dict(curve(finished_run.folder, "layers/run_rate_1"))[step] for step in (40, 96))
+    assert picture[30, 0].item() == pytest.approx(255 * (1 - first_rate), abs=1.5)
+    assert picture[30, -1].item() == pytest.approx(255 * (1 - last_rate), abs=1.5)
+
+
+def test_the_settings_stand_as_hyper_parameters_with_final_metrics(finished_run: Any) -> None:
+    found = read(finished_run.folder)
+    summaries = {tag: found.SummaryMetadata(tag).plugin_data for tag in found.PluginTagToContent("hparams")}
+    assert set(summaries) == {"_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info"}
+    start = HParamsPluginData.FromString(found.PluginTagToContent("hparams")["_hparams_/session_start_info"]).session_start_info
+    assert start.hparams["network/layers"].number_value == LAYERS
+    assert start.hparams["schedule/epochs"].number_value == 4
+    assert start.hparams["agent"].string_value == "reinforce"
+    report = json.loads((finished_run.folder / "report.json").read_text())
+    for name in ("accuracy", "compute", "reward"):
+        ((_, value),) = curve(finished_run.folder, f"final/{name}")
+        assert value == pytest.approx(report["policy"][name], rel=1e-6)
+
+
+def test_test_data_are_loaded_for_the_final_table_alone(finished_run: Any) -> None:
+    assert finished_run.calls.count("test") == 1
+    assert set(finished_run.calls[: finished_run.calls.index("final report")]) == {"train", "validation"}
+
+
+# ------------------------------------------------------------------------------------------------ a run that goes on
+
+
+def write(telemetry: Telemetry, steps: range) -> None:
+    for step in steps:
+        telemetry.scalars(step, {"a": float(step), "layers/run_rate_0": step / 100, "layers/run_rate_1": 0.5})
+
+
+def close_at_the_end(telemetry: Telemetry, step: int) -> None:
+    telemetry.heat_map(step)
+    telemetry.hyper_parameters({"x": 1}, {"final/accuracy": 0.5})
+    telemetry.close()
+
+
+def test_a_run_that_goes_on_twice_shows_each_step_once_to_every_reader(tmp_path: Path) -> None:
+    telemetry = Telemetry(tmp_path)
+    write(telemetry, range(1, 8))
+    close_at_the_end(telemetry, 7)
+    telemetry = Telemetry(tmp_path, resume_after=4)
+    write(telemetry, range(5, 10))
+    telemetry.close()
+    telemetry = Telemetry(tmp_path, resume_after=8)
+    write(telemetry, range(9, 13))
+    close_at_the_end(telemetry, 12)
+    expected = [(step, float(step)) for step in range(1, 13)]
+    assert curve(tmp_path, "a") == expected
+    assert set(points(tmp_path).values()) == {1}
+    assert [(entry["step"], entry["a"]) for entry in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())] == expected
+    (image,) = read(tmp_path).Images("layers/run_rates")
+    assert image.step == 12 and image.width == 12 * (320 // 12)  # a column for each of the 12 steps, those of earlier sittings too
+
+
+def test_what_a_kill_tore_is_cut_off(tmp_path: Path) -> None:
+    telemetry = Telemetry(tmp_path)
+    write(telemetry, range(1, 6))
+    telemetry.close()
+    (events,) = tmp_path.glob("events.out.tfevents.*")
+    events.write_bytes(events.read_bytes()[:-7])
+    with (tmp_path / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 6, "a"')
+    telemetry = Telemetry(tmp_path, resume_after=3)
+    write(telemetry, range(4, 7))
+    telemetry.close()
+    assert curve(tmp_path, "a") == [(step, float(step)) for step in range(1, 7)]
+    assert set(points(tmp_path).values()) == {1}
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_kill_while_the_files_are_cleared_doubles_nothing(tmp_path: Path) -> None:
+    telemetry = Telemetry(tmp_path)
+    write(telemetry, range(1, 6))
+    telemetry.close()
+    (events,) = tmp_path.glob("events.out.tfevents.*")
+    before = events.read_bytes()
+    Telemetry(tmp_path, resume_after=4).close()
+    events.write_bytes(before)  # what a kill before its removal would have left
+    Telemetry(tmp_path, resume_after=4).close()
+    assert curve(tmp_path, "a") == [(step, float(step)) for step in range(1, 5)]
+    assert set(points(tmp_path).values()) == {1}
+
+
+def test_a_clock_that_was_set_back_disorders_nothing(tmp_path: Path) -> None:
+    telemetry = Telemetry(tmp_path)
+    write(telemetry, range(1, 6))
+    telemetry.close()
+    (events,) = tmp_path.glob("events.out.tfevents.*")
+    events.rename(tmp_path / "events.out.tfevents.9999999999.ahead")
+    telemetry = Telemetry(tmp_path, resume_after=5)
+    write(telemetry, range(6, 9))
+    telemetry.close()
+    assert curve(tmp_path, "a") == [(step, float(step)) for step in range(1, 9)]
+
+
+def test_after_a_flush_the_disk_has_everything(tmp_path: Path) -> None:
+    telemetry = Telemetry(tmp_path)
+    write(telemetry, range(1, 30))
+    telemetry.flush()
+    assert len(curve(tmp_path, "a")) == 29
+    telemetry.close()
+
+
+# ---------------------------------------------------------------------------------------------------------- averages
+
+
+def test_averages_are_means_of_what_was_added_and_go_on_from_their_state() -> None:
+    whole, halves = Averages(torch.device("cpu")), Averages(torch.device("cpu"))
+    values = torch.rand(9, generator=torch.Generator().manual_seed(0))
+    for n, value in enumerate(values):
+        both = {"always": value} | ({"seldom": value} if n % 4 == 0 else {})
+        whole.add(both)
+        halves.add(both)
+        if n == 4:
+            resumed = Averages(torch.device("cpu"))
+            resumed.load_state_dict(halves.state_dict())
+            halves = resumed
+    found = whole.read()
+    assert found == halves.read()
+    assert found["always"] == pytest.approx(values.mean().item()) and found["seldom"] == pytest.approx(values[::4].mean().item())
+    assert whole.read() == {}

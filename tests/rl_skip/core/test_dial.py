@@ -1,0 +1,89 @@
+import itertools
+import math
+import random
+
+import pytest
+
+from rl_skip.core.dial import PricePoint, PriceTable, price_grid
+from rl_skip.core.errors import UserError
+
+TABLE = PriceTable((PricePoint(1.0, 0.2, 0.9), PricePoint(0.1, 0.4, 0.95), PricePoint(0.01, 0.8, 0.95)))
+
+
+@pytest.mark.parametrize(("budget", "price"), [(0.2, 1.0), (0.4, 0.1), (0.8, 0.01), (1.0, 0.01), (0.3, 10**-0.5), (0.5, 10**-1.25)])
+def test_a_budget_buys_the_cheapest_price_that_keeps_within_it(budget, price):
+    assert TABLE.price_for(budget) == pytest.approx(price, rel=1e-9)
+
+
+@pytest.mark.parametrize("budget", [0.2, 0.27, 0.4, 0.55, 0.8])
+def test_compute_is_the_inverse_of_price(budget):
+    assert TABLE.compute_for(TABLE.price_for(budget)) == pytest.approx(budget, rel=1e-9)
+
+
+def test_compute_beyond_the_ends_is_that_of_the_end():
+    assert TABLE.compute_for(50.0) == 0.2
+    assert TABLE.compute_for(0.0) == 0.8
+    assert PriceTable().compute_for(0.1) is None
+
+
+def test_a_price_of_zero_has_no_logarithm_and_still_interpolates():
+    table = PriceTable((PricePoint(0.4, 0.2, 0.9), PricePoint(0.0, 0.6, 0.95)))
+    assert table.price_for(0.3) == pytest.approx(0.3)
+    assert table.compute_for(0.1) == pytest.approx(0.5)
+    assert table.price_for(1.0) == 0.0
+
+
+@pytest.mark.parametrize("budget", [0.0, -0.1, 1.01, math.nan, math.inf])
+def test_a_budget_outside_its_range_is_refused(budget):
+    with pytest.raises(UserError, match=r"in \(0, 1\]"):
+        TABLE.price_for(budget)
+
+
+def test_a_budget_that_is_too_small_is_refused_with_the_smallest():
+    with pytest.raises(UserError, match="smallest compute of this policy, 0.2000"):
+        TABLE.price_for(0.19)
+
+
+def test_an_empty_table_refuses_budgets():
+    with pytest.raises(UserError, match="no table of budgets; set --price"):
+        PriceTable().price_for(0.5)
+
+
+def test_monotone_drops_what_another_point_dominates():
+    dominated, out_of_order = (0.05, 0.5, 0.93), (2.0, 0.9, 0.96)  # less accurate at more compute; dearer at more compute
+    assert PriceTable.monotone([*TABLE.points[1:2], dominated, out_of_order, TABLE.points[0]]).points == TABLE.points[:2]
+    assert PriceTable.monotone(TABLE.points).points == TABLE.points[:2], "the same accuracy for more compute is no use"
+    assert PriceTable.monotone([]).points == ()
+
+
+def test_monotone_of_noisy_points_is_a_table_of_undominated_ones():
+    generator = random.Random(0)
+    for _ in range(200):
+        measured = [[0.01, 0.1, 1.0, 3.0], [0.2, 0.4, 0.6, 0.8], [0.8, 0.9, 0.95]]
+        points = [tuple(map(generator.choice, measured)) for _ in range(6)]
+        kept = PriceTable.monotone(points).points  # its constructor checks the order
+        assert kept and set(kept) <= set(points)
+        for price, compute, accuracy in kept:
+            assert not any(c <= compute and a >= accuracy and (c < compute or a > accuracy) for _, c, a in points), (price, points)
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [(0.1, 0.4, 0.9), (0.01, 0.3, 0.95)],
+        [(0.1, 0.4, 0.9), (0.1, 0.5, 0.95)],
+        [(0.1, 0.4, 0.9), (0.01, 0.5, 0.8)],
+        [(-0.1, 0.4, 0.9)],
+        [(0.1, math.nan, 0.9)],
+        [(0.1, 0.4, 1.1)],
+    ],
+)
+def test_points_that_are_no_dial_are_refused(points):
+    with pytest.raises(ValueError):
+        PriceTable(tuple(PricePoint(*point) for point in points))
+
+
+def test_measured_prices_are_a_geometric_series_over_the_range():
+    prices = price_grid(0.003, 0.3)
+    assert len(prices) == 17 and prices[0] == 0.003 and prices[-1] == pytest.approx(0.3)
+    assert all(later / sooner == pytest.approx(100 ** (1 / 16)) for sooner, later in itertools.pairwise(prices))
