@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import rl_skip
-from agents.options.config import ScheduleConfig, TrainConfig
-from agents.run.session import train
-from rl_skip.tasks import load_task
+from agents import ScheduleConfig, TrainConfig, train
+from rl_skip import load_task
 
 TOKENS, WIDTH, BLOCKS = 16, 64, 6
 

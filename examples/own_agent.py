@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from agents.policy.reinforce import Reinforce, ReinforceConfig
+from agents import Reinforce, ReinforceConfig
 from rl_skip import Rollout
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rl_skip.core.stack import Carry, LayerStack
     from rl_skip.core.task import Examples, Split, Task, stratified_split
     from rl_skip.export.policy_folder import SkipModel, load, load_policy, save
+    from rl_skip.export.pruned import PrunedNetwork, load_pruned
     from rl_skip.measure.compare.baseline import BaselineRecord
     from rl_skip.measure.compare.measured import Bench, MeasuredBaseline
     from rl_skip.measure.evaluation import hidden_states
@@ -49,6 +50,7 @@ __all__ = [
     "ObservationLayout",
     "PatchEmbedding",
     "PolicyRouter",
+    "PrunedNetwork",
     "Reward",
     "Rollout",
     "Router",
@@ -64,6 +66,7 @@ __all__ = [
     "hidden_states",
     "load",
     "load_policy",
+    "load_pruned",
     "load_task",
     "routed_forward",
     "save",
@@ -79,6 +82,7 @@ _PARTS = {
     "core.routing": ("Decision", "FixedRoute", "PolicyRouter", "Rollout", "Router", "RoutingState", "routed_forward"),
     "core.stack": ("Carry", "LayerStack"),
     "core.task": ("Examples", "Split", "Task", "stratified_split"),
+    "export.pruned": ("PrunedNetwork", "load_pruned"),
     "export.policy_folder": ("SkipModel", "load", "load_policy", "save"),
     "measure.compare.baseline": ("BaselineRecord",),
     "measure.compare.measured": ("Bench", "MeasuredBaseline"),

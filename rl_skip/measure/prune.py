@@ -140,7 +140,7 @@ def _card(description: dict[str, Any], removed: list[int], takes_stack: bool) ->
     """`README.md` of a pruned network, which is loaded with the whole network at hand or without."""
     measured = description["measured"]
     argument = ", stack" if takes_stack else ""
-    use = f'from rl_skip.export.pruned import load_pruned\n\nnetwork = load_pruned("path/to/this/folder"{argument})\noutputs = network(inputs)'
+    use = f'import rl_skip\n\nnetwork = rl_skip.load_pruned("path/to/this/folder"{argument})\noutputs = network(inputs)'
     kept, gone = (", ".join(map(str, layers)) for layers in (description["layers"], removed))
     left_out = f"layers {gone} are not in the file" if removed else "none is left out"
     parts = [
