@@ -151,7 +151,7 @@ class SkipCore:
     def step(self, jumps: Tensor) -> Step:
         """Sends every row on by `jumps` (N,) long, and runs the layers it lands on until there is a choice again."""
         state, rules = self._begun(), self.rules
-        state.follow(self.everyone, Decision(rules.next_layer(state.position, jumps), rules.decision_flops))
+        state.follow(self.everyone, Decision(rules.next_layer(state.position, jumps), rules.decision_flops, read=rules.layout.reads))
         for i in range(1, self.stack.depth):
             rows = state.visit(i)
             if rows is not None and not rules.choices[i]:
@@ -176,7 +176,7 @@ class SkipCore:
 
     def _end(self, rows: Tensor) -> Ends:
         state, labels = self._begun(), self.examples.labels[self.drawn[rows]]
-        outputs = state.finish(rows)
+        outputs = state.outputs_of(rows)
         return Ends(
             rows=rows,
             observations=state.observe(rows),

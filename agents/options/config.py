@@ -41,6 +41,10 @@ class PolicyConfig:
     """Longest jump. Default: every later layer can be reached; smaller cannot go below a compute of 1 / (jump + 1)."""
     allow_exit: bool = False
     """Lets a jump leave the stack before the last layer, which otherwise always runs."""
+    readouts: bool = False
+    """Gives the network a head of its own after each layer, with which rows that leave early are answered; implies --allow-exit."""
+    jumps: bool = True
+    """Lets the policy jump over layers in the middle; without, a row goes on to the next layer or leaves, which takes --readouts or --allow-exit."""
     policy_scope: PolicyScope = "state"
     """"state" looks at the hidden state after every layer, "input" at the embedded input only."""
     policy_hidden: int = 128
@@ -51,16 +55,24 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "feature", tuple(map(absolute_reference, self.feature)))  # which hold from every folder
+        if self.readouts:
+            object.__setattr__(self, "allow_exit", True)
 
-    def rules(self, depth: int, width: int, price_range: tuple[float, float], has_memory: bool = False) -> JumpRules:
-        """The rules for a stack, `has_memory` if it has a working memory.
+    def rules(
+        self, depth: int, width: int, price_range: tuple[float, float], has_memory: bool = False, readout_flops: float = 1.0
+    ) -> JumpRules:
+        """The rules for a stack.
+
+        Args:
+            has_memory: whether it has a working memory.
+            readout_flops: operations of one of its readouts for one row, where it has some.
 
         Raises:
             UserError: if a feature is unknown, or there is nothing to decide.
         """
-        features = find_features(self.feature) if self.feature else default_features(has_memory)
-        layout = ObservationLayout(width, depth, *price_range, features)
-        options = {"allow_exit": self.allow_exit, "scope": self.policy_scope, "hidden": self.policy_hidden}
+        features = find_features(self.feature) if self.feature else default_features(has_memory, self.readouts)
+        layout = ObservationLayout(width, depth, *price_range, features, readout_flops if self.readouts else 0.0)
+        options = {"allow_exit": self.allow_exit, "scope": self.policy_scope, "hidden": self.policy_hidden, "jumps": self.jumps}
         return JumpRules.reaching(layout, self.max_jump, **options)  # type: ignore[arg-type]
 
 
@@ -139,6 +151,10 @@ class ScheduleConfig:
     """Weight of the full-depth loss beside the sampled routes. Without it full depth is forgotten; 0 to 1."""
     distillation_weight: float = 1.0
     """Weight of what full depth says, as a lesson for the sampled routes. More makes short routes better; 0 to 2."""
+    exit_weight: float = 0.5
+    """With readouts: weight of the loss of each readout beside the last head's, which is 1. More makes early exits better; 0.1 to 1."""
+    head_rate: float = 1.0
+    """Learning rate of heads and readouts over that of the rest. More lets new heads of a pretrained model settle in time; 1 to 10."""
     eval_epochs: int = 5
     """Passes between two validations."""
     tune: Tune = "all"
@@ -153,7 +169,7 @@ class ScheduleConfig:
             raise UserError(f"what is tuned is one of {', '.join(get_args(Tune))}, got {self.tune!r}; set --tune")
         if not 0 <= self.random_route_keep <= 1:
             raise UserError(f"random_route_keep must lie in [0, 1], got {self.random_route_keep}; set --random-route-keep")
-        for name in ("learning_rate", "policy_learning_rate", "max_grad_norm"):
+        for name in ("learning_rate", "policy_learning_rate", "max_grad_norm", "exit_weight", "head_rate"):
             positive(name, getattr(self, name), f"--{name.replace('_', '-')}")
         for name in ("weight_decay", "random_route_weight", "full_depth_weight", "distillation_weight"):
             positive(name, getattr(self, name), f"--{name.replace('_', '-')}", zero=True)

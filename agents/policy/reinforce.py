@@ -7,19 +7,24 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.agent import AGENTS
+from agents.agent import AGENTS, Results, TrainedRun
+from agents.policy.exact import Leaving, exit_pass, leaving
 from agents.policy.imitation import imitation_loss, imitation_weight
 from agents.policy.policy_agent import PolicyAgent, PolicyAgentConfig, entropy_weight
 from agents.policy.prices import BudgetPrice, PriceRange
 from agents.run.learner import Learner
 from agents.run.telemetry import rollout_metrics
+from rl_skip.core.batches import in_batches
 from rl_skip.core.errors import UserError
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routing import PolicyRouter, Rollout, routed_forward
+from rl_skip.core.task import Examples
 
 __all__ = ["Reinforce", "ReinforceConfig", "estimated_advantage", "leave_one_out_advantage", "reinforce_loss"]
 
 BaselineName = Literal["value", "leave-one-out"]
+PASS_BATCH, POLICY_BATCH = 256, 512
+GradientName = Literal["auto", "exact", "sampled"]
 Advantage = Callable[[Rollout, Tensor, Tensor], Tensor]
 """Rollout of N rows, reward of each route (N,), reward to go of each decision (N, L) → advantage, (N, L) or (N, 1)."""
 
@@ -32,8 +37,15 @@ class ReinforceConfig(PolicyAgentConfig):
     """Routes sampled for each input. More lowers the variance of the gradient and costs that many partial forward passes; 2 to 8."""
     baseline: BaselineName = "leave-one-out"
     """"leave-one-out": the mean reward of the input's other routes; "value": a learned critic."""
+    gradient: GradientName = "auto"
+    """"exact": of the expected reward over all exits, from one pass, where a row goes on or leaves (--readouts --no-jumps); "sampled": from routes
+    that were drawn. Default: exact where it can be."""
+    policy_epochs: int = 40
+    """With the exact gradient: passes of the policy alone over what the finished network says of the training rows; they take seconds."""
 
     def __post_init__(self) -> None:
+        if self.policy_epochs < 0:
+            raise UserError(f"policy_epochs must be at least 0, got {self.policy_epochs}; set --policy-epochs")
         if self.routes_per_input < (2 if self.baseline == "leave-one-out" else 1):
             raise UserError(f"a {self.baseline} baseline cannot do with {self.routes_per_input} routes per input; raise --routes-per-input")
         super().__post_init__()
@@ -109,6 +121,29 @@ def reinforce_loss(rollout: Rollout, score: Tensor, price: Tensor, advantage: Ad
     )
 
 
+def exit_metrics(leaves: Leaving, expected: Tensor, accuracy: Tensor, compute: Tensor, price: Tensor) -> dict[str, Tensor]:
+    """What one pass over all exits shows, as scalars on the device; all but the price in expectation over when rows leave.
+
+    Args:
+        leaves: of B rows.
+        expected: (B,), the reward.
+        accuracy: (B, L), of each exit, and
+        compute: (B, L), its relative compute.
+        price: (B,).
+    """
+    chance = leaves.probability.detach()  # (B, L)
+    ran = chance.flip(1).cumsum(dim=1).flip(1).mean(dim=0)  # (L,), of those that leave after a layer all ran it
+    return {
+        "rollout/ep_rew_mean": expected.mean(),
+        "rollout/ep_len_mean": leaves.decisions.mean(),
+        "rollout/accuracy": (chance * accuracy).sum(dim=1).mean(),
+        "rollout/compute": (chance * compute).sum(dim=1).mean(),
+        "policy/entropy": (leaves.entropy / leaves.decisions).mean(),
+        "price": price.mean(),
+        **{f"layers/run_rate_{i}": rate for i, rate in enumerate(ran)},
+    }
+
+
 class Reinforce(PolicyAgent):
     """The agent: one update samples G routes for each input of a batch, from which the policy learns; the network learns on the first.
 
@@ -123,6 +158,10 @@ class Reinforce(PolicyAgent):
     def __init__(self, learner: Learner, prices: PriceRange | BudgetPrice | None = None) -> None:
         super().__init__(learner, prices)
         self.critic = learner.critic if self.config.baseline == "value" else None
+        possible = learner.stack.readouts is not None and not learner.rules.jumps
+        if self.config.gradient == "exact" and not possible:
+            raise UserError("the exact gradient is that of when to leave: set --readouts --no-jumps, or --gradient sampled")
+        self.exact = possible and self.config.gradient != "sampled"
 
     def advantage(self, rollout: Rollout, reward: Tensor, to_go: Tensor) -> Tensor:
         """What the routes earned more than expected: one for each decision (N, L), or for each route (N, 1).
@@ -136,6 +175,63 @@ class Reinforce(PolicyAgent):
 
     def update(self, update: int) -> dict[str, Tensor]:
         """One update; returns its metrics as scalars on the device."""
+        if self.learner.stack.readouts is not None and update == self.learner.warmup_updates:
+            self.learner.begin_exits()
+        return self._exact_update(update) if self.exact else self._sampled_update(update)
+
+    def _exact_update(self, update: int) -> dict[str, Tensor]:
+        """One pass through all layers, from which network, readouts and policy learn together."""
+        learner, config, reward = self.learner, self.config, self.prices.reward
+        rate, rows = learner.set_learning_rates(update), learner.batch_rows(update)
+        batch = learner.train.take(rows)
+        price = self.prices.draw(len(batch), learner.generator).to(learner.device)  # (B,)
+        learner.prepare(learns=learner.tunes)
+        exits = exit_pass(learner.stack, learner.policy, batch.inputs, price)
+        leaves = leaving(learner.policy, exits.observations)
+        with torch.no_grad():
+            scores = torch.stack([self.score(outputs, batch.labels) for outputs in exits.answers], dim=1)  # (B, L)
+            accuracy = torch.stack([learner.task.accuracy(outputs, batch.labels) for outputs in exits.answers], dim=1)  # (B, L)
+        expected = (leaves.probability * reward.total(scores, exits.compute, price.unsqueeze(1))).sum(dim=1)  # (B,)
+        policy_loss = -expected.mean()
+        loss = policy_loss - entropy_weight(config, learner.joint_progress(update)) * leaves.entropy.mean()
+        metrics = exit_metrics(leaves, expected, accuracy, exits.compute, price)
+        if learner.tunes:
+            supervised = learner.exits_loss(batch, rows, exits.answers)
+            loss, metrics["train/supervised_loss"] = loss + supervised, supervised
+        norm = learner.apply(loss)
+        self.prices.observe(metrics["rollout/compute"])
+        return metrics | {"train/policy_loss": policy_loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate)}
+
+    def finish(self, run: TrainedRun) -> Results:
+        if self.exact:
+            self.learn_from_finished_network()
+        return super().finish(run)
+
+    def learn_from_finished_network(self) -> None:
+        """The policy alone, on what the network, which no longer changes, says of the training rows: one pass, then many over its answers."""
+        learner, config, policy, generator = self.learner, self.config, self.learner.policy, torch.Generator().manual_seed(self.learner.config.seed)
+
+        def seen(batch: Examples, _rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            exits = exit_pass(learner.stack, policy, batch.inputs, torch.ones(len(batch), device=learner.device))
+            return exits.observations, torch.stack([self.score(outputs, batch.labels) for outputs in exits.answers], dim=1), exits.compute
+
+        observations, scores, compute = (part.to(learner.device) for part in in_batches(seen, learner.train, PASS_BATCH, learner.stack))
+        optimizer = torch.optim.Adam(policy.parameters(), lr=learner.config.schedule.policy_learning_rate)
+        for epoch in range(config.policy_epochs):
+            weight = entropy_weight(config, epoch / config.policy_epochs)
+            for rows in torch.randperm(len(scores), generator=generator).to(learner.device).split(POLICY_BATCH):
+                price = self.prices.draw(len(rows), generator).to(learner.device)  # (R,)
+                looked = observations[rows].clone()  # (R, L - 1, S)
+                looked[..., -1] = policy.rules.layout.scale_price(price).unsqueeze(1)
+                leaves = leaving(policy, looked)
+                reward = self.prices.reward.total(scores[rows], compute[rows], price.unsqueeze(1))  # (R, L)
+                loss = -(leaves.probability * reward).sum(dim=1).mean() - weight * leaves.entropy.mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                self.prices.observe((leaves.probability * compute[rows]).sum(dim=1).mean().detach())
+
+    def _sampled_update(self, update: int) -> dict[str, Tensor]:
         learner, config = self.learner, self.config
         rate, batch = learner.set_learning_rates(update), learner.batch(update)
         G = config.routes_per_input

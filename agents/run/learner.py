@@ -1,13 +1,15 @@
 """Network, policy and critic with their optimisers, and the updates that every agent shares."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from agents.options.config import TrainConfig
-from agents.run.tuning import choose_parameters, merge_adapters
+from agents.run.tuning import choose_parameters, heads_of, merge_adapters
+from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.inputs import lengths
 from rl_skip.core.policy import JumpPolicy, JumpRules
 from rl_skip.core.random_routes import random_routes
@@ -18,6 +20,7 @@ from rl_skip.core.task import Examples, Split, Task
 __all__ = ["Critic", "Learner", "distillation"]
 
 RISE_UPDATES = 50
+TEACHER_BATCH = 256
 BUCKET = 32
 """Batches among whose rows those of like length are put together: more pads less, fewer mixes better."""
 
@@ -25,6 +28,10 @@ BUCKET = 32
 def distillation(outputs: Tensor, teacher: Tensor) -> Tensor:
     """Mean cross-entropy of outputs (B, …, C) from what the teacher says, a scalar (Hinton et al. 2015, at temperature 1)."""
     return -(teacher.softmax(dim=-1) * outputs.log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+def _outputs(stack: LayerStack, route: Tensor, batch: Examples, _rows: Tensor) -> tuple[Tensor]:
+    return (routed_forward(stack, route, batch.inputs).outputs,)
 
 
 class Critic(nn.Module):
@@ -59,8 +66,10 @@ class Learner:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.train, self.validation = self._examples("train"), self._examples("validation")
         self.stack = (task.build(config.network) if stack is None else stack).to(device)
+        readout_flops = self._add_readouts() if config.policy.readouts else 0.0
         self.adapters = choose_parameters(self.stack, config.schedule.tune)
-        self.rules = config.policy.rules(self.stack.depth, self.stack.width, config.pricing.seen_range, self.stack.has_memory)
+        price_range, has_memory = config.pricing.seen_range, self.stack.has_memory
+        self.rules = config.policy.rules(self.stack.depth, self.stack.width, price_range, has_memory, readout_flops)
         self.policy, self.critic = JumpPolicy(self.rules).to(device), Critic(self.rules).to(device)
         schedule = config.schedule
         reach = lengths(self.train.inputs)
@@ -72,13 +81,30 @@ class Learner:
         """Whether the network goes on learning once the policy has started."""
         fused = config.options.pretrained  # with its large embeddings, an update takes a sixth less time
         decay = schedule.weight_decay
-        self.network_optimizer = torch.optim.AdamW(self.stack.parameters(), lr=schedule.learning_rate, weight_decay=decay, fused=fused)
+        self.network_optimizer = torch.optim.AdamW(self._parameter_groups(), lr=schedule.learning_rate, weight_decay=decay, fused=fused)
         deciding = [*self.policy.parameters(), *self.critic.parameters()]
         self.policy_optimizer = torch.optim.Adam(deciding, lr=schedule.policy_learning_rate)
+        self.teacher: Tensor | None = None
+        """(N, ...), what the network said of the training rows at full depth when the warm-up had ended, for readouts to learn from."""
         self.full_route = torch.ones(self.stack.depth, dtype=torch.bool, device=device)
         self.updates_per_epoch = max(len(self.train) // schedule.batch_size, 1)
         self.updates = (schedule.warmup_epochs + schedule.epochs) * self.updates_per_epoch
         self.warmup_updates = schedule.warmup_epochs * self.updates_per_epoch if config.agent_class.warms_up else 0
+
+    def _add_readouts(self) -> float:
+        """Gives the stack its readouts, unless it has them. Returns the operations of one for one row."""
+        with deployed(self.stack):
+            readouts = self.stack.readouts or self.stack.add_readouts(self.validation.take(slice(0, 2)).inputs)
+        return readouts.flops
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """All parameters of the network; those of heads and readouts learn at a rate of their own where the options say so."""
+        factor = self.config.schedule.head_rate
+        if factor == 1:
+            return [{"params": list(self.stack.parameters())}]
+        heads = {id(parameter) for module in heads_of(self.stack) for parameter in module.parameters()}
+        parts = ([p for p in self.stack.parameters() if (id(p) in heads) == of_heads] for of_heads in (False, True))
+        return [{"params": part, "factor": rate} for part, rate in zip(parts, (1.0, factor), strict=True)]
 
     def _examples(self, split: Split) -> Examples:
         examples = self.task.load(split)
@@ -88,13 +114,17 @@ class Learner:
 
     def batch(self, update: int) -> Examples:
         """The inputs of an update: each epoch sees all examples once, in an order of its own; rows of like length are together."""
+        return self.train.take(self.batch_rows(update))
+
+    def batch_rows(self, update: int) -> Tensor:
+        """(B,) long, which training rows `batch` takes."""
         epoch, part = divmod(update, self.updates_per_epoch)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.train), generator=generator)
         size = self.config.schedule.batch_size
         if self.lengths is not None and len(order) >= size:
             order = self._bucketed(order[: self.updates_per_epoch * size], generator)
-        return self.train.take(order[part * size : (part + 1) * size].to(self.device))
+        return order[part * size : (part + 1) * size].to(self.device)
 
     def _bucketed(self, order: Tensor, generator: torch.Generator) -> Tensor:
         """The rows in batches of like length, the batches in random order."""
@@ -119,7 +149,7 @@ class Learner:
         cosine = 0.5 * (1 + math.cos(math.pi * min(update / max(self.updates if self.tunes else self.warmup_updates, 1), 1.0)))
         rate = schedule.learning_rate * min(1.0, (update + 1) / RISE_UPDATES) * max(cosine, 0.01)
         for group in self.network_optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("factor", 1.0)
         for group in self.policy_optimizer.param_groups:
             group["lr"] = schedule.policy_learning_rate * (1 - 0.9 * self.joint_progress(update))
         return rate
@@ -155,6 +185,34 @@ class Learner:
             loss = loss + schedule.distillation_weight * distillation(outputs, full.detach())
         return loss, outputs
 
+    def exits_loss(self, batch: Examples, rows: Tensor, answers: list[Tensor]) -> Tensor:
+        """What the network learns from where every exit answered, a scalar: labels, and what the teacher says.
+
+        Args:
+            batch: B rows.
+            rows: (B,), which training rows they are.
+            answers: for each layer (B, ...), the last layer's weigh 1, the others' `exit_weight`.
+        """
+        schedule = self.config.schedule
+        teacher = answers[-1].detach() if self.teacher is None else self.teacher[rows].to(self.device)
+        loss = torch.zeros((), device=self.device)
+        for k, outputs in enumerate(answers):
+            last = k == len(answers) - 1
+            lesson = self.task.loss(outputs, batch.labels).mean()
+            if schedule.distillation_weight > 0 and not (last and self.teacher is None):
+                lesson = lesson + schedule.distillation_weight * distillation(outputs, teacher)
+            loss = loss + (1.0 if last else schedule.exit_weight) * lesson
+        return loss
+
+    def begin_exits(self) -> None:
+        """Called when the warm-up has ended: readouts begin as the head that it made, and what it says of the training rows is their teacher."""
+        head = self.stack.readout()
+        assert head is not None and self.stack.readouts is not None
+        self.stack.readouts.begin_as(head)
+        if self.warmup_updates > 0 and self.config.schedule.distillation_weight > 0:
+            run = partial(_outputs, self.stack, self.full_route)
+            (self.teacher,) = in_batches(run, self.train, TEACHER_BATCH, self.stack)
+
     def random_routes(self, rows: int) -> Tensor:
         """(B, L) bool: each row keeps its layers with a probability of its own, even from the smallest allowed to 1."""
         depth, least = self.stack.depth, self.config.schedule.random_route_keep
@@ -183,6 +241,7 @@ class Learner:
             "critic": self.critic.state_dict(),
             "network_optimizer": self.network_optimizer.state_dict(),
             "policy_optimizer": self.policy_optimizer.state_dict(),
+            **({} if self.teacher is None else {"teacher": self.teacher}),
             "generator": self.generator.get_state(),
             "torch_random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
@@ -192,6 +251,7 @@ class Learner:
         """Goes back to where `state_dict` was taken."""
         for name in ("stack", "policy", "critic", "network_optimizer", "policy_optimizer"):
             getattr(self, name).load_state_dict(state[name])
+        self.teacher = state.get("teacher")
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["torch_random"].cpu())
         if self.device.type == "cuda":

@@ -2,14 +2,22 @@
 
 from typing import Any
 
+from torch import nn
+
 from agents.options.config import Tune
 from rl_skip.core.errors import UserError
 from rl_skip.core.stack import LayerStack
 
-__all__ = ["choose_parameters", "merge_adapters"]
+__all__ = ["choose_parameters", "heads_of", "merge_adapters"]
 
 LORA_RANK = 8
 LORA_ALPHA = 16
+
+
+def heads_of(stack: LayerStack) -> list[nn.Module]:
+    """What turns hidden states into outputs: the stack's own head, and its readouts; empty where its head is not known."""
+    heads = stack.head_modules()
+    return heads if stack.readouts is None else [*heads, stack.readouts]
 
 
 def choose_parameters(stack: LayerStack, tune: Tune) -> Any:
@@ -24,7 +32,7 @@ def choose_parameters(stack: LayerStack, tune: Tune) -> Any:
     if tune in ("all", "frozen"):
         return None
     adapters = None
-    heads = stack.head_modules()
+    heads = heads_of(stack)
     if not heads:
         raise UserError("it is not known which part of this network is its head; set --tune all or --tune frozen")
     chosen = {id(parameter) for part in heads for parameter in part.parameters()}

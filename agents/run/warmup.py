@@ -44,7 +44,7 @@ class RandomRoutes:
         rate, batch = learner.set_learning_rates(update), learner.batch(update)
         learner.prepare(learns=True)
         loss, accuracy = learner.full_depth_loss(batch)
-        if (weight := learner.config.schedule.random_route_weight) > 0:
+        if learner.rules.jumps and (weight := learner.config.schedule.random_route_weight) > 0:  # without jumps there is one way to all layers
             outputs = routed_forward(learner.stack, learner.random_routes(len(batch)), batch.inputs).outputs
             loss = loss + weight * learner.task.loss(outputs, batch.labels).mean()
         norm = learner.apply(loss)

@@ -63,6 +63,8 @@ def attach(
         policy, saved = load_policy(policy, features), saved_identity(description, file)
     elif isinstance(policy, JumpRules):
         policy = JumpPolicy(policy).eval()
+    if policy is not None and policy.rules.layout.readout_flops:
+        raise UserError("a policy with readouts is not attached to a model yet: rl_skip.load(folder, HuggingFaceStack(model, head=…)) runs it")
     path, found, standard = _find(model, layers, saved.get("layers"))
     check_layers(path, found)
     width = width_of(model) if standard else None

@@ -149,6 +149,12 @@ class HuggingFaceStack(CalledStack):
             raise UserError(f"{type(self.model).__name__} returns no logits: give the stack a head, or load the model with one")
         return logits
 
+    def readout(self) -> nn.Module | None:
+        return self.head
+
+    def read(self, readout: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        return readout(masked_mean(hidden, mask))
+
     def head_modules(self) -> list[nn.Module]:
         if self.head is not None:
             return [self.head]

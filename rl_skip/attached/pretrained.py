@@ -119,7 +119,7 @@ def _mean_head(model: nn.Module, classes: int) -> nn.Module:
     if width is None:
         raise UserError(f"{type(model).__name__} has no configuration with a hidden_size, so no head can be added to it; set --model to a classifier")
     dropout = configured(model, "hidden_dropout_prob") or configured(model, "hidden_dropout") or 0.0
-    return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, classes))
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, classes))
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """The observation's parts: each a named feature, with its size, its bounds, how it is read and what it costs."""
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from rl_skip.core.errors import UserError
@@ -31,6 +33,10 @@ class Looked(Protocol):
 
     def previous(self, name: str, rows: Tensor, value: Tensor) -> Tensor:
         """See `View.previous`."""
+        ...
+
+    def said(self, rows: Tensor) -> Tensor:
+        """(R, ...), what the network would answer for the named rows."""
         ...
 
 
@@ -71,6 +77,11 @@ class View:
         """(R,), what a unit of compute costs."""
         return self.state.price[self.rows]
 
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """(R, C), or (R, T, C), what the network would answer here, by the readout after this layer."""
+        return torch.softmax(self.state.said(self.rows).detach().float(), dim=-1)
+
     def previous(self, name: str, value: Tensor) -> Tensor:
         """What was given here under `name` when each row was last looked at, after an earlier layer; zeros at its first look.
 
@@ -109,6 +120,9 @@ class Feature:
     """Whether the policy puts a LayerNorm before it; for features of many numbers of one kind."""
     of_state = True
     """Whether it is read of the hidden state: with the scope "input" then once, before layer 0."""
+
+    reads = False
+    """Whether it looks at what the network would answer, by `View.probabilities`: then a decision costs a readout too."""
 
     def size(self, width: int) -> int:
         """How many numbers it has, for a stack of that width."""
@@ -155,6 +169,72 @@ class WorkingMemory(Feature):
         return view.memory
 
 
+class _Answer(Feature):
+    """A number that says how sure the network would be here, and the same at the last look; 0 at the first."""
+
+    low, high, reads = 0.0, 1.0, True
+
+    def size(self, width: int) -> int:
+        return 2
+
+    def read(self, view: View) -> Tensor:
+        now = self.of(view.probabilities)  # (R,), or (R, T) of tokens
+        now = now.flatten(1).mean(dim=1, keepdim=True) if now.dim() > 1 else now.unsqueeze(1)
+        return torch.cat([now, view.previous(self.name, now)], dim=1)
+
+    def of(self, probabilities: Tensor) -> Tensor:
+        """(..., C) → (...), in [0, 1]."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it reads")
+
+
+class Entropy(_Answer):
+    """Entropy of what the network would answer, as a share of the largest there is."""
+
+    name = "entropy"
+
+    def of(self, probabilities: Tensor) -> Tensor:
+        return -(probabilities * probabilities.clamp(min=1e-12).log()).sum(dim=-1) / math.log(max(probabilities.shape[-1], 2))
+
+
+class LargestProbability(_Answer):
+    """The largest probability of what the network would answer."""
+
+    name = "largest_probability"
+
+    def of(self, probabilities: Tensor) -> Tensor:
+        return probabilities.amax(dim=-1)
+
+
+class Margin(_Answer):
+    """The largest probability less the second largest."""
+
+    name = "margin"
+
+    def of(self, probabilities: Tensor) -> Tensor:
+        largest = probabilities.topk(2, dim=-1).values
+        return largest[..., 0] - largest[..., 1]
+
+
+class Agreement(Feature):
+    """Whether the network would answer as it would have at the last look; of tokens, the share. 0 at the first look."""
+
+    name, low, high, reads = "agreement", 0.0, 1.0, True
+
+    def read(self, view: View) -> Tensor:
+        answer = 1 + view.probabilities.argmax(dim=-1).flatten(1 if view.probabilities.dim() > 2 else 0).view(len(view.rows), -1)
+        return (answer == view.previous(self.name, answer)).float().mean(dim=1, keepdim=True)
+
+
+class Moved(Feature):
+    """How far the hidden state has moved since the last look, as a share of its norm, up to 2; 1 at the first look."""
+
+    name, low, high = "moved", 0.0, 2.0
+
+    def read(self, view: View) -> Tensor:
+        moved = (view.hidden - view.previous(self.name, view.hidden)).norm(dim=1, keepdim=True)
+        return moved / view.hidden.norm(dim=1, keepdim=True).clamp(min=1e-6)
+
+
 class Position(Feature):
     """Where the row is: i / L after layer i."""
 
@@ -185,12 +265,17 @@ class Price(Feature):
 ALWAYS: tuple[Feature, ...] = (Position(), Compute(), Price())
 """Without these no observation says where it was made, or for which price."""
 FEATURES: Registry[Feature] = Registry("feature", "--feature")
-for _feature in (HiddenState(), WorkingMemory(), *ALWAYS):
+CONFIDENCES: tuple[Feature, ...] = (Entropy(), LargestProbability(), Margin(), Agreement(), Moved())
+"""What the network would say here, and how far it has moved: what a policy sees of a stack with readouts."""
+for _feature in (HiddenState(), WorkingMemory(), *CONFIDENCES, *ALWAYS):
     FEATURES.register(_feature.name, _feature)
 
 
-def default_features(has_memory: bool) -> tuple[Feature, ...]:
-    """What a policy sees unless it is told otherwise: the hidden state, and the working memory of a stack that has one."""
+def default_features(has_memory: bool, has_readouts: bool = False) -> tuple[Feature, ...]:
+    """What a policy sees unless it is told otherwise: what the network would say, of a stack with readouts; else the hidden state, and the
+    working memory of a stack that has one."""
+    if has_readouts:
+        return CONFIDENCES
     return (HiddenState(), WorkingMemory()) if has_memory else (HiddenState(),)
 
 

@@ -59,9 +59,14 @@ class ObservationLayout:
     price_high: float = 10.0
     features: tuple[Feature, ...] = default_features(has_memory=False)
     """Those besides position, compute and price."""
+    readout_flops: float = 0.0
+    """Operations of a readout for one row, of a stack that has some; 0 without."""
 
     def __post_init__(self) -> None:
         check_features(self.features)
+        if self.reads and not self.readout_flops:
+            name = next(part.name for part in self.features if part.reads)
+            raise UserError(f"the feature {name!r} looks at what the network would answer, by readouts that it lacks; set --readouts")
 
     @property
     def parts(self) -> tuple[Feature, ...]:
@@ -79,9 +84,14 @@ class ObservationLayout:
         return sum(self.sizes)
 
     @property
-    def flops(self) -> int:
+    def reads(self) -> bool:
+        """Whether an observation takes a readout."""
+        return any(part.reads for part in self.features)
+
+    @property
+    def flops(self) -> float:
         """Operations of making one observation, in matrix products."""
-        return sum(part.flops(self.width) for part in self.parts)
+        return sum(part.flops(self.width) for part in self.parts) + self.readout_flops * self.reads
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """The lowest and highest values that it can have, (S,) each."""
@@ -130,6 +140,8 @@ class JumpRules:
     """"state" looks at the state after every layer, "input" at the state before layer 0 only."""
     hidden: int = 128
     """Width of the policy's hidden layer: it is what a decision costs."""
+    jumps: bool = True
+    """Whether rows may jump over layers; without, they go on to the next layer or leave."""
 
     def __post_init__(self) -> None:
         depth = self.layout.depth
@@ -138,6 +150,8 @@ class JumpRules:
             raise UserError(f"{depth} layers leave nothing to decide: set --layers to at least {2 if self.allow_exit else 3}")
         if not 1 <= self.max_jump <= longest:
             raise UserError(f"the longest jump must lie in 1..{longest} for {depth} layers, got {self.max_jump}; set --max-jump or --layers")
+        if not self.jumps and not (self.allow_exit and self.max_jump == longest):
+            raise UserError("without jumps rows must be allowed to leave from every layer; set --allow-exit or --readouts, and leave --max-jump out")
         if self.hidden < 1:
             raise UserError(f"the policy's hidden layer needs a width of at least 1, got {self.hidden}; set --policy-hidden")
         if self.scope not in get_args(PolicyScope):
@@ -152,7 +166,11 @@ class JumpRules:
     @cached_property
     def legal(self) -> Tensor:
         """(L, J + 1) bool, on the CPU."""
-        return legal_jumps(self.layout.depth, self.max_jump, self.allow_exit)
+        legal = legal_jumps(self.layout.depth, self.max_jump, self.allow_exit)
+        if self.jumps:
+            return legal
+        layer, jump = torch.arange(len(legal)).unsqueeze(1), torch.arange(legal.shape[1])
+        return legal & ((jump == 0) | (jump == self.layout.depth - 1 - layer))
 
     @cached_property
     def choices(self) -> list[bool]:
@@ -163,10 +181,12 @@ class JumpRules:
         """Where rows at `position` go next by `jumps`, (R,) long; L: they leave. What is illegal ends as the longest legal jump."""
         depth = self.layout.depth
         following = position + torch.ones_like(jumps)
+        if not self.jumps:
+            return torch.where(jumps > 0, depth, following)
         return torch.maximum((following + jumps).clamp(max=depth if self.allow_exit else depth - 1), following)
 
     @property
-    def decision_flops(self) -> int:
+    def decision_flops(self) -> float:
         """Operations of one decision of a `JumpPolicy`: making the observation, and asking the policy."""
         return self.layout.flops + linear_flops(self.layout.size, self.hidden) + linear_flops(self.hidden, self.max_jump + 1)
 

@@ -41,7 +41,9 @@ class Decision:
     part: str = "decision"
     """What a cost model calls that."""
     answers: Tensor | None = None
-    """(R, ...), with which the rows that leave are answered; None: by what the stack makes of them in the end."""
+    """(R, ...), with which the rows that leave are answered; None: by the stack's readout of that depth, or else what it makes of them in the end."""
+    read: bool = False
+    """Whether `flops` holds a readout already, which else is added for rows that leave early."""
     observation: Tensor | None = None
     """(R, S), what a policy saw, and"""
     logits: Tensor | None = None
@@ -96,6 +98,8 @@ class RoutingState:
         self.answers: Tensor | None = None
         """(B, ...), of the rows that left with an answer of their own."""
         self.answered = torch.zeros(B, dtype=torch.bool, device=device)
+        self._visited: tuple[int, Tensor] | None = None  # the layer that ran last, and the rows that it ran on
+        self._said: tuple[Tensor, Tensor] | None = None  # the rows whose readouts were asked last, and what they said
         self._looks: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # by name: values before, values now (B, K), and after which layer (B,)
         self._first = self._first_look() if rules is not None and rules.scope == "input" else {}
 
@@ -125,7 +129,34 @@ class RoutingState:
         self.route[rows, i] = True
         self.position[rows] = i
         self.next_layer[rows] = WAITING
+        self._visited, self._said = (i, rows), None
         return rows
+
+    def said(self, rows: Tensor) -> Tensor:
+        """(R, ...), what the network would answer for rows that wait for a decision, by the readout after their last layer.
+
+        Raises:
+            ValueError: if the stack has no readouts.
+        """
+        if self._said is None or self._said[0] is not rows:
+            self._said = rows, self._said_after(rows)
+        return self._said[1]
+
+    def _said_after(self, rows: Tensor) -> Tensor:
+        if self._visited is not None and self._visited[1] is rows:
+            return self._read(self._visited[0], rows)
+        position = self.position[rows]  # the rows of an environment are at different layers
+        parts = [(there, self._read(i, rows[there])) for i in position.unique().tolist() for there in ((position == i).nonzero().squeeze(1),)]
+        order = torch.cat([there for there, _ in parts]).argsort()
+        return torch.cat([logits for _, logits in parts])[order]
+
+    def _read(self, i: int, rows: Tensor) -> Tensor:
+        readouts = self.stack.readouts
+        if readouts is None:
+            raise ValueError("the stack has no readouts: call its add_readouts() first")
+        if i == self.stack.depth - 1:
+            return self.finish(rows)
+        return self.stack.read(readouts.each[i], *self.hidden(rows))
 
     def observe(self, rows: Tensor) -> Tensor:
         """(R, S), what the policy sees of rows that wait for a decision."""
@@ -142,9 +173,11 @@ class RoutingState:
             self.spent[rows, self.position[rows]] += self.stack.costs.part(decision.part, counted)
         following = decision.next_layer
         self.next_layer[rows] = following
-        if decision.answers is not None:
+        if decision.answers is not None or self.stack.readouts is not None:
             leaving = following == self.stack.depth
-            self._answer(rows[leaving], decision.answers[leaving])
+            if decision.answers is None:
+                leaving &= self.position[rows] < self.stack.depth - 1  # after the last layer the stack's own head answers
+            self._leave(rows, leaving, decision)
             rows, following = rows[~leaving], following[~leaving]
         self.stack.on_jump(self.carry, rows, following - self.position[rows] - 1)
 
@@ -158,6 +191,14 @@ class RoutingState:
             return self.stack.finish(self.carry)
         rest = (~self.answered).nonzero().squeeze(1)
         return self.answers if rest.shape[0] == 0 else self.answers.index_copy(0, rest, self.finish(rest).to(self.answers.dtype))
+
+    def outputs_of(self, rows: Tensor) -> Tensor:
+        """(R, ...), what the named rows say, which have left."""
+        answered = self.answered[rows]
+        if self.answers is None or not answered.any():
+            return self.finish(rows)
+        outputs, rest = self.answers[rows], (~answered).nonzero().squeeze(1)
+        return outputs if rest.shape[0] == 0 else outputs.index_copy(0, rest, self.finish(rows[rest]).to(outputs.dtype))
 
     def finish(self, rows: Tensor) -> Tensor:
         """(R, ...), what the stack makes of the named rows as they are."""
@@ -204,6 +245,24 @@ class RoutingState:
         before[fresh] = now[fresh]
         now[rows], at[rows] = value.detach(), self.position[rows]
         return before[rows]
+
+    def _leave(self, rows: Tensor, leaving: Tensor, decision: Decision) -> None:
+        """Answers those of `rows` (R,) that are `leaving`, (R,) bool, by the decision's answers or by their readouts."""
+        left = rows[leaving]
+        if left.shape[0] == 0:
+            return
+        if decision.answers is not None:
+            self._answer(left, decision.answers[leaving])
+            return
+        readouts, visited = self.stack.readouts, self._visited
+        assert readouts is not None
+        if not decision.read:
+            counted = readouts.flops / self.carry.full_flops[left]
+            self.spent[left, self.position[left]] += self.stack.costs.part("readout", counted)
+        if self._said is not None and self._said[0] is rows:
+            self._answer(left, self._said[1][leaving])
+        else:
+            self._answer(left, self._read(visited[0], left) if visited is not None and visited[1] is rows else self._said_after(left))
 
     def _answer(self, rows: Tensor, answers: Tensor) -> None:
         if self.answers is None:
@@ -270,7 +329,7 @@ class PolicyRouter(Router):
         observation = state.observe(rows)
         logits = self.policy(observation)  # (R, J + 1)
         following = rules.next_layer(i, self._choose(logits.detach())) if given is None else given
-        return Decision(following, rules.decision_flops, observation=observation, logits=logits)
+        return Decision(following, rules.decision_flops, read=rules.layout.reads, observation=observation, logits=logits)
 
     def _choose(self, logits: Tensor) -> Tensor:
         if not self.sample:
@@ -392,9 +451,10 @@ def checked_route(route: Tensor, rules: JumpRules | None) -> Tensor:
         if depth != rules.layout.depth:
             raise ValueError(f"a route must have shape (rows, {rules.layout.depth}) or ({rules.layout.depth},), got {tuple(route.shape)}")
         jumps = next_layers(route) - torch.arange(1, depth + 1, device=route.device)
-        longest = rules.legal.sum(dim=1).to(route.device) - 1  # (L,)
-        if (route & (jumps > longest)).any():
-            raise ValueError(f"the route makes a jump that the policy may not: max_jump is {rules.max_jump}, allow_exit {rules.allow_exit}")
+        legal = torch.nn.functional.pad(rules.legal, (0, depth - rules.legal.shape[1])).to(route.device)  # (L, L)
+        if (route & ~legal[torch.arange(depth, device=route.device), jumps]).any():
+            said = f"max_jump is {rules.max_jump}, allow_exit {rules.allow_exit}, jumps {rules.jumps}"
+            raise ValueError(f"the route makes a jump that the policy may not: {said}")
     return route
 
 

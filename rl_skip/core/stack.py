@@ -5,11 +5,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rl_skip.core.costs import CostModel
 from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs
+from rl_skip.core.readouts import Readouts
 
 __all__ = ["Carry", "LayerStack", "masked_mean"]
 
@@ -72,6 +74,11 @@ class LayerStack(nn.Module):
     costs: CostModel = CostModel()
     """What running a layer, or deciding, costs."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.readouts: Readouts | None = None
+        """What answers rows that leave early; None: what comes after the last layer answers all."""
+
     @property
     def layer_costs(self) -> Tensor:
         """(L,), share of each layer in the cost of running all of them. Sums to 1."""
@@ -123,6 +130,26 @@ class LayerStack(nn.Module):
         outputs: Tensor = readout(hidden, mask)
         return outputs
 
+    def add_readouts(self, example: Inputs | None = None, *, flops: float = 0.0) -> Readouts:
+        """Gives the stack a readout after each layer but the last, each begun as its own head.
+
+        Args:
+            example: inputs of a few rows, on which a readout's operations are counted.
+            flops: the operations of a readout for one row, where they are known already.
+
+        Raises:
+            UserError: if the stack has no head that reads a hidden state of any layer.
+        """
+        head = self.readout()
+        if head is None:
+            raise UserError(f"a {type(self).__name__} has no head that could be copied after each layer; leave --readouts out")
+        self.readouts = Readouts(head, self.depth, flops).to(next(head.parameters()).device)
+        if example is not None:
+            with torch.no_grad():
+                carry = self.begin(example)
+            self.readouts.count(lambda readout: self.read(readout, carry.hidden, carry.mask), carry.hidden.shape[0])
+        return self.readouts
+
     def head_modules(self) -> list[nn.Module]:
         """What makes outputs of the last hidden state, for training it alone; empty where that is not known."""
         readout = self.readout()
@@ -148,8 +175,8 @@ class LayerStack(nn.Module):
         raise UserError("adapters go into models from transformers; set --tune all, or --model to one")
 
     def network_state(self) -> dict[str, Tensor]:
-        """The weights that an export writes as the network's: all but those of a policy inside."""
-        return self.state_dict()
+        """The weights that an export writes as the network's: all but the readouts, and a policy inside."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("readouts.")}
 
     def write_model(self, folder: Path) -> bool:
         """Writes the network into a folder in a format of its own, in place of what is there. Returns whether it has one."""

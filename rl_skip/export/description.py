@@ -61,11 +61,17 @@ class Description:
         rules, layout = self.rules, self.rules.layout
         return {
             "format_version": FORMAT_VERSION,
-            "observation": {"features": _parts(layout), "price_low": layout.price_low, "price_high": layout.price_high},
+            "observation": {
+                "features": _parts(layout),
+                "price_low": layout.price_low,
+                "price_high": layout.price_high,
+                "readout_flops": layout.readout_flops,
+            },
             "depth": layout.depth,
             "width": layout.width,
             "max_jump": rules.max_jump,
             "allow_exit": rules.allow_exit,
+            "jumps": rules.jumps,
             "policy_scope": rules.scope,
             "hidden": rules.hidden,
             "layer_costs": list(self.layer_costs),
@@ -107,8 +113,9 @@ class Description:
         if longest < 1:
             raise fields.wrong("depth", "deep enough to leave a choice, 3 layers or 2 with allow_exit")
         max_jump, hidden = fields.integer("max_jump", 1, longest), fields.integer("hidden")
+        layout = _read_layout(fields.object("observation"), width, depth, features)
         return cls(
-            rules=JumpRules(_read_layout(fields.object("observation"), width, depth, features), max_jump, allow_exit, scope, hidden),
+            rules=JumpRules(layout, max_jump, allow_exit, scope, hidden, fields.flag("jumps")),
             layer_costs=_read_costs(fields, depth),
             price=fields.number("price"),
             table=_read_table(fields),
@@ -138,7 +145,7 @@ def _read_layout(fields: Fields, width: int, depth: int, given: Sequence[Feature
     if not 0 < low < high:
         raise fields.wrong("price_low", f"above 0 and below price_high, {high:g}")
     try:
-        layout = ObservationLayout(width, depth, low, high, features)
+        layout = ObservationLayout(width, depth, low, high, features, fields.number("readout_flops"))
     except UserError:
         raise fields.wrong("features", "a list of features that differ") from None
     if parts != _parts(layout):

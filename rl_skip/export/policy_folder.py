@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["DESCRIPTION", "FILES", "SkipModel", "copy_export", "load", "load_policy", "read_description", "save"]
 
 RIGHT_NETWORK = "the policy goes with the network that it was trained on"
-DESCRIPTION, POLICY, MODEL, CARD = FILES = ("policy.json", "policy.safetensors", "model.safetensors", "README.md")
+DESCRIPTION, POLICY, MODEL, READOUTS, CARD = FILES = ("policy.json", "policy.safetensors", "model.safetensors", "readouts.safetensors", "README.md")
 COST_TOLERANCE = 1e-4
 
 
@@ -119,6 +119,8 @@ def save(
         save_weights(new / POLICY, policy.state_dict())
         if weights:
             save_weights(new / MODEL, stack.network_state())
+        if stack.readouts is not None and policy.rules.layout.readout_flops:
+            save_weights(new / READOUTS, stack.readouts.state_dict())
         (new / CARD).write_text(model_card(description, weights), encoding="utf-8")
 
     _place(Path(folder), fill, overwrite)
@@ -204,6 +206,7 @@ def load(
             state = read_weights(file, stack.network_state(), same_dtype=True)
             stack.load_state_dict(state, strict=False)
     _check_costs(description, stack, folder)
+    _load_readouts(description, stack, Path(folder, READOUTS))
     stack.take_policy(policy, description.price)
     model = SkipModel(stack, policy, price=description.price if price is None else price, table=description.table)
     if budget is not None:
@@ -217,6 +220,17 @@ def _build_network(description: Description, file: Path) -> LayerStack:
     network = description.network
     assert network is not None
     return build(file, lambda: kind_of(network).build(network), DESCRIPTION, lambda stack: stack.network_state())
+
+
+def _load_readouts(description: Description, stack: LayerStack, file: Path) -> None:
+    """Gives the stack the readouts that were trained with the policy; none where it has none."""
+    flops = description.rules.layout.readout_flops
+    if not flops:
+        stack.readouts = None
+        return
+    readouts = stack.readouts or stack.add_readouts(flops=flops)
+    readouts.flops = flops
+    readouts.load_state_dict(read_weights(file, readouts.state_dict()))
 
 
 def _check_fit(description: Description, stack: LayerStack, folder: Path | str) -> None:

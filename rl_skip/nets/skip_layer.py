@@ -99,7 +99,7 @@ class SkipLayer(GatedStack):
         return None if callable(bound.arguments["body"]) else {"kind": "SkipLayer", **bound.arguments}
 
     def network_state(self) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("policy.")}
+        return {name: tensor for name, tensor in super().network_state().items() if not name.startswith("policy.")}
 
     def take_policy(self, policy: nn.Module, price: float) -> None:
         assert isinstance(policy, JumpPolicy)
