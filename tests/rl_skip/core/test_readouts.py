@@ -1,0 +1,182 @@
+"""Leaving early: rows are answered by the readout of their depth, on every way through the stack, and pay for it."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rl_skip
+from envs import SkipCore
+from rl_skip import Examples, Feature, FixedRoute, JumpPolicy, JumpRules, ModuleStack, ObservationLayout, PolicyRouter, RoutingState, UserError, View
+from rl_skip.core.features import CONFIDENCES, FEATURES, find_features
+from rl_skip.core.policy import legal_jumps
+from rl_skip.core.routing import routed_forward
+
+WIDTH, DEPTH, ROWS, CLASSES = 6, 5, 40, 3
+PRICE = 0.2
+
+
+def make_stack(readouts: bool = True) -> ModuleStack:
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(DEPTH)]
+    stack = ModuleStack(nn.Linear(4, WIDTH), layers, nn.Linear(WIDTH, CLASSES), width=WIDTH, layer_flops=[500.0] * DEPTH)
+    if readouts:
+        stack.add_readouts(torch.randn(2, 4))
+        for readout in stack.readouts.each:  # type: ignore[union-attr]
+            nn.init.normal_(readout.weight)  # type: ignore[arg-type]
+    return stack
+
+
+def make_policy(stack: ModuleStack, *features: Feature, jumps: bool = False, seed: int = 3) -> JumpPolicy:
+    torch.manual_seed(seed)
+    assert stack.readouts is not None
+    layout = ObservationLayout(WIDTH, DEPTH, features=features or CONFIDENCES, readout_flops=stack.readouts.flops)
+    policy = JumpPolicy(JumpRules.reaching(layout, allow_exit=True, jumps=jumps))
+    policy.fc_out.weight.data.normal_(std=0.15)
+    return policy
+
+
+def cut(stack: ModuleStack, layers: list[int], x: Tensor) -> Tensor:
+    """The layers, one after the other, and the readout of the last, in plain calls."""
+    hidden = stack.embed(x)
+    for i in layers:
+        hidden = stack.layers[i](hidden)
+    head = stack.head if layers[-1] == DEPTH - 1 else stack.readouts.each[layers[-1]]  # type: ignore[union-attr]
+    outputs: Tensor = head(hidden)
+    return outputs
+
+
+@pytest.mark.parametrize("jumps", [False, True])
+@pytest.mark.parametrize("features", [(), ("hidden",)], ids=["confidences", "hidden"])
+def test_a_row_that_leaves_gets_what_the_cut_network_says_and_pays_for_it(features: tuple[str, ...], jumps: bool) -> None:
+    stack, x = make_stack(), torch.randn(ROWS, 4)
+    policy = make_policy(stack, *find_features(features), jumps=jumps)
+    with torch.no_grad():
+        rollout = routed_forward(stack, PolicyRouter(policy, sample=True), x, price=PRICE)
+    lasts = set()
+    for row in range(ROWS):
+        layers = rollout.route[row].nonzero().squeeze(1).tolist()
+        lasts.add(layers[-1])
+        torch.testing.assert_close(rollout.outputs[row], cut(stack, layers, x[row : row + 1])[0])
+        decisions = sum(i < DEPTH - 1 for i in layers)
+        readouts = decisions if not features else int(layers[-1] < DEPTH - 1)
+        flops = 500 * len(layers) + decisions * (policy.rules.decision_flops - (0 if features else stack.readouts.flops))  # type: ignore[union-attr]
+        expected = (flops + readouts * stack.readouts.flops) / (500 * DEPTH)  # type: ignore[union-attr]
+        assert rollout.compute[row].item() == pytest.approx(expected, rel=1e-5)
+        assert jumps or all(b == a + 1 for a, b in pairwise(layers))
+    assert len(lasts) >= 4, "rows must leave at different depths"
+
+
+def test_a_fixed_route_that_ends_early_is_answered_by_its_readout() -> None:
+    stack, x = make_stack(), torch.randn(7, 4)
+    with torch.no_grad():
+        for k in range(1, DEPTH + 1):
+            rollout = routed_forward(stack, FixedRoute(torch.arange(DEPTH) < k), x)
+            torch.testing.assert_close(rollout.outputs, cut(stack, list(range(k)), x))
+
+
+def test_without_readouts_a_row_that_leaves_is_answered_by_the_head_as_before() -> None:
+    stack, x = make_stack(readouts=False), torch.randn(7, 4)
+    with torch.no_grad():
+        rollout = routed_forward(stack, torch.tensor([1, 1, 0, 0, 0]).bool(), x)
+        torch.testing.assert_close(rollout.outputs, stack.head(stack.layers[1](stack.layers[0](stack.embed(x)))))
+
+
+def test_a_policy_without_jumps_goes_on_or_leaves() -> None:
+    rules = make_policy(make_stack()).rules
+    assert rules.legal.int().tolist() == [[1, 0, 0, 0, 1], [1, 0, 0, 1, 0], [1, 0, 1, 0, 0], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]]
+    assert (rules.legal <= legal_jumps(DEPTH, DEPTH - 1, True)).all()
+    with pytest.raises(UserError, match="without jumps rows must be allowed to leave"):
+        JumpRules.reaching(ObservationLayout(WIDTH, DEPTH), jumps=False)
+    with pytest.raises(UserError, match="'entropy' looks at what the network would answer, by readouts that it lacks"):
+        ObservationLayout(WIDTH, DEPTH, features=find_features(["entropy"]))
+
+
+def test_features_of_the_answer_are_those_of_a_slow_loop() -> None:
+    stack, x, everyone = make_stack(), torch.randn(ROWS, 4), torch.arange(ROWS)
+    policy = make_policy(stack)
+    with torch.no_grad():
+        state = RoutingState(stack, policy.rules, x, PRICE)
+        hidden, before = stack.embed(x), None
+        for i in range(3):
+            rows = state.visit(i)
+            assert rows is not None
+            seen = state.observe(rows)
+            hidden = stack.layers[i](hidden)
+            probabilities = torch.softmax(stack.readouts.each[i](hidden), dim=1)  # type: ignore[union-attr]
+            for row in range(ROWS):
+                p = sorted(probabilities[row].tolist(), reverse=True)
+                entropy = -sum(q * torch.tensor(q).log().item() for q in p) / torch.tensor(float(CLASSES)).log().item()
+                assert seen[row, 0].item() == pytest.approx(entropy, abs=1e-5)
+                assert seen[row, 2].item() == pytest.approx(p[0], abs=1e-6)
+                assert seen[row, 4].item() == pytest.approx(p[0] - p[1], abs=1e-6)
+            if before is None:
+                assert not seen[:, [1, 3, 5, 6]].any() and (seen[:, 7] - 1).abs().max() < 1e-6
+            else:
+                torch.testing.assert_close(seen[:, [1, 3, 5]], before[0][:, [0, 2, 4]])
+                torch.testing.assert_close(seen[:, 6], (probabilities.argmax(1) == before[1].argmax(1)).float())
+                torch.testing.assert_close(seen[:, 7], ((hidden - before[2]).norm(dim=1) / hidden.norm(dim=1)).clamp(max=2))
+            before = seen, probabilities, hidden
+            state.follow(rows, rl_skip.Decision(torch.full_like(rows, i + 1)))
+    assert everyone.equal(rows)
+
+
+def test_the_environment_pays_what_the_routed_forward_says() -> None:
+    stack, policy = make_stack(), make_policy(make_stack())
+    examples = Examples(torch.randn(ROWS, 4), torch.randint(CLASSES, (ROWS,)))
+
+    def score(outputs: Tensor, labels: Tensor) -> Tensor:
+        return torch.softmax(outputs, dim=1).gather(1, labels.unsqueeze(1)).squeeze(1)
+
+    core = SkipCore(stack, policy.rules, examples, score, num_envs=9, price=PRICE, seed=1)
+    observations, returns, episodes, depths = core.reset(), torch.zeros(9), 0, set()
+    for _ in range(80):
+        drawn = core.drawn.clone()
+        with torch.no_grad():
+            step = core.step(torch.multinomial(policy(observations).softmax(dim=1), 1).squeeze(1))
+        observations = step.observations
+        returns += step.rewards
+        if step.ends is None:
+            continue
+        ends = step.ends
+        with torch.no_grad():
+            rollout = routed_forward(stack, PolicyRouter(policy, route=ends.route), examples.inputs[drawn[ends.rows]], price=PRICE)
+        torch.testing.assert_close(ends.compute, rollout.compute)
+        torch.testing.assert_close(ends.scores, score(rollout.outputs, ends.labels))
+        torch.testing.assert_close(returns[ends.rows], ends.scores - PRICE * ends.compute, atol=1e-5, rtol=1e-5)
+        returns[ends.rows] = 0.0
+        episodes += len(ends.rows)
+        depths |= set(ends.route.sum(dim=1).tolist())
+    assert episodes > 50 and len(depths) >= 4
+
+
+def test_readouts_are_saved_with_the_policy_and_come_back(tmp_path: Path) -> None:
+    stack, x = make_stack(), torch.randn(ROWS, 4)
+    policy = make_policy(stack)
+    rl_skip.save(tmp_path / "policy", policy, stack=stack, price=PRICE)
+    assert (tmp_path / "policy" / "readouts.safetensors").is_file()
+    with torch.no_grad():
+        expected = routed_forward(stack, policy, x, price=PRICE)
+        model = rl_skip.load(tmp_path / "policy", make_stack(readouts=False))
+        assert torch.equal(model(x), expected.outputs)
+    assert model.last is not None and torch.equal(model.last.route, expected.route)
+    (tmp_path / "policy" / "readouts.safetensors").unlink()
+    with pytest.raises(UserError, match=r"there is no readouts\.safetensors"):
+        rl_skip.load(tmp_path / "policy", make_stack(readouts=False))
+
+
+def test_a_stack_without_a_head_of_its_own_has_no_readouts() -> None:
+    with pytest.raises(UserError, match="SkipLayer has no head that could be copied"):
+        rl_skip.SkipLayer(8, 2, 4).add_readouts(torch.randn(2, 3, 8))
+
+
+def test_a_look_at_the_answer_carries_no_gradient_to_the_network() -> None:
+    stack, policy = make_stack(), make_policy(make_stack())
+    rollout = routed_forward(stack, PolicyRouter(policy, sample=True), torch.randn(ROWS, 4))
+    rollout.log_probs.sum().backward()
+    assert all(parameter.grad is None for parameter in stack.parameters())
+    assert policy.fc_in.weight.grad is not None and policy.fc_in.weight.grad.any()
+    assert {feature.name for feature in CONFIDENCES} <= set(FEATURES.names())
+    assert View is rl_skip.View
