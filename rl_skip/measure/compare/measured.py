@@ -6,21 +6,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rl_skip.core.batches import in_batches
 from rl_skip.core.errors import UserError
 from rl_skip.core.plugins import Registry
 from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.random_routes import random_routes_at
 from rl_skip.core.reward import LINEAR, Reward
-from rl_skip.core.routing import Router
+from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
 from rl_skip.core.stack import LayerStack
-from rl_skip.core.task import Task
+from rl_skip.core.task import Examples, Task
 from rl_skip.export.policy_folder import SkipModel
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.book import RouteBook
 from rl_skip.measure.compare.curves import Curve, Point, price_label
 from rl_skip.measure.compare.result import BEST_FIXED, FULL_DEPTH, ORACLE, RANDOM, SHUFFLED
 from rl_skip.measure.compare.rows import Rows
-from rl_skip.measure.compare.style import GREEN, GREY, INK, ORANGE, PURPLE
+from rl_skip.measure.compare.style import GREEN, GREY, INK, ORANGE, PURPLE, SKY
 from rl_skip.measure.evaluation import Evaluation, evaluate, searched_routes
 
 __all__ = ["BASELINES", "Bench", "MeasuredBaseline", "measured_curve"]
@@ -28,6 +29,7 @@ __all__ = ["BASELINES", "Bench", "MeasuredBaseline", "measured_curve"]
 ORACLE_PRICES = tuple(10.0 ** (k / 4) for k in range(-12, 3))
 """0.001 to 3.2, at which the oracle's curve is drawn."""
 RANDOM_DRAWS = 4
+THRESHOLD, THRESHOLDS = "threshold", 25
 SEARCH_ROWS = 500
 """Validation rows of the beam search, where not all routes can be tried."""
 
@@ -179,6 +181,55 @@ def _beside_policy(bench: Bench, run: Callable[[RouteBook, Evaluation], tuple[Te
     return parts[0], parts[1]
 
 
+class EntropyExits(Router):
+    """A row leaves after the first layer whose readout has an entropy below `threshold`, in nats: nobody learned when."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+
+    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
+        following = torch.full_like(rows, i + 1)
+        if i == state.stack.depth - 1:
+            return Decision(following)
+        assert state.stack.readouts is not None
+        sure = entropy(state.said(rows)) < self.threshold
+        return Decision(torch.where(sure, state.stack.depth, following), state.stack.readouts.flops, "readout", read=True)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """(R, C) → (R,), −Σ p log p in nats; of tokens (R, T, C) the mean."""
+    log_probs = torch.log_softmax(logits.float(), dim=-1)
+    return -(log_probs.exp() * log_probs).sum(dim=-1).reshape(len(logits), -1).mean(dim=1)
+
+
+class _Entropies(Router):
+    """All rows run all layers, and every readout's entropy is kept, (R,) for each layer but the last."""
+
+    def __init__(self) -> None:
+        self.found: list[Tensor] = []
+
+    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
+        if i < state.stack.depth - 1:
+            self.found.append(entropy(state.said(rows)))
+        return Decision(torch.full_like(rows, i + 1))
+
+
+def _thresholds(bench: Bench) -> dict[str, Way] | None:
+    """Thresholds at quantiles of the entropies of all readouts on validation rows, and those of no row and of every row."""
+    if bench.stack.readouts is None:
+        return None
+
+    def entropies(batch: Examples, _rows: Tensor) -> tuple[Tensor]:
+        router = _Entropies()
+        routed_forward(bench.stack, router, batch.inputs)
+        return (torch.stack(router.found, dim=1),)
+
+    (seen,) = in_batches(entropies, bench.rows.validation, 256, bench.stack)  # (N, L - 1)
+    quantiles = seen.flatten().double().quantile(torch.linspace(0, 1, THRESHOLDS - 2, dtype=torch.float64)).tolist()
+    thresholds = sorted({0.0, *(float(f"{quantile:.4g}") for quantile in quantiles), float("inf")})
+    return {f"threshold {threshold:.4g}": EntropyExits(threshold) for threshold in thresholds}
+
+
 def _random(bench: Bench) -> Points:
     """Random routes at the policy's mean compute, the mean of a few draws. Their compute has no decisions in it."""
     full = float(bench.books[0].follow(torch.ones(bench.stack.depth, dtype=torch.bool))[1].double().mean())  # above 1 where there are gates
@@ -211,6 +262,21 @@ def _oracle(bench: Bench) -> Points | None:
     return (tuple(Point(price_label(price), price, None, *book.best_by_row(price, bench.reward)) for price in prices),) * 2
 
 
+BASELINES.register(
+    THRESHOLD,
+    MeasuredBaseline(
+        BaselineRecord(
+            THRESHOLD,
+            "one threshold for all exits",
+            about="on the same network: a row leaves after the first layer whose readout has an entropy below it",
+            advice="leave by the entropy of its readouts",
+            colour=SKY,
+            marker="X",
+            line=(1, 1),
+        ),
+        _thresholds,
+    ),
+)
 BASELINES.register(
     RANDOM,
     MeasuredBaseline(
