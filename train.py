@@ -37,6 +37,8 @@ def read_options(arguments: Sequence[str]) -> TrainConfig:
         task, agent = given.get("task", TrainConfig.task), given.get("agent", TrainConfig.agent)
         defaults = defaults_of(task, given.get("data"), given)
         default = TrainConfig(task=task, agent=agent).with_defaults(defaults, f"the defaults of the task {task}")
+    if "feature" in given:  # what is given takes the place of the default, and is not added to it
+        default = replace(default, policy=replace(default.policy, feature=()))
     return tyro.cli(TrainConfig, args=arguments, default=default, config=(tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction))
 
 

@@ -72,6 +72,13 @@ class Agent(ABC):
     @abstractmethod
     def __init__(self, learner: Any) -> None: ...
 
+    def try_out(self) -> None:  # noqa: B027, what has nothing to try does nothing
+        """Called before anything is written: whatever of a person's own can fail is tried once on a few rows.
+
+        Raises:
+            UserError: in one line, if it fails.
+        """
+
     @abstractmethod
     def update(self, update: int) -> dict[str, Tensor]:
         """One update, with its number in the run; returns its metrics as scalars on the device."""
@@ -109,4 +116,8 @@ def find_agent(name: str) -> type[Agent]:
     agent = AGENTS.find(name)
     if not (isinstance(agent, type) and issubclass(agent, Agent)):
         raise UserError(f"{name} is no agent; set --agent to a class that derives from Agent, such as Reinforce")
+    if missing := sorted(getattr(agent, "__abstractmethods__", ())):
+        raise UserError(f"the agent {name} does not say how it does {', '.join(missing)}; write that, or derive it from one that does")
+    if not (isinstance(agent.config_class, type) and issubclass(agent.config_class, AgentConfig)):
+        raise UserError(f"the config_class of the agent {name} does not derive from AgentConfig; let it derive from the options of the agent's base")
     return agent

@@ -156,7 +156,7 @@ class SkipCore:
             rows = state.visit(i)
             if rows is not None and not rules.choices[i]:
                 state.follow(rows, only_way(rules, i, rows))
-        penalty = self.reward.penalty(state.compute, state.price)
+        penalty = torch.zeros_like(state.compute) + self.reward.penalty(state.compute, state.price)  # (N,), also where it is one number
         rewards, self.paid = self.paid - penalty, penalty
         terminated = state.next_layer == self.stack.depth
         ended = terminated.nonzero().squeeze(1)

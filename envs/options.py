@@ -10,9 +10,9 @@ import torch
 from envs.core import Price, Score, SkipCore
 from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
-from rl_skip.core.features import Feature, default_features, find_features
+from rl_skip.core.features import Feature, as_feature, default_features
 from rl_skip.core.policy import JumpRules, ObservationLayout, PolicyScope
-from rl_skip.core.reward import LINEAR, Reward, find_reward
+from rl_skip.core.reward import LINEAR, Reward, as_reward
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.export.policy_folder import SkipModel
@@ -64,10 +64,10 @@ class EnvOptions:
     """Whether a jump past the last layer leaves the stack. None: the run's, or no."""
     policy_scope: PolicyScope | None = None
     """Whether "state" after every layer is observed or "input" alone. None: the run's, or "state"."""
-    features: Sequence[str | Feature] | None = None
+    features: Sequence[str | Feature | type[Feature]] | None = None
     """What is observed besides position, compute and price: names, "file.py:name", or features. None: the run's, or the hidden state and, of a
     stack that has one, the working memory."""
-    reward: str | Reward | None = None
+    reward: str | Reward | type[Reward] | None = None
     """What an episode earns: a name, "file.py:name", or a `Reward`. None: the run's, or score − price · compute."""
     score: ScoreName | Score = "accuracy"
     """What the last reward adds: 1 for a right prediction, the label's probability, or (outputs, labels) → (B,) of your own."""
@@ -144,17 +144,16 @@ class EnvOptions:
         if self.features is None:
             layout = ObservationLayout(stack.width, stack.depth, features=default_features(stack.has_memory))
             return JumpRules.reaching(layout, **chosen) if rules is None else replace(rules, **chosen)
-        own = [feature for feature in self.features if isinstance(feature, Feature)]
-        features = find_features([feature.name if isinstance(feature, Feature) else feature for feature in self.features], own)
+        if isinstance(self.features, str):
+            raise UserError(f"features is a sequence of features or their names, got {self.features!r}; set features=[{self.features!r}]")
+        features = tuple(map(as_feature, self.features))
         if rules is None:
             return JumpRules.reaching(ObservationLayout(stack.width, stack.depth, features=features), **chosen)
         return replace(rules, layout=replace(rules.layout, features=features), **chosen)
 
     def _reward(self) -> Reward:
-        if isinstance(self.reward, Reward):
-            return self.reward
         if self.reward is not None:
-            return find_reward(self.reward)
+            return as_reward(self.reward)
         return LINEAR if self.run is None else read_run(self.run).reward
 
     def _price(self, default: float) -> Price:

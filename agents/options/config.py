@@ -47,7 +47,7 @@ class PolicyConfig:
     """Width of the policy's hidden layer. More sees finer differences and costs more at every decision; 32 to 256."""
     feature: tuple[str, ...] = ()
     """What the policy sees besides position, compute and price: hidden, memory, or file.py:name for a feature of your own. May be given several
-    times. Default: the hidden state, and the working memory where the stack has one."""
+    times, and replaces the default: the hidden state, and the working memory where the stack has one. So name hidden too if it is to stay."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "feature", tuple(map(absolute_reference, self.feature)))  # which hold from every folder
@@ -207,7 +207,8 @@ class TrainConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     pricing: PriceConfig = field(default_factory=PriceConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    agent_config: AgentConfig = AgentConfig()  # stands for the defaults of the agent
+    agent_config: AgentConfig = AgentConfig()
+    """The agent's own options."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
@@ -216,6 +217,9 @@ class TrainConfig:
             object.__setattr__(self, "agent_config", kind.config_class())
         if type(self.agent_config) is not kind.config_class:
             raise UserError(f"the agent {self.agent} takes {kind.config_class.__name__}, not {type(self.agent_config).__name__}; set --agent")
+        parts = [option.name for part in vars(self).values() if is_dataclass(part) for option in fields_of(part)]
+        if twice := next((option.name for option in fields_of(self.agent_config) if parts.count(option.name) > 1), None):
+            raise UserError(f"the agent {self.agent} has an option {twice!r}, which there is already; call it by another name")
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise UserError(f"the threads must lie in 1..1024, got {self.threads}; set --threads")
         if self.train_rows is not None and self.train_rows < 1:

@@ -1,11 +1,14 @@
 """What the agents share that train the jump policy: prices, score, and the end of a run, from calibration to the final table."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
+import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.agent import Agent, AgentConfig, Results, TrainedRun
 from agents.options.config import positive
@@ -14,10 +17,12 @@ from agents.policy.prices import BudgetPrice, PriceRange, price_source
 from agents.run.learner import Learner
 from agents.run.pictures import show_routes
 from agents.run.report import final_report, print_report
+from rl_skip.core.batches import deployed
 from rl_skip.core.dial import PriceTable
 from rl_skip.core.errors import UserError
-from rl_skip.core.plugins import label_of
+from rl_skip.core.plugins import label_of, own_code
 from rl_skip.core.reward import find_reward
+from rl_skip.core.routing import PolicyRouter, routed_forward
 from rl_skip.core.task import Examples
 from rl_skip.export.policy_folder import save
 from rl_skip.measure.evaluation import Evaluation, evaluate
@@ -57,6 +62,21 @@ def entropy_weight(config: PolicyAgentConfig, progress: float) -> float:
     return config.entropy_start * (config.entropy_end / config.entropy_start) ** min(progress / ANNEALED_AT, 1.0)
 
 
+@contextmanager
+def finite_observations(policy: nn.Module) -> Iterator[None]:
+    """Within it, an observation with a number that is not finite is refused."""
+
+    def check(_policy: nn.Module, observations: tuple[Tensor, ...]) -> None:
+        if not observations[0].isfinite().all():
+            raise UserError("the policy sees numbers that are not finite; mend the feature that gives them")
+
+    hook = policy.register_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 class PolicyAgent(Agent):
     """Base of the agents that train the learner's policy; a subclass says how, in `update`.
 
@@ -78,6 +98,20 @@ class PolicyAgent(Agent):
         """What a route earns; a budget adds its penalty to what is optimised, `prices.reward`."""
         self.prices = price_source(learner.config.pricing, self.reward) if prices is None else prices
         self.config = cast(PolicyAgentConfig, learner.config.agent_config)
+
+    def try_out(self) -> None:
+        """Observes and rewards two rows, in evaluation mode; draws nothing from the run's random numbers."""
+        learner = self.learner
+        rows, price = learner.validation.take(slice(0, 2)), self.prices.validation_price
+        with deployed(learner.stack, learner.policy), torch.random.fork_rng(devices=[]):
+            router = PolicyRouter(learner.policy, sample=True, generator=torch.Generator(learner.device).manual_seed(0))
+            with finite_observations(learner.policy):
+                rollout = routed_forward(learner.stack, router, rows.inputs, price=price)
+            with own_code(f"the reward {learner.config.pricing.reward}"):
+                prices = torch.full_like(rollout.compute, price)
+                reward = self.prices.reward.to_go(self.score(rollout.outputs, rows.labels), rollout.spent, prices)
+                if reward.shape != rollout.spent.shape or not reward.isfinite().all():
+                    raise ValueError(f"{len(prices)} rows must earn a finite number each, got {reward.tolist()}")
 
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """(B,), what each row's prediction is worth to the policy."""

@@ -85,6 +85,7 @@ def train(
     if config.threads is not None or config.network.width < NARROW:
         torch.set_num_threads(config.threads or 1)
     session = Session(config, task, device, stack, built)
+    session.agent.try_out()
     if start is not None:
         session.begin_at(start)
     if config.resume is None:

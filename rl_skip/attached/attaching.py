@@ -13,6 +13,7 @@ from rl_skip.attached.identity import check_identity, saved_identity
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature
 from rl_skip.core.policy import JumpPolicy, JumpRules
+from rl_skip.core.reward import LINEAR
 from rl_skip.export.policy_folder import DESCRIPTION, load_policy, read_description
 
 __all__ = ["attach", "check_fit", "check_layers"]
@@ -81,6 +82,7 @@ def attach(
         price=0.0 if description is None else description.price,
         table=None if description is None else description.table,
         trained_on=None if description is None else description.trained_on,
+        reward=LINEAR.formula if description is None else description.reward,
         channel_dim=saved.get("channel_dim", -1) if channel_dim is None else channel_dim,
         prompt_tokens=saved.get("prompt_tokens") if prompt_tokens is None else prompt_tokens,
     )

@@ -19,6 +19,7 @@ from rl_skip.attached.identity import identity
 from rl_skip.core.dial import Dial, PriceTable
 from rl_skip.core.errors import UserError
 from rl_skip.core.policy import JumpPolicy
+from rl_skip.core.reward import LINEAR
 from rl_skip.core.routing import FixedRoute, PolicyRouter, Router, RoutingState
 from rl_skip.export.policy_folder import save
 
@@ -81,6 +82,7 @@ class Handle(Dial):
         prompt_tokens: how many real tokens, from the first, a decision may look at; None: all that are there when the
             route is chosen.
         trained_on: what the policy was trained on; plain JSON.
+        reward: what it was rewarded for, in words.
     """
 
     def __init__(
@@ -97,11 +99,12 @@ class Handle(Dial):
         channel_dim: int = -1,
         prompt_tokens: int | None = None,
         trained_on: dict[str, Any] | None = None,
+        reward: str = LINEAR.formula,
     ) -> None:
         self.model, self.path, self.policy, self.trained_on = model, path, policy, trained_on or {}
         self.table = PriceTable() if table is None else table
         self.price = price
-        self.flops = flops
+        self.flops, self.reward = flops, reward
         self._routed = [RoutedForward(self, i, layer) for i, layer in enumerate(layers)]
         self.stack = CalledStack(layers, width=width or 0, forwards=[routed.run for routed in self._routed], channel_dim=channel_dim)
         self.stack.prompt_tokens = prompt_tokens
@@ -184,6 +187,7 @@ class Handle(Dial):
             price=self.price,
             price_table=self.table,
             trained_on=self.trained_on,
+            reward=self.reward,
             overwrite=overwrite,
         )
 

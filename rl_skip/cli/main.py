@@ -17,7 +17,8 @@ from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.core.task import Split
-from rl_skip.export.policy_folder import MODEL, copy_export, load, load_policy, read_description
+from rl_skip.export.policy_folder import MODEL, POLICY, copy_export, read_description
+from rl_skip.export.weights import count_weights
 from rl_skip.measure.compare.command import compare_and_write
 from rl_skip.measure.compare.comparison import BUDGETS
 from rl_skip.measure.compare.result import Comparison
@@ -252,14 +253,9 @@ def _info(arguments: argparse.Namespace) -> Report:
     folder: Path = arguments.folder
     run = read_run(folder) if is_run(folder) else None
     export = folder if run is None else run.policy
-    features = () if run is None else run.features
-    description = read_description(export, features)
-    if description.missing is None and (export / MODEL).is_file():
-        weights = load(export, features=features).stack
-        network_weights = sum(parameter.numel() for parameter in weights.parameters())
-    else:
-        network_weights = None
-    policy_weights = sum(parameter.numel() for parameter in load_policy(export, features).parameters())
+    description = read_description(export, None)
+    network_weights = count_weights(export / MODEL) if (export / MODEL).is_file() else None
+    policy_weights = count_weights(export / POLICY)
     settings = {} if run is None else {"run": Fields.read(folder / CONFIG, FORMAT_VERSION).values}
     return {
         "kind": "export" if run is None else "run",

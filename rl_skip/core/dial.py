@@ -93,7 +93,7 @@ class PriceTable:
             raise UserError("this policy was trained for one price and has no table of budgets; set --price, or price=")
         smallest = self.points[0].compute
         if budget < smallest:
-            raise UserError(f"a budget of {budget} is below the smallest compute of this policy, {smallest:.4f}; set --budget, or budget=")
+            raise UserError(f"a budget of {budget} is below the smallest compute of this policy, {smallest:.4f}; raise --budget, or budget=, to that")
         above = bisect.bisect_right([point.compute for point in self.points], budget)
         if above == len(self.points):
             return self.points[-1].price

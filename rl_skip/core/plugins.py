@@ -4,13 +4,15 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Generic, TypeVar
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["Registry", "absolute_reference", "is_own", "label_of", "load_own"]
+__all__ = ["Registry", "absolute_reference", "is_own", "label_of", "load_own", "own_code"]
 
 T = TypeVar("T")
 _modules: dict[Path, ModuleType] = {}
@@ -92,6 +94,24 @@ def absolute_reference(reference: str) -> str:
     return f"{Path(file).resolve()}:{name}" if is_own(reference) else reference
 
 
+@contextmanager
+def own_code(what: str) -> Iterator[None]:
+    """Tells in one line what fails in a person's own code.
+
+    Args:
+        what: whose it is, for messages, such as "the reward 'energy'".
+
+    Raises:
+        UserError: in place of any other exception.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a person's own code can fail in any way
+        raise UserError(f"{what} failed: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
 def load_own(reference: str, kind: str, flag: str) -> T:  # type: ignore[type-var]
     """What `file.py:name` names. The file is run once in a process, however many of its names are asked for.
 
@@ -122,11 +142,10 @@ def _imported(path: Path, file: str, kind: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # annotations of its dataclasses are looked up there
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # a person's own code can fail in any way
+        with own_code(f"the file {file} with the {kind}"):
+            spec.loader.exec_module(module)
+    except UserError:
         del sys.modules[name]
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"the file {file} with the {kind} failed: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise
     _modules[path] = module
     return module

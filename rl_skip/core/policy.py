@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rl_skip.core.costs import linear_flops
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import ALWAYS, Feature, View, check_features, default_features
+from rl_skip.core.plugins import own_code
 
 __all__ = ["JumpPolicy", "JumpRules", "ObservationLayout", "PolicyScope", "legal_jumps", "longest_jump"]
 
@@ -104,12 +105,13 @@ class ObservationLayout:
         """(R, size), one feature within its bounds.
 
         Raises:
-            ValueError: if the feature gives another shape than it says.
+            UserError: if the feature fails, or gives another shape than it says.
         """
-        values = part.read(view).float()
+        with own_code(f"the feature {part.name!r}"):
+            values = part.read(view).float()
         expected = (view.rows.shape[0], part.size(self.width))
         if values.shape != expected:
-            raise ValueError(f"the feature {part.name!r} must give {expected} numbers, got shape {tuple(values.shape)}; mend its read or its size")
+            raise UserError(f"the feature {part.name!r} must give {expected} numbers, got shape {tuple(values.shape)}; mend its read or its size")
         return values.clamp(part.low, part.high)
 
     def layer_of(self, observation: Tensor) -> Tensor:

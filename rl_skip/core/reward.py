@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from rl_skip.core.errors import UserError
-from rl_skip.core.plugins import Registry
+from rl_skip.core.plugins import Registry, own_code
 
-__all__ = ["REWARDS", "LINEAR", "BudgetReward", "Reward", "find_reward"]
+__all__ = ["REWARDS", "LINEAR", "BudgetReward", "Reward", "as_reward", "find_reward"]
 
 
 class Reward:
@@ -22,7 +22,12 @@ class Reward:
     """
 
     formula = "score − price · compute"
-    """What reports and model cards call it."""
+    """What reports and model cards call it; a subclass that computes another and does not say so is called by its name."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "formula" not in vars(cls) and vars(cls).keys() & {"gain", "penalty", "total"}:
+            cls.formula = cls.__name__
 
     def gain(self, score: Tensor) -> Tensor:
         """What an answer of that score is worth; any shape, in units of score."""
@@ -80,14 +85,23 @@ REWARDS: Registry[Reward] = Registry("reward", "--reward")
 REWARDS.register("linear", LINEAR)
 
 
+def as_reward(given: "Reward | type[Reward] | str") -> Reward:
+    """A reward as it is, one of a class that needs no arguments, or the one of a name."""
+    return given if isinstance(given, Reward) else _made(given, given.__name__) if isinstance(given, type) else find_reward(given)
+
+
 def find_reward(reference: str) -> Reward:
     """The reward that is registered as `reference`, or that `file.py:name` names: a `Reward`, or a class of one.
 
     Raises:
         UserError: if there is none.
     """
-    found: object = REWARDS.find(reference)
-    made = found() if isinstance(found, type) else found
+    return _made(REWARDS.find(reference), reference)
+
+
+def _made(found: object, reference: str) -> Reward:
+    with own_code(f"the reward {reference}"):
+        made = found() if isinstance(found, type) else found
     if not isinstance(made, Reward):
         raise UserError(f"{reference} is {type(made).__name__}, not a rl_skip.Reward; set --reward to one, or to a class of one")
     return made

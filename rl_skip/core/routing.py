@@ -141,6 +141,8 @@ class RoutingState:
             counted = decision.flops / self.carry.full_flops[rows]
             self.spent[rows, self.position[rows]] += self.stack.costs.part(decision.part, counted)
         following = decision.next_layer
+        if following.shape != rows.shape:
+            raise ValueError(f"a decision has a next layer for each of {rows.shape[0]} rows, got shape {tuple(following.shape)}; mend the router")
         self.next_layer[rows] = following
         if decision.answers is not None:
             leaving = following == self.stack.depth
@@ -174,8 +176,9 @@ class RoutingState:
     def fork(self) -> "RoutingState":
         """The same batch at the same place, which can go another way."""
         other = copy(self)
-        other.carry, other._looks = copy(self.carry), dict(self._looks)
-        for name in ("next_layer", "position", "route", "spent", "answered"):
+        other.carry = copy(self.carry)
+        other._looks = {name: (before.clone(), now.clone(), at.clone()) for name, (before, now, at) in self._looks.items()}
+        for name in ("price", "next_layer", "position", "route", "spent", "answered"):
             setattr(other, name, getattr(self, name).clone())
         return other
 
@@ -284,9 +287,15 @@ def only_way(rules: JumpRules, i: int, rows: Tensor) -> Decision:
 
 
 def as_router(router: Router | JumpPolicy | Tensor) -> Router:
-    """A router as it is; a policy as one that takes the likeliest jump; a route, (L,) or (B, L) bool, as one to follow."""
+    """A router as it is; a policy as one that takes the likeliest jump; a route, (L,) or (B, L) bool, as one to follow.
+
+    Raises:
+        TypeError: for anything else.
+    """
     if isinstance(router, Router):
         return router
+    if not isinstance(router, JumpPolicy | Tensor):
+        raise TypeError(f"a router is an instance of a subclass of rl_skip.Router, a JumpPolicy, or a route, got {router!r}")
     return PolicyRouter(router) if isinstance(router, JumpPolicy) else FixedRoute(router)
 
 
@@ -350,6 +359,8 @@ def routed_forward(
         decision = router.decide(state, i, rows)
         taken.add(i, rows, decision)
         state.follow(rows, decision)
+    if (state.next_layer != stack.depth).any():
+        raise ValueError(f"{type(router).__name__} sent rows to layers that do not come after theirs, or beyond {stack.depth}; mend its decide")
     first = torch.arange(1, stack.depth + 1, device=state.route.device)
     return Rollout(
         outputs=state.outputs(),

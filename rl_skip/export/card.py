@@ -1,5 +1,6 @@
 """The model card that lies beside an exported policy."""
 
+from rl_skip.core.features import FEATURES
 from rl_skip.export.description import Description
 
 __all__ = ["model_card"]
@@ -43,11 +44,15 @@ def _use(description: Description) -> list[str]:
             '```python\nimport rl_skip\n\nhandle = rl_skip.attach(model, "path/to/this/folder")\noutputs = model(**inputs)\n```',
             f"`handle.price = 0.1` sets the price{budget.format('handle')}; `handle.last_routes` says which layers each row ran.",
         ]
+    own = [part.name for part in description.rules.layout.features if part.name not in FEATURES.names()]
     argument = "" if description.missing is None else ", stack"
+    argument += ", features=[" + ", ".join(own) + "]" if own else ""
+    stack = "" if description.missing is None else " `stack` is the network that the policy was trained on, a `rl_skip.LayerStack`."
+    stack += f" The features {', '.join(own)} are its maker's own: pass these `rl_skip.Feature` objects." if own else ""
     return [
         f'```python\nimport rl_skip\n\nmodel = rl_skip.load("path/to/this/folder"{argument})\noutputs = model(inputs)\n```',
         f"`model.price = 0.1` sets the price{budget.format('model')}; `model.last.route` says which layers each row ran."
-        + (argument and " `stack` is the network that the policy was trained on, a `rl_skip.LayerStack`."),
+        + stack,
     ]
 
 

@@ -90,11 +90,11 @@ class Description:
         file.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, file: Path, features: Sequence[Feature] = ()) -> "Description":
+    def read(cls, file: Path, features: Sequence[Feature] | None = ()) -> "Description":
         """Reads the file and checks every field.
 
         Args:
-            features: those that the file may name besides the registered ones.
+            features: those that the file may name besides the registered ones; None: whatever it names, to be described but not run.
 
         Raises:
             UserError: naming the field that is missing or wrong.
@@ -123,15 +123,26 @@ def _versions() -> dict[str, str]:
     return {"rl_skip": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
+class _Named(Feature):
+    """A feature of which a file tells the name and the size alone."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name, self._size = name, size
+
+    def size(self, width: int) -> int:
+        return self._size
+
+
 def _parts(layout: ObservationLayout) -> list[dict[str, Any]]:
     return [{"name": part.name, "size": size} for part, size in zip(layout.parts, layout.sizes, strict=True)]
 
 
-def _read_layout(fields: Fields, width: int, depth: int, given: Sequence[Feature]) -> ObservationLayout:
+def _read_layout(fields: Fields, width: int, depth: int, given: Sequence[Feature] | None) -> ObservationLayout:
     parts = [{"name": part.text("name"), "size": part.integer("size")} for part in fields.objects("features")]
     names = [str(part["name"]) for part in parts]
     if names[-len(ALWAYS) :] != [part.name for part in ALWAYS]:
         raise fields.wrong("features", f"a list that ends with {', '.join(part.name for part in ALWAYS)}")
+    given = [_Named(part.text("name"), part.integer("size")) for part in fields.objects("features")] if given is None else given
     features = _known(fields, names[: -len(ALWAYS)], given)
     low = fields.number("price_low")
     high = fields.number("price_high")
@@ -149,6 +160,7 @@ def _read_layout(fields: Fields, width: int, depth: int, given: Sequence[Feature
 
 def _known(fields: Fields, names: Sequence[str], given: Sequence[Feature]) -> tuple[Feature, ...]:
     """The features of those names. A file that a name leads to is never run here: the folder may be anybody's."""
+    given = [feature for feature in given if feature.name not in FEATURES.names()]
     known = {feature.name for feature in given} | set(FEATURES.names())
     for name in names:
         if name not in known:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rl_skip.core.dial import Dial, PriceTable, checked_price
 from rl_skip.core.errors import UserError
-from rl_skip.core.features import Feature
+from rl_skip.core.features import Feature, as_feature
 from rl_skip.core.files import atomic_replace
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.kinds import kind_of
@@ -26,7 +26,7 @@ from rl_skip.export.weights import build, read_weights, save_weights
 if TYPE_CHECKING:
     from rl_skip.nets.skip_layer import SkipLayer
 
-__all__ = ["DESCRIPTION", "FILES", "SkipModel", "copy_export", "load", "load_policy", "read_description", "save"]
+__all__ = ["DESCRIPTION", "FILES", "MODEL", "POLICY", "SkipModel", "copy_export", "load", "load_policy", "read_description", "save"]
 
 RIGHT_NETWORK = "the policy goes with the network that it was trained on"
 DESCRIPTION, POLICY, MODEL, CARD = FILES = ("policy.json", "policy.safetensors", "model.safetensors", "README.md")
@@ -76,7 +76,7 @@ def save(
     price: float | None = None,
     price_table: PriceTable | Iterable[tuple[float, float, float]] = (),
     trained_on: dict[str, Any] | None = None,
-    reward: Reward = LINEAR,
+    reward: Reward | str = LINEAR,
     overwrite: bool = False,
 ) -> None:
     """Writes an export, all of it or nothing.
@@ -90,7 +90,7 @@ def save(
         price: the operating price, chosen on validation data; that of the `SkipLayer` by default.
         price_table: measured (price, compute, accuracy) on validation data; dominated points are dropped.
         trained_on: task, rows, seed, agent and whatever else is worth knowing; plain JSON.
-        reward: what the policy was rewarded for; its formula stands in the model card.
+        reward: what the policy was rewarded for, or its formula alone, which stands in the model card.
         overwrite: replaces an export that exists.
 
     Raises:
@@ -110,7 +110,7 @@ def save(
         price=checked_price(price),
         table=price_table if isinstance(price_table, PriceTable) else PriceTable.monotone(price_table),
         trained_on=trained_on or {},
-        reward=reward.formula,
+        reward=reward if isinstance(reward, str) else reward.formula,
         network=network or stack.described(),
     )
 
@@ -150,15 +150,17 @@ def _place(folder: Path, fill: Callable[[Path], None], overwrite: bool) -> None:
     atomic_replace(folder, fill, overwrite=overwrite)
 
 
-def read_description(folder: Path | str, features: Sequence[Feature] = ()) -> Description:
-    """What an exported policy is; `features` are those of one's own that it may see.
+def read_description(folder: Path | str, features: Sequence[Feature] | None = ()) -> Description:
+    """What an exported policy is; `features` are those of one's own that it may see, None: any, for a description that is not run.
 
     Raises:
         UserError: if the folder is none, or a field of its `policy.json` is missing or wrong.
     """
     if not Path(folder).is_dir():
         raise UserError(f"there is no folder {folder}; name an exported policy, the folder with a {DESCRIPTION}")
-    return Description.read(Path(folder, DESCRIPTION), features)
+    if not Path(folder, DESCRIPTION).is_file() and Path(folder, "policy", DESCRIPTION).is_file():
+        raise UserError(f"{folder} is a run; name the policy in it, {Path(folder, 'policy')}")
+    return Description.read(Path(folder, DESCRIPTION), None if features is None else tuple(map(as_feature, features)))
 
 
 def load_policy(folder: Path | str, features: Sequence[Feature] = ()) -> JumpPolicy:

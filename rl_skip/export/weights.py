@@ -1,17 +1,18 @@
 """Weights in safetensors: written as they are, and read only into a network that they fit."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["build", "read_weights", "save_weights"]
+__all__ = ["build", "count_weights", "read_weights", "save_weights"]
 
 M = TypeVar("M", bound=nn.Module)
 RIGHT_NETWORK = "the weights go with the network that they were saved from"
@@ -63,6 +64,21 @@ def read_weights(file: Path, expected: dict[str, Tensor], same_dtype: bool = Fal
     if unknown := sorted(state.keys() - expected.keys()):
         raise UserError(f"{file}: the weight {unknown[0]} is unknown; {RIGHT_NETWORK}")
     return {name: tensor.clone() for name, tensor in state.items()}  # in the file they are not aligned, which changes the last bit of sums
+
+
+def count_weights(file: Path) -> int:
+    """How many numbers a file of weights holds; none of them is read.
+
+    Raises:
+        UserError: if it is no such file.
+    """
+    if not file.is_file():
+        raise UserError(f"there is no {file.name} in {file.parent}; write the folder anew")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118, it is no dictionary
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is not a readable safetensors file ({error}); write the folder anew") from None
 
 
 def save_weights(file: Path, state: dict[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ from rl_skip.core.batches import in_batches
 from rl_skip.core.features import View
 from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.reward import LINEAR, Reward
-from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
+from rl_skip.core.routing import Decision, FixedRoute, Router, RoutingState, routed_forward
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Task
 
@@ -102,8 +102,10 @@ def evaluate(
         reward: what a row earns.
     """
 
+    route = router if isinstance(router, Tensor) else router.route if isinstance(router, FixedRoute) else None
+
     def run(batch: Examples, rows: Tensor) -> tuple[Tensor, ...]:
-        chosen = router[rows.to(router.device)] if isinstance(router, Tensor) and router.dim() == 2 else router
+        chosen = route[rows.to(route.device)] if route is not None and route.dim() == 2 else router
         rollout = routed_forward(stack, chosen, batch.inputs, price=price)
         return rollout.route, task.accuracy(rollout.outputs, batch.labels), rollout.compute, task.prediction(rollout.outputs)
 

@@ -78,8 +78,18 @@ def defaults_of(name: str, data: str | None, given: Mapping[str, str]) -> Mappin
         name, data: as `load_task` takes them.
         given: the options that are given, by their names with underscores.
     """
-    defaults = _own_task(name, data).defaults if is_own(name) else TASKS.find(name).defaults
-    return defaults(given) if callable(defaults) else defaults
+    if not is_own(name):
+        defaults = TASKS.find(name).defaults
+        return defaults(given) if callable(defaults) else defaults
+    defaults, place = _own_task(name, data).defaults, Path(name.rpartition(":")[0]).parent
+    return {option: _from(place, value) for option, value in (defaults(given) if callable(defaults) else defaults).items()}
+
+
+def _from(place: Path, value: Any) -> Any:
+    """A value of a task's defaults; a file that it names is looked for beside the task's own."""
+    if isinstance(value, list | tuple):
+        return tuple(_from(place, part) for part in value)
+    return str(place / value) if isinstance(value, str) and is_own(value) else value
 
 
 @cache

@@ -1,8 +1,10 @@
 """What a comparison knows of a baseline: one record, which stands beside the code that trains or measures it."""
 
+import re
 from dataclasses import dataclass, fields
 from typing import Any
 
+from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.measure.compare.style import GREY
 
@@ -31,11 +33,17 @@ class BaselineRecord:
     control: bool = False
     """Whether it is a control or a bound that nobody would run: it has a point for each of the policy's prices, and stands beside that one."""
     colour: str = GREY
-    """Of matplotlib."""
+    """As #rrggbb."""
     marker: str = "h"
     """Of matplotlib."""
     line: str | tuple[float, ...] = "-"
     """A line style of matplotlib, empty for none; or how long dashes and gaps are, in turns."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"#[0-9a-fA-F]{6}", self.colour):
+            raise UserError(f"the colour of the baseline {self.name} must be #rrggbb, got {self.colour!r}")
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise UserError(f"a baseline is called by letters, digits, dots and dashes, got {self.name!r}; its title may be longer")
 
     def to_json(self) -> dict[str, Any]:
         """What `read` takes."""

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from rl_skip.core.errors import UserError
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Task
@@ -28,19 +29,35 @@ class RouteBook:
 
     def follow(self, route: Tensor) -> tuple[Tensor, Tensor]:
         """Score and compute, (N,) each, of rows that each follow their own `route` (N, L), or all of them one (L,)."""
-        if self.routes is None:
+        route = self._checked(route)
+        column = torch.arange(len(self.examples))
+        place = self._places(route.expand(len(column), -1))
+        if place is None:
             found = evaluate(self.stack, route.to(self.examples.labels.device), self.task, self.examples)
             return found.correct, found.compute_by_row
-        column = torch.arange(len(self.examples))
-        place = self.place[_number(route.expand(len(column), -1))]
         return self.correct[place, column], self.compute[place, column]
 
     def each(self, routes: Tensor) -> tuple[Tensor, Tensor]:
         """Score and compute, (K, N) each, of every row on each of `routes` (K, L)."""
-        if self.routes is None:
+        routes = self._checked(routes)
+        place = self._places(routes)
+        if place is None:
             return evaluate_routes(self.stack, self.task, self.examples, routes)
-        place = self.place[_number(routes)]
         return self.correct[place], self.compute[place]
+
+    def _places(self, routes: Tensor) -> Tensor | None:
+        """Where routes (..., L) stand in the book; None where one of them does not, such as one that leaves early where the policy may not."""
+        if self.routes is None:
+            return None
+        place = self.place[_number(routes)]
+        return None if (place < 0).any() else place
+
+    def _checked(self, routes: Tensor) -> Tensor:
+        if routes.shape[-1] != self.stack.depth:
+            raise UserError(f"a route of this network has {self.stack.depth} layers, got {routes.shape[-1]}; mend the baseline that gave it")
+        if not routes[..., 0].all():
+            raise UserError("layer 0 always runs, and a route leaves it out; mend the baseline that gave it")
+        return routes.bool()
 
     def best_by_row(self, price: float, reward: Reward = LINEAR) -> tuple[Tensor, Tensor]:
         """The oracle, which knows the labels: score and compute, (N,) each, of the route of highest reward for each row."""

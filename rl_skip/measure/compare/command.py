@@ -53,6 +53,8 @@ def compare_and_write(
 
 
 def _own_baseline(reference: str) -> MeasuredBaseline:
+    if reference in BASELINES.names():
+        raise UserError(f"the baseline {reference!r} is part of every comparison; set --baseline to file.py:name for one of your own")
     found = BASELINES.find(reference)
     if not isinstance(found, MeasuredBaseline):
         raise UserError(f"{reference} is a {type(found).__name__}, not a rl_skip.MeasuredBaseline; set --baseline to one")

@@ -105,9 +105,15 @@ def _check_together(found: Measurement, others: list[Measurement]) -> None:
         ("depth", found.model.stack.depth, first.model.stack.depth),
         ("test rows", len(found.rows.test), len(first.rows.test)),
         ("dial", bool(found.model.table.points), bool(first.model.table.points)),
+        ("reward", found.reward.formula, first.reward.formula),
+        ("features", _feature_names(found), _feature_names(first)),
     ):
         if mine != theirs:
             raise UserError(f"{found.folder} has {what} {mine}, {first.folder} has {theirs}; name runs of one task that differ in their seed alone")
+
+
+def _feature_names(measured: Measurement) -> str:
+    return ", ".join(feature.name for feature in measured.model.rules.layout.features)
 
 
 def compared(measurements: list[Measurement], trained: list[list[Curve]], notes: Iterable[str] = (), *, begun: float | None = None) -> Comparison:
@@ -120,6 +126,9 @@ def compared(measurements: list[Measurement], trained: list[list[Curve]], notes:
     """
     begun = time.monotonic() if begun is None else begun
     first, notes = measurements[0], list(notes)
+    for one, curves in zip(measurements, trained, strict=True):
+        if clash := next((curve.record.name for curve in curves if curve.record.name in one.curves), None):
+            raise UserError(f"two baselines are called {clash!r}, one trained and one of your own; call yours by another name")
     every = [one.curves | {curve.record.name: curve for curve in curves} for one, curves in zip(measurements, trained, strict=True)]
     records = {name: curve.record for curves in every for name, curve in curves.items()}
     names = sorted(records, key=lambda name: (records[name].control, records[name].trained))  # otherwise as they come, the policy first
@@ -151,6 +160,7 @@ def compared(measurements: list[Measurement], trained: list[list[Curve]], notes:
         verdict=judge(str(first.folder), first.model.stack.depth, operating, times),
         notes=tuple(notes),
         taken=first.taken,
+        reward=first.reward.formula,
         seconds=time.monotonic() - begun,
     )
 

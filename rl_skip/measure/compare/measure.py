@@ -55,6 +55,8 @@ class Measurement:
     majority_accuracy: Tensor
     """(N,), the score of each test row where nothing is run and the class most frequent on validation data is answered."""
     taken: RoutesTaken
+    reward: Reward = LINEAR
+    """What the policy was rewarded for."""
 
 
 def measure(
@@ -105,6 +107,7 @@ def measure(
         taken=RoutesTaken(
             exported.route, exported.prediction, exported.correct, exported.compute_by_row, task.class_of(rows.test.labels).cpu()
         ),
+        reward=reward,
     )
 
 

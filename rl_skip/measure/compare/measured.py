@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rl_skip.core.errors import UserError
-from rl_skip.core.plugins import Registry
+from rl_skip.core.plugins import Registry, own_code
 from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.random_routes import random_routes_at
 from rl_skip.core.reward import LINEAR, Reward
@@ -88,12 +88,16 @@ def measured_curve(baseline: MeasuredBaseline, bench: Bench, seed: int) -> Curve
     Raises:
         UserError: if what its function gave is no curve.
     """
-    found = baseline.measure(bench)
+    with own_code(f"the baseline {baseline.record.name}"):
+        found = baseline.measure(bench)
     if found is None:
         return None
     if isinstance(found, Mapping):
-        parts = [tuple(_point(label, way, book) for label, way in found.items()) for book in bench.books]
+        parts = [tuple(_point(str(label), way, book) for label, way in found.items()) for book in bench.books]
         found = (parts[0], parts[1])
+    elif not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, tuple) for part in found)):
+        expected = "a dictionary of ways to run the network by their labels, or two tuples of points"
+        raise UserError(f"the baseline {baseline.record.name} returned {type(found).__name__}, not {expected}")
     name = baseline.record.name
     if not found[1]:
         raise UserError(f"the baseline {name} gave no way to run the network; let it return at least one")

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rl_skip.core.reward import LINEAR
 from rl_skip.measure.compare.baseline import BaselineRecord
 
 __all__ = [
@@ -192,6 +193,8 @@ class Comparison:
     notes: tuple[str, ...]
     """What was left out, and why."""
     taken: RoutesTaken
+    reward: str = LINEAR.formula
+    """What the policy was rewarded for, in words."""
     seconds: float = 0.0
     """How long the comparison took."""
 

@@ -22,7 +22,7 @@ Everything is measured on test data; prices, routes and points of curves were ch
 - *lead*: the policy's accuracy minus the baseline's, row by row. *p*: exact McNemar test with one run; with several, signs of rows flipped at random.
 - *area*: mean accuracy over all budgets from 0.2 to 1, each answered with the point that validation data choose within it; where none is that
   cheap, by always answering with the most frequent class.
-- *share of the oracle's gap*: (policy - best fixed route) / (oracle - best fixed route), in score - price * compute at the policy's price.
+- *share of the oracle's gap*: (policy - best fixed route) / (oracle - best fixed route), in {reward} at the policy's price.
 - *break-even*: the compute below which the policy is faster than full depth, estimated from what layers and decisions took.
 """
 TRAINED = """\
@@ -78,7 +78,7 @@ def _about(comparison: Comparison) -> str:
     records = [curve.record for curve in comparison.curves]
     curves = "\n".join(f"- *{record.title}*: {record.about}." for record in records if record.about)
     trained = [TRAINED.rstrip()] if any(record.trained for record in records) else []
-    about = ABOUT.format(seeds=" and seeds" if len(comparison.seeds) > 1 else "", curves=curves).rstrip()
+    about = ABOUT.format(seeds=" and seeds" if len(comparison.seeds) > 1 else "", curves=curves, reward=comparison.reward).rstrip()
     return "\n\n".join([about, " ".join([SPENDING, *trained])])
 
 

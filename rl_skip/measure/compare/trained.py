@@ -73,6 +73,8 @@ def read_baselines(folders: Iterable[Path], task: str, rows: Rows, data: str | N
     curves: dict[str, Curve] = {}
     notes: list[str] = []
     for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}; set --baselines to folders of finished runs")
         _check_task(folder, task)
         if (folder / CURVE).is_file():
             curve = _on_rows(folder, load_curve(folder), rows)
