@@ -60,10 +60,10 @@ def measured(run: Path) -> Found:
     return Found(
         name=run.name,
         seconds=json.loads((run / "report.json").read_text())["seconds"],
-        accuracy=policy.accuracy,
+        accuracy=policy.score,
         compute=policy.compute,
         required_depth=float(required_depth.double().mean()) / model.stack.depth,
-        fixed=fixed.accuracy,
+        fixed=fixed.score,
         shuffled=float(shuffled.mean()),
         layers=[float(run_by_row[kind].mean()) for kind in kinds],
         right=[float(policy.correct[kind].mean()) for kind in kinds],

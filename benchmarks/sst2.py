@@ -56,7 +56,7 @@ def fine_tuned(folder: Path, config: TrainConfig, epochs: int, layers: int | Non
         for update in range(learner.warmup_updates):
             warm_up.update(update)
             if (update + 1) % learner.updates_per_epoch == 0:
-                accuracy = evaluate(stack, learner.full_route, task, learner.validation).accuracy
+                accuracy = evaluate(stack, learner.full_route, task, learner.validation).score
                 print(f"{folder.name}: epoch {(update + 1) // learner.updates_per_epoch}, validation {accuracy:.1%}", flush=True)
                 if accuracy >= best:
                     best = accuracy
@@ -114,7 +114,7 @@ def main() -> None:
     depth = full.depth
     for name, stack in {"bare model": full, "the run's model, all layers": model.stack, **baselines}.items():
         found = evaluate(stack, torch.ones(stack.depth, dtype=torch.bool), task, test)
-        rows[name] = found.accuracy, stack.depth / depth
+        rows[name] = found.score, stack.depth / depth
     models |= {name: stack.model for name, stack in baselines.items()}
     prices = {"policy, as exported": model.price}
     for budget in arguments.budgets:
@@ -122,7 +122,7 @@ def main() -> None:
         prices[f"policy, budget {budget:g}"] = model.table.price_for(budget) if budget >= least.compute else least.price
     for name, price in prices.items():
         found = evaluate(model.stack, model.policy, task, test, price=price)
-        rows[name] = found.accuracy, found.compute
+        rows[name] = found.score, found.compute
         models[name] = attached(model, run, price)
     with torch.no_grad():
         times = milliseconds(models, test)

@@ -66,8 +66,8 @@ def best_of(one: Operating) -> list[BaselineResult]:
     assert one.budget is not None
     taking_part = [baseline for baseline in one.baselines if not baseline.record.control and baseline.record.name != FULL_DEPTH]
     within = [baseline for baseline in taking_part if baseline.compute <= one.budget + SLACK]
-    best = max(within, key=lambda baseline: baseline.accuracy.value, default=None)
-    return [] if best is None else [baseline for baseline in within if baseline.accuracy.value >= best.accuracy.low]
+    best = max(within, key=lambda baseline: baseline.score.value, default=None)
+    return [] if best is None else [baseline for baseline in within if baseline.score.value >= best.score.low]
 
 
 def line(study: str, one: Operating, names: Iterable[str]) -> str:
@@ -79,9 +79,9 @@ def line(study: str, one: Operating, names: Iterable[str]) -> str:
         if baseline is None:
             cells.append("")
             continue
-        accuracy = f"{100 * baseline.accuracy.value:.1f}"
+        accuracy = f"{100 * baseline.score.value:.1f}"
         cells.append((f"**{accuracy}**" if baseline in best else accuracy) + f" @ {baseline.compute:.2f}")
-    spread = 100 * one.baselines[0].accuracy.half_width
+    spread = 100 * one.baselines[0].score.half_width
     gap = "" if one.gap_closed is None else f"{one.gap_closed.value:.0%}"
     return f"| {study} | {one.budget:g} | " + " | ".join(cells) + f" | {spread:.1f} | {gap} |"
 

@@ -92,7 +92,7 @@ class EnvOptions:
             stack.to(device),
             self._rules(stack, None if model is None else model.rules),
             task.load(self.split).to(device),
-            self.score if callable(self.score) else getattr(task, self.score),
+            self.score if callable(self.score) else task.score if self.score == "accuracy" else task.probability,
             num_envs=num_envs,
             price=self._price(DEFAULT_PRICE if model is None else model.price),
             reward=self._reward(),

@@ -13,6 +13,7 @@ from agents.agent import AGENTS
 from agents.baselines.baseline import Baseline, Setting, Unsuited, batch_metrics
 from agents.policy.calibration import CALIBRATION_ROWS
 from agents.run.learner import Learner
+from agents.run.telemetry import score_metric
 from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.costs import count_flops, counting
 from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
@@ -135,8 +136,8 @@ class Exits(Baseline):
         router = EveryHead(self.heads)
         rollout = routed_forward(learner.stack, router, batch.inputs)
         loss = torch.stack([task.loss(outputs, batch.labels).mean() for outputs in (*router.said, rollout.outputs)]).mean()
-        metrics = self.learn(loss, update)
-        return batch_metrics(loss, task.accuracy(rollout.outputs, batch.labels), rollout.compute, rollout.route) | metrics
+        metrics = self.learn(loss, update) | score_metric(task, "rollout", rollout.outputs, batch.labels)
+        return batch_metrics(loss, rollout.compute, rollout.route) | metrics
 
     def calibrate(self) -> None:
         """Chooses thresholds: quantiles of the entropies of all heads on validation data, and those of no row and of every row."""

@@ -16,6 +16,7 @@ from agents.baselines.baseline import Baseline, Setting, batch_metrics
 from agents.options.config import positive
 from agents.policy.calibration import CALIBRATION_ROWS, logit_bias_within
 from agents.run.learner import Learner
+from agents.run.telemetry import score_metric
 from rl_skip.core.costs import linear_flops
 from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs, row_count
@@ -225,8 +226,8 @@ class Gumbel(Baseline):
         supervised = learner.task.loss(outputs, batch.labels).mean()
         missed = compute.mean() - self.budget
         metrics = self.learn(supervised + self.config.gate_target_weight * missed.square(), update)
-        accuracy = learner.task.accuracy(outputs, batch.labels)
-        return batch_metrics(supervised, accuracy, compute, opened) | {"train/budget_missed": missed} | metrics
+        metrics |= score_metric(learner.task, "rollout", outputs, batch.labels)
+        return batch_metrics(supervised, compute, opened) | {"train/budget_missed": missed} | metrics
 
     def calibrate(self) -> None:
         """Biases the logits of all gates alike until the routes spend the budget on validation data, as a policy is calibrated to its budget."""

@@ -25,23 +25,23 @@ def calibrate(learner: Learner, prices: PriceRange | BudgetPrice) -> tuple[Price
     """The price table from validation data, and the operating price.
 
     The operating price is the fixed price where there is one; with a budget, the price that training ended at, the policy being
-    calibrated to the budget first; else that of the smallest compute whose validation accuracy is within half a point of the
+    calibrated to the budget first; else that of the smallest compute whose score on validation data is within half a point of the
     best in the table.
     """
     low, high = prices.range
     if low == high:
-        return PriceTable(), low
+        return PriceTable(score_name=learner.task.score_name), low
     if isinstance(prices, BudgetPrice):
         calibrate_to_budget(learner, prices.validation_price, prices.budget)
     measured = []
     for price in price_grid(low, high):
         evaluation = evaluate(learner.stack, learner.policy, learner.task, learner.validation, price=price)
-        measured.append(PricePoint(price, evaluation.compute, evaluation.accuracy))
-    table = PriceTable.monotone(measured)
+        measured.append(PricePoint(price, evaluation.compute, evaluation.score))
+    table = PriceTable.monotone(measured, learner.task.score_name)
     if isinstance(prices, BudgetPrice):
         return table, prices.validation_price
-    enough = table.points[-1].accuracy - TOLERANCE if table.points else math.inf
-    return table, next(point.price for point in table.points if point.accuracy >= enough)
+    enough = table.points[-1].score - TOLERANCE if table.points else math.inf
+    return table, next(point.price for point in table.points if point.score >= enough)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from rl_skip.core.dial import PriceTable
 from rl_skip.core.errors import UserError
 from rl_skip.core.plugins import label_of
 from rl_skip.core.reward import find_reward
-from rl_skip.core.task import Examples
+from rl_skip.core.task import Examples, score_key
 from rl_skip.export.policy_folder import save
 from rl_skip.measure.evaluation import Evaluation, evaluate
 from rl_skip.measure.guarantee import guarantee
@@ -82,7 +82,7 @@ class PolicyAgent(Agent):
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """(B,), what each row's prediction is worth to the policy."""
         task = self.learner.task
-        return task.accuracy(outputs, labels) if self.config.score == "accuracy" else task.probability(outputs, labels)
+        return task.score(outputs, labels) if self.config.score == "accuracy" else task.probability(outputs, labels)
 
     def evaluate(self, examples: Examples) -> Evaluation:
         """The greedy policy at the price used for validation."""
@@ -100,9 +100,9 @@ class PolicyAgent(Agent):
         price = self._guaranteed(table, price, run.console)
         self._export(run, table, price)
         report = final_report(learner, table, price, seconds=run.seconds, reward=self.reward)
-        print_report(report, run.folder, run.console, own_stack=run.own_stack)
+        print_report(report, run.folder, run.console, learner.task.score_name, own_stack=run.own_stack)
         show_routes(run.writer, learner, price)
-        return Results(report, {name: report["policy"][name] for name in ("accuracy", "compute", "reward")})
+        return Results(report, {name: report["policy"][name] for name in (score_key(learner.task.score_name), "compute", "reward")})
 
     def _guaranteed(self, table: PriceTable, price: float, console: Console) -> float:
         """The price that keeps the guarantee asked for; where the data do not support it, that is said, and the price stays."""

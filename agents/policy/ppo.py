@@ -18,7 +18,7 @@ from agents.policy.imitation import imitation_loss, imitation_weight
 from agents.policy.policy_agent import PolicyAgent, PolicyAgentConfig, entropy_weight
 from agents.policy.prices import BudgetPrice, PriceRange, PriceSource
 from agents.run.learner import Critic, Learner
-from agents.run.telemetry import rollout_metrics
+from agents.run.telemetry import rollout_metrics, score_metric
 from envs import Price, SB3SkipVecEnv, SkipCore
 from rl_skip.core.errors import UserError
 from rl_skip.core.policy import JumpPolicy
@@ -170,10 +170,10 @@ class Ppo(PolicyAgent):
             loss, metrics["train/supervised_loss"] = loss + supervised, supervised
         if loss.requires_grad:
             metrics["train/grad_norm"] = learner.apply(loss)
-        accuracy = learner.task.accuracy(outputs, batch.labels)
+        metrics |= score_metric(learner.task, "rollout", outputs, batch.labels)
         score = self.score(outputs, batch.labels)
         self.prices.observe(route.compute.mean())
-        return rollout_metrics(route, score.detach(), accuracy, price, self.prices.reward, learner.rules.max_jump) | metrics
+        return rollout_metrics(route, score.detach(), price, self.prices.reward, learner.rules.max_jump) | metrics
 
     def state_dict(self) -> dict[str, Any]:
         """What PPO needs beside the learner to go on: its optimiser and its count of updates."""

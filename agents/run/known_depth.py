@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from agents.run.learner import Learner
+from agents.run.telemetry import score_metric
 from rl_skip.core.errors import UserError
 from rl_skip.core.routing import routed_forward
 from rl_skip.core.task import Examples
@@ -54,10 +55,10 @@ class KnownDepth:
         rate, batch = learner.set_learning_rates(update), self.batch(update)
         learner.prepare(learns=True)
         outputs = routed_forward(learner.stack, self.routes(batch), batch.inputs).outputs
-        loss, accuracy = learner.task.loss(outputs, batch.labels).mean(), learner.task.accuracy(outputs, batch.labels).mean()
-        self.observe_accuracy(accuracy)
+        loss, accuracy = learner.task.loss(outputs, batch.labels).mean(), score_metric(learner.task, "warmup", outputs, batch.labels)
+        self.observe_accuracy(*accuracy.values())
         norm = learner.apply(loss)
-        return {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate), "warmup/accuracy": accuracy}
+        return {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate)} | accuracy
 
     def batch(self, update: int) -> Examples:
         """Rows drawn from those at or below the level; which, depends on the seed and the update's number besides."""

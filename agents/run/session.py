@@ -26,7 +26,7 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_write
 from rl_skip.core.plugins import label_of
 from rl_skip.core.stack import LayerStack
-from rl_skip.core.task import Task
+from rl_skip.core.task import Task, score_key
 from rl_skip.measure.runs import CONFIG, is_run
 from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks import load_task
@@ -184,7 +184,7 @@ class Session:
         every = max(learner.updates_per_epoch // REPORTS_PER_EPOCH, 1)
         begun = time.monotonic() - self.seconds
         since, samples = time.monotonic(), 0
-        with Display(console, learner.updates, self.done) as display, stop.patiently():
+        with Display(console, learner.updates, self.done, score_name=self.task.score_name) as display, stop.patiently():
             for update in range(self.done, learner.updates):
                 warming = update < learner.warmup_updates
                 if update == learner.warmup_updates:
@@ -212,4 +212,4 @@ class Session:
         if done <= learner.warmup_updates or (done // interval == (done - 1) // interval and done != learner.updates):
             return {}
         evaluation = self.agent.evaluate(learner.validation)
-        return {"eval/accuracy": evaluation.accuracy, "eval/compute": evaluation.compute, "eval/reward": evaluation.reward}
+        return {f"eval/{score_key(learner.task.score_name)}": evaluation.score, "eval/compute": evaluation.compute, "eval/reward": evaluation.reward}

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from agents.run.known_depth import KnownDepth
 from agents.run.learner import Learner
+from agents.run.telemetry import score_metric
 from rl_skip.core.routing import routed_forward
 
 __all__ = ["RandomRoutes", "WarmUp", "warm_up_for"]
@@ -43,12 +44,13 @@ class RandomRoutes:
         learner = self.learner
         rate, batch = learner.set_learning_rates(update), learner.batch(update)
         learner.prepare(learns=True)
-        loss, accuracy = learner.full_depth_loss(batch)
+        loss, full = learner.full_depth_loss(batch)
         if (weight := learner.config.schedule.random_route_weight) > 0:
             outputs = routed_forward(learner.stack, learner.random_routes(len(batch)), batch.inputs).outputs
             loss = loss + weight * learner.task.loss(outputs, batch.labels).mean()
         norm = learner.apply(loss)
-        return {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate), "warmup/accuracy": accuracy}
+        metrics = {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate)}
+        return metrics | score_metric(learner.task, "warmup", full, batch.labels)
 
     def shortfall(self) -> str | None:
         return None

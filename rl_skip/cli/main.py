@@ -16,7 +16,7 @@ from rl_skip.cli.generate import generate
 from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
-from rl_skip.core.task import Split
+from rl_skip.core.task import Split, score_key
 from rl_skip.export.policy_folder import MODEL, copy_export, load, load_policy, read_description
 from rl_skip.measure.compare.command import compare_and_write
 from rl_skip.measure.compare.comparison import BUDGETS
@@ -83,7 +83,7 @@ def _parser() -> Parser:
     parser = Parser(prog="rl-skip", description="Measure, export and describe what train.py wrote.", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    measure = _command(commands, "eval", _eval, "run a trained network on its data and report accuracy and compute")
+    measure = _command(commands, "eval", _eval, "run a trained network on its data and report score and compute")
     measure.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
     measure.add_argument("--split", choices=("validation", "test"), default="test", help="which rows to measure on (default: %(default)s)")
     measure.add_argument("--data", help="where the data are, if not where the run read them")
@@ -182,14 +182,15 @@ def _eval(arguments: argparse.Namespace) -> Report:
     examples = task.load(split).to(device)
     options = {"price": model.price, "reward": read_run(arguments.run).reward, "batch_size": arguments.batch_size}
     measured, full_depth = beside_full_depth(model.stack, model.policy, task, examples, **options)
+    key = score_key(task.score_name)
     return {
-        "accuracy": measured.accuracy,
+        key: measured.score,
         "compute": measured.compute,
         "reward": measured.reward,
         "price": model.price,
         "rows": measured.rows,
         "split": split,
-        "full_depth_accuracy": full_depth.accuracy,
+        f"full_depth_{key}": full_depth.score,
         "distinct_routes": measured.distinct_routes,
         **task.measures(measured.correct),
         **promise,

@@ -36,13 +36,13 @@ class PricePoint(NamedTuple):
     price: float
     compute: float
     """Mean compute on validation data."""
-    accuracy: float
-    """Accuracy on validation data, 0 to 1."""
+    score: float
+    """Mean score on validation data, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class PriceTable:
-    """Points of ascending compute, descending price and accuracy that never falls; between them the logarithm of the price is a line in compute.
+    """Points of ascending compute, descending price and score that never falls; between them the logarithm of the price is a line in compute.
 
     Raises:
         ValueError: if the points do not ascend so; `monotone` makes a table of any that were measured.
@@ -56,30 +56,32 @@ class PriceTable:
     """
 
     points: tuple[PricePoint, ...] = ()
+    score_name: str = "accuracy"
+    """What reports call the score, as `Task.score_name`."""
 
     def __post_init__(self) -> None:
         for point in self.points:
-            if not (all(math.isfinite(value) for value in point) and point.price >= 0 and point.compute > 0 and 0 <= point.accuracy <= 1):
-                raise ValueError(f"not a price of at least 0, a compute above 0 and an accuracy in [0, 1]: {tuple(point)}")
+            if not (all(math.isfinite(value) for value in point) and point.price >= 0 and point.compute > 0 and 0 <= point.score <= 1):
+                raise ValueError(f"not a price of at least 0, a compute above 0 and a score in [0, 1]: {tuple(point)}")
         for lower, upper in pairwise(self.points):
-            if not (lower.compute < upper.compute and lower.price > upper.price and lower.accuracy <= upper.accuracy):
-                raise ValueError(f"compute must ascend, price descend and accuracy not fall, got {tuple(upper)} after {tuple(lower)}")
+            if not (lower.compute < upper.compute and lower.price > upper.price and lower.score <= upper.score):
+                raise ValueError(f"compute must ascend, price descend and score not fall, got {tuple(upper)} after {tuple(lower)}")
 
     @classmethod
-    def monotone(cls, points: Iterable[tuple[float, float, float]]) -> "PriceTable":
-        """The table of measured (price, compute, accuracy), without the points that another one dominates.
+    def monotone(cls, points: Iterable[tuple[float, float, float]], score_name: str = "accuracy") -> "PriceTable":
+        """The table of measured (price, compute, score), without the points that another one dominates.
 
-        A point goes if another is as accurate for no more compute. Of what is left, the most points whose price falls
+        A point goes if another has as high a score for no more compute. Of what is left, the most points whose price falls
         as compute rises stay: noise can make a dearer price run more layers, and a dial must turn one way.
         """
         best: list[PricePoint] = []
-        for point in sorted((PricePoint(*point) for point in points), key=lambda point: (point.compute, -point.accuracy, -point.price)):
-            if not best or point.accuracy > best[-1].accuracy:
+        for point in sorted((PricePoint(*point) for point in points), key=lambda point: (point.compute, -point.score, -point.price)):
+            if not best or point.score > best[-1].score:
                 best.append(point)
         chains: list[tuple[PricePoint, ...]] = []  # for each point, the longest chain of falling prices that ends in it
         for point in best:
             chains.append((*max((chain for chain in chains if chain[-1].price > point.price), key=len, default=()), point))
-        return cls(max(chains, key=len, default=()))
+        return cls(max(chains, key=len, default=()), score_name)
 
     def price_for(self, budget: float) -> float:
         """The cheapest price whose mean compute is at most `budget`.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rl_skip.core.inputs import Inputs, map_inputs, row_count, take_rows, trimmed
 from rl_skip.core.stack import LayerStack
 
-__all__ = ["Defaults", "Embedding", "Examples", "Split", "Task", "stratified_split"]
+__all__ = ["Defaults", "Embedding", "Examples", "Split", "Task", "score_key", "stratified_split"]
 
 Split = Literal["train", "validation", "test"]
 Defaults = Mapping[str, Any] | Callable[[Mapping[str, str]], Mapping[str, Any]]
@@ -91,6 +91,8 @@ class Task:
     """`NetworkConfig` → the network, where it is a model from transformers; None: one of ours is built around the embedding."""
     defaults: Defaults = field(default_factory=dict, compare=False)
     """Options of training that suit it, such as {"epochs": 6, "score": "probability"}."""
+    score_name: str = "accuracy"
+    """What reports call the mean of `score`."""
 
     def build(self, config: NetworkSize) -> LayerStack:
         """The network of a `NetworkConfig`: fresh, or the model that the task was given."""
@@ -102,8 +104,8 @@ class Task:
         """(B,), cross-entropy of each row."""
         return torch.nn.functional.cross_entropy(outputs, labels, reduction="none")
 
-    def accuracy(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """(B,), 1 where the likeliest class is the label, else 0."""
+    def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """(B,) in [0, 1], how good each row's outputs are: 1 where the likeliest class is the label, else 0."""
         return (outputs.argmax(dim=1) == labels).float()
 
     def probability(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -125,6 +127,11 @@ class Task:
     def measures(self, score: Tensor) -> dict[str, float]:
         """What is reported of the scores (N,) besides their mean."""
         return {}
+
+
+def score_key(score_name: str) -> str:
+    """The name of a score as a key in JSON and in TensorBoard's tags."""
+    return score_name.replace(" ", "_")
 
 
 def stratified_split(labels: Tensor, fractions: tuple[float, float, float] = (0.6, 0.2, 0.2), seed: int = 0) -> dict[Split, Tensor]:

@@ -88,7 +88,7 @@ def save(
         weights: whether to write the stack's weights too. False for a pretrained network that its user has anyway.
         network: from `network_to_json`, with which `load` rebuilds the stack; without it, `load` asks for the stack.
         price: the operating price, chosen on validation data; that of the `SkipLayer` by default.
-        price_table: measured (price, compute, accuracy) on validation data; dominated points are dropped.
+        price_table: measured (price, compute, score) on validation data; dominated points are dropped.
         trained_on: task, rows, seed, agent and whatever else is worth knowing; plain JSON.
         reward: what the policy was rewarded for; its formula stands in the model card.
         overwrite: replaces an export that exists.

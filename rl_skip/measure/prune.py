@@ -9,7 +9,7 @@ import torch
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.core.files import atomic_replace
-from rl_skip.core.task import Task
+from rl_skip.core.task import Task, score_key
 from rl_skip.core.version import __version__
 from rl_skip.export.policy_folder import SkipModel, read_description
 from rl_skip.export.pruned import CARD, DESCRIPTION, FORMAT_VERSION, MODEL, WEIGHTS, PrunedNetwork, checked_layers
@@ -49,7 +49,7 @@ def prune(
         batch_size: rows that run together while the network is measured.
 
     Returns:
-        Which layers stay, and the accuracy of the pruned network on test data beside full depth and the policy.
+        Which layers stay, and the score of the pruned network on test data beside full depth and the policy.
 
     Raises:
         UserError: if there is no finished run, the folder exists, or the layers or the budget cannot be.
@@ -85,7 +85,7 @@ def prune(
         if not whole_model:
             save_weights(new / WEIGHTS, pruned.state_dict())
         takes_stack = origin.missing is not None and not whole_model
-        (new / CARD).write_text(_card(description, removed, takes_stack), encoding="utf-8")
+        (new / CARD).write_text(_card(description, removed, takes_stack, task.score_name), encoding="utf-8")
 
     atomic_replace(folder, fill)
     return {"folder": str(folder), "layers": list(layers), "removed": removed, **measured, "weights": weights, "full_depth_weights": whole}
@@ -123,22 +123,23 @@ def _measure(model: SkipModel, task: Task, layers: tuple[int, ...], batch_size: 
     route = torch.zeros(model.stack.depth, dtype=torch.bool)
     route[list(layers)] = True
     fixed = evaluate(model.stack, route, task, test, batch_size=batch_size)
-    policy, whole = beside_full_depth(model.stack, model.policy, task, test, price=model.price, batch_size=batch_size)
+    policy, full = beside_full_depth(model.stack, model.policy, task, test, price=model.price, batch_size=batch_size)
+    key = score_key(task.score_name)
     return {
-        "accuracy": fixed.accuracy,
+        key: fixed.score,
         "compute": fixed.compute,
-        "full_depth_accuracy": whole.accuracy,
-        "full_depth_compute": whole.compute,
-        "policy_accuracy": policy.accuracy,
+        f"full_depth_{key}": full.score,
+        "full_depth_compute": full.compute,
+        f"policy_{key}": policy.score,
         "policy_compute": policy.compute,
         "rows": fixed.rows,
         "split": "test",
     }
 
 
-def _card(description: dict[str, Any], removed: list[int], takes_stack: bool) -> str:
+def _card(description: dict[str, Any], removed: list[int], takes_stack: bool, score_name: str) -> str:
     """`README.md` of a pruned network, which is loaded with the whole network at hand or without."""
-    measured = description["measured"]
+    measured, key = description["measured"], score_key(score_name)
     argument = ", stack" if takes_stack else ""
     use = f'import rl_skip\n\nnetwork = rl_skip.load_pruned("path/to/this/folder"{argument})\noutputs = network(inputs)'
     kept, gone = (", ".join(map(str, layers)) for layers in (description["layers"], removed))
@@ -149,15 +150,15 @@ def _card(description: dict[str, Any], removed: list[int], takes_stack: bool) ->
         f"{left_out}. It has no jump policy and no routing. Layers are numbered from 0, as in the whole network.",
         "## Trained on",
         "\n".join(f"- {name}: {value}" for name, value in description["trained_on"].items()) or "Not recorded.",
-        "## Accuracy and compute",
+        f"## {score_name.capitalize()} and compute",
         f"Measured on {measured['rows']} {measured['split']} rows; compute is 1 for all layers of the whole network.",
         "\n".join(
             [
-                "| | accuracy | mean compute |",
+                f"| | {score_name} | mean compute |",
                 "| --- | --- | --- |",
-                f"| this network | {measured['accuracy']:.4f} | {measured['compute']:.3f} |",
-                f"| every layer | {measured['full_depth_accuracy']:.4f} | {measured['full_depth_compute']:.3f} |",
-                f"| the jump policy | {measured['policy_accuracy']:.4f} | {measured['policy_compute']:.3f} |",
+                f"| this network | {measured[key]:.4f} | {measured['compute']:.3f} |",
+                f"| every layer | {measured[f'full_depth_{key}']:.4f} | {measured['full_depth_compute']:.3f} |",
+                f"| the jump policy | {measured[f'policy_{key}']:.4f} | {measured['policy_compute']:.3f} |",
             ]
         ),
         "## Use",

@@ -33,7 +33,7 @@ LONGEST = 1024
 
 @dataclass(frozen=True)
 class LanguageTask(Task):
-    """Rows of tokens; the score of a row is the probability of a token that follows its prompt, in the geometric mean: exp(−loss)."""
+    """Rows of tokens; the score of a row is the geometric mean of the probabilities of the tokens that follow its prompt, exp(−loss)."""
 
     characters_per_token: float = 1.0
 
@@ -43,13 +43,13 @@ class LanguageTask(Task):
         counted = (labels[:, 1:] != NOT_COUNTED).sum(dim=1).clamp(min=1)
         return losses.view(len(labels), -1).sum(dim=1) / counted
 
-    def accuracy(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """(B,), exp(−loss)."""
         return torch.exp(-self.loss(outputs, labels))
 
     def probability(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """(B,), exp(−loss)."""
-        return self.accuracy(outputs, labels)
+        return self.score(outputs, labels)
 
     def prediction(self, outputs: Tensor) -> Tensor:
         """(B,) long, zeros: all rows are of one class."""
@@ -113,7 +113,8 @@ def language(path: Path, options: TaskOptions) -> Task:
         return tokenizer.batch_decode(examples.inputs["input_ids"])
 
     per_token = len(parts["validation"]) / max(len(ids["validation"]), 1)
-    return LanguageTask("language", ("text",), load, no_embedding, rows, in_words, network=network, characters_per_token=per_token)
+    names: Any = {"name": "language", "classes": ("text",), "score_name": "token likelihood"}
+    return LanguageTask(**names, load=load, embedding=no_embedding, tokens=rows, in_words=in_words, network=network, characters_per_token=per_token)
 
 
 def _tokenizer(text: str) -> Any:

@@ -152,6 +152,7 @@ def compared(measurements: list[Measurement], trained: list[list[Curve]], notes:
         notes=tuple(notes),
         taken=first.taken,
         seconds=time.monotonic() - begun,
+        score_name=first.task.score_name,
     )
 
 
@@ -171,7 +172,7 @@ class _Together:
             picked = [curve.test[n] for curve, n in zip(curves, chosen, strict=True) if n is not None]
             if len(picked) == len(curves):
                 compute = sum(point.mean_compute for point in picked) / len(picked)
-                points[tuple(n for n in chosen if n is not None)] = CurvePoint(picked[0].label, compute, self._accuracy(picked))
+                points[tuple(n for n in chosen if n is not None)] = CurvePoint(picked[0].label, compute, self._score(picked))
         areas = [area_by_row(curve.validation, curve.test, one.majority_accuracy) for curve, one in zip(curves, self.measurements, strict=True)]
         ordered = sorted(points.values(), key=lambda point: point.compute)
         return BaselineCurve(curves[0].record, tuple(ordered), self.bootstrap.interval(torch.stack(areas)))
@@ -217,9 +218,9 @@ class _Together:
         layers = tuple(_routes(chosen[0])[0].nonzero().squeeze(1).tolist()) if name == BEST_FIXED else None
         compute = _mean(one.mean_compute for one in chosen)
         record = self.curves[0][name].record
-        return BaselineResult(record, chosen[0].label, compute, self._accuracy(chosen), self.bootstrap.interval(lead), p_value(lead), layers)
+        return BaselineResult(record, chosen[0].label, compute, self._score(chosen), self.bootstrap.interval(lead), p_value(lead), layers)
 
-    def _accuracy(self, points: list[Point]) -> Interval:
+    def _score(self, points: list[Point]) -> Interval:
         return self.bootstrap.interval(torch.stack([point.correct for point in points]))
 
 

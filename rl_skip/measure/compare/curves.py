@@ -1,4 +1,4 @@
-"""What a baseline leaves for `compare`: for each point of its accuracy-compute curve, every row's score, compute and route."""
+"""What a baseline leaves for `compare`: for each point of its score-compute curve, every row's score, compute and route."""
 
 import json
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Point:
     """(N, L) bool, the layers that each row ran; None where layers of the whole stack say nothing."""
 
     @property
-    def accuracy(self) -> float:
+    def score(self) -> float:
         """Mean score."""
         return float(self.correct.double().mean())
 

@@ -122,17 +122,17 @@ def _full_depth(bench: Bench) -> dict[str, Way]:
 
 
 def _best_fixed(bench: Bench) -> dict[str, Way]:
-    """Every fixed route that is more accurate on validation data than all that cost less."""
+    """Every fixed route of a higher score on validation data than all that cost less."""
     book = bench.books[0]
     if book.routes is None:
         few = bench.rows.validation.some(SEARCH_ROWS)
-        routes, accuracy, compute = searched_routes(bench.stack, bench.task, few, allow_exit=bench.model.rules.allow_exit)
+        routes, scores, compute = searched_routes(bench.stack, bench.task, few, allow_exit=bench.model.rules.allow_exit)
     else:
         routes = book.routes
-        accuracy, compute = (part.double().mean(dim=1) for part in (book.correct, book.compute))
+        scores, compute = (by_row.double().mean(dim=1) for by_row in (book.correct, book.compute))
     chosen: list[int] = []
-    for n in sorted(range(len(routes)), key=lambda n: (float(compute[n]), -float(accuracy[n]))):
-        if not chosen or accuracy[n] > accuracy[chosen[-1]]:
+    for n in sorted(range(len(routes)), key=lambda n: (float(compute[n]), -float(scores[n]))):
+        if not chosen or scores[n] > scores[chosen[-1]]:
             chosen.append(n)
     return {_route_label(routes[n]): routes[n] for n in chosen}
 

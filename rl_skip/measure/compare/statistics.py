@@ -98,7 +98,7 @@ def _binomial_p_value(trials: int, successes: int) -> float:
 
 
 def frontier(points: tuple[Point, ...]) -> list[int]:
-    """Which points validation data choose at some budget: by ascending compute, each more accurate than all before it.
+    """Which points validation data choose at some budget: by ascending compute, each of a higher score than all before it.
 
     Args:
         points: as measured on validation data.
@@ -107,22 +107,22 @@ def frontier(points: tuple[Point, ...]) -> list[int]:
         Their numbers.
     """
     chosen: list[int] = []
-    for n in sorted(range(len(points)), key=lambda n: (points[n].mean_compute, -points[n].accuracy)):
-        if not chosen or points[n].accuracy > points[chosen[-1]].accuracy:
+    for n in sorted(range(len(points)), key=lambda n: (points[n].mean_compute, -points[n].score)):
+        if not chosen or points[n].score > points[chosen[-1]].score:
             chosen.append(n)
     return chosen
 
 
 def best_within(points: tuple[Point, ...], compute: float) -> int | None:
-    """The point of highest validation accuracy whose validation compute is at most `compute`, the cheaper of equals; None if there is none."""
+    """The point of highest validation score whose validation compute is at most `compute`, the cheaper of equals; None if there is none."""
     within = [n for n in frontier(points) if points[n].mean_compute <= compute + ROUNDING]
     return within[-1] if within else None
 
 
 def area_by_row(validation: tuple[Point, ...], test: tuple[Point, ...], majority_accuracy: Tensor) -> Tensor:
-    """The area under an accuracy-compute curve between 0.2 and 1, over 0.8: the mean accuracy over all budgets there.
+    """The area under a score-compute curve between 0.2 and 1, over 0.8: the mean score over all budgets there.
 
-    At a budget b the curve is a step: the test score of the point that validation data choose, which is the most accurate
+    At a budget b the curve is a step: the test score of the point that validation data choose, the one of highest score
     whose validation compute is at most b. Where no point is so cheap it is the score of answering with the most
     frequent class. So a curve never gains from test data, and never falls on validation data as the budget grows.
 

@@ -12,15 +12,15 @@ __all__ = ["REPORT", "markdown", "terminal"]
 REPORT = "compare.md"
 """Where the first run's folder holds the whole report."""
 Table = list[list[str]]
-MARKS = "+ marks a baseline that is more accurate than the policy, - one that is less accurate, by interval and paired test"
+MARKS = "+ marks a baseline of higher {score} than the policy, - one of lower {score}, by interval and paired test"
 
 ABOUT = """\
 Everything is measured on test data; prices, routes and points of curves were chosen on validation data.
 *Compute* is 1 for all layers of the network; a policy's decisions are counted in. ± is half of a 95% bootstrap interval over rows{seeds}.
 
 {curves}
-- *lead*: the policy's accuracy minus the baseline's, row by row. *p*: exact McNemar test with one run; with several, signs of rows flipped at random.
-- *area*: mean accuracy over all budgets from 0.2 to 1, each answered with the point that validation data choose within it; where none is that
+- *lead*: the policy's {score} minus the baseline's, row by row. *p*: exact McNemar test with one run; with several, signs of rows flipped at random.
+- *area*: mean {score} over all budgets from 0.2 to 1, each answered with the point that validation data choose within it; where none is that
   cheap, by always answering with the most frequent class.
 - *share of the oracle's gap*: (policy - best fixed route) / (oracle - best fixed route), in score - price * compute at the policy's price.
 - *break-even*: the compute below which the policy is faster than full depth, estimated from what layers and decisions took.
@@ -37,7 +37,7 @@ def terminal(comparison: Comparison) -> str:
     return "\n\n".join(
         [
             _title(comparison),
-            _aligned(_accuracy_table(comparison)) + f"\n{MARKS}",
+            _aligned(_score_table(comparison)) + f"\n{MARKS.format(score=comparison.score_name)}",
             _aligned(_policy_table(comparison)),
             _aligned(_time_table(comparison)),
             *(["\n".join(f"note: {note}" for note in comparison.notes)] if comparison.notes else []),
@@ -58,9 +58,9 @@ def markdown(comparison: Comparison, figures: Iterable[Path] = ()) -> str:
         "## Verdict",
         "\n".join(f"- {sentence[0].upper()}{sentence[1:]}" for sentence in comparison.verdict.sentences),
         *(f"![{figure.stem}]({figure.as_posix()})" for figure in figures),
-        "## Accuracy at compute",
-        _piped(_accuracy_table(comparison)),
-        MARKS + ".",
+        f"## {comparison.score_name.capitalize()} at compute",
+        _piped(_score_table(comparison)),
+        MARKS.format(score=comparison.score_name) + ".",
         *(_leads_section(one) for one in comparison.operating),
         "## The policy",
         _piped(_policy_table(comparison)),
@@ -78,7 +78,8 @@ def _about(comparison: Comparison) -> str:
     records = [curve.record for curve in comparison.curves]
     curves = "\n".join(f"- *{record.title}*: {record.about}." for record in records if record.about)
     trained = [TRAINED.rstrip()] if any(record.trained for record in records) else []
-    about = ABOUT.format(seeds=" and seeds" if len(comparison.seeds) > 1 else "", curves=curves).rstrip()
+    seeds = " and seeds" if len(comparison.seeds) > 1 else ""
+    about = ABOUT.format(seeds=seeds, curves=curves, score=comparison.score_name).rstrip()
     return "\n\n".join([about, " ".join([SPENDING, *trained])])
 
 
@@ -87,8 +88,8 @@ def _title(comparison: Comparison) -> str:
     return f"{comparison.task}: a policy for {comparison.depth} layers beside its baselines, {comparison.rows} test rows, {seeds}"
 
 
-def _accuracy_table(comparison: Comparison) -> Table:
-    rows = [["accuracy at compute", *map(_asked, comparison.operating), "area 0.2 to 1"]]
+def _score_table(comparison: Comparison) -> Table:
+    rows = [[f"{comparison.score_name} at compute", *map(_asked, comparison.operating), "area 0.2 to 1"]]
     for curve in comparison.curves:
         found = [one.baseline(curve.record.name) for one in comparison.operating]
         rows.append([curve.record.title, *map(_cell, found), "" if curve.record.name == FULL_DEPTH else _percent(curve.area)])
@@ -99,7 +100,7 @@ def _cell(baseline: BaselineResult | None) -> str:
     if baseline is None:
         return ""
     mark = "+" if trails(baseline) else "-" if leads(baseline) else " "
-    return f"{_percent(baseline.accuracy)} at {baseline.compute:.3f}{mark}".rstrip()
+    return f"{_percent(baseline.score)} at {baseline.compute:.3f}{mark}".rstrip()
 
 
 def _leads_section(one: Operating) -> str:
@@ -110,7 +111,7 @@ def _leads_section(one: Operating) -> str:
             lead = f"{100 * baseline.lead.value:+.1f}"
             rows.append([baseline.record.title, baseline.label, f"{baseline.compute:.3f}", lead, interval, f"{baseline.p_value:.2g}"])
     policy = one.baselines[0]
-    return f"### {_asked(one)[0].upper()}{_asked(one)[1:]}: {policy.accuracy.value:.1%} at {policy.compute:.3f}\n\n{_piped(rows)}"
+    return f"### {_asked(one)[0].upper()}{_asked(one)[1:]}: {policy.score.value:.1%} at {policy.compute:.3f}\n\n{_piped(rows)}"
 
 
 def _policy_table(comparison: Comparison) -> Table:

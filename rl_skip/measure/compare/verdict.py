@@ -10,12 +10,12 @@ LEVEL = 0.05
 
 
 def leads(baseline: BaselineResult) -> bool:
-    """Whether the policy is more accurate: the interval of its lead lies above 0 and the paired test says so at 5%."""
+    """Whether the policy scores higher: the interval of its lead lies above 0 and the paired test says so at 5%."""
     return baseline.lead.low > 0 and baseline.p_value < LEVEL
 
 
 def trails(baseline: BaselineResult) -> bool:
-    """Whether the policy is less accurate, likewise."""
+    """Whether the policy scores lower, likewise."""
     return baseline.lead.high < 0 and baseline.p_value < LEVEL
 
 
@@ -44,7 +44,7 @@ def judge(run: str, depth: int, operating: tuple[Operating, ...], times: Iterabl
 def _best(one: Operating) -> str:
     better = [baseline for baseline in one.baselines if baseline.record.advice and trails(baseline)]
     if better:
-        return max(better, key=lambda baseline: baseline.accuracy.value).record.name
+        return max(better, key=lambda baseline: baseline.score.value).record.name
     return POLICY if _fixed(one) is None else BEST_FIXED
 
 
@@ -66,7 +66,7 @@ def _headline(run: str, depth: int, one: Operating, use: str) -> str:
     assert fixed.layers is not None
     left_out = [i for i in range(depth) if i not in fixed.layers]
     state = f"is better here, by {_points(fixed)}" if trails(fixed) else f"is as good here, {_points(fixed)} apart"
-    state = f"a fixed route {state} ({fixed.accuracy.value:.1%} at compute {fixed.compute:.3g})"
+    state = f"a fixed route {state} ({fixed.score.value:.1%} at compute {fixed.compute:.3g})"
     if not left_out:
         return f"{state}: it runs every layer, so leave the policy away."
     choice = "" if one.budget is None else " --layers " + ",".join(map(str, fixed.layers))  # as exported, prune looks it up
@@ -98,7 +98,7 @@ def _slow(times: Iterable[BatchTime]) -> list[str]:
 
 
 def _points(baseline: BaselineResult) -> str:
-    """How far apart policy and baseline are, in points of accuracy."""
+    """How far apart policy and baseline are, in hundredths of score."""
     return f"{abs(100 * baseline.lead.value):.1f} ± {100 * baseline.lead.half_width:.1f} points"
 
 

@@ -58,7 +58,7 @@ class TwoKinds(LayerStack):
 
 
 class NeedsItsLayer(Task):
-    def accuracy(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return outputs.gather(1, 3 + labels.unsqueeze(1)).squeeze(1)
 
 
@@ -96,7 +96,7 @@ def comparison_of(targets: tuple[int, int], *baselines: Curve) -> Comparison:
 def at_exported(comparison: Comparison, name: str) -> tuple[float, float]:
     found = comparison.operating[0].baseline(name)
     assert found is not None
-    return found.accuracy.value, found.compute
+    return found.score.value, found.compute
 
 
 def test_every_number_is_the_one_that_arithmetic_gives() -> None:
@@ -204,8 +204,8 @@ def test_seeds_are_averaged_and_a_baseline_that_some_lack_is_left_out() -> None:
     found = compared(both, [[baseline("static", "static", ROWS, 0.5)], []])
     assert found.seeds == (0, 1)
     policy = found.operating[0].baselines[0]
-    assert policy.accuracy.value == pytest.approx((1 + COMMON / ROWS) / 2)
-    assert policy.accuracy.low == pytest.approx(COMMON / ROWS, abs=0.15) and policy.accuracy.high == pytest.approx(1.0)
+    assert policy.score.value == pytest.approx((1 + COMMON / ROWS) / 2)
+    assert policy.score.low == pytest.approx(COMMON / ROWS, abs=0.15) and policy.score.high == pytest.approx(1.0)
     assert all(curve.record.name != "static" for curve in found.curves)
     assert any("static was measured for 1 of 2 runs" in note for note in found.notes)
 

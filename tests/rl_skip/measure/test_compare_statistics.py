@@ -73,8 +73,8 @@ def test_the_best_point_within_a_budget_is_the_best_of_all(seed: int) -> None:
             assert chosen is None
             continue
         assert chosen is not None and points[chosen] in affordable
-        assert points[chosen].accuracy == max(one.accuracy for one in affordable)
-    accuracies = [points[n].accuracy for n in frontier(points)]
+        assert points[chosen].score == max(one.score for one in affordable)
+    accuracies = [points[n].score for n in frontier(points)]
     assert accuracies == sorted(set(accuracies))
 
 
