@@ -58,7 +58,7 @@ def mean_by_hand(score: Tensor, price: Tensor | float, compute: Tensor) -> float
 
 @dataclass
 class Trained:
-    """A finished run, and what its updates saw."""
+    """A finished run, and the rewards and gradients of its updates."""
 
     folder: Path
     rewards: list[float] = field(default_factory=list)
