@@ -4,4 +4,4 @@ __all__ = ["UserError"]
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in one line; the command lines print it and leave with exit code 2."""
+    """A user's mistake, in one line; the command lines print it and exit with code 2."""

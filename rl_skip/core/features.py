@@ -190,7 +190,7 @@ for _feature in (HiddenState(), WorkingMemory(), *ALWAYS):
 
 
 def default_features(has_memory: bool) -> tuple[Feature, ...]:
-    """What a policy sees unless it is told otherwise: the hidden state, and the working memory of a stack that has one."""
+    """What a policy sees by default: the hidden state, and the working memory of a stack that has one."""
     return (HiddenState(), WorkingMemory()) if has_memory else (HiddenState(),)
 
 
@@ -213,7 +213,7 @@ def _found(reference: str) -> Feature:
 
 
 def check_features(features: Sequence[Feature]) -> None:
-    """Refuses features that cannot be told apart.
+    """Refuses features with the same name.
 
     Raises:
         UserError: naming the name that stands twice, or that is always there.

@@ -27,7 +27,7 @@ def longest_jump(depth: int, allow_exit: bool) -> int:
 def legal_jumps(depth: int, max_jump: int, allow_exit: bool) -> Tensor:
     """Which jumps are legal after each layer, (L, J + 1) bool.
 
-    A jump that would pass the last layer lands on it, or goes straight to `finish` with `allow_exit`. Of the jumps
+    A jump that would pass the last layer ends there, or goes straight to `finish` with `allow_exit`. Of the jumps
     that mean the same only the shortest is legal, so no two legal actions are equivalent.
 
     Example:
@@ -44,7 +44,7 @@ def legal_jumps(depth: int, max_jump: int, allow_exit: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class ObservationLayout:
-    """What the policy sees: one flat float32 vector of named features, those asked for and then position (1) · compute (1) · price (1).
+    """What the policy sees: one flat float32 vector of named features, the chosen ones and then position (1) · compute (1) · price (1).
 
     position is i / L after layer i; compute is what the row has spent so far; price is the logarithm of the price, scaled so
     that `price_low` … `price_high` is −1 … 1.
@@ -65,7 +65,7 @@ class ObservationLayout:
 
     @property
     def parts(self) -> tuple[Feature, ...]:
-        """All features, in the order in which they stand."""
+        """All features, in their order."""
         return (*self.features, *ALWAYS)
 
     @cached_property
@@ -104,7 +104,7 @@ class ObservationLayout:
         """(R, size), one feature within its bounds.
 
         Raises:
-            ValueError: if the feature gives another shape than it says.
+            ValueError: if the feature's values have another shape than its size says.
         """
         values = part.read(view).float()
         expected = (view.rows.shape[0], part.size(self.width))
@@ -160,14 +160,14 @@ class JumpRules:
         return [count > 1 for count in self.legal.sum(dim=1).tolist()]
 
     def next_layer(self, position: Tensor | int, jumps: Tensor) -> Tensor:
-        """Where rows at `position` go next by `jumps`, (R,) long; L: they leave. What is illegal ends as the longest legal jump."""
+        """Where rows at `position` go next by `jumps`, (R,) long; L: they leave. An illegal jump becomes the longest legal one."""
         depth = self.layout.depth
         following = position + torch.ones_like(jumps)
         return torch.maximum((following + jumps).clamp(max=depth if self.allow_exit else depth - 1), following)
 
     @property
     def decision_flops(self) -> int:
-        """Operations of one decision of a `JumpPolicy`: making the observation, and asking the policy."""
+        """Operations of one decision of a `JumpPolicy`: making the observation, and running the policy."""
         return self.layout.flops + linear_flops(self.layout.size, self.hidden) + linear_flops(self.hidden, self.max_jump + 1)
 
 

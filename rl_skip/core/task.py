@@ -31,7 +31,7 @@ Embedding = DescribedEmbedding | Callable[[int], nn.Module]
 
 
 class NetworkSize(Protocol):
-    """What says how large a network is, and builds it: `NetworkConfig`."""
+    """The size of a network, which builds it: `NetworkConfig`."""
 
     def build(self, embedding: Embedding, tokens: int, classes: int) -> LayerStack:
         """The network between an embedding and outputs for so many classes."""
@@ -78,13 +78,13 @@ class Task:
     name: str
     classes: tuple[str, ...]
     load: Callable[[Split], Examples]
-    """Reads one split. Test is asked for by evaluation alone."""
+    """Reads one split. Only evaluation reads test."""
     embedding: Embedding
     """How inputs become tokens: `PatchEmbedding`, `FrameEmbedding`, or a function width → module."""
     tokens: int
     """T, tokens of one row, for the cost of a layer."""
     in_words: Callable[[Examples], list[str]] | None = None
-    """What each row says, for figures; None: rows are drawn, as images or sounds."""
+    """A text for each row, for figures; None: rows are drawn, as images or sounds."""
     required_depth: Callable[[Examples], Tensor] | None = None
     """(N,) long, how many layers each row needs, where the task knows; the warm-up trains a network on just these."""
     network: Callable[[Any], LayerStack] | None = None
@@ -143,13 +143,13 @@ def stratified_split(labels: Tensor, fractions: tuple[float, float, float] = (0.
         The row numbers of each split, sorted.
     """
     generator = torch.Generator().manual_seed(seed)
-    parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    splits: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     for label in labels.unique().tolist():
         rows = (labels == label).nonzero().squeeze(1)
         rows = rows[torch.randperm(len(rows), generator=generator)]
         first = round(len(rows) * fractions[0])
         second = first + round(len(rows) * fractions[1])
-        for part, chunk in zip(parts, (rows[:first], rows[first:second], rows[second:]), strict=True):
-            part.append(chunk)
-    train, validation, test = (torch.cat(part).sort().values for part in parts)
+        for split, chunk in zip(splits, (rows[:first], rows[first:second], rows[second:]), strict=True):
+            split.append(chunk)
+    train, validation, test = (torch.cat(split).sort().values for split in splits)
     return {"train": train, "validation": validation, "test": test}

@@ -1,4 +1,4 @@
-"""`policy.json`: what an exported policy is, in words and numbers; checked field by field when read."""
+"""`policy.json`: the description of an exported policy, checked field by field when read."""
 
 import json
 import platform
@@ -150,7 +150,7 @@ def _read_layout(fields: Fields, width: int, depth: int, given: Sequence[Feature
 
 
 def _known(fields: Fields, names: Sequence[str], given: Sequence[Feature]) -> tuple[Feature, ...]:
-    """The features of those names. A file that a name leads to is never run here: the folder may be anybody's."""
+    """The features of those names. No file that a name refers to is run here: the folder may be anybody's."""
     known = {feature.name for feature in given} | set(FEATURES.names())
     for name in names:
         if name not in known:

@@ -39,7 +39,7 @@ SLACK = 1e-6
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a policy, or a route, does on a split."""
+    """A policy, or a route, measured on a split."""
 
     price: float
     """The price λ, in score per unit of relative compute: the policy saw it, and the reward is computed at it."""
@@ -97,7 +97,7 @@ def evaluate(
     """Runs all examples in evaluation mode, on the device where they are; rows of like length run together.
 
     Args:
-        router: who decides; of a policy the likeliest jump is taken, and a route, (L,) or (N, L) bool, is followed.
+        router: decides after each layer; a policy takes the likeliest jump, and a route, (L,) or (N, L) bool, is followed.
         price: the price λ, in score per unit of relative compute; a policy sees it.
         reward: what a row earns.
     """
@@ -123,18 +123,18 @@ def beside_full_depth(
 def hidden_states(stack: LayerStack, examples: Examples, *, batch_size: int = 256) -> Tensor:
     """(N, L, D) on the CPU: what the hidden state is after each layer, at full depth, averaged over the real tokens; for heads or probes."""
 
-    class Watch(Router):
+    class Recorder(Router):
         def __init__(self) -> None:
-            self.seen: list[Tensor] = []
+            self.hidden: list[Tensor] = []
 
         def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
-            self.seen.append(View(state, rows).hidden)
+            self.hidden.append(View(state, rows).hidden)
             return Decision(torch.full_like(rows, i + 1))
 
     def run(batch: Examples, _rows: Tensor) -> tuple[Tensor]:
-        watch = Watch()
-        routed_forward(stack, watch, batch.to(stack.layer_flops.device).inputs)
-        return (torch.stack(watch.seen, dim=1),)
+        recorder = Recorder()
+        routed_forward(stack, recorder, batch.to(stack.layer_flops.device).inputs)
+        return (torch.stack(recorder.hidden, dim=1),)
 
     return in_batches(run, examples, batch_size, stack)[0]
 
@@ -179,15 +179,15 @@ def _routes_at_once(stack: LayerStack, task: Task, examples: Examples, routes: T
             correct[chosen], compute[chosen] = task.score(state.outputs(), examples.labels).cpu(), state.compute.cpu()
             return
         for run in (False, True):
-            part = chosen[routes[chosen, i] == run]
-            if len(part) == 0:
+            following = chosen[routes[chosen, i] == run]
+            if len(following) == 0:
                 continue
             forked = state.fork()
             if run and i > 0:
                 forked.follow(everyone, Decision(torch.full_like(everyone, i)))
             if run:
                 forked.visit(i)
-            descend(i + 1, part, forked)
+            descend(i + 1, following, forked)
 
     descend(0, torch.arange(len(routes)), begun)
     return correct, compute
@@ -226,13 +226,13 @@ def searched_routes(
     """
     if stack.depth <= EXHAUSTIVE_DEPTH:
         routes = all_routes(stack.depth, allow_exit)
-        nominal = routes.float() @ stack.layer_costs.cpu()  # gates come on top: what is dearer than the limit here is dearer in truth
+        nominal = routes.float() @ stack.layer_costs.cpu()  # gates come on top: a route above the limit here is above it in truth
         routes = routes[nominal <= max(max_compute, float(nominal.min())) + SLACK]
         return routes, *_means(evaluate_routes(stack, task, validation, routes))
     shortest = torch.zeros(1, stack.depth, dtype=torch.bool)
     shortest[:, 0] = True
     shortest[:, -1] = not allow_exit
-    beam, seen = shortest, [(shortest, *_means(evaluate_routes(stack, task, validation, shortest)))]
+    beam, measured = shortest, [(shortest, *_means(evaluate_routes(stack, task, validation, shortest)))]
     while not beam[0].all():
         grown = (beam.unsqueeze(1) | torch.eye(stack.depth, dtype=torch.bool)).flatten(0, 1).unique(dim=0)
         grown = grown[grown.sum(dim=1) > beam[0].sum()]  # one layer more
@@ -240,9 +240,9 @@ def searched_routes(
         cheap = computes <= max_compute + SLACK
         if not cheap.any():
             break
-        seen.append((grown[cheap], scores[cheap], computes[cheap]))
+        measured.append((grown[cheap], scores[cheap], computes[cheap]))
         beam = grown[cheap][scores[cheap].argsort(descending=True)[:BEAM]]
-    routes, scores, computes = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    routes, scores, computes = (torch.cat(parts) for parts in zip(*measured, strict=True))
     return routes, scores, computes
 
 

@@ -43,7 +43,7 @@ def prune(
         folder: what to make; it must not exist.
         layers: the layers to keep. None: the best fixed route on validation data within `budget`.
         budget: the largest compute of that route. None: the compute of the run's policy at its operating price, and the
-            route is the one that `compare` found, where it has been asked.
+            route is the one that `compare` found, where it was run.
         data: where the data are, if not where the run read them.
         device: where to search and measure.
         batch_size: rows that run together while the network is measured.
@@ -52,7 +52,7 @@ def prune(
         Which layers stay, and the score of the pruned network on test data beside full depth and the policy.
 
     Raises:
-        UserError: if there is no finished run, the folder exists, or the layers or the budget cannot be.
+        UserError: if there is no finished run, the folder exists, or the layers or the budget are impossible.
     """
     if folder.is_symlink() or folder.exists():
         raise UserError(f"{folder} exists and is left as it is; name another folder")
@@ -74,21 +74,21 @@ def prune(
         "measured": measured,
         "versions": {"rl_skip": __version__, "torch": torch.__version__},
     }
-    whole = sum(parameter.numel() for parameter in model.stack.parameters())
+    all_weights = sum(parameter.numel() for parameter in model.stack.parameters())
     removed = sorted(set(range(model.stack.depth)) - set(layers))
     pruned = PrunedNetwork(model.stack, layers)
     weights = sum(parameter.numel() for parameter in pruned.parameters())
 
     def fill(new: Path) -> None:
         (new / DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        whole_model = pruned.stack.write_model(new / MODEL)
-        if not whole_model:
+        wrote_model = pruned.stack.write_model(new / MODEL)
+        if not wrote_model:
             save_weights(new / WEIGHTS, pruned.state_dict())
-        takes_stack = origin.missing is not None and not whole_model
+        takes_stack = origin.missing is not None and not wrote_model
         (new / CARD).write_text(_card(description, removed, takes_stack, task.score_name), encoding="utf-8")
 
     atomic_replace(folder, fill)
-    return {"folder": str(folder), "layers": list(layers), "removed": removed, **measured, "weights": weights, "full_depth_weights": whole}
+    return {"folder": str(folder), "layers": list(layers), "removed": removed, **measured, "weights": weights, "full_depth_weights": all_weights}
 
 
 def _compared_layers(run: Path) -> tuple[int, ...] | None:
@@ -96,7 +96,7 @@ def _compared_layers(run: Path) -> tuple[int, ...] | None:
     if not (run / COMPARED).is_file():
         return None
     operating = Fields.read(run / COMPARED, COMPARISON_VERSION).objects("operating")
-    fixed = [baseline for one in operating[:1] for baseline in one.objects("baselines") if baseline.text("name") == BEST_FIXED]
+    fixed = [baseline for point in operating[:1] for baseline in point.objects("baselines") if baseline.text("name") == BEST_FIXED]
     if not fixed:
         return None
     layers = fixed[0].get("layers")
@@ -111,9 +111,9 @@ def _best_layers(model: SkipModel, task: Task, budget: float | None, batch_size:
     searched = validation.some(SEARCH_ROWS)
     limit = budget or evaluate(model.stack, model.policy, task, validation, price=model.price, batch_size=batch_size).compute
     route = best_fixed_route(model.stack, task, searched, max_compute=limit, allow_exit=model.rules.allow_exit)
-    needed = evaluate(model.stack, route, task, searched, batch_size=batch_size).compute
-    if budget is not None and needed > budget + SLACK:
-        raise UserError(f"no fixed route keeps to a budget of {budget}: the cheapest costs {needed:.4f}; raise --budget, or set --layers")
+    spent = evaluate(model.stack, route, task, searched, batch_size=batch_size).compute
+    if budget is not None and spent > budget + SLACK:
+        raise UserError(f"no fixed route keeps to a budget of {budget}: the cheapest costs {spent:.4f}; raise --budget, or set --layers")
     return tuple(route.nonzero().squeeze(1).tolist())
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rl_skip.attached.huggingface import HuggingFaceStack
-from rl_skip.attached.library import needed
+from rl_skip.attached.library import require
 from rl_skip.attached.pretrained import load_model, read_tokenizer
 from rl_skip.core.errors import UserError
 from rl_skip.core.stack import LayerStack
@@ -86,22 +86,22 @@ def language(path: Path, options: TaskOptions) -> Task:
     Raises:
         UserError: if the text cannot be read or is too short.
     """
-    needed()
+    require()
     rows, prompt = options.max_tokens, options.prompt_tokens
     if prompt >= rows:
         raise UserError(f"a prompt of {prompt} tokens leaves none of {rows} to count; set --prompt-tokens below --max-tokens")
     with reading(path, EXPECTED):
-        whole = path.read_bytes().decode("utf-8-sig")
-    parts = {split: whole[round(low * len(whole)) : round(high * len(whole))] for split, (low, high) in SHARES.items()}
+        text = path.read_bytes().decode("utf-8-sig")
+    parts = {split: text[round(low * len(text)) : round(high * len(text))] for split, (low, high) in SHARES.items()}
     tokenizer = read_tokenizer(options.model) if options.pretrained else _tokenizer(parts["train"])
-    ids = {split: _ids(tokenizer, part, rows, path) for split, part in parts.items()}
+    ids = {split: _ids(tokenizer, share, rows, path) for split, share in parts.items()}
 
     @cache
     def load(split: Split) -> Examples:
-        found = ids[split].unfold(0, rows, rows - prompt).clone()  # (N, T)
-        labels = found.clone()
+        tokens = ids[split].unfold(0, rows, rows - prompt).clone()  # (N, T)
+        labels = tokens.clone()
         labels[:, :prompt] = NOT_COUNTED
-        return Examples({"input_ids": found}, labels)
+        return Examples({"input_ids": tokens}, labels)
 
     def network(size: NetworkConfig) -> LayerStack:
         if options.pretrained:
@@ -134,7 +134,7 @@ def _fresh_network(size: NetworkConfig, tokenizer: Any, prompt: int) -> LayerSta
     """A small Llama."""
     if size.stack != "blocks":
         raise UserError(f"the task 'language' builds plain blocks, not a {size.stack}; leave out --stack")
-    transformers = needed()
+    transformers = require()
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=size.width,

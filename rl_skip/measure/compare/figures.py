@@ -135,10 +135,10 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
             pools[-2:] = [pools[-2] + pools[-1]]
     level = [_mean(pool) for pool in pools for _ in pool]
     room = max(1 - gap * (len(order) - 1), 0.0)
-    found = [0.0] * len(heights)
+    spread = [0.0] * len(heights)
     for place, n in enumerate(order):
-        found[n] = min(max(level[place], 0.0), room) + place * gap
-    return found
+        spread[n] = min(max(level[place], 0.0), room) + place * gap
+    return spread
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""What a comparison found: plain numbers for `compare.json`, `compare.md` and the terminal, and the policy's rows for the figures."""
+"""The result of a comparison: plain numbers for `compare.json`, `compare.md` and the terminal, and the policy's rows for the figures."""
 
 from dataclasses import dataclass, is_dataclass
 from typing import Any
@@ -89,9 +89,9 @@ class Operating:
     """The policy and everything beside it where a user would run it."""
 
     budget: float | None
-    """The mean compute that was asked for; None: as exported, at the policy's own price."""
+    """The mean compute that was set; None: as exported, at the policy's own price."""
     prices: tuple[float, ...]
-    """The price that each run's policy saw."""
+    """The price at which each run's policy ran."""
     validation_compute: float
     """The policy's mean compute where the price was chosen."""
     baselines: tuple[BaselineResult, ...]
@@ -129,7 +129,7 @@ class BatchTime:
 
 @dataclass(frozen=True)
 class RoutesTaken:
-    """What the first run's policy did with each of the N test rows as exported, for the figures."""
+    """What the first run's policy, as exported, did with each of the N test rows; for the figures."""
 
     route: Tensor
     """(N, L) bool."""
@@ -174,7 +174,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that `compare` found."""
+    """All that `compare` measured."""
 
     runs: tuple[str, ...]
     """The run folders, one for each seed."""

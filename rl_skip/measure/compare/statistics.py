@@ -27,7 +27,7 @@ class Bootstrap:
 
     Args:
         rows: N.
-        seeds: S. One seed says nothing about other seeds; the interval is then over rows alone.
+        seeds: S. With one seed the interval is over rows alone.
     """
 
     def __init__(self, rows: int, seeds: int, draws: int = DRAWS) -> None:
@@ -71,7 +71,7 @@ def p_value(difference: Tensor) -> float:
 
     With one seed and scores of 0 and 1 this is McNemar's exact test: only rows count that one gets right and the other
     wrong, and their number on one side is binomial. Otherwise the mean difference of each row over the seeds keeps
-    its size and takes a random sign, 2,000 times (Fisher's randomisation test). Other seeds are the bootstrap's affair.
+    its size and takes a random sign, 2,000 times (Fisher's randomisation test). Variation over seeds is the bootstrap's.
 
     Args:
         difference: (S, N).
@@ -83,10 +83,10 @@ def p_value(difference: Tensor) -> float:
     if float(by_row.abs().max() - by_row.abs().min()) < ROUNDING:
         return _binomial_p_value(len(by_row), int((by_row > 0).sum()))
     generator = torch.Generator().manual_seed(0)
-    seen, extreme = float(by_row.sum().abs()), 1
+    observed, extreme = float(by_row.sum().abs()), 1
     for _ in range(FLIPS):
         signs = torch.randint(2, (len(by_row),), generator=generator) * 2 - 1
-        extreme += float((by_row * signs).sum().abs()) >= seen - ROUNDING
+        extreme += float((by_row * signs).sum().abs()) >= observed - ROUNDING
     return extreme / (FLIPS + 1)
 
 
