@@ -1,4 +1,4 @@
-"""What the baselines of the policy share: how they learn, are measured, and what they leave in their run folder."""
+"""What the baselines of the policy share: how they learn, are measured, and what they write into their run folder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Baseline(Agent):
     """
 
     record: ClassVar[BaselineRecord]
-    """What the comparison knows of it."""
+    """Its record in a comparison."""
     routed: ClassVar[bool] = True
     """Whether its routes name layers of the whole stack."""
     leaves = CURVE
@@ -76,15 +76,15 @@ class Baseline(Agent):
         """Called once, after the training: whatever is chosen on validation data."""
 
     def settings(self) -> list[Setting]:
-        """All ways to run it, as it stands."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it runs")
+        """All ways to run it, as trained so far."""
+        raise NotImplementedError(f"{type(self).__name__} must implement settings")
 
     def validation_setting(self) -> Setting:
         """The operating point at which a run in progress is validated."""
         return self.settings()[0]
 
     def learn_from_labels(self, update: int, router: Router) -> dict[str, Tensor]:
-        """One supervised update on what the network says of a batch on the routes of `router`."""
+        """One supervised update on the network's outputs for a batch on the routes of `router`."""
         learner = self.learner
         batch = learner.batch(update)
         learner.prepare(learns=learner.tunes)
@@ -113,7 +113,7 @@ class Baseline(Agent):
         return self.measure(examples)
 
     def finish(self, run: TrainedRun) -> Results:
-        """Calibrates and measures it, leaves its curve in the run folder, and prints its points."""
+        """Calibrates and measures it, writes its curve into the run folder, and prints its points."""
         report = baseline_report(self, run.folder, run.seconds)
         print_baseline(report, self.record.title, run.folder, run.console, self.learner.task.score_name)
         key = score_key(self.learner.task.score_name)
@@ -143,7 +143,7 @@ def batch_metrics(supervised: Tensor, compute: Tensor, route: Tensor) -> dict[st
 
 
 def baseline_report(baseline: Baseline, folder: Path, seconds: float) -> dict[str, Any]:
-    """Calibrates and measures a trained baseline, and leaves its curve in the run folder.
+    """Calibrates and measures a trained baseline, and writes its curve into the run folder.
 
     Returns:
         Score, compute and milliseconds for a batch of each point, on test data.

@@ -15,7 +15,7 @@ __all__ = ["CALIBRATION_ROWS", "calibrate", "logit_bias_within"]
 TOLERANCE = 0.005
 SLACK = 0.005
 LARGEST_BIAS = 64.0
-"""More than the logits of any two jumps differ by."""
+"""Above the difference of any two jumps' logits."""
 HALVINGS = 20
 CALIBRATION_ROWS = 2000
 """Validation rows that are run at each halving."""
@@ -49,8 +49,8 @@ def calibrate_to_budget(learner: Learner, price: float, budget: float) -> None:
     """Biases the policy's logits towards longer or shorter jumps until its greedy routes spend the budget on validation data.
 
     Training steers the compute of sampled routes. The likeliest routes spend more or less, the more so the less a
-    policy cares: a logit bias that is the same for every row, a · jump, takes up the difference, and leaves it
-    to the policy which rows spend more than others. It becomes part of the last layer's bias.
+    policy cares. A logit bias of a · jump, the same for every row, removes the difference; the policy still decides which
+    rows spend more than others. It becomes part of the last layer's bias.
     """
     bias = learner.policy.fc_out.bias
     trained, jumps = bias.clone(), torch.arange(len(bias), device=bias.device, dtype=bias.dtype)
@@ -64,7 +64,7 @@ def calibrate_to_budget(learner: Learner, price: float, budget: float) -> None:
 
 
 def logit_bias_within(compute: Callable[[float], float], budget: float) -> float:
-    """The logit bias whose compute is the largest within the budget, of those that are tried by halving an interval; the most frugal where none is.
+    """The logit bias of the largest compute within the budget, among those tried by halving an interval; that of the least where none is.
 
     Args:
         compute: logit bias → mean compute. A higher one skips more.

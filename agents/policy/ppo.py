@@ -57,7 +57,7 @@ class PpoConfig(PolicyAgentConfig):
 
 
 class _Heads(nn.Module):
-    """What Stable-Baselines3 calls the extractor: here it holds all there is of actor and critic."""
+    """The extractor of Stable-Baselines3: here it holds actor and critic whole."""
 
     latent_dim_vf = 1
 
@@ -188,7 +188,7 @@ class Ppo(PolicyAgent):
 
 
 class MaskablePpo(Ppo):
-    """PPO of sb3-contrib, which is told which jumps are legal."""
+    """PPO of sb3-contrib, which masks illegal jumps."""
 
     algorithm = MaskablePPO
     actor = MaskableActorCriticPolicy

@@ -64,7 +64,7 @@ def leave_one_out_advantage(reward_BG: Tensor) -> Tensor:
 
 
 def estimated_advantage(config: ReinforceConfig, rollout: Rollout, reward: Tensor, to_go: Tensor) -> Tensor:
-    """What the routes earned more than their baseline, (N, 1) with leave-one-out, (N, L) with a critic.
+    """Advantage of the routes over their baseline, (N, 1) with leave-one-out, (N, L) with a critic.
 
     With leave-one-out every decision of a route gets the advantage of the whole route: what was spent before a decision is
     known to the baseline too, and cancels.

@@ -19,9 +19,8 @@ SOLVED = 0.95
 class KnownDepth:
     """A warm-up in which each row runs its required depth, the first layers, and leaves.
 
-    What many layers do in a row is learned from what few do: so the curriculum begins at the level of the rows that need the fewest, and
-    rises to those that need one more as soon as 95% of a batch are right (Bengio et al. 2009, "Curriculum Learning"). With all rows
-    at once, a network ends at answers that are right by chance.
+    The curriculum begins at the level of the rows that need the fewest layers, and rises to those that need one more as soon as 95%
+    of a batch are right (Bengio et al. 2009, "Curriculum Learning"). With all rows at once, a network learns no more than chance.
 
     Args:
         learner: whose task has `required_depth`, and whose rows are allowed to leave early.
@@ -79,7 +78,7 @@ class KnownDepth:
             self.level += 1
 
     def shortfall(self) -> str | None:
-        """Which rows the curriculum never came to."""
+        """Which rows the curriculum did not reach, with advice."""
         if self.level == self.deepest:
             return None
         return f"rows that need more than {self.level} layers were not learned in the warm-up; raise --warmup-epochs"

@@ -41,11 +41,11 @@ def show_comparison(folder: Path, comparison: Comparison, pictures: Sequence[Pat
         comparison: what to show.
         pictures: the files that `draw_all` wrote.
     """
-    place, tag = folder / COMPARED, f"compare/{score_key(comparison.score_name)}"
-    if place.is_dir():
-        shutil.rmtree(place)
+    compared, tag = folder / COMPARED, f"compare/{score_key(comparison.score_name)}"
+    if compared.is_dir():
+        shutil.rmtree(compared)
     for curve in comparison.curves:
-        with closing(SummaryWriter(str(place / curve.record.title))) as writer:
+        with closing(SummaryWriter(str(compared / curve.record.title))) as writer:
             for point in curve.points:
                 writer.add_scalar(tag, point.score.value, round(THOUSANDTHS * point.compute))
             if curve.record.name == POLICY:

@@ -36,8 +36,8 @@ def final_report(learner: Learner, table: PriceTable, price: float, seconds: flo
     policy, full = beside_full_depth(stack, learner.policy, task, test, price=price, reward=reward)
     searched = learner.validation.some(SEARCH_ROWS)
     fixed = best_fixed_route(stack, task, searched, max_compute=policy.compute, allow_exit=rules.allow_exit)
-    chance = random_routes_at(policy.compute, len(test), stack.layer_costs, rules, full=full.compute)
-    routes = {"full depth": learner.full_route, "best fixed route": fixed.to(learner.device), "random routes": chance.to(learner.device)}
+    random = random_routes_at(policy.compute, len(test), stack.layer_costs, rules, full=full.compute)
+    routes = {"full depth": learner.full_route, "best fixed route": fixed.to(learner.device), "random routes": random.to(learner.device)}
     others = {name: evaluate(stack, routes[name], task, test, price=price, reward=reward) for name in ("best fixed route", "random routes")}
     evaluations = {"policy": policy, "full depth": full} | others
     times, key = _milliseconds(learner, price, routes), score_key(task.score_name)

@@ -41,7 +41,7 @@ STATEFUL = ("learner", "warm_up", "agent", "averages")
 
 
 def is_finished(folder: Path, agent: str) -> bool:
-    """Whether a run has left all that it is to leave."""
+    """Whether a run folder holds the report and the result of its agent."""
     return (folder / REPORT).is_file() and (folder / find_agent(agent).leaves).exists()
 
 
@@ -53,7 +53,7 @@ def train(
     Args:
         task: a task of one's own in place of the one that the options name.
         stack: a network of one's own in place of the one that the options describe; it is trained as it is, in place.
-        start: what the warm-up of a run with the same options and seed has left, in place of a warm-up.
+        start: the state after the warm-up of a run with the same options and seed, in place of a warm-up.
 
     Raises:
         UserError: before anything is written, if the options, the data or the run folder do not allow it.
@@ -127,7 +127,7 @@ class Session:
         """Updates done, and seconds of training in earlier sittings."""
 
     def begin_at(self, start: Path) -> None:
-        """Goes to the end of the warm-up, as another run with the same options and seed has left it; an agent without one begins as ever."""
+        """Goes to the end of the warm-up, from another run with the same options and seed; an agent without a warm-up begins as usual."""
         if self.learner.warmup_updates > 0:
             load_start(self.learner, start)
             self.done = self.learner.warmup_updates
@@ -173,7 +173,7 @@ class Session:
         telemetry.flush()
         atomic_write(folder / REPORT, json.dumps(report, indent=2) + "\n")
 
-    def _leave_warm_up(self, folder: Path, console: Console) -> None:
+    def _end_warm_up(self, folder: Path, console: Console) -> None:
         if self.agent.leaves_start:
             save_start(self.learner, folder / START)
         if self.agent.warms_up and (shortfall := self.warm_up.shortfall()) is not None:
@@ -188,7 +188,7 @@ class Session:
             for update in range(self.done, learner.updates):
                 warming = update < learner.warmup_updates
                 if update == learner.warmup_updates:
-                    self._leave_warm_up(folder, console)
+                    self._end_warm_up(folder, console)
                 averages.add(self.warm_up.update(update) if warming else self.agent.update(update))
                 samples += self.config.schedule.batch_size
                 self.done, self.seconds = update + 1, time.monotonic() - begun
@@ -199,10 +199,10 @@ class Session:
                     validated = self._validate(self.done)
                     telemetry.scalars(self.done, values | validated)
                     display.show("warm-up" if warming else label_of(self.config.agent), self.done, values)
-                if last or stop.asked or checkpoints.due(self.done):
+                if last or stop.requested or checkpoints.due(self.done):
                     telemetry.flush()
                     checkpoints.write(self.done, self.state_dict())
-                if stop.asked:
+                if stop.requested:
                     break
 
     def _validate(self, done: int) -> dict[str, float]:

@@ -92,7 +92,7 @@ class Telemetry:
 
     Args:
         folder: the run folder.
-        resume_after: the last step that stands, for a run that goes on; what lies after it is removed from the files.
+        resume_after: the last step to keep, for a resumed run; later ones are removed from the files.
     """
 
     def __init__(self, folder: Path, resume_after: int | None = None) -> None:
@@ -129,7 +129,7 @@ class Telemetry:
         self.writer.add_hparams(plain, metrics, run_name=".")
 
     def flush(self) -> None:
-        """Hands everything to the disk, so that a checkpoint never knows of a point that the files lack."""
+        """Hands everything to the disk, so that no checkpoint is ahead of the files."""
         self.writer.flush()
         self._lines.flush()
         for file in [self.folder / "metrics.jsonl", *self.folder.glob(EVENT_FILES)]:
@@ -145,20 +145,20 @@ class Telemetry:
 def _forget_after(folder: Path, lines: Path, last_step: int) -> None:
     """Removes what a stopped run wrote after `last_step`, and all that is written once, at the very end.
 
-    TensorBoard alone would do with a purge step; others that read the files would see the points twice. What stands
-    goes into one file whose name is first in order whatever the clocks say, since readers take the files in that order.
+    TensorBoard alone would do with a purge step; others that read the files would see the points twice. What is kept
+    goes into one file whose name sorts first, since readers take the files in that order.
     """
     files, history = sorted(folder.glob(EVENT_FILES)), folder / HISTORY
     events = {record: Event.FromString(record[12:-4]) for file in files for record in _records(file.read_bytes())}
     versions = [record for record, event in events.items() if event.file_version]
-    kept = sorted((record for record, event in events.items() if _stands(event, last_step)), key=lambda record: events[record].step)
+    kept = sorted((record for record, event in events.items() if _is_kept(event, last_step)), key=lambda record: events[record].step)
     atomic_write(history, b"".join(versions[:1] + kept))
     for file in files:
         if file != history:
             file.unlink()
     if lines.exists():
-        whole = [line for line in lines.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        atomic_write(lines, b"".join(line for line in whole if json.loads(line)["step"] <= last_step))
+        complete = [line for line in lines.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        atomic_write(lines, b"".join(line for line in complete if json.loads(line)["step"] <= last_step))
 
 
 def _records(content: bytes) -> Iterator[bytes]:
@@ -172,7 +172,7 @@ def _records(content: bytes) -> Iterator[bytes]:
         begin = end
 
 
-def _stands(event: Event, last_step: int) -> bool:
+def _is_kept(event: Event, last_step: int) -> bool:
     tags = [value.tag for value in event.summary.value]
     return event.step <= last_step and bool(tags) and not any(tag.startswith(WRITTEN_LAST) for tag in tags)
 

@@ -34,7 +34,7 @@ class WarmUp(Protocol):
 
 
 class RandomRoutes:
-    """All layers and random routes at once: so no route is new to the network when the policy tries it."""
+    """All layers and random routes at once: the network has seen routes of every kind before the policy samples one."""
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
@@ -64,7 +64,8 @@ class RandomRoutes:
 
 
 def warm_up_for(learner: Learner) -> WarmUp:
-    """Where the task knows the depth that each row needs, at that depth; a network that learns on can do without.
+    """At the required depth of each row where the task knows it; else on random routes, also where the rows cannot run just as many layers
+    and the network learns on.
 
     Raises:
         UserError: if the network does not learn on, and the rows cannot run just as many layers as they need.
