@@ -201,15 +201,15 @@ def find_features(references: Iterable[str], given: Sequence[Feature] = ()) -> t
         UserError: if there is none of that name.
     """
     by_name = {feature.name: feature for feature in given}
-    return tuple(by_name[reference] if reference in by_name else _found(reference) for reference in references)
+    return tuple(by_name[reference] if reference in by_name else _registered(reference) for reference in references)
 
 
-def _found(reference: str) -> Feature:
-    found: Any = FEATURES.find(reference)
-    made = found() if isinstance(found, type) else found
-    if not isinstance(made, Feature) or not isinstance(getattr(made, "name", None), str):
+def _registered(reference: str) -> Feature:
+    plugin: Any = FEATURES.find(reference)
+    feature = plugin() if isinstance(plugin, type) else plugin
+    if not isinstance(feature, Feature) or not isinstance(getattr(feature, "name", None), str):
         raise UserError(f"{reference} is no rl_skip.Feature with a name; set --feature to one, or to a class of one")
-    return made
+    return feature
 
 
 def check_features(features: Sequence[Feature]) -> None:

@@ -116,7 +116,7 @@ def compared(measurements: list[Measurement], trained: list[list[Curve]], notes:
 
     Args:
         trained: for each measurement, the curves of its trained baselines.
-        notes: what the report mentions besides.
+        notes: sentences for the report.
         begun: when the comparison began, on the monotonic clock.
     """
     begun = time.monotonic() if begun is None else begun

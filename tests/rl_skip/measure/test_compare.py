@@ -309,8 +309,8 @@ def test_few_rows_are_always_the_same_ones() -> None:
     task = load_task("digits")
     rows, again = Rows.load(task, "cpu", 50), Rows.load(task, "cpu", 50)
     test = task.load("test")
-    assert len(rows.validation) == len(rows.test) == 50 and rows.whole == (len(task.load("validation")), len(test))
-    assert torch.equal(rows.test.inputs, test.inputs[rows.places[1]]) and torch.equal(rows.test.labels, test.labels[rows.places[1]])
-    assert torch.equal(rows.places[1], again.places[1]) and len(rows.places[1].unique()) == 50
+    assert len(rows.validation) == len(rows.test) == 50 and rows.totals == (len(task.load("validation")), len(test))
+    assert torch.equal(rows.test.inputs, test.inputs[rows.indices[1]]) and torch.equal(rows.test.labels, test.labels[rows.indices[1]])
+    assert torch.equal(rows.indices[1], again.indices[1]) and len(rows.indices[1].unique()) == 50
     everything = Rows.load(task, "cpu")
     assert torch.equal(everything.test.labels, test.labels)
