@@ -1,7 +1,7 @@
 """Whether `--guarantee` keeps its word: random re-splits of a run's validation and test rows.
 
 Each time both splits are pooled and halved anew at random. The price table is built on one half, as training builds it, and
-the guarantee is asked for on the same half. The loss of accuracy against full depth is then measured on the other half, and,
+the guarantee is tested on the same half. The loss of accuracy against full depth is then measured on the other half, and,
 as the best estimate of the truth, on all rows.
 
     python benchmarks/guarantee.py runs/digits

@@ -226,7 +226,7 @@ class TrainConfig:
             self.policy.rules(self.network.layers, self.network.width, self.pricing.seen_range)
 
     def check_prices(self) -> None:
-        """Raises `UserError` if the agent cannot be trained for the prices, or for the budget, that are asked for."""
+        """Raises `UserError` if the agent cannot be trained for the prices, or for the budget, that are set."""
         kind = self.agent_class
         if kind.trained_for == "a price":
             return

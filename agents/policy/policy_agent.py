@@ -105,7 +105,7 @@ class PolicyAgent(Agent):
         return Results(report, {name: report["policy"][name] for name in (score_key(learner.task.score_name), "compute", "reward")})
 
     def _guaranteed(self, table: PriceTable, price: float, console: Console) -> float:
-        """The price that keeps the guarantee asked for; where the data do not support it, the price stays, with a message."""
+        """The price that keeps the guarantee that is set; where the data do not support it, the price stays, with a message."""
         learner, tolerance = self.learner, self.learner.config.pricing.guarantee
         if tolerance is None:
             return price

@@ -115,7 +115,7 @@ def _parts(file: Path) -> tuple[int, str]:
 
 
 class Stopped(Exception):
-    """The run was asked to stop: by Ctrl-C, or by SIGTERM."""
+    """The run was stopped by Ctrl-C or SIGTERM."""
 
     def __init__(self, number: int, advice: str) -> None:
         super().__init__(f"stopped; {advice}")

@@ -54,10 +54,10 @@ class KnownDepth:
         rate, batch = learner.set_learning_rates(update), self.batch(update)
         learner.prepare(learns=True)
         outputs = routed_forward(learner.stack, self.routes(batch), batch.inputs).outputs
-        loss, accuracy = learner.task.loss(outputs, batch.labels).mean(), score_metric(learner.task, "warmup", outputs, batch.labels)
-        self.observe_accuracy(*accuracy.values())
+        loss, score = learner.task.loss(outputs, batch.labels).mean(), score_metric(learner.task, "warmup", outputs, batch.labels)
+        self.observe_accuracy(*score.values())
         norm = learner.apply(loss)
-        return {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate)} | accuracy
+        return {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate)} | score
 
     def batch(self, update: int) -> Examples:
         """Rows drawn from those at or below the level; which, depends on the seed and the update's number besides."""

@@ -1,4 +1,4 @@
-"""A stack of layers that belong to somebody else's model and are called as that model calls them."""
+"""A stack of layers that belong to another model and are called as that model calls them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

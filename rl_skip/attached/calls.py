@@ -1,4 +1,4 @@
-"""The call of one layer of somebody else's model: its arguments, those of some rows alone, and what it returns."""
+"""The call of one layer of an attached model: its arguments, those of some rows alone, and what it returns."""
 
 import inspect
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Operations of the layers of somebody else's model."""
+"""Operations of the layers of an attached model."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

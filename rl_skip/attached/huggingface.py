@@ -98,12 +98,12 @@ class HuggingFaceStack(CalledStack):
         self.model, self.head, self.path, self.prompt_tokens, self.prepare = model, head, path, prompt_tokens, prepare
         self.flops = transformer_flops(model, routed, width)
         self.register_buffer("layer_flops", self.flops.nominal(), persistent=False)
-        self.causal = any(getattr(part, "is_causal", False) for part in routed[0].modules())
+        self.causal = any(getattr(module, "is_causal", False) for module in routed[0].modules())
         parameters = inspect.signature(model.forward).parameters
         self.options = {name: value for name, value in (("use_cache", False), ("return_dict", True)) if name in parameters}
         self.beside = _modules_beside(model, path)
-        for part in model.modules():
-            for holder in (part, getattr(part, "config", None)):
+        for module in model.modules():
+            for holder in (module, getattr(module, "config", None)):
                 for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
                     if hasattr(holder, name):
                         setattr(holder, name, 0.0)
@@ -166,9 +166,9 @@ class HuggingFaceStack(CalledStack):
         if types is not None:
             config.layer_types = [types[i] for i in layers]
         for i, layer in enumerate(kept):
-            for part in layer.modules():
-                if hasattr(part, "layer_idx"):
-                    part.layer_idx = i  # type: ignore[assignment]
+            for module in layer.modules():
+                if hasattr(module, "layer_idx"):
+                    module.layer_idx = i  # type: ignore[assignment]
         pruned = HuggingFaceStack(model, head=self.head, layers=self.path, prompt_tokens=self.prompt_tokens, prepare=self.prepare)
         pruned.processor = self.processor
         return pruned
@@ -176,7 +176,10 @@ class HuggingFaceStack(CalledStack):
     def add_adapters(self, rank: int, alpha: int) -> Any:
         peft = require("peft")
         targets = [
-            f"{self.path}.{i}.{name}" for i, layer in enumerate(self.routed) for name, part in layer.named_modules() if type(part).__name__ in LINEAR
+            f"{self.path}.{i}.{name}"
+            for i, layer in enumerate(self.routed)
+            for name, module in layer.named_modules()
+            if type(module).__name__ in LINEAR
         ]
         with quiet():
             return peft.get_peft_model(self.model, peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets))

@@ -1,4 +1,4 @@
-"""The one exception that means: the user asked for something that cannot be."""
+"""The exception for a user's mistakes."""
 
 __all__ = ["UserError"]
 

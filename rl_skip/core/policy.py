@@ -71,7 +71,7 @@ class ObservationLayout:
     @cached_property
     def sizes(self) -> list[int]:
         """How many numbers each of `parts` has."""
-        return [part.size(self.width) for part in self.parts]
+        return [feature.size(self.width) for feature in self.parts]
 
     @property
     def size(self) -> int:
@@ -81,11 +81,11 @@ class ObservationLayout:
     @property
     def flops(self) -> int:
         """Operations of making one observation, in matrix products."""
-        return sum(part.flops(self.width) for part in self.parts)
+        return sum(feature.flops(self.width) for feature in self.parts)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """The lowest and highest values that it can have, (S,) each."""
-        ends = ((part.low, part.high, size) for part, size in zip(self.parts, self.sizes, strict=True))
+        ends = ((feature.low, feature.high, size) for feature, size in zip(self.parts, self.sizes, strict=True))
         low, high = zip(*(([low] * size, [high] * size) for low, high, size in ends), strict=True)
         return torch.tensor(sum(low, [])), torch.tensor(sum(high, []))
 
@@ -98,19 +98,19 @@ class ObservationLayout:
     def read(self, view: View, known: Mapping[str, Tensor] | None = None) -> Tensor:
         """(R, S), the observation of the rows in view; features in `known`, (R, size) each by name, are not read again."""
         known = known or {}
-        return torch.cat([known[part.name] if part.name in known else self.read_part(part, view) for part in self.parts], dim=1)
+        return torch.cat([known[feature.name] if feature.name in known else self.read_feature(feature, view) for feature in self.parts], dim=1)
 
-    def read_part(self, part: Feature, view: View) -> Tensor:
+    def read_feature(self, feature: Feature, view: View) -> Tensor:
         """(R, size), one feature within its bounds.
 
         Raises:
             ValueError: if the feature's values have another shape than its size says.
         """
-        values = part.read(view).float()
-        expected = (view.rows.shape[0], part.size(self.width))
+        values = feature.read(view).float()
+        expected = (view.rows.shape[0], feature.size(self.width))
         if values.shape != expected:
-            raise ValueError(f"the feature {part.name!r} must give {expected} numbers, got shape {tuple(values.shape)}; mend its read or its size")
-        return values.clamp(part.low, part.high)
+            raise ValueError(f"the feature {feature.name!r} must give {expected} numbers, got shape {tuple(values.shape)}; mend its read or its size")
+        return values.clamp(feature.low, feature.high)
 
     def layer_of(self, observation: Tensor) -> Tensor:
         """(R,) long, the layer after which each observation was made."""
@@ -186,7 +186,7 @@ class JumpPolicy(nn.Module):
     def __init__(self, rules: JumpRules, *, run_bias: float = 0.0) -> None:
         super().__init__()
         self.rules, layout = rules, rules.layout
-        normalised = ((part.name, size) for part, size in zip(layout.parts, layout.sizes, strict=True) if part.normalised)
+        normalised = ((feature.name, size) for feature, size in zip(layout.parts, layout.sizes, strict=True) if feature.normalised)
         self.norms = nn.ModuleDict({name: nn.LayerNorm(size) for name, size in normalised})
         self.fc_in = nn.Linear(layout.size, rules.hidden)
         self.layer_bias = nn.Embedding(layout.depth, rules.hidden)
@@ -201,6 +201,6 @@ class JumpPolicy(nn.Module):
         layout = self.rules.layout
         parts = zip(layout.parts, observation.split(layout.sizes, dim=1), strict=True)
         layer = layout.layer_of(observation)
-        seen = torch.cat([self.norms[part.name](values) if part.normalised else values for part, values in parts], dim=1)
+        seen = torch.cat([self.norms[feature.name](values) if feature.normalised else values for feature, values in parts], dim=1)
         logits = self.fc_out(torch.relu(self.fc_in(seen) + self.layer_bias(layer)))  # (R, J + 1)
         return logits.masked_fill(~self.legal[layer], ILLEGAL)

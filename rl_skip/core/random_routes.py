@@ -8,7 +8,7 @@ from rl_skip.core.policy import JumpRules
 __all__ = ["random_routes", "random_routes_at"]
 
 HALVINGS = 24
-"""Bits of the chances: a finer search tells no two of them apart."""
+"""Bits of the chances, beyond which a finer search changes no route."""
 
 
 def random_routes(chances: Tensor, keep: Tensor | float, rules: JumpRules) -> Tensor:

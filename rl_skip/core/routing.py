@@ -214,7 +214,7 @@ class RoutingState:
     def _first_look(self) -> dict[str, Tensor]:
         """The features of the hidden state before layer 0, (B, size) each by name."""
         view = View(self, torch.arange(self.price.shape[0], device=self.price.device))
-        return {part.name: self.layout.read_part(part, view) for part in self.layout.parts if part.of_state}
+        return {feature.name: self.layout.read_feature(feature, view) for feature in self.layout.parts if feature.of_state}
 
     def _some(self, rows: Tensor) -> Tensor | None:
         """The rows to gather; None where they are all rows."""

@@ -120,7 +120,7 @@ class Task:
         """(B,) long, the class of each row, for figures."""
         return labels
 
-    def majority_accuracy(self, validation: Tensor, test: Tensor) -> Tensor:
+    def majority_score(self, validation: Tensor, test: Tensor) -> Tensor:
         """(N,), the score of each test row where nothing is run and the class most frequent on validation data is answered."""
         return (test == validation.mode().values).float()
 

@@ -126,14 +126,14 @@ def _versions() -> dict[str, str]:
 
 
 def _parts(layout: ObservationLayout) -> list[dict[str, Any]]:
-    return [{"name": part.name, "size": size} for part, size in zip(layout.parts, layout.sizes, strict=True)]
+    return [{"name": feature.name, "size": size} for feature, size in zip(layout.parts, layout.sizes, strict=True)]
 
 
 def _read_layout(fields: Fields, width: int, depth: int, given: Sequence[Feature]) -> ObservationLayout:
-    parts = [{"name": part.text("name"), "size": part.integer("size")} for part in fields.objects("features")]
-    names = [str(part["name"]) for part in parts]
-    if names[-len(ALWAYS) :] != [part.name for part in ALWAYS]:
-        raise fields.wrong("features", f"a list that ends with {', '.join(part.name for part in ALWAYS)}")
+    parts = [{"name": feature.text("name"), "size": feature.integer("size")} for feature in fields.objects("features")]
+    names = [str(feature["name"]) for feature in parts]
+    if names[-len(ALWAYS) :] != [feature.name for feature in ALWAYS]:
+        raise fields.wrong("features", f"a list that ends with {', '.join(feature.name for feature in ALWAYS)}")
     features = _known(fields, names[: -len(ALWAYS)], given)
     low = fields.number("price_low")
     high = fields.number("price_high")
@@ -144,7 +144,7 @@ def _read_layout(fields: Fields, width: int, depth: int, given: Sequence[Feature
     except UserError:
         raise fields.wrong("features", "a list of features that differ") from None
     if parts != _parts(layout):
-        expected = " · ".join(f"{part['name']} ({part['size']})" for part in _parts(layout))
+        expected = " · ".join(f"{feature['name']} ({feature['size']})" for feature in _parts(layout))
         raise fields.wrong("features", f"{expected}, for a width of {width}")
     return layout
 

@@ -86,7 +86,7 @@ def save(
         model: the policy, or a `SkipLayer` with its policy inside.
         stack: what the policy was trained on; a `SkipLayer` is its own.
         weights: whether to write the stack's weights too. False for a pretrained network that its user has anyway.
-        network: from `network_to_json`, with which `load` rebuilds the stack; without it, `load` asks for the stack.
+        network: from `network_to_json`, with which `load` rebuilds the stack; without it, `load` needs the stack.
         price: the operating price, chosen on validation data; that of the `SkipLayer` by default.
         price_table: measured (price, compute, score) on validation data; dominated points are dropped.
         trained_on: task, rows, seed, agent and whatever else is worth knowing; plain JSON.

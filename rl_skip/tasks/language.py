@@ -59,7 +59,7 @@ class LanguageTask(Task):
         """(B,) long, zeros: all rows are of one class."""
         return torch.zeros(len(labels), dtype=torch.long, device=labels.device)
 
-    def majority_accuracy(self, validation: Tensor, test: Tensor) -> Tensor:
+    def majority_score(self, validation: Tensor, test: Tensor) -> Tensor:
         """(N,), the score of each test row where every token has the probability of its frequency on validation data."""
         known = validation[validation != NOT_COUNTED]
         counts = torch.bincount(known, minlength=int(max(known.max(), test.max())) + 1).double() + 1

@@ -29,7 +29,7 @@ class BaselineRecord:
     per_budget: bool = False
     """Whether it is trained for one mean compute, once for each budget. Otherwise one training serves all."""
     control: bool = False
-    """Whether it is a control or a bound that nobody would run: it has a point for each of the policy's prices, and stands beside that one."""
+    """Whether it is a control or a bound, not for use: it has a point for each of the policy's prices, and is compared at the same price."""
     colour: str = GREY
     """Of matplotlib."""
     marker: str = "h"

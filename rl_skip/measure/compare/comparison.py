@@ -34,7 +34,7 @@ __all__ = ["BUDGETS", "compare", "compared"]
 
 BUDGETS = (0.25, 0.5, 0.75)
 SLACK = 0.02
-"""How much more than asked a baseline may spend, so that one trained for a budget and missing it by little is not left out."""
+"""How much more than the budget a baseline may spend, so that one trained for a budget and missing it by little is not left out."""
 
 
 def compare(
@@ -174,7 +174,7 @@ class _Together:
             if len(picked) == len(curves):
                 compute = sum(point.mean_compute for point in picked) / len(picked)
                 points[tuple(n for n in chosen if n is not None)] = CurvePoint(picked[0].label, compute, self._score(picked))
-        areas = [area_by_row(curve.validation, curve.test, run.majority_accuracy) for curve, run in zip(curves, self.measurements, strict=True)]
+        areas = [area_by_row(curve.validation, curve.test, run.majority_score) for curve, run in zip(curves, self.measurements, strict=True)]
         ordered = sorted(points.values(), key=lambda point: point.compute)
         return BaselineCurve(curves[0].record, tuple(ordered), self.bootstrap.interval(torch.stack(areas)))
 

@@ -52,7 +52,7 @@ class Measurement:
     curves: dict[str, Curve]
     """By the names of their records, the policy's first; controls have a point for each of the policy's, under its label."""
     operating: tuple[AtBudget, ...]
-    majority_accuracy: Tensor
+    majority_score: Tensor
     """(N,), the score of each test row where nothing is run and the class most frequent on validation data is answered."""
     taken: RoutesTaken
 
@@ -101,7 +101,7 @@ def measure(
         rows=rows,
         curves=curves,
         operating=tuple(_at_budget(budget, price, test[price], curves[BEST_FIXED], books[1], reward) for budget, price in points),
-        majority_accuracy=task.majority_accuracy(rows.validation.labels, rows.test.labels).cpu(),
+        majority_score=task.majority_score(rows.validation.labels, rows.test.labels).cpu(),
         taken=RoutesTaken(
             exported.route, exported.prediction, exported.correct, exported.compute_by_row, task.class_of(rows.test.labels).cpu()
         ),

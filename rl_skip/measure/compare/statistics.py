@@ -119,7 +119,7 @@ def best_within(points: tuple[Point, ...], compute: float) -> int | None:
     return within[-1] if within else None
 
 
-def area_by_row(validation: tuple[Point, ...], test: tuple[Point, ...], majority_accuracy: Tensor) -> Tensor:
+def area_by_row(validation: tuple[Point, ...], test: tuple[Point, ...], majority_score: Tensor) -> Tensor:
     """The area under a score-compute curve between 0.2 and 1, over 0.8: the mean score over all budgets there.
 
     At a budget b the curve is a step: the test score of the point that validation data choose, the one of highest score
@@ -128,7 +128,7 @@ def area_by_row(validation: tuple[Point, ...], test: tuple[Point, ...], majority
 
     Args:
         validation, test: the same points.
-        majority_accuracy: (N,), the score of each test row where nothing is run.
+        majority_score: (N,), the score of each test row where nothing is run.
 
     Returns:
         (N,), whose mean is the area.
@@ -136,7 +136,7 @@ def area_by_row(validation: tuple[Point, ...], test: tuple[Point, ...], majority
     low, high = AREA_RANGE
     chosen = frontier(validation)
     starts = [min(max(validation[n].mean_compute, low), high) for n in chosen]
-    area = (starts[0] - low) * majority_accuracy.double()
+    area = (starts[0] - low) * majority_score.double()
     for n, start, end in zip(chosen, starts, [*starts[1:], high], strict=True):
         area += (end - start) * test[n].correct.double()
     return area / (high - low)
