@@ -64,8 +64,7 @@ class RandomRoutes:
 
 
 def warm_up_for(learner: Learner) -> WarmUp:
-    """At the required depth of each row where the task knows it; else on random routes, also where the rows cannot run just as many layers
-    and the network learns on.
+    """Random routes; or each row's required depth, where the task knows it and the rows can run it.
 
     Raises:
         UserError: if the network does not learn on, and the rows cannot run just as many layers as they need.

@@ -110,7 +110,7 @@ def test_rows_needed_and_least_tolerance_are_where_it_turns():
     assert Guarantee(0.0, 0.01, 1000, 15, 5).rows_needed is None
 
 
-def tested_in_order(outcomes, tolerance=0.01):
+def fixed_order(outcomes, tolerance=0.01):
     """The guarantee, and which prices are tested; outcomes: price → (losses, gains) of 1,000 rows."""
     tested = []
     full = torch.cat([torch.ones(500), torch.zeros(500)])
@@ -126,29 +126,29 @@ def tested_in_order(outcomes, tolerance=0.01):
 
 
 def test_the_last_that_passes_before_the_first_that_fails_is_taken():
-    found, tested = tested_in_order({0.01: (0, 0), 0.1: (2, 3), 0.5: (9, 0), 1.0: (0, 0)})
+    found, tested = fixed_order({0.01: (0, 0), 0.1: (2, 3), 0.5: (9, 0), 1.0: (0, 0)})
     assert found == Guarantee(0.1, 0.01, 1000, 2, 3)
     assert tested == [0.01, 0.1, 0.5]  # 1.0 would pass, but after a failure nothing is tested
-    found, tested = tested_in_order({0.01: (0, 0), 1.0: (0, 1)})
+    found, tested = fixed_order({0.01: (0, 0), 1.0: (0, 1)})
     assert found == Guarantee(1.0, 0.01, 1000, 0, 1)
 
 
 def test_a_refusal_says_what_was_seen_and_what_would_do():
     with pytest.raises(UserError) as refused:
-        tested_in_order({0.05: (8, 4), 1.0: (0, 0)})
+        fixed_order({0.05: (8, 4), 1.0: (0, 0)})
     message = str(refused.value)
     assert "\n" not in message and "0.01" in message and "price 0.05" in message and "8 of 1000 validation rows" in message and "4 gained" in message
     rows, tolerance = (float(re.search(pattern, message)[1]) for pattern in (r"about (\d+) rows", r"--guarantee to ([\d.]+) or more"))
     assert holds(int(rows), round(0.008 * rows), round(0.004 * rows), 0.01) and rows > 1000
-    assert tested_in_order({0.05: (8, 4)}, tolerance)[0].price == 0.05
+    assert fixed_order({0.05: (8, 4)}, tolerance)[0].price == 0.05
     with pytest.raises(UserError, match="more rows would not help.*--guarantee"):
-        tested_in_order({0.05: (14, 4)})
+        fixed_order({0.05: (14, 4)})
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 1.0, -0.1, math.nan])
 def test_a_tolerance_that_is_none_is_refused(tolerance):
     with pytest.raises(UserError, match=r"\(0, 1\).*--guarantee"):
-        tested_in_order({0.05: (0, 0)}, tolerance)
+        fixed_order({0.05: (0, 0)}, tolerance)
 
 
 @pytest.fixture(scope="module")
