@@ -179,7 +179,7 @@ def test_baselines_and_a_route_that_the_policy_may_not_take(mine: Path, capsys: 
     assert rl_skip_main(["compare", str(mine.parent / "run"), "--baseline", "oracle"]) == 2
     assert "'oracle' is part of every comparison" in capsys.readouterr().err
     assert rl_skip_main(["compare", str(mine.parent / "run"), "--rows", "40", "--baseline", f"{mine}:short", "--json"]) == 0
-    curves = {curve["record"]["name"]: curve for curve in json.loads(capsys.readouterr().out)["curves"]}
+    curves = {curve["name"]: curve for curve in json.loads(capsys.readouterr().out)["curves"]}
     assert curves["mine"]["points"][0]["compute"] == pytest.approx(0.5)
 
 

@@ -12,7 +12,7 @@ from agents.policy.imitation import imitation_loss, imitation_weight
 from agents.policy.policy_agent import PolicyAgent, PolicyAgentConfig, entropy_weight
 from agents.policy.prices import BudgetPrice, PriceRange
 from agents.run.learner import Learner
-from agents.run.telemetry import rollout_metrics
+from agents.run.telemetry import rollout_metrics, score_metric
 from rl_skip.core.errors import UserError
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routing import PolicyRouter, Rollout, routed_forward
@@ -64,7 +64,7 @@ def leave_one_out_advantage(reward_BG: Tensor) -> Tensor:
 
 
 def estimated_advantage(config: ReinforceConfig, rollout: Rollout, reward: Tensor, to_go: Tensor) -> Tensor:
-    """What the routes earned more than their baseline, (N, 1) with leave-one-out, (N, L) with a critic.
+    """Advantage of the routes over their baseline, (N, 1) with leave-one-out, (N, L) with a critic.
 
     With leave-one-out every decision of a route gets the advantage of the whole route: what was spent before a decision is
     known to the baseline too, and cancels.
@@ -143,7 +143,6 @@ class Reinforce(PolicyAgent):
         price = self.prices.draw(len(batch), learner.generator).repeat_interleave(G).to(learner.device)  # (B G,)
         learner.prepare(learns=False)
         rollout = routed_forward(learner.stack, PolicyRouter(learner.policy, sample=True), routes.inputs, price=price, critic=self.critic)
-        accuracy = learner.task.accuracy(rollout.outputs, routes.labels)
         score = self.score(rollout.outputs, routes.labels)
         losses = reinforce_loss(rollout, score, price, self.advantage, self.prices.reward)
         loss = losses.policy - entropy_weight(config, learner.joint_progress(update)) * losses.entropy
@@ -158,7 +157,8 @@ class Reinforce(PolicyAgent):
             loss, metrics["train/supervised_loss"] = loss + supervised, supervised
         norm = learner.apply(loss)
         self.prices.observe(rollout.compute.mean())
-        return rollout_metrics(rollout, score, accuracy, price, self.prices.reward, learner.rules.max_jump) | metrics | {
+        metrics |= score_metric(learner.task, "rollout", rollout.outputs, routes.labels)
+        return rollout_metrics(rollout, score, price, self.prices.reward, learner.rules.max_jump) | metrics | {
             "train/policy_loss": losses.policy,
             "train/grad_norm": norm,
             "train/learning_rate": torch.tensor(rate),

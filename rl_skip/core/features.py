@@ -190,7 +190,7 @@ for _feature in (HiddenState(), WorkingMemory()):
 
 
 def default_features(has_memory: bool) -> tuple[Feature, ...]:
-    """What a policy sees unless it is told otherwise: the hidden state, and the working memory of a stack that has one."""
+    """What a policy sees by default: the hidden state, and the working memory of a stack that has one."""
     return (HiddenState(), WorkingMemory()) if has_memory else (HiddenState(),)
 
 
@@ -232,7 +232,7 @@ def _refuse_always(name: str) -> None:
 
 
 def check_features(features: Sequence[Feature]) -> None:
-    """Refuses features that cannot be told apart.
+    """Refuses features with the same name.
 
     Raises:
         UserError: naming the name that stands twice, or that is always there.

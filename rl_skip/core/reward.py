@@ -1,4 +1,4 @@
-"""The reward: what an episode earns, said once for agents, environment, evaluation, oracle, telemetry and card."""
+"""The reward: what an episode earns, for agents, environment, evaluation, oracle, telemetry and card alike."""
 
 from torch import Tensor
 
@@ -9,11 +9,11 @@ __all__ = ["REWARDS", "LINEAR", "BudgetReward", "Reward", "as_reward", "find_rew
 
 
 class Reward:
-    """Reward = score − price · compute, in units of score. For another one, subclass it and say what differs.
+    """Reward = score − price · compute, in units of score. For another one, override what differs.
 
-    The price λ is in units of score per unit of relative compute: at a price of 0.1, running half of the layers less is worth
-    five points of accuracy. What is lost and gained must not depend on how an episode is cut into steps, so a reward has two parts:
-    what the answer is worth, and what the compute of the whole route costs.
+    Relative compute is a share of the full stack's operations, and the price λ is in score per unit of it: at a price of 0.1,
+    running half of the layers less is worth five points of accuracy. It must not depend on how an episode is cut into
+    steps, so a reward has two parts: what the answer is worth, and what the compute of the whole route costs.
 
     Example:
         >>> import torch
@@ -59,8 +59,8 @@ class Reward:
 class BudgetReward(Reward):
     """Another reward, less a penalty for the squared distance of a row's compute from a budget.
 
-    A multiplier can only forbid: where accuracy asks for less than the budget, the price sinks to nothing, and routes go
-    wherever noise drives them. The penalty, by a little, decides what accuracy leaves open.
+    A multiplier only limits: where the score needs less than the budget, the price falls to nothing, and noise decides
+    the routes. The small penalty then decides instead.
 
     Args:
         inner: the reward.

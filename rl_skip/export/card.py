@@ -23,7 +23,7 @@ def model_card(description: Description, weights: bool) -> str:
         + ("The network's weights are in `model.safetensors`." if weights else "The network's weights are not part of this folder."),
         "## Trained on",
         "\n".join(f"- {name}: {value}" for name, value in description.trained_on.items()) or "Not recorded.",
-        "## Accuracy and compute",
+        f"## {description.table.score_name.capitalize()} and compute",
         _table(description),
         f"Operating price: {description.price:.4g}. Reward is {description.reward}; compute is 1 for all layers of the network, "
         "and the policy's own operations are counted in.",
@@ -59,5 +59,5 @@ def _use(description: Description) -> list[str]:
 def _table(description: Description) -> str:
     if not description.table.points:
         return "Not measured at other prices: the policy was trained for one."
-    rows = [f"| {point.price:.4g} | {point.compute:.3f} | {point.accuracy:.4f} |" for point in description.table.points]
-    return "\n".join(["Measured on validation data:", "", "| price | mean compute | accuracy |", "| --- | --- | --- |", *rows])
+    rows = [f"| {point.price:.4g} | {point.compute:.3f} | {point.score:.4f} |" for point in description.table.points]
+    return "\n".join(["Measured on validation data:", "", f"| price | mean compute | {description.table.score_name} |", "| --- | --- | --- |", *rows])

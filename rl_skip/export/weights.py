@@ -56,11 +56,11 @@ def read_weights(file: Path, expected: dict[str, Tensor], same_dtype: bool = Fal
     for name, tensor in expected.items():
         if name not in state:
             raise UserError(f"{file}: the weight {name} is missing; {RIGHT_NETWORK}")
-        found = state[name]
-        if found.shape != tensor.shape:
-            raise UserError(f"{file}: the weight {name} has shape {tuple(found.shape)}, expected {tuple(tensor.shape)}; {RIGHT_NETWORK}")
-        if same_dtype and found.dtype != tensor.dtype:
-            raise UserError(f"{file}: the weight {name} is {found.dtype}, expected {tensor.dtype}; convert the network with .to() before loading")
+        saved = state[name]
+        if saved.shape != tensor.shape:
+            raise UserError(f"{file}: the weight {name} has shape {tuple(saved.shape)}, expected {tuple(tensor.shape)}; {RIGHT_NETWORK}")
+        if same_dtype and saved.dtype != tensor.dtype:
+            raise UserError(f"{file}: the weight {name} is {saved.dtype}, expected {tensor.dtype}; convert the network with .to() before loading")
     if unknown := sorted(state.keys() - expected.keys()):
         raise UserError(f"{file}: the weight {unknown[0]} is unknown; {RIGHT_NETWORK}")
     return {name: tensor.clone() for name, tensor in state.items()}  # in the file they are not aligned, which changes the last bit of sums

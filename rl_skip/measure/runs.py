@@ -42,7 +42,7 @@ class Run:
     reward_name: str = "linear"
     """What its policy was rewarded for, as `find_reward` takes it."""
     feature_names: tuple[str, ...] = ()
-    """What its policy sees, where that was said, as `find_features` takes it."""
+    """What its policy sees, where it was named, as `find_features` takes it."""
 
     @property
     def reward(self) -> Reward:
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def policy(self) -> Path:
-        """The export that the run left."""
+        """The run's export."""
         return self.folder / "policy"
 
     def load_task(self, data: str | None = None) -> Task:

@@ -76,7 +76,7 @@ def complaint(capsys, *words):
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
-def test_eval_agrees_with_a_sweep_of_one_row_at_a_time(capsys, trained, split):
+def test_eval_agrees_with_a_routed_forward_of_one_row_at_a_time(capsys, trained, split):
     folder, stack, policy, task = trained
     words = ["--split", "validation"] if split == "validation" else []
     found = report(capsys, "eval", folder, *words, "--device", "cpu")
