@@ -17,7 +17,7 @@ from rl_skip.tasks import defaults_of
 
 
 def given_on(arguments: Sequence[str]) -> dict[str, str]:
-    """What flags are given, by their names with underscores, each with the first word that follows it."""
+    """The given flags, by their names with underscores, each with the word after it."""
     given = {}
     for flag, following in pairwise([*arguments, "--"]):
         if flag.startswith("--"):
@@ -31,12 +31,14 @@ def read_options(arguments: Sequence[str]) -> TrainConfig:
     given = given_on(arguments)
     if "resume" in given:
         default = TrainConfig.from_json(given["resume"])
-        if "agent" in given:  # whose options others would be
+        if "agent" in given:  # whose options would be others
             default.refuse_changes(replace(default, agent=given["agent"], agent_config=AgentConfig()), only="agent")
     else:
         task, agent = given.get("task", TrainConfig.task), given.get("agent", TrainConfig.agent)
         defaults = defaults_of(task, given.get("data"), given)
         default = TrainConfig(task=task, agent=agent).with_defaults(defaults, f"the defaults of the task {task}")
+    if "feature" in given:  # what is given takes the place of the default, and is not added to it
+        default = replace(default, policy=replace(default.policy, feature=()))
     return tyro.cli(TrainConfig, args=arguments, default=default, config=(tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction))
 
 
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Trains as the command line says, or compares where its first word is `compare`.
 
     Returns:
-        The exit code: 2 for a mistake of the user's, told in one line; 130 after Ctrl-C and 143 after SIGTERM.
+        The exit code: 2 for a user's mistake, printed in one line; 130 after Ctrl-C and 143 after SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["compare"]:

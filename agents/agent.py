@@ -1,4 +1,4 @@
-"""What an agent is: it learns update by update, is evaluated meanwhile, and finishes a run. Each has a name; a person's own is `file.py:name`."""
+"""Agents: they learn update by update, are evaluated meanwhile, and finish a run. Each has a name; a person's own is `file.py:name`."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -38,16 +38,16 @@ class TrainedRun:
 
 
 class Results(NamedTuple):
-    """What a finished run has come to."""
+    """The results of a finished run."""
 
     report: dict[str, Any]
     """What report.json holds."""
     figures: dict[str, float]
-    """The few of them that runs are compared by in TensorBoard."""
+    """Those by which TensorBoard compares runs."""
 
 
 class Agent(ABC):
-    """Trains the network of a `Learner` and what decides about its layers.
+    """Trains the network of a `Learner`, and what decides which of its layers run.
 
     A subclass is named on the command line: `--agent my_file.py:MyAgent`. Derive it from `PolicyAgent`, or from an agent
     that trains a policy already, where it trains the jump policy; else from `Baseline`.
@@ -63,7 +63,7 @@ class Agent(ABC):
     warms_up: ClassVar[bool] = True
     """Whether the network learns alone first. Without, those updates are the agent's too."""
     leaves_start: ClassVar[bool] = False
-    """Whether what the warm-up led to is kept in the run folder, for others to begin at."""
+    """Whether the state after the warm-up is kept in the run folder, for other agents to begin at."""
     leaves: ClassVar[str]
     """A file or folder that a finished run of it has, besides the report."""
     see: ClassVar[str]
@@ -72,20 +72,27 @@ class Agent(ABC):
     @abstractmethod
     def __init__(self, learner: Any) -> None: ...
 
+    def try_out(self) -> None:  # noqa: B027, what has nothing to try does nothing
+        """Called before anything is written: whatever of a person's own can fail is tried once on a few rows.
+
+        Raises:
+            UserError: in one line, if it fails.
+        """
+
     @abstractmethod
     def update(self, update: int) -> dict[str, Tensor]:
         """One update, with its number in the run; returns its metrics as scalars on the device."""
 
     @abstractmethod
     def evaluate(self, examples: Examples) -> Evaluation:
-        """What it has come to so far, on examples; for validation while it trains."""
+        """Its state so far, measured on examples; for validation while it trains."""
 
     @abstractmethod
     def finish(self, run: TrainedRun) -> Results:
         """Everything after the last update: what is chosen on validation data, the export, the final table."""
 
     def metrics(self) -> dict[str, float]:
-        """What there is to report besides the means of what updates return."""
+        """Metrics besides the means of those that updates return."""
         return {}
 
     @abstractmethod
@@ -104,9 +111,13 @@ def find_agent(name: str) -> type[Agent]:
     """The agent that `--agent` names.
 
     Raises:
-        UserError: if there is none, or it is none.
+        UserError: if there is no such agent, or it is not an `Agent`.
     """
     agent = AGENTS.find(name)
     if not (isinstance(agent, type) and issubclass(agent, Agent)):
         raise UserError(f"{name} is no agent; set --agent to a class that derives from Agent, such as Reinforce")
+    if missing := sorted(getattr(agent, "__abstractmethods__", ())):
+        raise UserError(f"the agent {name} does not say how it does {', '.join(missing)}; write that, or derive it from one that does")
+    if not (isinstance(agent.config_class, type) and issubclass(agent.config_class, AgentConfig)):
+        raise UserError(f"the config_class of the agent {name} does not derive from AgentConfig; let it derive from the options of the agent's base")
     return agent

@@ -46,12 +46,12 @@ def full_depth(run: Path) -> Evaluation:
 def draw(title: str, dial: list[Evaluation], single: list[Evaluation], full: Evaluation, file: Path) -> None:
     """Accuracy against compute of the dial and of the single runs."""
     figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
-    axes.plot([one.compute for one in dial], [one.accuracy for one in dial], "o-", color=BLUE, ms=9, label="one run, its dial turned")
-    axes.plot([one.compute for one in single], [one.accuracy for one in single], "D", color=ORANGE, ms=7, label="a run for each budget")
-    for budget, one in zip(BUDGETS, single, strict=True):
-        axes.annotate(f"{budget:g}", (one.compute, one.accuracy), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8, color=ORANGE)
-    axes.plot([full.compute], [full.accuracy], "*", color=GREEN, ms=13, label="full depth of the dial's network")
-    lowest = min(one.accuracy for one in (*dial, *single, full))
+    axes.plot([point.compute for point in dial], [point.score for point in dial], "o-", color=BLUE, ms=9, label="one run, its dial turned")
+    axes.plot([point.compute for point in single], [point.score for point in single], "D", color=ORANGE, ms=7, label="a run for each budget")
+    for budget, point in zip(BUDGETS, single, strict=True):
+        axes.annotate(f"{budget:g}", (point.compute, point.score), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8, color=ORANGE)
+    axes.plot([full.compute], [full.score], "*", color=GREEN, ms=13, label="full depth of the dial's network")
+    lowest = min(point.score for point in (*dial, *single, full))
     axes.set(xlabel="compute, share of the whole stack", ylabel="accuracy", title=title, xlim=(0, 1.08), ylim=(min(lowest - 0.02, 0.9), 1.005))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", fontsize=9, frameon=False)
@@ -75,10 +75,10 @@ def main() -> None:
     run = trained(arguments.out / f"{name}-{arguments.seed}", *flags)
     dial = [on_test(run, budget) for budget in BUDGETS]
     runs = [trained(arguments.out / f"{name}-budget-{budget:g}-{arguments.seed}", *flags, "--budget", str(budget)) for budget in BUDGETS]
-    single = [on_test(one) for one in runs]
+    single = [on_test(run) for run in runs]
     print("| budget | dial, accuracy | at compute | a run for this budget | at compute |", "| ---: | ---: | ---: | ---: | ---: |", sep="\n")
-    for budget, one, other in zip(BUDGETS, dial, single, strict=True):
-        print(f"| {budget:g} | {one.accuracy:.1%} | {one.compute:.3f} | {other.accuracy:.1%} | {other.compute:.3f} |")
+    for budget, dialled, own in zip(BUDGETS, dial, single, strict=True):
+        print(f"| {budget:g} | {dialled.score:.1%} | {dialled.compute:.3f} | {own.score:.1%} | {own.compute:.3f} |")
     arguments.figures.mkdir(parents=True, exist_ok=True)
     draw(f"{name}, {dial[0].rows} test rows", dial, single, full_depth(run), arguments.figures / f"dial-{name}-{arguments.seed}.png")
 

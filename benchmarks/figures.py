@@ -48,8 +48,8 @@ def draw_trade_off(axes: Axes, run: Path) -> None:
     low, high = rules.layout.price_low, rules.layout.price_high
     prices = [low * (high / low) ** (k / 16) for k in range(17)]
     dial = [evaluate(model.stack, model.policy, task, test, price=price) for price in prices]
-    axes.plot([one.compute for one in dial], [one.accuracy for one in dial], "o-", color=BLUE, ms=6, label="the policy, 17 prices", zorder=3)
-    lowest = min(float(accuracy.min()), min(one.accuracy for one in dial))
+    axes.plot([point.compute for point in dial], [point.score for point in dial], "o-", color=BLUE, ms=6, label="the policy, 17 prices", zorder=3)
+    lowest = min(float(accuracy.min()), min(point.score for point in dial))
     axes.set(xlabel="compute, share of the whole stack", ylabel="accuracy", title=f"{task.name}, {len(test)} test rows", xlim=(0, 1.08))
     axes.set_ylim(min(lowest - 0.01, 0.9), 1.0)
     axes.legend(loc="lower center", fontsize=8, frameon=False)

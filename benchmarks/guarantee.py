@@ -1,7 +1,7 @@
 """Whether `--guarantee` keeps its word: random re-splits of a run's validation and test rows.
 
 Each time both splits are pooled and halved anew at random. The price table is built on one half, as training builds it, and
-the guarantee is asked for on the same half. The loss of accuracy against full depth is then measured on the other half, and,
+the guarantee is tested on the same half. The loss of accuracy against full depth is then measured on the other half, and,
 as the best estimate of the truth, on all rows.
 
     python benchmarks/guarantee.py runs/digits
@@ -33,14 +33,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """One record per re-split, and the counts."""
     torch.set_num_threads(options.threads)
     model, task = load_run(options.run, data=options.data)
-    parts = [task.load(split) for split in SPLITS]
+    splits = [task.load(split) for split in SPLITS]
     layout = model.rules.layout
     prices = price_grid(layout.price_low, layout.price_high)
     everything = torch.ones(model.stack.depth, dtype=torch.bool)
-    full = torch.cat([evaluate(model.stack, everything, task, part).correct for part in parts])  # (N,)
-    found = {price: [evaluate(model.stack, model.policy, task, part, price=price) for part in parts] for price in prices}
-    correct = {price: torch.cat([part.correct for part in both]) for price, both in found.items()}  # (N,) each
-    compute = {price: torch.cat([part.compute_by_row for part in both]) for price, both in found.items()}  # (N,) each
+    full = torch.cat([evaluate(model.stack, everything, task, split).correct for split in splits])  # (N,)
+    evaluations = {price: [evaluate(model.stack, model.policy, task, split, price=price) for split in splits] for price in prices}
+    correct = {price: torch.cat([evaluation.correct for evaluation in both]) for price, both in evaluations.items()}  # (N,) each
+    compute = {price: torch.cat([evaluation.compute_by_row for evaluation in both]) for price, both in evaluations.items()}  # (N,) each
 
     def mean(values: Tensor) -> float:
         return float(values.double().mean())

@@ -26,7 +26,7 @@ SEARCH_ROWS = 1_000
 
 
 @dataclass(frozen=True)
-class Found:
+class Measured:
     """One run on test data, as exported."""
 
     name: str
@@ -45,7 +45,7 @@ class Found:
     """Accuracy of rows of each k."""
 
 
-def measured(run: Path) -> Found:
+def measured(run: Path) -> Measured:
     """Measures a run; what is searched is searched on validation data."""
     model, task = load_run(run)
     assert task.required_depth is not None
@@ -57,13 +57,13 @@ def measured(run: Path) -> Found:
     shuffled, _ = RouteBook(model.stack, task, test, allow_exit=exits).shuffled_routes(policy)
     required_depth, run_by_row = task.required_depth(test), policy.route.sum(dim=1).double()
     kinds = [required_depth == k for k in required_depth.unique()]
-    return Found(
+    return Measured(
         name=run.name,
         seconds=json.loads((run / "report.json").read_text())["seconds"],
-        accuracy=policy.accuracy,
+        accuracy=policy.score,
         compute=policy.compute,
         required_depth=float(required_depth.double().mean()) / model.stack.depth,
-        fixed=fixed.accuracy,
+        fixed=fixed.score,
         shuffled=float(shuffled.mean()),
         layers=[float(run_by_row[kind].mean()) for kind in kinds],
         right=[float(policy.correct[kind].mean()) for kind in kinds],
@@ -80,21 +80,21 @@ def main() -> None:
     arguments, flags = parser.parse_known_args()
     torch.set_num_threads(1)
     kind = "-".join([arguments.task, *(flag.lstrip("-") for flag in flags)])
-    found = []
+    runs = []
     for agent in arguments.agents:
         for seed in arguments.seeds:
-            given = ["--task", arguments.task, "--agent", agent, "--seed", seed, *flags]
-            found.append(measured(trained(arguments.out / f"{kind}-{agent}-{seed}", *given)))
+            options = ["--task", arguments.task, "--agent", agent, "--seed", seed, *flags]
+            runs.append(measured(trained(arguments.out / f"{kind}-{agent}-{seed}", *options)))
     print("| run | seconds | accuracy | compute | mean(k) / L | best fixed route | shuffled-routes control |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for one in found:
-        spent = f"{one.seconds:.0f} | {one.accuracy:.1%} | {one.compute:.3f} | {one.required_depth:.3f}"
-        print(f"| {one.name} | {spent} | {one.fixed:.1%} | {one.shuffled:.1%} |")
+    for run in runs:
+        spent = f"{run.seconds:.0f} | {run.accuracy:.1%} | {run.compute:.3f} | {run.required_depth:.3f}"
+        print(f"| {run.name} | {spent} | {run.fixed:.1%} | {run.shuffled:.1%} |")
     print("\nLayers run by rows of each k, and how many of them are right:\n")
-    print("| run | " + " | ".join(f"k = {k + 1}" for k in range(len(found[0].layers))) + " |")
-    print("| --- | " + " | ".join("---:" for _ in found[0].layers) + " |")
-    for one in found:
-        print(f"| {one.name} | " + " | ".join(f"{layers:.2f}, {right:.0%}" for layers, right in zip(one.layers, one.right, strict=True)) + " |")
+    print("| run | " + " | ".join(f"k = {k + 1}" for k in range(len(runs[0].layers))) + " |")
+    print("| --- | " + " | ".join("---:" for _ in runs[0].layers) + " |")
+    for run in runs:
+        print(f"| {run.name} | " + " | ".join(f"{layers:.2f}, {right:.0%}" for layers, right in zip(run.layers, run.right, strict=True)) + " |")
 
 
 if __name__ == "__main__":

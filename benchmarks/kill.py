@@ -33,9 +33,9 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> None:
     """Waits for its end, which must be a good one."""
-    said, _ = process.communicate(timeout=PATIENCE)
+    output, _ = process.communicate(timeout=PATIENCE)
     if process.returncode:
-        raise RuntimeError(f"train.py ended with {process.returncode}:\n{said}")
+        raise RuntimeError(f"train.py ended with {process.returncode}:\n{output}")
 
 
 def reached(folder: Path) -> int:
@@ -72,14 +72,14 @@ def points(folder: Path) -> Counter[tuple[str, int]]:
     return Counter((value.tag, event.step) for event in events for value in event.summary.value)
 
 
-def differences(whole: Path, killed: Path) -> list[str]:
+def differences(unbroken: Path, killed: Path) -> list[str]:
     """What distinguishes two runs that should be one and the same."""
-    found = [name for name in WEIGHTS if (whole / "policy" / name).read_bytes() != (killed / "policy" / name).read_bytes()]
-    if metrics(whole) != metrics(killed):
-        found.append("metrics.jsonl")
-    if points(whole) != points(killed):
-        found.append("the event files' steps")
-    return found
+    different = [name for name in WEIGHTS if (unbroken / "policy" / name).read_bytes() != (killed / "policy" / name).read_bytes()]
+    if metrics(unbroken) != metrics(killed):
+        different.append("metrics.jsonl")
+    if points(unbroken) != points(killed):
+        different.append("the event files' steps")
+    return different
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -99,12 +99,12 @@ def main() -> int:
     chance = random.Random(options.seed)
     training = (*SMALL, "--epochs", str(options.epochs), "--agent", options.agent)
     with tempfile.TemporaryDirectory() as folder:
-        whole, killed = Path(folder) / "whole", Path(folder) / "killed"
-        finish(start("--out", str(whole), *training))
-        updates = reached(whole)
+        unbroken, killed = Path(folder) / "unbroken", Path(folder) / "killed"
+        finish(start("--out", str(unbroken), *training))
+        updates = reached(unbroken)
         moments = sorted(chance.randrange(updates) for _ in range(options.kills))
         left = train_with_kills(killed, training, moments, chance)
-        different = differences(whole, killed)
+        different = differences(unbroken, killed)
     print(f"{options.agent}, {updates} updates, killed after {', '.join(str(update) for update in left)}")
     print("different: " + ", ".join(different) if different else "same weights, bit for bit; same metrics; each step once")
     return 1 if different else 0

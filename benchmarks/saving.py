@@ -115,10 +115,10 @@ def main() -> None:
     size = f"{options.layers} layers, width {options.width}, {options.tokens} tokens, batch {options.batch}"
     print(f"{size}, {options.threads} threads, {options.device}")
     for name in ("forward", "forward_backward"):
-        part = report[name]
-        assert isinstance(part, dict)
-        verdict = f"ratio {part['ratio']:.3f}, at most {BOUND}" if part["ratio"] <= BOUND else f"ratio {part['ratio']:.3f}, ABOVE {BOUND}"
-        print(f"{name.replace('_', ' + '):18} half {part['half_ms']:9.2f} ms   full {part['full_ms']:9.2f} ms   {verdict}")
+        times = report[name]
+        assert isinstance(times, dict)
+        verdict = f"ratio {times['ratio']:.3f}, at most {BOUND}" if times["ratio"] <= BOUND else f"ratio {times['ratio']:.3f}, ABOVE {BOUND}"
+        print(f"{name.replace('_', ' + '):18} half {times['half_ms']:9.2f} ms   full {times['full_ms']:9.2f} ms   {verdict}")
 
 
 if __name__ == "__main__":

@@ -56,13 +56,13 @@ def fine_tuned(folder: Path, config: TrainConfig, epochs: int, layers: int | Non
         for update in range(learner.warmup_updates):
             warm_up.update(update)
             if (update + 1) % learner.updates_per_epoch == 0:
-                accuracy = evaluate(stack, learner.full_route, task, learner.validation).accuracy
+                accuracy = evaluate(stack, learner.full_route, task, learner.validation).score
                 print(f"{folder.name}: epoch {(update + 1) // learner.updates_per_epoch}, validation {accuracy:.1%}", flush=True)
                 if accuracy >= best:
                     best = accuracy
                     stack.write_model(folder / "model")
-        told = {"validation": best, "updates": learner.warmup_updates, "seconds": time.monotonic() - begun}
-        (folder / DONE).write_text(json.dumps(told) + "\n")
+        summary = {"validation": best, "updates": learner.warmup_updates, "seconds": time.monotonic() - begun}
+        (folder / DONE).write_text(json.dumps(summary) + "\n")
     trained = load_model(str(folder / "model"), task.classes)
     return trained if layers is None else trained.keep(range(layers)), task
 
@@ -75,8 +75,8 @@ def milliseconds(models: dict[str, nn.Module], test: Examples) -> dict[str, floa
         upcoming = cycle(batches)
         return lambda: model(**next(upcoming))
 
-    found = seconds_per_batch({name: in_turn(model.eval()) for name, model in models.items()}, torch.device("cpu"), repeats=5 * BATCHES)
-    return {name: 1000 * seconds for name, seconds in found.items()}
+    times = seconds_per_batch({name: in_turn(model.eval()) for name, model in models.items()}, torch.device("cpu"), repeats=5 * BATCHES)
+    return {name: 1000 * seconds for name, seconds in times.items()}
 
 
 def attached(run: SkipModel, folder: Path, price: float) -> nn.Module:
@@ -113,16 +113,16 @@ def main() -> None:
     models: dict[str, nn.Module] = {"bare model": full.model}
     depth = full.depth
     for name, stack in {"bare model": full, "the run's model, all layers": model.stack, **baselines}.items():
-        found = evaluate(stack, torch.ones(stack.depth, dtype=torch.bool), task, test)
-        rows[name] = found.accuracy, stack.depth / depth
+        evaluation = evaluate(stack, torch.ones(stack.depth, dtype=torch.bool), task, test)
+        rows[name] = evaluation.score, stack.depth / depth
     models |= {name: stack.model for name, stack in baselines.items()}
     prices = {"policy, as exported": model.price}
     for budget in arguments.budgets:
         least = model.table.points[0]
         prices[f"policy, budget {budget:g}"] = model.table.price_for(budget) if budget >= least.compute else least.price
     for name, price in prices.items():
-        found = evaluate(model.stack, model.policy, task, test, price=price)
-        rows[name] = found.accuracy, found.compute
+        evaluation = evaluate(model.stack, model.policy, task, test, price=price)
+        rows[name] = evaluation.score, evaluation.compute
         models[name] = attached(model, run, price)
     with torch.no_grad():
         times = milliseconds(models, test)

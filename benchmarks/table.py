@@ -61,29 +61,29 @@ def trained(study: str, seed: int, out: Path, flags: list[str], each_budget: boo
     return run
 
 
-def best_of(one: Operating) -> list[BaselineResult]:
+def best_of(point: Operating) -> list[BaselineResult]:
     """The most accurate of those that a user could run within the budget, and those that its interval does not tell from it."""
-    assert one.budget is not None
-    taking_part = [baseline for baseline in one.baselines if not baseline.record.control and baseline.record.name != FULL_DEPTH]
-    within = [baseline for baseline in taking_part if baseline.compute <= one.budget + SLACK]
-    best = max(within, key=lambda baseline: baseline.accuracy.value, default=None)
-    return [] if best is None else [baseline for baseline in within if baseline.accuracy.value >= best.accuracy.low]
+    assert point.budget is not None
+    taking_part = [baseline for baseline in point.baselines if not baseline.record.control and baseline.record.name != FULL_DEPTH]
+    within = [baseline for baseline in taking_part if baseline.compute <= point.budget + SLACK]
+    best = max(within, key=lambda baseline: baseline.score.value, default=None)
+    return [] if best is None else [baseline for baseline in within if baseline.score.value >= best.score.low]
 
 
-def line(study: str, one: Operating, names: Iterable[str]) -> str:
-    """One line of the table: each baseline's accuracy and compute; the best in bold, and all that cannot be told from it."""
-    best = best_of(one)
+def line(study: str, point: Operating, names: Iterable[str]) -> str:
+    """One line of the table: each baseline's accuracy and compute; the best in bold, and all that its interval does not tell from it."""
+    best = best_of(point)
     cells = []
     for name in names:
-        baseline = one.baseline(name)
+        baseline = point.baseline(name)
         if baseline is None:
             cells.append("")
             continue
-        accuracy = f"{100 * baseline.accuracy.value:.1f}"
+        accuracy = f"{100 * baseline.score.value:.1f}"
         cells.append((f"**{accuracy}**" if baseline in best else accuracy) + f" @ {baseline.compute:.2f}")
-    spread = 100 * one.baselines[0].accuracy.half_width
-    gap = "" if one.gap_closed is None else f"{one.gap_closed.value:.0%}"
-    return f"| {study} | {one.budget:g} | " + " | ".join(cells) + f" | {spread:.1f} | {gap} |"
+    spread = 100 * point.baselines[0].score.half_width
+    gap = "" if point.gap_closed is None else f"{point.gap_closed.value:.0%}"
+    return f"| {study} | {point.budget:g} | " + " | ".join(cells) + f" | {spread:.1f} | {gap} |"
 
 
 def columns(comparisons: dict[str, Comparison]) -> dict[str, str]:
@@ -120,9 +120,9 @@ def main() -> None:
     print("| data | budget | " + " | ".join(names.values()) + " | ± | oracle gap closed |")
     print("| --- |" + " ---: |" * (len(names) + 3))
     for study, comparison in comparisons.items():
-        for one in comparison.operating:
-            if one.budget is not None:
-                print(line(study, one, names))
+        for point in comparison.operating:
+            if point.budget is not None:
+                print(line(study, point, names))
     for study, comparison in comparisons.items():
         areas = ", ".join(f"{curve.record.title} {curve.area.value:.1%}" for curve in comparison.curves if curve.record.name != FULL_DEPTH)
         print(f"\n{study}: area between 0.2 and 1: {areas}.", *comparison.verdict.sentences)

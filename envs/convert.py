@@ -16,11 +16,11 @@ __all__ = ["Array", "METADATA", "action_space", "check_render_mode", "draw", "en
 
 Array = NDArray[Any]
 METADATA = {"render_modes": ["ansi"], "render_fps": 4}
-RAN, JUMPED, AHEAD = "■", "□", "·"
+RAN, SKIPPED, AHEAD = "■", "□", "·"
 
 
 def observation_space(rules: JumpRules) -> spaces.Space[NDArray[np.float32]]:
-    """The observation as `ObservationLayout` describes it, with bounds that it cannot leave."""
+    """The observation as `ObservationLayout` describes it, with its bounds."""
     low, high = (end.numpy() for end in rules.layout.bounds())
     return spaces.Box(low, high, dtype=np.float32)
 
@@ -56,7 +56,7 @@ def jumps_from(actions: ArrayLike | SupportsIndex, core: SkipCore) -> Tensor:
 
 
 def to_numpy(tensor: Tensor) -> Array:
-    """The values of a tensor that nobody else holds."""
+    """The values of a tensor, which may share its memory."""
     return tensor.cpu().numpy()
 
 
@@ -89,12 +89,12 @@ def draw(core: SkipCore, ends: Ends | None) -> list[str]:
     position, compute, price = state.position.tolist(), state.compute.tolist(), state.price.tolist()
     lines = [_line(route, position[n], compute[n], price[n]) for n, route in enumerate(state.route.tolist())]
     for row, info in zip(ends.rows.tolist(), end_infos(ends), strict=True) if ends is not None else ():
-        whole = _line(info["route"].tolist(), core.stack.depth, info["compute"], info["price"])
-        lines[row] = f"{whole}  score {info['score']:.3f}  label {info['label']}  prediction {info['prediction']}"
+        line = _line(info["route"].tolist(), core.stack.depth, info["compute"], info["price"])
+        lines[row] = f"{line}  score {info['score']:.3f}  label {info['label']}  prediction {info['prediction']}"
     return lines
 
 
 def _line(route: list[bool], position: int, compute: float, price: float) -> str:
-    marks = [RAN if ran else JUMPED if i < position else AHEAD for i, ran in enumerate(route)]
+    marks = [RAN if ran else SKIPPED if i < position else AHEAD for i, ran in enumerate(route)]
     layers = " ".join(f"{i}{mark}" for i, mark in enumerate(marks))
     return f"{layers}  compute {compute:.3f}  price {price:.3f}"

@@ -21,7 +21,7 @@ __all__ = ["Ends", "Price", "Score", "SkipCore", "Step"]
 Score = Callable[[Tensor, Tensor], Tensor]
 """(outputs, labels) → (B,), the quality of each prediction."""
 Price = float | tuple[float, float]
-"""What a unit of compute costs: one number, or the range (low, high) from which each episode draws log-uniformly."""
+"""The price λ, in score per unit of relative compute: one number, or the range (low, high) from which each episode draws log-uniformly."""
 
 @dataclass(frozen=True)
 class Ends:
@@ -30,7 +30,7 @@ class Ends:
     rows: Tensor
     """(R,) long, the environments in which they ended."""
     observations: Tensor
-    """(R, S), what was seen at the end."""
+    """(R, S), the last observations."""
     route: Tensor
     """(R, L) bool, the layers that ran."""
     compute: Tensor
@@ -42,15 +42,15 @@ class Ends:
     predictions: Tensor
     """(R,) long, the likeliest class."""
     prices: Tensor
-    """(R,), what a unit of compute cost."""
+    """(R,), the price of each."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of N environments gave. No tensor of it is used again by the core."""
+    """The result of one step of N environments. No tensor of it is used again by the core."""
 
     observations: Tensor
-    """(N, S); of the new episode where one ended and the core restarts by itself."""
+    """(N, S); of the new episode where one ended and the core restarts it."""
     rewards: Tensor
     """(N,): the rise of the penalty, taken off, and what the answer is worth where an episode ended."""
     terminated: Tensor
@@ -63,8 +63,8 @@ class SkipCore:
     """N environments, in each of which one example at a time passes the stack.
 
     When an episode begins, layer 0 has run and the example waits for a jump. A step sends every row on, to the next
-    layer after which there is a choice, or to the end. The rewards of an episode sum to what `reward` says of
-    it, score − price · compute by default, with the compute that `routed_forward` finds for the same route: layer 0 is paid for
+    layer after which there is a choice, or to the end. The rewards of an episode sum to its total by
+    `reward`, score − price · compute by default, with the compute that `routed_forward` finds for the same route: layer 0 is paid for
     with the first step. A jump that is illegal after its layer is shortened to the longest legal one. Each environment draws
     its examples from a random stream of its own, so what happens in one does not depend on how many others there are.
 
@@ -79,11 +79,11 @@ class SkipCore:
         num_envs: N.
         price: see `Price`. May be set between steps; counts for episodes that begin later.
         reward: what an episode earns; a step pays the rise of its penalty since the last one.
-        seed: environment i draws from the stream seed + i. None: from unforeseeable ones.
+        seed: environment i draws from the stream seed + i. None: a random seed.
         autoreset: whether a row whose episode ended begins the next one in the same step.
 
     Raises:
-        UserError: if there are no examples, no environments, or the price is not one.
+        UserError: if there are no examples, no environments, or the price is invalid.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class SkipCore:
 
     @property
     def price(self) -> Price:
-        """What a unit of compute costs in episodes that begin from now on."""
+        """The price of episodes that begin from now on."""
         return self._price
 
     @price.setter
@@ -149,14 +149,14 @@ class SkipCore:
 
     @torch.no_grad()
     def step(self, jumps: Tensor) -> Step:
-        """Sends every row on by `jumps` (N,) long, and runs the layers it lands on until there is a choice again."""
+        """Sends every row on by `jumps` (N,) long, and runs its next layers until there is a choice again."""
         state, rules = self._begun(), self.rules
         state.follow(self.everyone, Decision(rules.next_layer(state.position, jumps), rules.decision_flops, read=rules.layout.reads))
         for i in range(1, self.stack.depth):
             rows = state.visit(i)
             if rows is not None and not rules.choices[i]:
                 state.follow(rows, only_way(rules, i, rows))
-        penalty = self.reward.penalty(state.compute, state.price)
+        penalty = torch.zeros_like(state.compute) + self.reward.penalty(state.compute, state.price)  # (N,), also where it is one number
         rewards, self.paid = self.paid - penalty, penalty
         terminated = state.next_layer == self.stack.depth
         ended = terminated.nonzero().squeeze(1)

@@ -10,9 +10,9 @@ import torch
 from envs.core import Price, Score, SkipCore
 from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
-from rl_skip.core.features import Feature, default_features, find_features
+from rl_skip.core.features import Feature, as_feature, default_features
 from rl_skip.core.policy import JumpRules, ObservationLayout, PolicyScope
-from rl_skip.core.reward import LINEAR, Reward, find_reward
+from rl_skip.core.reward import LINEAR, Reward, as_reward
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.export.policy_folder import SkipModel
@@ -55,7 +55,7 @@ class EnvOptions:
     body: BodyName | None = None
     """What a layer of "skip-layer" computes."""
     price: float | None = None
-    """What a unit of compute costs, in units of score. Higher rewards skipping more; 0.01 to 1. None: the run's, or 0.1."""
+    """The price λ, in score per unit of relative compute. Higher rewards skipping more; 0.01 to 1. None: the run's, or 0.1."""
     price_range: tuple[float, float] | None = None
     """Instead of one price: each episode draws its own from here, log-uniformly, and sees it."""
     max_jump: int | None = None
@@ -64,10 +64,10 @@ class EnvOptions:
     """Whether a jump past the last layer leaves the stack. None: the run's, or no."""
     policy_scope: PolicyScope | None = None
     """Whether "state" after every layer is observed or "input" alone. None: the run's, or "state"."""
-    features: Sequence[str | Feature] | None = None
+    features: Sequence[str | Feature | type[Feature]] | None = None
     """What is observed besides position, compute and price: names, "file.py:name", or features. None: the run's, or the hidden state and, of a
     stack that has one, the working memory."""
-    reward: str | Reward | None = None
+    reward: str | Reward | type[Reward] | None = None
     """What an episode earns: a name, "file.py:name", or a `Reward`. None: the run's, or score − price · compute."""
     score: ScoreName | Score = "accuracy"
     """What the last reward adds: 1 for a right prediction, the label's probability, or (outputs, labels) → (B,) of your own."""
@@ -82,7 +82,7 @@ class EnvOptions:
         """The environments that these options describe.
 
         Raises:
-            UserError: if options contradict each other, or what they name cannot be had.
+            UserError: if options contradict each other, or what they name does not exist.
         """
         self._check()
         model, task = (None, self._task()) if self.run is None else self._trained(self.run)
@@ -92,7 +92,7 @@ class EnvOptions:
             stack.to(device),
             self._rules(stack, None if model is None else model.rules),
             task.load(self.split).to(device),
-            self.score if callable(self.score) else getattr(task, self.score),
+            self.score if callable(self.score) else task.score if self.score == "accuracy" else task.probability,
             num_envs=num_envs,
             price=self._price(DEFAULT_PRICE if model is None else model.price),
             reward=self._reward(),
@@ -118,7 +118,7 @@ class EnvOptions:
             raise UserError(f"the split is one of {', '.join(get_args(Split))}, got {self.split!r}; set split")
 
     def _trained(self, run: str | Path) -> tuple[SkipModel, Task]:
-        """The model of a run, and the task asked for, else the run's own."""
+        """The model of a run, and the task that is set, else the run's own."""
         model, task = load_run(run, data=self.data)
         return model, task if self.task is None and self.examples is None else self._task()
 
@@ -132,29 +132,28 @@ class EnvOptions:
     def _network(self, task: Task) -> LayerStack:
         if self.stack is not None and not isinstance(self.stack, str):
             return self.stack
-        given = {"layers": self.layers, "width": self.width, "heads": self.heads, "body": self.body, "stack": self.stack}
-        config = NetworkConfig(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+        sizes = {"layers": self.layers, "width": self.width, "heads": self.heads, "body": self.body, "stack": self.stack}
+        config = NetworkConfig(**{name: value for name, value in sizes.items() if value is not None})  # type: ignore[arg-type]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0 if self.seed is None else self.seed)
             return task.build(config)
 
     def _rules(self, stack: LayerStack, rules: JumpRules | None) -> JumpRules:
-        given = {"max_jump": self.max_jump, "allow_exit": self.allow_exit, "scope": self.policy_scope}
-        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        limits = {"max_jump": self.max_jump, "allow_exit": self.allow_exit, "scope": self.policy_scope}
+        chosen: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
         if self.features is None:
             layout = ObservationLayout(stack.width, stack.depth, features=default_features(stack.has_memory))
             return JumpRules.reaching(layout, **chosen) if rules is None else replace(rules, **chosen)
-        own = [feature for feature in self.features if isinstance(feature, Feature)]
-        features = find_features([feature.name if isinstance(feature, Feature) else feature for feature in self.features], own)
+        if isinstance(self.features, str):
+            raise UserError(f"features is a sequence of features or their names, got {self.features!r}; set features=[{self.features!r}]")
+        features = tuple(map(as_feature, self.features))
         if rules is None:
             return JumpRules.reaching(ObservationLayout(stack.width, stack.depth, features=features), **chosen)
         return replace(rules, layout=replace(rules.layout, features=features), **chosen)
 
     def _reward(self) -> Reward:
-        if isinstance(self.reward, Reward):
-            return self.reward
         if self.reward is not None:
-            return find_reward(self.reward)
+            return as_reward(self.reward)
         return LINEAR if self.run is None else read_run(self.run).reward
 
     def _price(self, default: float) -> Price:
@@ -173,7 +172,7 @@ class EnvOptions:
 
 
 def _task_of(examples: Examples) -> Task:
-    """A task with the same examples in every split, for a network that is at hand."""
+    """A task with the same examples in every split, for a given network."""
 
     def embedding(_width: int) -> torch.nn.Module:
         raise UserError("examples do not say how they become tokens; give a stack")

@@ -15,7 +15,7 @@ __all__ = ["SB3SkipVecEnv", "make_sb3_env"]
 
 
 class SB3SkipVecEnv(VecEnv):
-    """A `SkipCore` as Stable-Baselines3 wants it: N examples pass the stack as one batch.
+    """A `SkipCore` for Stable-Baselines3: N examples pass the stack as one batch.
 
     Attributes belong to all N environments together: `get_attr` repeats them, `set_attr` sets them for all.
 

@@ -59,7 +59,7 @@ class LayerSkipEnv(gym.Env[NDArray[np.float32], np.int64]):
         return to_numpy(step.observations)[0], float(step.rewards[0]), step.ends is not None, False, info
 
     def action_masks(self) -> Array:
-        """(J + 1,) bool, the jumps that are legal now, as sb3-contrib's MaskablePPO asks for them."""
+        """(J + 1,) bool, the jumps that are legal now, as sb3-contrib's MaskablePPO reads them."""
         return to_numpy(self.core.masks())[0]
 
     def render(self) -> str | None:

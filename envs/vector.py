@@ -18,8 +18,8 @@ __all__ = ["LayerSkipVectorEnv"]
 class LayerSkipVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], Array]):
     """N of `LayerSkipEnv` in one batch: with seed s they do what single environments with seeds s, s + 1, … do.
 
-    An environment whose episode ends begins the next one in the same step (`AutoresetMode.SAME_STEP`): what was seen
-    and said at the end is in `infos["final_obs"]` and `infos["final_info"]`.
+    An environment whose episode ends begins the next one in the same step (`AutoresetMode.SAME_STEP`): its last
+    observation and info are in `infos["final_obs"]` and `infos["final_info"]`.
 
     Args:
         num_envs: N.

@@ -16,7 +16,7 @@ class TwoAgree(Router):
         if i == len(self.heads):
             return Decision(torch.full_like(rows, i + 1))
         logits = self.heads[i](View(state, rows).hidden)  # (R, C)
-        answer = 1 + logits.argmax(dim=1, keepdim=True)  # 0: no head was asked before
+        answer = 1 + logits.argmax(dim=1, keepdim=True)  # 0: there was no head before
         agree = (answer == state.previous("answer", rows, answer)).squeeze(1) & (i >= self.first)
         return Decision(torch.where(agree, state.stack.depth, i + 1), 2.0 * logits.shape[1] * state.stack.width, "readout", answers=logits)
 

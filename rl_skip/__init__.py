@@ -73,7 +73,7 @@ __all__ = [
     "stratified_split",
 ]
 
-_PARTS = {
+_NAMES = {
     "attached": ("Handle", "HuggingFaceStack", "attach"),
     "core.costs": ("CostModel",),
     "core.features": ("FEATURES", "Feature", "View"),
@@ -93,7 +93,7 @@ _PARTS = {
     "nets.skip_layer": ("SkipLayer",),
     "tasks": ("load_task",),
 }
-"""Where each name lives. It is imported when it is first asked for: a pruned network loads without policy and routing."""
+"""The module of each name, which is imported on first use: a pruned network loads without policy and routing."""
 
 
 KINDS.register_lazily(BUILT, "rl_skip.nets.network:NETWORK")
@@ -102,7 +102,7 @@ KINDS.register_lazily("attached", "rl_skip.attached.pretrained:ATTACHED")
 
 
 def __getattr__(name: str) -> object:
-    for part, names in _PARTS.items():
+    for module, names in _NAMES.items():
         if name in names:
-            return getattr(import_module(f"rl_skip.{part}"), name)
+            return getattr(import_module(f"rl_skip.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -58,7 +58,7 @@ def mean_by_hand(score: Tensor, price: Tensor | float, compute: Tensor) -> float
 
 @dataclass
 class Trained:
-    """A finished run, and what its updates saw."""
+    """A finished run, and the rewards and gradients of its updates."""
 
     folder: Path
     rewards: list[float] = field(default_factory=list)
@@ -80,9 +80,9 @@ def trained(request: pytest.FixtureRequest, own: str, tmp_path_factory: pytest.T
     run = Trained(tmp_path_factory.mktemp("runs") / request.param)
     shown, loss = module.rollout_metrics, agents.policy.reinforce.reinforce_loss
 
-    def watched_metrics(rollout: Rollout, score: Tensor, accuracy: Tensor, price: Tensor, *rest: Any) -> dict[str, Tensor]:
+    def watched_metrics(rollout: Rollout, score: Tensor, price: Tensor, *rest: Any) -> dict[str, Tensor]:
         run.rewards.append(mean_by_hand(score, price, rollout.compute))
-        return shown(rollout, score, accuracy, price, *rest)
+        return shown(rollout, score, price, *rest)
 
     def watched_loss(rollout: Rollout, score: Tensor, price: Tensor, advantage: Callable[..., Tensor], *rest: Any) -> Any:
         found = loss(rollout, score, price, advantage, *rest)

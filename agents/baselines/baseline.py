@@ -1,4 +1,4 @@
-"""What the baselines of the policy share: how they learn, are measured, and what they leave in their run folder."""
+"""What the baselines of the policy share: how they learn, are measured, and what they write into their run folder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from agents.agent import Agent, Results, TrainedRun
 from agents.run.learner import Learner
+from agents.run.telemetry import score_metric
 from rl_skip.core.batches import deployed
 from rl_skip.core.errors import UserError
 from rl_skip.core.plugins import label_of
 from rl_skip.core.routing import Router, routed_forward
-from rl_skip.core.task import Examples
+from rl_skip.core.task import Examples, score_key
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.curves import CURVE, Curve, Point, save_curve
 from rl_skip.measure.evaluation import Evaluation, evaluate, seconds_per_batch
@@ -47,7 +48,7 @@ class Baseline(Agent):
     """
 
     record: ClassVar[BaselineRecord]
-    """What the comparison knows of it."""
+    """Its record in a comparison."""
     routed: ClassVar[bool] = True
     """Whether its routes name layers of the whole stack."""
     leaves = CURVE
@@ -75,22 +76,22 @@ class Baseline(Agent):
         """Called once, after the training: whatever is chosen on validation data."""
 
     def settings(self) -> list[Setting]:
-        """All ways to run it, as it stands."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it runs")
+        """All ways to run it, as trained so far."""
+        raise NotImplementedError(f"{type(self).__name__} must implement settings")
 
     def validation_setting(self) -> Setting:
         """The operating point at which a run in progress is validated."""
         return self.settings()[0]
 
     def learn_from_labels(self, update: int, router: Router) -> dict[str, Tensor]:
-        """One supervised update on what the network says of a batch on the routes of `router`."""
+        """One supervised update on the network's outputs for a batch on the routes of `router`."""
         learner = self.learner
         batch = learner.batch(update)
         learner.prepare(learns=learner.tunes)
         rollout = routed_forward(learner.stack, router, batch.inputs)
         loss = learner.task.loss(rollout.outputs, batch.labels).mean()
-        metrics = self.learn(loss, update)
-        return batch_metrics(loss, learner.task.accuracy(rollout.outputs, batch.labels), rollout.compute, rollout.route) | metrics
+        metrics = self.learn(loss, update) | score_metric(learner.task, "rollout", rollout.outputs, batch.labels)
+        return batch_metrics(loss, rollout.compute, rollout.route) | metrics
 
     def learn(self, loss: Tensor, update: int) -> dict[str, Tensor]:
         """One step of all that learns down the gradient of `loss`; nothing where the network is frozen and there is nothing else."""
@@ -112,11 +113,12 @@ class Baseline(Agent):
         return self.measure(examples)
 
     def finish(self, run: TrainedRun) -> Results:
-        """Calibrates and measures it, leaves its curve in the run folder, and prints its points."""
+        """Calibrates and measures it, writes its curve into the run folder, and prints its points."""
         report = baseline_report(self, run.folder, run.seconds)
-        print_baseline(report, self.record.title, run.folder, run.console)
-        best = max(report["points"], key=lambda point: point["validation_accuracy"])
-        return Results(report, {name: best[name] for name in ("accuracy", "compute")})
+        print_baseline(report, self.record.title, run.folder, run.console, self.learner.task.score_name)
+        key = score_key(self.learner.task.score_name)
+        best = max(report["points"], key=lambda point: point[f"validation_{key}"])
+        return Results(report, {name: best[name] for name in (key, "compute")})
 
     def measure(self, examples: Examples, setting: Setting | None = None) -> Evaluation:
         """Runs all examples in evaluation mode; at the operating point used for validation unless another is named."""
@@ -134,35 +136,35 @@ class Baseline(Agent):
             self.optimizer.load_state_dict(state["optimizer"])
 
 
-def batch_metrics(supervised: Tensor, accuracy: Tensor, compute: Tensor, route: Tensor) -> dict[str, Tensor]:
-    """What one batch shows, as scalars on the device; `accuracy` and `compute` are (B,), `route` is (B, L)."""
+def batch_metrics(supervised: Tensor, compute: Tensor, route: Tensor) -> dict[str, Tensor]:
+    """Metrics of one batch, as scalars on the device; `compute` is (B,), `route` is (B, L)."""
     rates = {f"layers/run_rate_{i}": rate for i, rate in enumerate(route.float().mean(dim=0))}
-    return {"train/supervised_loss": supervised, "rollout/accuracy": accuracy.mean(), "rollout/compute": compute.mean()} | rates
+    return {"train/supervised_loss": supervised, "rollout/compute": compute.mean()} | rates
 
 
 def baseline_report(baseline: Baseline, folder: Path, seconds: float) -> dict[str, Any]:
-    """Calibrates and measures a trained baseline, and leaves its curve in the run folder.
+    """Calibrates and measures a trained baseline, and writes its curve into the run folder.
 
     Returns:
-        Accuracy, compute and milliseconds for a batch of each point, on test data.
+        Score, compute and milliseconds for a batch of each point, on test data.
     """
     baseline.calibrate()
     learner, config = baseline.learner, baseline.learner.config
     test = learner.task.load("test").to(learner.device)
     settings = baseline.settings()
-    validation, tested = ([baseline.measure(part, setting) for setting in settings] for part in (learner.validation, test))
+    validation, tested = ([baseline.measure(split, setting) for setting in settings] for split in (learner.validation, test))
     curve = Curve(baseline.record, config.seed, *(tuple(map(_point(baseline), settings, evaluations)) for evaluations in (validation, tested)))
     save_curve(folder, curve)
-    times = _milliseconds(baseline, settings)
+    times, key = _milliseconds(baseline, settings), score_key(learner.task.score_name)
     points = [
         {
             "label": setting.label,
-            "accuracy": on_test.accuracy,
+            key: on_test.score,
             "compute": on_test.compute,
             "milliseconds": taken,
-            "validation_accuracy": known.accuracy,
+            f"validation_{key}": on_validation.score,
         }
-        for setting, on_test, known, taken in zip(settings, tested, validation, times, strict=True)
+        for setting, on_test, on_validation, taken in zip(settings, tested, validation, times, strict=True)
     ]
     about = {"agent": label_of(config.agent), "budget": config.pricing.budget, "seconds": seconds, "rows": len(test), "split": "test"}
     return {"points": points, **about, "timed_rows": min(TIMED_ROWS, len(learner.validation))}
@@ -189,12 +191,12 @@ def _milliseconds(baseline: Baseline, settings: list[Setting]) -> list[float]:
     return [1000 * taken[setting.label] for setting in settings]
 
 
-def print_baseline(report: dict[str, Any], title: str, folder: Path, console: Console) -> None:
+def print_baseline(report: dict[str, Any], title: str, folder: Path, console: Console, score_name: str) -> None:
     """Prints the points and what to do next."""
     table = Table(title=f"{report['rows']} test rows, {report['seconds']:.0f} s of training", title_justify="left")
-    for column in (title, "accuracy", "compute", f"ms per {report['timed_rows']} rows"):
+    for column in (title, score_name, "compute", f"ms per {report['timed_rows']} rows"):
         table.add_column(column, justify="left" if column == title else "right")
     for point in report["points"]:
-        table.add_row(point["label"], f"{point['accuracy']:.1%}", f"{point['compute']:.3f}", f"{point['milliseconds']:.1f}")
+        table.add_row(point["label"], f"{point[score_key(score_name)]:.1%}", f"{point['compute']:.3f}", f"{point['milliseconds']:.1f}")
     console.print(table)
     console.print("next:", f"  python -m rl_skip compare RUN --baselines {folder}", sep="\n", highlight=False)

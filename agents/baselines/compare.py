@@ -1,4 +1,4 @@
-"""`python train.py compare`: what `python -m rl_skip compare` does, with baselines trained first if asked, and shown in TensorBoard."""
+"""`python train.py compare`: what `python -m rl_skip compare` does, after training baselines with --train-baselines, and shown in TensorBoard."""
 
 import argparse
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Confidence exits: a head after each layer, and a row leaves as soon as one of them is sure.
+"""Confidence exits: a head after each layer, and a row leaves as soon as one of them is confident.
 
 Teerapittayanon et al. 2016, "BranchyNet: Fast Inference via Early Exiting from Deep Neural Networks".
 """
@@ -13,6 +13,7 @@ from agents.agent import AGENTS
 from agents.baselines.baseline import Baseline, Setting, Unsuited, batch_metrics
 from agents.policy.calibration import CALIBRATION_ROWS
 from agents.run.learner import Learner
+from agents.run.telemetry import score_metric
 from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.costs import count_flops, counting
 from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
@@ -50,8 +51,8 @@ class ExitHeads(nn.Module):
         self.flops = 0.0
         """Operations of one head for one row."""
 
-    def ask(self, i: int, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """(R, C), what the head after layer `i` says."""
+    def logits(self, i: int, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """(R, C), the outputs of the head after layer `i`."""
         return self.read(self.each[i], hidden, mask)
 
     def begin_as(self, stack: LayerStack) -> None:
@@ -62,7 +63,7 @@ class ExitHeads(nn.Module):
     def count(self, carry: Carry) -> None:
         """Counts the operations of a head, on the rows of a carry."""
         with counting(self):
-            self.flops = count_flops(partial(self.ask, 0, carry.hidden, carry.mask)) / carry.hidden.shape[0]
+            self.flops = count_flops(partial(self.logits, 0, carry.hidden, carry.mask)) / carry.hidden.shape[0]
 
 
 def own_head(stack: LayerStack) -> nn.Module:
@@ -82,24 +83,24 @@ class ConfidenceExits(Router):
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
         if i == state.stack.depth - 1:
             return Decision(torch.full_like(rows, i + 1))
-        logits = self.heads.ask(i, *state.hidden(rows))  # (R, C)
-        sure = entropy(logits) < self.threshold
-        return Decision(torch.where(sure, state.stack.depth, i + 1), self.heads.flops, "readout", answers=logits)
+        logits = self.heads.logits(i, *state.hidden(rows))  # (R, C)
+        confident = entropy(logits) < self.threshold
+        return Decision(torch.where(confident, state.stack.depth, i + 1), self.heads.flops, "readout", answers=logits)
 
 
 class EveryHead(Router):
-    """All rows run all layers, and every head says what it would answer.
+    """All rows run all layers, and every head computes its outputs.
 
-    `said` holds the logits (B, C) of each layer's head but the last, once the pass is done.
+    `logits` holds those, (B, C), of each layer's head but the last, once the pass is done.
     """
 
     def __init__(self, heads: ExitHeads) -> None:
         self.heads = heads
-        self.said: list[Tensor] = []
+        self.logits: list[Tensor] = []
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
         if i < state.stack.depth - 1:
-            self.said.append(self.heads.ask(i, *state.hidden(rows)))
+            self.logits.append(self.heads.logits(i, *state.hidden(rows)))
         return Decision(torch.full_like(rows, i + 1))
 
 
@@ -109,7 +110,7 @@ class Exits(Baseline):
     record = BaselineRecord(
         "exits",
         "confidence exits",
-        about="a head after each layer; a row leaves when one is sure enough",
+        about="a head after each layer; a row leaves when one is confident enough",
         advice="train it with train.py --agent exits",
         trained=True,
         colour=GREEN,
@@ -134,9 +135,9 @@ class Exits(Baseline):
         self.heads.train()
         router = EveryHead(self.heads)
         rollout = routed_forward(learner.stack, router, batch.inputs)
-        loss = torch.stack([task.loss(outputs, batch.labels).mean() for outputs in (*router.said, rollout.outputs)]).mean()
-        metrics = self.learn(loss, update)
-        return batch_metrics(loss, task.accuracy(rollout.outputs, batch.labels), rollout.compute, rollout.route) | metrics
+        loss = torch.stack([task.loss(outputs, batch.labels).mean() for outputs in (*router.logits, rollout.outputs)]).mean()
+        metrics = self.learn(loss, update) | score_metric(task, "rollout", rollout.outputs, batch.labels)
+        return batch_metrics(loss, rollout.compute, rollout.route) | metrics
 
     def calibrate(self) -> None:
         """Chooses thresholds: quantiles of the entropies of all heads on validation data, and those of no row and of every row."""
@@ -145,11 +146,11 @@ class Exits(Baseline):
         def entropies(batch: Examples, _rows: Tensor) -> tuple[Tensor]:
             router = EveryHead(self.heads)
             routed_forward(stack, router, batch.inputs)
-            return (torch.stack([entropy(logits) for logits in router.said], dim=1),)
+            return (torch.stack([entropy(logits) for logits in router.logits], dim=1),)
 
-        (seen,) = in_batches(entropies, validation, BATCH, stack, self.heads)  # (N, L - 1)
+        (measured,) = in_batches(entropies, validation, BATCH, stack, self.heads)  # (N, L - 1)
         shares = torch.linspace(0, 1, THRESHOLDS - 2, dtype=torch.float64)
-        quantiles = seen.flatten().double().quantile(shares).tolist()
+        quantiles = measured.flatten().double().quantile(shares).tolist()
         self.thresholds = sorted({0.0, *(float(f"{quantile:.4g}") for quantile in quantiles), float("inf")})
 
     def settings(self) -> list[Setting]:

@@ -16,6 +16,7 @@ from agents.baselines.baseline import Baseline, Setting, batch_metrics
 from agents.options.config import positive
 from agents.policy.calibration import CALIBRATION_ROWS, logit_bias_within
 from agents.run.learner import Learner
+from agents.run.telemetry import score_metric
 from rl_skip.core.costs import linear_flops
 from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs, row_count
@@ -48,7 +49,7 @@ class GumbelConfig(AgentConfig):
 
 
 class Gate(nn.Module):
-    """What one layer's gate sees, (R, D) → its two logits, (R, 2): closed and open."""
+    """One layer's gate: observation (R, D) → its two logits, (R, 2): closed and open."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -58,8 +59,8 @@ class Gate(nn.Module):
             self.fc_out.bias.copy_(torch.tensor([0.0, math.log(OPEN_AT_FIRST / (1 - OPEN_AT_FIRST))]))
         self.flops = linear_flops(width, hidden) + linear_flops(hidden, 2)
 
-    def forward(self, seen: Tensor) -> Tensor:
-        return self.fc_out(torch.relu(self.fc_in(self.norm(seen))))
+    def forward(self, observation: Tensor) -> Tensor:
+        return self.fc_out(torch.relu(self.fc_in(self.norm(observation))))
 
 
 class Gates(nn.Module):
@@ -79,15 +80,15 @@ class Gates(nn.Module):
         self.gated = range(1, stack.depth if allow_exit else stack.depth - 1)
         self.each = nn.ModuleList(Gate(stack.width * (1 + sees_memory), hidden) for _ in self.gated)
         self.register_buffer("logit_bias", torch.zeros(()))
-        """Taken from the logit of open when a gate decides without noise: higher skips more, of every row alike."""
+        """Subtracted from the logit of open when a gate decides without noise, for every row alike; higher skips more."""
 
     logit_bias: Tensor
 
     def logits(self, i: int, stack: LayerStack, carry: Carry, rows: Tensor | None) -> Tensor:
         """(R, 2), of the gate of layer `i` for the named rows; None: for all."""
         memory = stack.memory(carry, rows)
-        seen = stack.pooled(carry, rows).float()
-        return self.gate(i)(seen if memory is None else torch.cat([seen, memory.float()], dim=1))
+        hidden = stack.pooled(carry, rows).float()
+        return self.gate(i)(hidden if memory is None else torch.cat([hidden, memory.float()], dim=1))
 
     def gate(self, i: int) -> Gate:
         """The gate of layer `i`, which must have one."""
@@ -111,7 +112,7 @@ class RelaxedStack(LayerStack):
 
     Args:
         stack: the layers.
-        gates: theirs.
+        gates: the gates of its layers.
         temperature: of the relaxed samples.
     """
 
@@ -166,7 +167,7 @@ def _blend(before: Carry, after: Carry, gate: Tensor) -> None:
 
 
 class GateRouter(Router):
-    """Without noise: the next layer of a row is the first whose gate is open, each gate asked once."""
+    """Without noise: the next layer of a row is the first whose gate is open; each gate is evaluated once."""
 
     def __init__(self, gates: Gates) -> None:
         self.gates = gates
@@ -174,7 +175,7 @@ class GateRouter(Router):
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
         gates, depth = self.gates, state.stack.depth
         following, flops = torch.full_like(rows, depth), torch.zeros(rows.shape, device=rows.device)
-        waiting = torch.arange(rows.shape[0], device=rows.device)  # which of the rows are still to find an open gate
+        waiting = torch.arange(rows.shape[0], device=rows.device)  # rows that have found no open gate yet
         for j in range(i + 1, depth):
             if j not in gates.gated:
                 following[waiting] = j
@@ -225,8 +226,8 @@ class Gumbel(Baseline):
         supervised = learner.task.loss(outputs, batch.labels).mean()
         missed = compute.mean() - self.budget
         metrics = self.learn(supervised + self.config.gate_target_weight * missed.square(), update)
-        accuracy = learner.task.accuracy(outputs, batch.labels)
-        return batch_metrics(supervised, accuracy, compute, opened) | {"train/budget_missed": missed} | metrics
+        metrics |= score_metric(learner.task, "rollout", outputs, batch.labels)
+        return batch_metrics(supervised, compute, opened) | {"train/budget_missed": missed} | metrics
 
     def calibrate(self) -> None:
         """Biases the logits of all gates alike until the routes spend the budget on validation data, as a policy is calibrated to its budget."""

@@ -1,4 +1,4 @@
-"""A network of fewer layers, trained from scratch: what there is without any routing."""
+"""A network of fewer layers, trained from scratch: the baseline without any routing."""
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ SLACK = 0.005
 
 
 class FirstLayers(Router):
-    """The first layers, one after the other, and nothing that marks a jump after them: as if there were no others."""
+    """The first layers, one after the other, without a marked jump after them, as if there were no others."""
 
     def __init__(self, layers: int) -> None:
         self.layers = layers
@@ -33,8 +33,8 @@ class FirstLayers(Router):
 class Shallow(Baseline):
     """The first layers of the freshly made network, as many as the budget allows, trained alone for all updates of a run.
 
-    The other layers are never called and never change: as if they were not there. Compute stays in units of the whole stack.
-    There is no warm-up: the updates that the others spend on it are spent on the plain loss.
+    The other layers are never called and never change. Compute stays in units of the whole stack.
+    There is no warm-up: its updates go to the plain loss.
     """
 
     warms_up = False

@@ -19,7 +19,7 @@ __all__ = ["Static"]
 class Static(Baseline):
     """One route for every row, searched on validation data after the warm-up; then the network is trained on it alone.
 
-    The route spends its budget where the network learns: what it can learn on it counts, not how well it does before.
+    Where the network learns, the route spends its whole budget: what the network can learn on it counts, not how well it does before.
     """
 
     record = BaselineRecord(
@@ -40,7 +40,7 @@ class Static(Baseline):
         """(L,) bool; every layer until it is searched."""
 
     def search(self) -> Tensor:
-        """(L,) bool, the best route on validation data that leaves less than a layer of the budget; the cheapest where none is cheap enough."""
+        """(L,) bool, the best route on validation data that leaves less than a layer's cost of the budget; the cheapest where none is within it."""
         learner = self.learner
         rows = learner.validation.some(SEARCH_ROWS)
         exits = learner.rules.allow_exit

@@ -23,7 +23,7 @@ from rl_skip.measure.runs import is_run, load_run
 __all__ = ["TRAINED", "baselines_of", "train_baselines"]
 
 TRAINED = tuple(kind.record for kind in map(AGENTS.find, AGENTS.names()) if issubclass(kind, Baseline))
-"""What is trained beside a run, by agents of their records' names; a one-shot policy besides."""
+"""The trained baselines of a run, whose agents have their records' names; a one-shot policy is trained too."""
 NEAR = 0.03
 """How far from what the policy spends a baseline's budget may be to be set beside it."""
 
@@ -31,7 +31,7 @@ NEAR = 0.03
 def baselines_of(folder: Path, budgets: Iterable[float] = BUDGETS) -> dict[str, tuple[BaselineRecord, TrainConfig]]:
     """Record and options of every baseline of a run, by the name of its folder in `RUN/baselines`.
 
-    They differ from the run's in who is trained, and for what compute; the one-shot policy in what it looks at.
+    They differ from the run's in agent and budget; the one-shot policy in its scope.
     """
     run = replace(TrainConfig.from_json(folder), resume=None, overwrite=False)
     unpriced = PriceConfig()
@@ -43,14 +43,14 @@ def baselines_of(folder: Path, budgets: Iterable[float] = BUDGETS) -> dict[str, 
     if run.policy.policy_scope != "input":
         pricing = replace(run.pricing, guarantee=None)
         baselines[ONE_SHOT.name] = ONE_SHOT, replace(run, policy=replace(run.policy, policy_scope="input"), pricing=pricing)
-    place = folder / BASELINES_FOLDER
-    return {name: (record, replace(config, out=str(place / name))) for name, (record, config) in baselines.items()}
+    parent = folder / BASELINES_FOLDER
+    return {name: (record, replace(config, out=str(parent / name))) for name, (record, config) in baselines.items()}
 
 
 def train_baselines(folder: Path, *, budgets: Iterable[float] = BUDGETS, data: str | None = None, console: Console | None = None) -> None:
     """Trains the baselines of a finished run that are not finished; those that were stopped go on.
 
-    A baseline that this network cannot have is left out, and that is said. What was to be trained, and what was left out, is
+    A baseline that this network cannot have is left out, with a message. What was to be trained, and what was left out, is
     written into `RUN/baselines/plan.json`, where `compare` reads it.
 
     Args:
@@ -61,7 +61,7 @@ def train_baselines(folder: Path, *, budgets: Iterable[float] = BUDGETS, data: s
         console: where progress is shown; the standard error by default.
 
     Raises:
-        UserError: if there is no finished run, its network is none that its options describe, or its data cannot be read.
+        UserError: if there is no finished run, its network is not the one that its options describe, or its data cannot be read.
         SystemExit: on Ctrl-C or SIGTERM, once a checkpoint is written; the same call goes on there.
     """
     console = console or Console(stderr=True)
@@ -69,10 +69,10 @@ def train_baselines(folder: Path, *, budgets: Iterable[float] = BUDGETS, data: s
     own = model.budget
     if own is None:
         own = evaluate(model.stack, model.policy, task, task.load("validation"), price=model.price).compute
-    asked = tuple(dict.fromkeys(budgets))
-    if min((abs(own - budget) for budget in asked), default=1.0) > NEAR:  # what the policy spends as exported is compared too
-        asked = (*asked, min(round(own, 2), 1.0))
-    baselines = baselines_of(folder, asked)
+    wanted = tuple(dict.fromkeys(budgets))
+    if min((abs(own - budget) for budget in wanted), default=1.0) > NEAR:  # what the policy spends as exported is compared too
+        wanted = (*wanted, min(round(own, 2), 1.0))
+    baselines = baselines_of(folder, wanted)
     plan = read_plan(folder) | {name: Planned(record.title) for name, (record, _) in baselines.items()}
     write_plan(folder, plan)
     threads = torch.get_num_threads()
@@ -88,16 +88,16 @@ def train_baselines(folder: Path, *, budgets: Iterable[float] = BUDGETS, data: s
 
 def _train_one(folder: Path, title: str, config: TrainConfig, data: str | None, console: Console) -> str | None:
     """Returns why the baseline is left out, where the network cannot have it."""
-    place, start = config.folder, folder / START
+    own, start = config.folder, folder / START
 
     def say(line: str) -> None:
         console.print(f"{title}: {line}", soft_wrap=True, markup=False, highlight=False)
 
-    if is_run(place):
-        if is_finished(place, config.agent):
+    if is_run(own):
+        if is_finished(own, config.agent):
             say("finished before")
             return None
-        config = TrainConfig.from_json(place)
+        config = TrainConfig.from_json(own)
     config = config if data is None else replace(config, data=data)
     say("training" if config.resume is None else "going on")
     try:

@@ -20,10 +20,10 @@ from rl_skip.tasks.options import TaskOptions
 __all__ = ["PRICE_BOUNDS", "CheckpointConfig", "PolicyConfig", "PriceConfig", "ScheduleConfig", "TrainConfig", "Tune", "positive"]
 
 FREE_ON_RESUME = ("device", "threads", "task/data")
-PLACED = ("task", "data", "out", "overwrite", "resume", "agent")
-"""What a task's defaults cannot set: where they come from themselves, who trains, and where the run goes."""
+FIXED = ("task", "data", "out", "overwrite", "resume", "agent")
+"""What a task's defaults cannot set: the task itself, the agent, and where the run goes."""
 PRICE_BOUNDS = (0.001, 10.0)
-"""The lowest and highest price that a policy for one price, or for one budget, can tell apart."""
+"""The lowest and highest price that the observation of a policy for one price, or for one budget, distinguishes."""
 Tune = Literal["all", "frozen", "head", "norms", "lora"]
 
 
@@ -51,7 +51,7 @@ class PolicyConfig:
     """Width of the policy's hidden layer. More sees finer differences and costs more at every decision; 32 to 256."""
     feature: tuple[str, ...] = ()
     """What the policy sees besides position, compute and price: hidden, memory, or file.py:name for a feature of your own. May be given several
-    times. Default: the hidden state, and the working memory where the stack has one."""
+    times, and replaces the default: the hidden state, and the working memory where the stack has one. So name hidden too if it is to stay."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "feature", tuple(map(absolute_reference, self.feature)))  # which hold from every folder
@@ -78,24 +78,24 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class PriceConfig:
-    """What a unit of compute costs, in units of score. Default: a price drawn for every row from a range."""
+    """The price λ, in score per unit of relative compute (a share of the full stack's operations). Default: drawn for every row from a range."""
 
     reward: str = "linear"
     """What an episode earns: linear is score − price · compute; or file.py:name for a reward of your own."""
     price: float | None = None
-    """One fixed price. Higher skips more; 0.01 to 1."""
+    """One fixed price λ, in score per unit of relative compute. Higher skips more; 0.01 to 1."""
     price_range: tuple[float, float] = (0.003, 1.0)
     """Range of the price that is drawn for every row, evenly in its logarithm, and shown to the policy."""
     budget: float | None = None
-    """Mean compute allowed, in (0, 1]: the price is steered until the routes cost that much."""
+    """Mean compute allowed, in (0, 1]: the price is controlled until the routes cost that much."""
     guarantee: float | None = None
     """After training, runs at the smallest compute whose validation accuracy is below full depth by no more than this, with 95% confidence."""
     budget_price: float = 0.02
-    """Where a steered price starts."""
+    """Start of a controlled price."""
     budget_integral: float = 0.05
-    """How far a steered price moves at each update, in its logarithm, per unit of compute in excess. More oscillates; 0.01 to 0.1."""
+    """How far a controlled price moves at each update, in its logarithm, per unit of compute in excess. More oscillates; 0.01 to 0.1."""
     budget_proportional: float = 0.5
-    """How much a steered price answers the present excess at once. Some calms it; 0 to 2."""
+    """Proportional response of a controlled price to the present excess. Some damps it; 0 to 2."""
     budget_penalty: float = 0.2
     """Weight of the penalty for a row's squared distance from the budget. More brings every row nearer to it; 0 spends only what pays; 0 to 0.5."""
 
@@ -121,7 +121,7 @@ class PriceConfig:
 
     @property
     def seen_range(self) -> tuple[float, float]:
-        """The prices that the policy's observation can tell apart."""
+        """The prices that the policy's observation distinguishes."""
         return self.price_range if self.price is None and self.budget is None else PRICE_BOUNDS
 
 
@@ -142,15 +142,15 @@ class ScheduleConfig:
     weight_decay: float = 0.01
     """Decay of the network's weights (AdamW)."""
     max_grad_norm: float = 1.0
-    """Gradients longer than this are cut, network and policy each."""
+    """Largest norm of a gradient, network and policy each."""
     random_route_weight: float = 1.0
-    """Weight of the loss on random routes in the warm-up. More makes the network stand skips better; 0 to 1."""
+    """Weight of the loss on random routes in the warm-up. More makes the network more robust to skips; 0 to 1."""
     random_route_keep: float = 0.0
     """Smallest chance that a layer runs on a row's random route; each row draws its own from here to 1. More is milder; 0 to 0.7."""
     full_depth_weight: float = 0.5
     """Weight of the full-depth loss beside the sampled routes. Without it full depth is forgotten; 0 to 1."""
     distillation_weight: float = 1.0
-    """Weight of what full depth says, as a lesson for the sampled routes. More makes short routes better; 0 to 2."""
+    """Weight of the distillation of full depth, or of the teacher, into routes and exits. More makes short routes better; 0 to 2."""
     exit_weight: float = 0.5
     """With readouts: weight of the loss of each readout beside the last head's, which is 1. More makes early exits better; 0.1 to 1."""
     head_rate: float = 1.0
@@ -177,7 +177,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """How often a run writes down all that it needs to go on."""
+    """How often a run saves its state."""
 
     checkpoint_minutes: float = 5.0
     """Minutes between two checkpoints. One is written at the end, on Ctrl-C and on SIGTERM besides."""
@@ -210,7 +210,7 @@ class TrainConfig:
     resume: str | None = None
     """A run folder to go on with, exactly where it stood. It keeps its options; only device, threads, data and checkpoints may be set anew."""
     agent: str = "reinforce"
-    """Who trains the policy: reinforce, ppo or maskable-ppo; or one of the baselines that it is compared with: static, shallow, gumbel (each with
+    """What trains the policy: reinforce, ppo or maskable-ppo; or one of the baselines that it is compared with: static, shallow, gumbel (each with
     --budget) and exits; or file.py:name for an agent of your own. Each has options of its own: --agent ppo --help shows those of PPO."""
     seed: int = 0
     """Seeds everything: same seed, same machine, same result."""
@@ -223,7 +223,8 @@ class TrainConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     pricing: PriceConfig = field(default_factory=PriceConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    agent_config: AgentConfig = AgentConfig()  # stands for the defaults of the agent
+    agent_config: AgentConfig = AgentConfig()
+    """The agent's own options."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
@@ -232,6 +233,9 @@ class TrainConfig:
             object.__setattr__(self, "agent_config", kind.config_class())
         if type(self.agent_config) is not kind.config_class:
             raise UserError(f"the agent {self.agent} takes {kind.config_class.__name__}, not {type(self.agent_config).__name__}; set --agent")
+        parts = [option.name for part in vars(self).values() if is_dataclass(part) for option in fields_of(part)]
+        if twice := next((option.name for option in fields_of(self.agent_config) if parts.count(option.name) > 1), None):
+            raise UserError(f"the agent {self.agent} has an option {twice!r}, which there is already; call it by another name")
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise UserError(f"the threads must lie in 1..1024, got {self.threads}; set --threads")
         if self.train_rows is not None and self.train_rows < 1:
@@ -242,7 +246,7 @@ class TrainConfig:
             self.policy.rules(self.network.layers, self.network.width, self.pricing.seen_range)
 
     def check_prices(self) -> None:
-        """Raises `UserError` if the agent cannot be trained for the prices, or for the budget, that are asked for."""
+        """Raises `UserError` if the agent cannot be trained for the prices, or for the budget, that are set."""
         kind = self.agent_class
         if kind.trained_for == "a price":
             return
@@ -269,7 +273,7 @@ class TrainConfig:
     def with_defaults(self, defaults: Mapping[str, Any], source: str) -> "TrainConfig":
         """These options with others in place of some, by their names on the command line, with underscores.
 
-        What only another agent has is left out.
+        Options of another agent are left out.
 
         Args:
             source: whose defaults they are, for messages.
@@ -277,21 +281,21 @@ class TrainConfig:
         Raises:
             UserError: if no option has the name, or it does not take the value.
         """
-        parts: dict[str, Any] = {name: part for name, part in vars(self).items() if is_dataclass(part)}
-        homes = {option.name: name for name, part in parts.items() for option in fields_of(part)}
+        groups: dict[str, Any] = {name: group for name, group in vars(self).items() if is_dataclass(group)}
+        homes = {option.name: name for name, group in groups.items() for option in fields_of(group)}
         elsewhere = {option.name for name in AGENTS.names() for option in fields_of(AGENTS.find(name).config_class)}
         changed: dict[str, dict[str, Any]] = {}
         own: dict[str, Any] = {}
         for name, value in defaults.items():
             if name in homes:
                 changed.setdefault(homes[name], {})[name] = value
-            elif name in vars(self) and name not in PLACED and name not in parts:
+            elif name in vars(self) and name not in FIXED and name not in groups:
                 own[name] = value
             elif name not in elsewhere:
                 raise UserError(f"{source}: {name!r} is no option that a task can set; python train.py --help lists them")
         for name, values in changed.items():
-            described = Fields({option.name: getattr(parts[name], option.name) for option in fields_of(parts[name])} | values, source)
-            own[name] = read_dataclass(type(parts[name]), described)
+            described = Fields({option.name: getattr(groups[name], option.name) for option in fields_of(groups[name])} | values, source)
+            own[name] = read_dataclass(type(groups[name]), described)
         return replace(self, **own)
 
     def to_json(self) -> dict[str, Any]:
@@ -334,9 +338,9 @@ class TrainConfig:
         }
         return read_dataclass(cls, fields, given)
 
-    def refuse_changes(self, asked: "TrainConfig", only: str = "") -> None:
-        """Raises `UserError` if `asked` differs from these options in one that decides how the run goes on; `only` names one to look at alone."""
-        begun, wanted = flat(self.to_json()), flat(asked.to_json())
+    def refuse_changes(self, changed: "TrainConfig", only: str = "") -> None:
+        """Raises `UserError` if `changed` differs from these options in one that decides how the run goes on; `only` names the one to compare."""
+        begun, wanted = flat(self.to_json()), flat(changed.to_json())
         for path, value in begun.items():
             if only in ("", path) and value != wanted.get(path) and path not in FREE_ON_RESUME and not path.startswith("checkpoints/"):
                 flag = "--task" if path == "task/name" else "--" + path.rpartition("/")[2].replace("_", "-")

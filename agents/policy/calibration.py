@@ -15,7 +15,7 @@ __all__ = ["CALIBRATION_ROWS", "calibrate", "logit_bias_within"]
 TOLERANCE = 0.005
 SLACK = 0.005
 LARGEST_BIAS = 64.0
-"""More than the logits of any two jumps differ by."""
+"""Above the difference of any two jumps' logits."""
 HALVINGS = 20
 CALIBRATION_ROWS = 2000
 """Validation rows that are run at each halving."""
@@ -25,23 +25,23 @@ def calibrate(learner: Learner, prices: PriceRange | BudgetPrice) -> tuple[Price
     """The price table from validation data, and the operating price.
 
     The operating price is the fixed price where there is one; with a budget, the price that training ended at, the policy being
-    calibrated to the budget first; else that of the smallest compute whose validation accuracy is within half a point of the
+    calibrated to the budget first; else that of the smallest compute whose score on validation data is within half a point of the
     best in the table.
     """
     low, high = prices.range
     if low == high:
-        return PriceTable(), low
+        return PriceTable(score_name=learner.task.score_name), low
     if isinstance(prices, BudgetPrice):
         calibrate_to_budget(learner, prices.validation_price, prices.budget)
     measured = []
     for price in price_grid(low, high):
         evaluation = evaluate(learner.stack, learner.policy, learner.task, learner.validation, price=price)
-        measured.append(PricePoint(price, evaluation.compute, evaluation.accuracy))
-    table = PriceTable.monotone(measured)
+        measured.append(PricePoint(price, evaluation.compute, evaluation.score))
+    table = PriceTable.monotone(measured, learner.task.score_name)
     if isinstance(prices, BudgetPrice):
         return table, prices.validation_price
-    enough = table.points[-1].accuracy - TOLERANCE if table.points else math.inf
-    return table, next(point.price for point in table.points if point.accuracy >= enough)
+    enough = table.points[-1].score - TOLERANCE if table.points else math.inf
+    return table, next(point.price for point in table.points if point.score >= enough)
 
 
 @torch.no_grad()
@@ -49,8 +49,8 @@ def calibrate_to_budget(learner: Learner, price: float, budget: float) -> None:
     """Biases the policy's logits towards longer or shorter jumps until its greedy routes spend the budget on validation data.
 
     Training steers the compute of sampled routes. The likeliest routes spend more or less, the more so the less a
-    policy cares: a logit bias that is the same for every row, a · jump, takes up the difference, and leaves it
-    to the policy which rows spend more than others. It becomes part of the last layer's bias.
+    policy cares. A logit bias of a · jump, the same for every row, removes the difference; the policy still decides which
+    rows spend more than others. It becomes part of the last layer's bias.
     """
     bias = learner.policy.fc_out.bias
     trained, jumps = bias.clone(), torch.arange(len(bias), device=bias.device, dtype=bias.dtype)
@@ -64,7 +64,7 @@ def calibrate_to_budget(learner: Learner, price: float, budget: float) -> None:
 
 
 def logit_bias_within(compute: Callable[[float], float], budget: float) -> float:
-    """The logit bias whose compute is the largest within the budget, of those that are tried by halving an interval; the most frugal where none is.
+    """The logit bias of the largest compute within the budget, among those tried by halving an interval; that of the least where none is.
 
     Args:
         compute: logit bias → mean compute. A higher one skips more.

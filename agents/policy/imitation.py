@@ -1,4 +1,4 @@
-"""Self-imitation (Oh et al. 2018) of random routes: what turns out better than expected is made likelier."""
+"""Self-imitation (Oh et al. 2018) of random routes: routes that earn more than expected are made likelier."""
 
 from collections.abc import Callable
 

@@ -1,11 +1,14 @@
-"""What the agents share that train the jump policy: prices, score, and the end of a run, from calibration to the final table."""
+"""What agents that train the jump policy share: prices, score, and the end of a run, from calibration to the final table."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
+import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.agent import Agent, AgentConfig, Results, TrainedRun
 from agents.options.config import positive
@@ -14,11 +17,13 @@ from agents.policy.prices import BudgetPrice, PriceRange, price_source
 from agents.run.learner import Learner
 from agents.run.pictures import show_routes
 from agents.run.report import final_report, print_report
+from rl_skip.core.batches import deployed
 from rl_skip.core.dial import PriceTable
 from rl_skip.core.errors import UserError
-from rl_skip.core.plugins import label_of
+from rl_skip.core.plugins import label_of, own_code
 from rl_skip.core.reward import find_reward
-from rl_skip.core.task import Examples
+from rl_skip.core.routing import PolicyRouter, routed_forward
+from rl_skip.core.task import Examples, score_key
 from rl_skip.export.policy_folder import save
 from rl_skip.measure.evaluation import Evaluation, evaluate
 from rl_skip.measure.guarantee import guarantee
@@ -36,7 +41,7 @@ class PolicyAgentConfig(AgentConfig):
     """What the policy learns from."""
 
     score: ScoreName = "accuracy"
-    """What the policy is rewarded for: being right, or the probability given to the label."""
+    """What the policy is rewarded for: the task's own score, 1 for a right prediction, or the probability of the label."""
     entropy_start: float = 0.1
     """Weight of the entropy bonus at the start. Too low, and the policy freezes on the first route that works; 0.01 to 0.1."""
     entropy_end: float = 0.001
@@ -55,6 +60,21 @@ class PolicyAgentConfig(AgentConfig):
 def entropy_weight(config: PolicyAgentConfig, progress: float) -> float:
     """Weight of the entropy bonus: falls geometrically from its start to its end, reached after four fifths of the run."""
     return config.entropy_start * (config.entropy_end / config.entropy_start) ** min(progress / ANNEALED_AT, 1.0)
+
+
+@contextmanager
+def finite_observations(policy: nn.Module) -> Iterator[None]:
+    """Within it, an observation with a number that is not finite is refused."""
+
+    def check(_policy: nn.Module, observations: tuple[Tensor, ...]) -> None:
+        if not observations[0].isfinite().all():
+            raise UserError("the policy sees numbers that are not finite; mend the feature that gives them")
+
+    hook = policy.register_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class PolicyAgent(Agent):
@@ -79,10 +99,24 @@ class PolicyAgent(Agent):
         self.prices = price_source(learner.config.pricing, self.reward) if prices is None else prices
         self.config = cast(PolicyAgentConfig, learner.config.agent_config)
 
+    def try_out(self) -> None:
+        """Observes and rewards two rows, in evaluation mode; draws nothing from the run's random numbers."""
+        learner = self.learner
+        rows, price = learner.validation.take(slice(0, 2)), self.prices.validation_price
+        with deployed(learner.stack, learner.policy), torch.random.fork_rng(devices=[]):
+            router = PolicyRouter(learner.policy, sample=True, generator=torch.Generator(learner.device).manual_seed(0))
+            with finite_observations(learner.policy):
+                rollout = routed_forward(learner.stack, router, rows.inputs, price=price)
+            with own_code(f"the reward {learner.config.pricing.reward}"):
+                prices = torch.full_like(rollout.compute, price)
+                reward = self.prices.reward.to_go(self.score(rollout.outputs, rows.labels), rollout.spent, prices)
+                if reward.shape != rollout.spent.shape or not reward.isfinite().all():
+                    raise ValueError(f"{len(prices)} rows must earn a finite number each, got {reward.tolist()}")
+
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """(B,), what each row's prediction is worth to the policy."""
+        """(B,), the score that the policy is rewarded for."""
         task = self.learner.task
-        return task.accuracy(outputs, labels) if self.config.score == "accuracy" else task.probability(outputs, labels)
+        return task.score(outputs, labels) if self.config.score == "accuracy" else task.probability(outputs, labels)
 
     def evaluate(self, examples: Examples) -> Evaluation:
         """The greedy policy at the price used for validation."""
@@ -100,12 +134,12 @@ class PolicyAgent(Agent):
         price = self._guaranteed(table, price, run.console)
         self._export(run, table, price)
         report = final_report(learner, table, price, seconds=run.seconds, reward=self.reward)
-        print_report(report, run.folder, run.console, own_stack=run.own_stack)
+        print_report(report, run.folder, run.console, learner.task.score_name, own_stack=run.own_stack)
         show_routes(run.writer, learner, price)
-        return Results(report, {name: report["policy"][name] for name in ("accuracy", "compute", "reward")})
+        return Results(report, {name: report["policy"][name] for name in (score_key(learner.task.score_name), "compute", "reward")})
 
     def _guaranteed(self, table: PriceTable, price: float, console: Console) -> float:
-        """The price that keeps the guarantee asked for; where the data do not support it, that is said, and the price stays."""
+        """The price that keeps the guarantee that is set; where the data do not support it, the price stays, with a message."""
         learner, tolerance = self.learner, self.learner.config.pricing.guarantee
         if tolerance is None:
             return price
@@ -128,7 +162,7 @@ class PolicyAgent(Agent):
         save(run.folder / "policy", learner.policy, stack=stack, weights=weights, network=network, overwrite=True, **options)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next price depends on; all else that REINFORCE and its like need to go on is the learner's."""
+        """What the next price depends on; all else is in the learner's state."""
         return {"prices": self.prices.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

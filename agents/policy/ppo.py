@@ -18,7 +18,7 @@ from agents.policy.imitation import imitation_loss, imitation_weight
 from agents.policy.policy_agent import PolicyAgent, PolicyAgentConfig, entropy_weight
 from agents.policy.prices import BudgetPrice, PriceRange, PriceSource
 from agents.run.learner import Critic, Learner
-from agents.run.telemetry import rollout_metrics
+from agents.run.telemetry import rollout_metrics, score_metric
 from envs import Price, SB3SkipVecEnv, SkipCore
 from rl_skip.core.errors import UserError
 from rl_skip.core.policy import JumpPolicy
@@ -57,7 +57,7 @@ class PpoConfig(PolicyAgentConfig):
 
 
 class _Heads(nn.Module):
-    """What Stable-Baselines3 calls the extractor: here it holds all there is of actor and critic."""
+    """The extractor of Stable-Baselines3: here it holds actor and critic whole."""
 
     latent_dim_vf = 1
 
@@ -170,10 +170,10 @@ class Ppo(PolicyAgent):
             loss, metrics["train/supervised_loss"] = loss + supervised, supervised
         if loss.requires_grad:
             metrics["train/grad_norm"] = learner.apply(loss)
-        accuracy = learner.task.accuracy(outputs, batch.labels)
+        metrics |= score_metric(learner.task, "rollout", outputs, batch.labels)
         score = self.score(outputs, batch.labels)
         self.prices.observe(route.compute.mean())
-        return rollout_metrics(route, score.detach(), accuracy, price, self.prices.reward, learner.rules.max_jump) | metrics
+        return rollout_metrics(route, score.detach(), price, self.prices.reward, learner.rules.max_jump) | metrics
 
     def state_dict(self) -> dict[str, Any]:
         """What PPO needs beside the learner to go on: its optimiser and its count of updates."""
@@ -188,7 +188,7 @@ class Ppo(PolicyAgent):
 
 
 class MaskablePpo(Ppo):
-    """PPO of sb3-contrib, which is told which jumps are legal."""
+    """PPO of sb3-contrib, which masks illegal jumps."""
 
     algorithm = MaskablePPO
     actor = MaskableActorCriticPolicy

@@ -1,4 +1,4 @@
-"""Where the price of compute comes from: fixed, drawn for every row, or steered to a budget."""
+"""Where the price of compute comes from: fixed, drawn for every row, or controlled by a budget."""
 
 import math
 from typing import Any, Protocol
@@ -39,7 +39,7 @@ class PriceSource(Protocol):
         ...
 
     def metrics(self) -> dict[str, float]:
-        """What there is to report beside `price`."""
+        """Metrics beside `price`."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class PriceRange:
 
 
 class FixedPrice(PriceRange):
-    """The same price for every row: a range whose ends are one."""
+    """The same price for every row: a range with equal ends."""
 
     def __init__(self, price: float, reward: Reward = LINEAR) -> None:
         super().__init__(price, price, reward)
@@ -95,7 +95,7 @@ class BudgetPrice:
     Dual ascent in the logarithm of the price, so that a step means the same at every price: an integral, bounded, plus
     a small proportional term against oscillation (Stooke et al. 2020, "Responsive Safety in Reinforcement Learning by
     PID Lagrangian Methods"). Prices are drawn from a window around the multiplier and shown to the policy, which so
-    knows what a change of price will mean before it comes.
+    learns the effect of a change of price before it comes.
 
     A row also pays a small penalty for its distance from the budget (`BudgetReward`), so that what is allowed is spent.
     """

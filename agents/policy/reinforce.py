@@ -13,12 +13,12 @@ from agents.policy.imitation import imitation_loss, imitation_weight
 from agents.policy.policy_agent import PolicyAgent, PolicyAgentConfig, entropy_weight
 from agents.policy.prices import BudgetPrice, PriceRange
 from agents.run.learner import Learner
-from agents.run.telemetry import rollout_metrics
+from agents.run.telemetry import rollout_metrics, score_metric
 from rl_skip.core.batches import in_batches
 from rl_skip.core.errors import UserError
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routing import PolicyRouter, Rollout, routed_forward
-from rl_skip.core.task import Examples
+from rl_skip.core.task import Examples, score_key
 
 __all__ = ["Reinforce", "ReinforceConfig", "estimated_advantage", "leave_one_out_advantage", "reinforce_loss"]
 
@@ -76,7 +76,7 @@ def leave_one_out_advantage(reward_BG: Tensor) -> Tensor:
 
 
 def estimated_advantage(config: ReinforceConfig, rollout: Rollout, reward: Tensor, to_go: Tensor) -> Tensor:
-    """What the routes earned more than their baseline, (N, 1) with leave-one-out, (N, L) with a critic.
+    """Advantage of the routes over their baseline, (N, 1) with leave-one-out, (N, L) with a critic.
 
     With leave-one-out every decision of a route gets the advantage of the whole route: what was spent before a decision is
     known to the baseline too, and cancels.
@@ -121,14 +121,15 @@ def reinforce_loss(rollout: Rollout, score: Tensor, price: Tensor, advantage: Ad
     )
 
 
-def exit_metrics(leaves: Leaving, expected: Tensor, accuracy: Tensor, compute: Tensor, price: Tensor) -> dict[str, Tensor]:
+def exit_metrics(leaves: Leaving, expected: Tensor, score: Tensor, score_name: str, compute: Tensor, price: Tensor) -> dict[str, Tensor]:
     """What one pass over all exits shows, as scalars on the device; all but the price in expectation over when rows leave.
 
     Args:
         leaves: of B rows.
         expected: (B,), the reward.
-        accuracy: (B, L), of each exit, and
-        compute: (B, L), its relative compute.
+        score: (B, L), of each exit.
+        score_name: what the task calls it.
+        compute: (B, L), the relative compute of each exit.
         price: (B,).
     """
     chance = leaves.probability.detach()  # (B, L)
@@ -136,7 +137,7 @@ def exit_metrics(leaves: Leaving, expected: Tensor, accuracy: Tensor, compute: T
     return {
         "rollout/ep_rew_mean": expected.mean(),
         "rollout/ep_len_mean": leaves.decisions.mean(),
-        "rollout/accuracy": (chance * accuracy).sum(dim=1).mean(),
+        f"rollout/{score_key(score_name)}": (chance * score).sum(dim=1).mean(),
         "rollout/compute": (chance * compute).sum(dim=1).mean(),
         "policy/entropy": (leaves.entropy / leaves.decisions).mean(),
         "price": price.mean(),
@@ -190,11 +191,11 @@ class Reinforce(PolicyAgent):
         leaves = leaving(learner.policy, exits.observations)
         with torch.no_grad():
             scores = torch.stack([self.score(outputs, batch.labels) for outputs in exits.answers], dim=1)  # (B, L)
-            accuracy = torch.stack([learner.task.accuracy(outputs, batch.labels) for outputs in exits.answers], dim=1)  # (B, L)
+            shown = torch.stack([learner.task.score(outputs, batch.labels) for outputs in exits.answers], dim=1)  # (B, L)
         expected = (leaves.probability * reward.total(scores, exits.compute, price.unsqueeze(1))).sum(dim=1)  # (B,)
         policy_loss = -expected.mean()
         loss = policy_loss - entropy_weight(config, learner.joint_progress(update)) * leaves.entropy.mean()
-        metrics = exit_metrics(leaves, expected, accuracy, exits.compute, price)
+        metrics = exit_metrics(leaves, expected, shown, learner.task.score_name, exits.compute, price)
         if learner.tunes:
             supervised = learner.exits_loss(batch, rows, exits.answers)
             loss, metrics["train/supervised_loss"] = loss + supervised, supervised
@@ -239,7 +240,6 @@ class Reinforce(PolicyAgent):
         price = self.prices.draw(len(batch), learner.generator).repeat_interleave(G).to(learner.device)  # (B G,)
         learner.prepare(learns=False)
         rollout = routed_forward(learner.stack, PolicyRouter(learner.policy, sample=True), routes.inputs, price=price, critic=self.critic)
-        accuracy = learner.task.accuracy(rollout.outputs, routes.labels)
         score = self.score(rollout.outputs, routes.labels)
         losses = reinforce_loss(rollout, score, price, self.advantage, self.prices.reward)
         loss = losses.policy - entropy_weight(config, learner.joint_progress(update)) * losses.entropy
@@ -254,7 +254,8 @@ class Reinforce(PolicyAgent):
             loss, metrics["train/supervised_loss"] = loss + supervised, supervised
         norm = learner.apply(loss)
         self.prices.observe(rollout.compute.mean())
-        return rollout_metrics(rollout, score, accuracy, price, self.prices.reward, learner.rules.max_jump) | metrics | {
+        metrics |= score_metric(learner.task, "rollout", rollout.outputs, routes.labels)
+        return rollout_metrics(rollout, score, price, self.prices.reward, learner.rules.max_jump) | metrics | {
             "train/policy_loss": losses.policy,
             "train/grad_norm": norm,
             "train/learning_rate": torch.tensor(rate),

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run goes on from, written so that whatever happens, whenever, a whole one is there."""
+"""Checkpoints: the whole state of a run, written so that an interruption at any time leaves a whole one."""
 
 import hashlib
 import io
@@ -50,7 +50,7 @@ def load_random_states(state: dict[str, Any]) -> None:
 class Checkpoints:
     """The folder `checkpoints/` of a run: the last few.
 
-    A checkpoint's name carries the beginning of its SHA-256, so that one that was cut short or altered is found out.
+    A checkpoint's name carries the beginning of its SHA-256, so that one that was cut short or altered is detected.
 
     Args:
         folder: the run folder.
@@ -61,7 +61,7 @@ class Checkpoints:
         self._written = (0, time.monotonic())  # which update, and when
 
     def due(self, done: int) -> bool:
-        """Whether it is time for one, with `done` updates done."""
+        """Whether a checkpoint is due after `done` updates."""
         update, moment = self._written
         every = self.config.checkpoint_updates
         return time.monotonic() - moment >= 60 * self.config.checkpoint_minutes or (every is not None and done - update >= every)
@@ -78,7 +78,7 @@ class Checkpoints:
             file.unlink()
 
     def latest(self, say: Callable[[str], None]) -> dict[str, Any] | None:
-        """The newest whole checkpoint, on the CPU, or None; each damaged one is named to `say`, and set aside."""
+        """The newest whole checkpoint, on the CPU, or None; each damaged one is reported with `say`, and set aside."""
         for file in self._files():
             update, digest = _parts(file)
             content = file.read_bytes()
@@ -115,7 +115,7 @@ def _parts(file: Path) -> tuple[int, str]:
 
 
 class Stopped(Exception):
-    """The run was asked to stop: by Ctrl-C, or by SIGTERM."""
+    """The run was stopped by Ctrl-C or SIGTERM."""
 
     def __init__(self, number: int, advice: str) -> None:
         super().__init__(f"stopped; {advice}")
@@ -123,7 +123,7 @@ class Stopped(Exception):
 
 
 class StopRequests:
-    """While it is entered, Ctrl-C and SIGTERM raise `Stopped`: at once, or at the end of a `patiently` stretch.
+    """Within it, Ctrl-C and SIGTERM raise `Stopped`: at once, or at the end of a `patiently` stretch.
 
     A second request does not wait for that end. Outside the main thread, which alone may handle signals, it does nothing.
 
@@ -137,33 +137,33 @@ class StopRequests:
         self._before: dict[int, Any] = {}
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether there was a request."""
         return self.number is not None
 
     @contextmanager
     def patiently(self) -> Iterator[None]:
-        """A stretch in which a request waits for its end, which the caller brings about when `asked`."""
+        """A stretch in which a request waits for its end, which the caller brings about when `requested`."""
         self._patient = True
         yield
         self._patient = False
-        self._obey()
+        self._stop_if_requested()
 
     def __enter__(self) -> "StopRequests":
         if threading.current_thread() is threading.main_thread():
             heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._hear) for number in heeded}
+            self._before = {number: signal.signal(number, self._on_signal) for number in heeded}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        again, self.number = self.asked, number
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        again, self.number = self.requested, number
         if again or not self._patient:
-            self._obey()
+            self._stop_if_requested()
 
-    def _obey(self) -> None:
+    def _stop_if_requested(self) -> None:
         if self.number is not None:
             raise Stopped(self.number, self.advice)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from agents.run.learner import Learner
+from agents.run.telemetry import score_metric
 from rl_skip.core.errors import UserError
 from rl_skip.core.routing import routed_forward
 from rl_skip.core.task import Examples
@@ -18,9 +19,8 @@ SOLVED = 0.95
 class KnownDepth:
     """A warm-up in which each row runs its required depth, the first layers, and leaves.
 
-    What many layers do in a row is learned from what few do: so the curriculum begins at the level of the rows that need the fewest, and
-    rises to those that need one more as soon as 95% of a batch are right (Bengio et al. 2009, "Curriculum Learning"). With all rows
-    at once, a network ends at answers that are right by chance.
+    The curriculum begins at the level of the rows that need the fewest layers, and rises to those that need one more as soon as 95%
+    of a batch are right (Bengio et al. 2009, "Curriculum Learning"). With all rows at once, a network learns no more than chance.
 
     Args:
         learner: whose task has `required_depth`, and whose rows are allowed to leave early.
@@ -54,10 +54,10 @@ class KnownDepth:
         rate, batch = learner.set_learning_rates(update), self.batch(update)
         learner.prepare(learns=True)
         outputs = routed_forward(learner.stack, self.routes(batch), batch.inputs).outputs
-        loss, accuracy = learner.task.loss(outputs, batch.labels).mean(), learner.task.accuracy(outputs, batch.labels).mean()
-        self.observe_accuracy(accuracy)
+        loss, score = learner.task.loss(outputs, batch.labels).mean(), score_metric(learner.task, "warmup", outputs, batch.labels)
+        self.observe_accuracy(*score.values())
         norm = learner.apply(loss)
-        return {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate), "warmup/accuracy": accuracy}
+        return {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate)} | score
 
     def batch(self, update: int) -> Examples:
         """Rows drawn from those at or below the level; which, depends on the seed and the update's number besides."""
@@ -78,7 +78,7 @@ class KnownDepth:
             self.level += 1
 
     def shortfall(self) -> str | None:
-        """Which rows the curriculum never came to."""
+        """Which rows the curriculum did not reach, with advice."""
         if self.level == self.deepest:
             return None
         return f"rows that need more than {self.level} layers were not learned in the warm-up; raise --warmup-epochs"

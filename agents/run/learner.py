@@ -26,7 +26,7 @@ BUCKET = 32
 
 
 def distillation(outputs: Tensor, teacher: Tensor) -> Tensor:
-    """Mean cross-entropy of outputs (B, …, C) from what the teacher says, a scalar (Hinton et al. 2015, at temperature 1)."""
+    """Mean cross-entropy of outputs (B, …, C) from the teacher's outputs, a scalar (Hinton et al. 2015, at temperature 1)."""
     return -(teacher.softmax(dim=-1) * outputs.log_softmax(dim=-1)).sum(dim=-1).mean()
 
 
@@ -48,7 +48,7 @@ class Critic(nn.Module):
 
 
 class Learner:
-    """What learns: a network on a task, a jump policy, a critic.
+    """A network on a task, a jump policy and a critic, with their optimisers.
 
     One update at a time; which batch belongs to which update depends on the seed and the update's number alone, so a
     run that stops can go on exactly.
@@ -155,21 +155,21 @@ class Learner:
         return rate
 
     def prepare(self, learns: bool) -> None:
-        """Makes the network ready to learn, or to be looked at as it will be deployed: in evaluation mode and without gradients."""
+        """Makes the network ready to learn, or to run as deployed: in evaluation mode and without gradients."""
         self.stack.train(learns)
         for parameter in self.trainable:
             parameter.requires_grad_(learns)
 
     def full_depth_loss(self, batch: Examples) -> tuple[Tensor, Tensor]:
-        """Mean loss at full depth, and accuracy, both scalars."""
+        """Mean loss at full depth, a scalar, and the outputs there, (B, C)."""
         outputs = routed_forward(self.stack, self.full_route, batch.inputs).outputs
-        return self.task.loss(outputs, batch.labels).mean(), self.task.accuracy(outputs, batch.labels).mean()
+        return self.task.loss(outputs, batch.labels).mean(), outputs
 
     def network_loss(self, batch: Examples, route: Tensor) -> tuple[Tensor, Tensor]:
         """What the network learns from on one route (B, L) for each input, a scalar; and its outputs on them, (B, C).
 
-        Beside the labels, the routes learn from what the network itself says at full depth, and full depth learns from the
-        labels, so that it goes on being worth listening to (in-place distillation: Yu and Huang 2019, "Universally
+        Beside the labels, the routes learn from the network's own outputs at full depth, and full depth learns from the
+        labels, so that it stays a good teacher (in-place distillation: Yu and Huang 2019, "Universally
         Slimmable Networks").
         """
         schedule = self.config.schedule

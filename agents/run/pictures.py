@@ -9,6 +9,7 @@ from matplotlib.image import imread
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.run.learner import Learner
+from rl_skip.core.task import score_key
 from rl_skip.measure.compare.figures import draw_flow, draw_run_rate
 from rl_skip.measure.compare.result import POLICY, Comparison, RoutesTaken
 from rl_skip.measure.evaluation import evaluate
@@ -16,7 +17,6 @@ from rl_skip.measure.evaluation import evaluate
 __all__ = ["show_comparison", "show_routes"]
 
 COMPARED = "compare"
-ACCURACY = "compare/accuracy"
 THOUSANDTHS = 1000
 """TensorBoard's steps are whole numbers: a compute of 0.25 is step 250."""
 
@@ -33,7 +33,7 @@ def show_routes(writer: SummaryWriter, learner: Learner, price: float) -> None:
 def show_comparison(folder: Path, comparison: Comparison, pictures: Sequence[Path]) -> None:
     """Writes a comparison for TensorBoard into `RUN/compare`, in place of an older one.
 
-    Each curve is a run of its own below it, with the accuracy on test data at 1000 · compute for a step; the policy's also
+    Each curve is a run of its own below it, with the score on test data at 1000 · compute for a step; the policy's also
     has the pictures.
 
     Args:
@@ -41,13 +41,13 @@ def show_comparison(folder: Path, comparison: Comparison, pictures: Sequence[Pat
         comparison: what to show.
         pictures: the files that `draw_all` wrote.
     """
-    place = folder / COMPARED
-    if place.is_dir():
-        shutil.rmtree(place)
+    compared, tag = folder / COMPARED, f"compare/{score_key(comparison.score_name)}"
+    if compared.is_dir():
+        shutil.rmtree(compared)
     for curve in comparison.curves:
-        with closing(SummaryWriter(str(place / curve.record.title))) as writer:
+        with closing(SummaryWriter(str(compared / curve.record.title))) as writer:
             for point in curve.points:
-                writer.add_scalar(ACCURACY, point.accuracy.value, round(THOUSANDTHS * point.compute))
+                writer.add_scalar(tag, point.score.value, round(THOUSANDTHS * point.compute))
             if curve.record.name == POLICY:
                 for picture in pictures:
                     writer.add_image(f"compare/{picture.stem}", imread(picture)[..., :3], 0, dataformats="HWC")

@@ -26,7 +26,7 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_write
 from rl_skip.core.plugins import label_of
 from rl_skip.core.stack import LayerStack
-from rl_skip.core.task import Task
+from rl_skip.core.task import Task, score_key
 from rl_skip.measure.runs import CONFIG, is_run
 from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks import load_task
@@ -41,7 +41,7 @@ STATEFUL = ("learner", "warm_up", "agent", "averages")
 
 
 def is_finished(folder: Path, agent: str) -> bool:
-    """Whether a run has left all that it is to leave."""
+    """Whether a run folder holds the report and the result of its agent."""
     return (folder / REPORT).is_file() and (folder / find_agent(agent).leaves).exists()
 
 
@@ -53,7 +53,7 @@ def train(
     Args:
         task: a task of one's own in place of the one that the options name.
         stack: a network of one's own in place of the one that the options describe; it is trained as it is, in place.
-        start: what the warm-up of a run with the same options and seed has left, in place of a warm-up.
+        start: the state after the warm-up of a run with the same options and seed, in place of a warm-up.
 
     Raises:
         UserError: before anything is written, if the options, the data or the run folder do not allow it.
@@ -85,6 +85,7 @@ def train(
     if config.threads is not None or config.network.width < NARROW:
         torch.set_num_threads(config.threads or 1)
     session = Session(config, task, device, stack, built)
+    session.agent.try_out()
     if start is not None:
         session.begin_at(start)
     if config.resume is None:
@@ -127,7 +128,7 @@ class Session:
         """Updates done, and seconds of training in earlier sittings."""
 
     def begin_at(self, start: Path) -> None:
-        """Goes to the end of the warm-up, as another run with the same options and seed has left it; an agent without one begins as ever."""
+        """Goes to the end of the warm-up, from another run with the same options and seed; an agent without a warm-up begins as usual."""
         if self.learner.warmup_updates > 0:
             load_start(self.learner, start)
             self.done = self.learner.warmup_updates
@@ -173,7 +174,7 @@ class Session:
         telemetry.flush()
         atomic_write(folder / REPORT, json.dumps(report, indent=2) + "\n")
 
-    def _leave_warm_up(self, folder: Path, console: Console) -> None:
+    def _end_warm_up(self, folder: Path, console: Console) -> None:
         if self.agent.leaves_start:
             save_start(self.learner, folder / START)
         if self.agent.warms_up and (shortfall := self.warm_up.shortfall()) is not None:
@@ -184,11 +185,11 @@ class Session:
         every = max(learner.updates_per_epoch // REPORTS_PER_EPOCH, 1)
         begun = time.monotonic() - self.seconds
         since, samples = time.monotonic(), 0
-        with Display(console, learner.updates, self.done) as display, stop.patiently():
+        with Display(console, learner.updates, self.done, score_name=self.task.score_name) as display, stop.patiently():
             for update in range(self.done, learner.updates):
                 warming = update < learner.warmup_updates
                 if update == learner.warmup_updates:
-                    self._leave_warm_up(folder, console)
+                    self._end_warm_up(folder, console)
                 averages.add(self.warm_up.update(update) if warming else self.agent.update(update))
                 samples += self.config.schedule.batch_size
                 self.done, self.seconds = update + 1, time.monotonic() - begun
@@ -199,10 +200,10 @@ class Session:
                     validated = self._validate(self.done)
                     telemetry.scalars(self.done, values | validated)
                     display.show("warm-up" if warming else label_of(self.config.agent), self.done, values)
-                if last or stop.asked or checkpoints.due(self.done):
+                if last or stop.requested or checkpoints.due(self.done):
                     telemetry.flush()
                     checkpoints.write(self.done, self.state_dict())
-                if stop.asked:
+                if stop.requested:
                     break
 
     def _validate(self, done: int) -> dict[str, float]:
@@ -212,4 +213,4 @@ class Session:
         if done <= learner.warmup_updates or (done // interval == (done - 1) // interval and done != learner.updates):
             return {}
         evaluation = self.agent.evaluate(learner.validation)
-        return {"eval/accuracy": evaluation.accuracy, "eval/compute": evaluation.compute, "eval/reward": evaluation.reward}
+        return {f"eval/{score_key(learner.task.score_name)}": evaluation.score, "eval/compute": evaluation.compute, "eval/reward": evaluation.reward}

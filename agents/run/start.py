@@ -1,4 +1,4 @@
-"""The start that agents share: what the warm-up leaves, in a file, so that another agent can begin there."""
+"""The start that agents share: the state after the warm-up, in a file, at which another agent can begin."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def save_start(learner: Learner, file: Path) -> None:
 
 
 def load_start(learner: Learner, file: Path) -> None:
-    """Goes where the warm-up of another run with the same options and seed ended, bit for bit.
+    """Restores the state after the warm-up of another run with the same options and seed, bit for bit.
 
     Raises:
         UserError: if the file cannot be read or is that of another network.

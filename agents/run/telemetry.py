@@ -1,4 +1,4 @@
-"""What a run tells: TensorBoard, metrics.jsonl, and the live display."""
+"""What a run reports: TensorBoard, metrics.jsonl, and the live display."""
 
 import json
 import os
@@ -21,8 +21,9 @@ from rl_skip.core.fields import flat
 from rl_skip.core.files import atomic_write
 from rl_skip.core.reward import Reward
 from rl_skip.core.routing import Rollout
+from rl_skip.core.task import Task, score_key
 
-__all__ = ["Averages", "Display", "Telemetry", "rollout_metrics"]
+__all__ = ["Averages", "Display", "Telemetry", "rollout_metrics", "score_metric"]
 
 EVENT_FILES = "events.out.tfevents.*"
 HISTORY = "events.out.tfevents.0000000000.resumed"
@@ -30,17 +31,19 @@ HEAT_MAP = "layers/run_rates"
 WRITTEN_LAST = (HEAT_MAP, "final/", "_hparams_/")
 
 
-def rollout_metrics(
-    rollout: Rollout, score: Tensor, accuracy: Tensor, price: Tensor, reward: Reward, max_jump: int
-) -> dict[str, Tensor]:
-    """What one batch of episodes shows, as scalars on the device. `score`, `accuracy` and `price` are (B,); `reward` is the one that is optimised."""
+def score_metric(task: Task, stage: str, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """The mean score of a batch, a scalar on the device, under the tag of its stage: "rollout/accuracy"."""
+    return {f"{stage}/{score_key(task.score_name)}": task.score(outputs, labels).mean()}
+
+
+def rollout_metrics(rollout: Rollout, score: Tensor, price: Tensor, reward: Reward, max_jump: int) -> dict[str, Tensor]:
+    """Metrics of one batch of episodes, as scalars on the device. `score` and `price` are (B,); `reward` is the one that is optimised."""
     decided = rollout.decided.float()
     decisions = decided.sum().clamp(min=1.0)
     taken = rollout.jumps[rollout.decided]
     metrics = {
         "rollout/ep_rew_mean": reward.total(score, rollout.compute, price).mean(),
         "rollout/ep_len_mean": decided.sum(dim=1).mean(),
-        "rollout/accuracy": accuracy.mean(),
         "rollout/compute": rollout.compute.mean(),
         "policy/entropy": rollout.entropies.detach().sum() / decisions,
         "price": price.mean(),
@@ -89,7 +92,7 @@ class Telemetry:
 
     Args:
         folder: the run folder.
-        resume_after: the last step that stands, for a run that goes on; what lies after it is removed from the files.
+        resume_after: the last step to keep, for a resumed run; later ones are removed from the files.
     """
 
     def __init__(self, folder: Path, resume_after: int | None = None) -> None:
@@ -126,7 +129,7 @@ class Telemetry:
         self.writer.add_hparams(plain, metrics, run_name=".")
 
     def flush(self) -> None:
-        """Hands everything to the disk, so that a checkpoint never knows of a point that the files lack."""
+        """Hands everything to the disk, so that no checkpoint is ahead of the files."""
         self.writer.flush()
         self._lines.flush()
         for file in [self.folder / "metrics.jsonl", *self.folder.glob(EVENT_FILES)]:
@@ -142,20 +145,20 @@ class Telemetry:
 def _forget_after(folder: Path, lines: Path, last_step: int) -> None:
     """Removes what a stopped run wrote after `last_step`, and all that is written once, at the very end.
 
-    TensorBoard alone would do with a purge step; others that read the files would see the points twice. What stands
-    goes into one file whose name is first in order whatever the clocks say, since readers take the files in that order.
+    TensorBoard alone would do with a purge step; others that read the files would see the points twice. What is kept
+    goes into one file whose name sorts first, since readers take the files in that order.
     """
     files, history = sorted(folder.glob(EVENT_FILES)), folder / HISTORY
     events = {record: Event.FromString(record[12:-4]) for file in files for record in _records(file.read_bytes())}
     versions = [record for record, event in events.items() if event.file_version]
-    kept = sorted((record for record, event in events.items() if _stands(event, last_step)), key=lambda record: events[record].step)
+    kept = sorted((record for record, event in events.items() if _is_kept(event, last_step)), key=lambda record: events[record].step)
     atomic_write(history, b"".join(versions[:1] + kept))
     for file in files:
         if file != history:
             file.unlink()
     if lines.exists():
-        whole = [line for line in lines.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        atomic_write(lines, b"".join(line for line in whole if json.loads(line)["step"] <= last_step))
+        complete = [line for line in lines.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        atomic_write(lines, b"".join(line for line in complete if json.loads(line)["step"] <= last_step))
 
 
 def _records(content: bytes) -> Iterator[bytes]:
@@ -169,7 +172,7 @@ def _records(content: bytes) -> Iterator[bytes]:
         begin = end
 
 
-def _stands(event: Event, last_step: int) -> bool:
+def _is_kept(event: Event, last_step: int) -> bool:
     tags = [value.tag for value in event.summary.value]
     return event.step <= last_step and bool(tags) and not any(tag.startswith(WRITTEN_LAST) for tag in tags)
 
@@ -182,10 +185,10 @@ def _run_rates(values: dict[str, Any]) -> list[float]:
 
 
 class Display:
-    """The live line of a run: a bar with reward, accuracy, compute, price and the time left; plain lines where there is no terminal."""
+    """The live line of a run: a bar with reward, score, compute, price and the time left; plain lines where there is no terminal."""
 
-    def __init__(self, console: Console, total: int, done: int = 0) -> None:
-        self.console, self.total = console, total
+    def __init__(self, console: Console, total: int, done: int = 0, *, score_name: str = "accuracy") -> None:
+        self.console, self.total, self.score_name = console, total, score_name
         texts = [TextColumn(text) for text in ("{task.description}", "{task.percentage:>3.0f}%", "{task.fields[state]}")]
         columns = (texts[0], BarColumn(bar_width=24), texts[1], TimeRemainingColumn(), texts[2])
         self._progress = Progress(*columns, console=console) if console.is_terminal else None
@@ -203,7 +206,8 @@ class Display:
 
     def show(self, phase: str, done: int, values: dict[str, float]) -> None:
         """Shows where the run is; `values` holds TensorBoard's tags."""
-        shown = {"reward": "rollout/ep_rew_mean", "accuracy": "rollout/accuracy", "compute": "rollout/compute", "price": "price"}
+        score_tag = f"rollout/{score_key(self.score_name)}"
+        shown = {"reward": "rollout/ep_rew_mean", self.score_name: score_tag, "compute": "rollout/compute", "price": "price"}
         state = "  ".join(f"{name} {values[tag]:.3f}" for name, tag in shown.items() if tag in values)
         if self._progress and self._task is not None:
             self._progress.update(self._task, description=phase, completed=done, state=state)

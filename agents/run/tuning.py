@@ -34,8 +34,8 @@ def choose_parameters(stack: LayerStack, tune: Tune) -> Any:
     adapters = None
     heads = heads_of(stack)
     if not heads:
-        raise UserError("it is not known which part of this network is its head; set --tune all or --tune frozen")
-    chosen = {id(parameter) for part in heads for parameter in part.parameters()}
+        raise UserError("this network does not say which of its modules are its head; set --tune all or --tune frozen")
+    chosen = {id(parameter) for head in heads for parameter in head.parameters()}
     if tune == "norms":
         norms = [module for module in stack.modules() if "norm" in type(module).__name__.lower()]
         chosen |= {id(parameter) for module in norms for parameter in module.parameters(recurse=False)}

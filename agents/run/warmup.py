@@ -7,6 +7,7 @@ from torch import Tensor
 
 from agents.run.known_depth import KnownDepth
 from agents.run.learner import Learner
+from agents.run.telemetry import score_metric
 from rl_skip.core.routing import routed_forward
 
 __all__ = ["RandomRoutes", "WarmUp", "warm_up_for"]
@@ -33,7 +34,7 @@ class WarmUp(Protocol):
 
 
 class RandomRoutes:
-    """All layers and random routes at once: so no route is new to the network when the policy tries it."""
+    """All layers and random routes at once: the network has seen routes of every kind before the policy samples one."""
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
@@ -43,12 +44,13 @@ class RandomRoutes:
         learner = self.learner
         rate, batch = learner.set_learning_rates(update), learner.batch(update)
         learner.prepare(learns=True)
-        loss, accuracy = learner.full_depth_loss(batch)
+        loss, full = learner.full_depth_loss(batch)
         if learner.rules.jumps and (weight := learner.config.schedule.random_route_weight) > 0:  # without jumps there is one way to all layers
             outputs = routed_forward(learner.stack, learner.random_routes(len(batch)), batch.inputs).outputs
             loss = loss + weight * learner.task.loss(outputs, batch.labels).mean()
         norm = learner.apply(loss)
-        return {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate), "warmup/accuracy": accuracy}
+        metrics = {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate)}
+        return metrics | score_metric(learner.task, "warmup", full, batch.labels)
 
     def shortfall(self) -> str | None:
         return None
@@ -62,7 +64,7 @@ class RandomRoutes:
 
 
 def warm_up_for(learner: Learner) -> WarmUp:
-    """Where the task knows the depth that each row needs, at that depth; a network that learns on can do without.
+    """Random routes; or each row's required depth, where the task knows it and the rows can run it.
 
     Raises:
         UserError: if the network does not learn on, and the rows cannot run just as many layers as they need.

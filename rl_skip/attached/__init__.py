@@ -1,4 +1,4 @@
-"""A jump policy on somebody else's model: finding its layers, calling them for the rows that run them, and the handle."""
+"""A jump policy on any model: finding its layers, calling them for the rows that run them, and the handle."""
 
 from rl_skip.attached.attaching import attach
 from rl_skip.attached.handle import Handle

@@ -1,4 +1,4 @@
-"""`rl_skip.attach`: a jump policy on any model, which stays the object that it was."""
+"""`rl_skip.attach`: a jump policy on any model, which stays the same object."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +13,7 @@ from rl_skip.attached.identity import check_identity, saved_identity
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature
 from rl_skip.core.policy import JumpPolicy, JumpRules
+from rl_skip.core.reward import LINEAR
 from rl_skip.export.policy_folder import DESCRIPTION, load_policy, read_description
 
 __all__ = ["attach", "check_fit", "check_layers"]
@@ -32,7 +33,7 @@ def attach(
     Args:
         model: a model from transformers, or any module whose layers sit in a `ModuleList` or `Sequential` and map a
             tensor, rows first, to one of the same shape.
-        policy: who decides: a policy, a folder that `Handle.save_pretrained` wrote, or rules for a fresh policy.
+        policy: a policy, a folder that `Handle.save_pretrained` wrote, or rules for a fresh policy.
             None: all layers run but within `handle.forced(route)`.
         layers: the path of the layers in the model, such as "encoder.blocks"; "auto" finds those of transformers.
         channel_dim: where the D channels of the hidden state are; 1 for images (B, D, H, W). None: as saved, or last.
@@ -65,17 +66,17 @@ def attach(
         policy = JumpPolicy(policy).eval()
     if policy is not None and policy.rules.layout.readout_flops:
         raise UserError("a policy with readouts is not attached to a model yet: rl_skip.load(folder, HuggingFaceStack(model, head=…)) runs it")
-    path, found, standard = _find(model, layers, saved.get("layers"))
-    check_layers(path, found)
+    path, routed, standard = _find(model, layers, saved.get("layers"))
+    check_layers(path, routed)
     width = width_of(model) if standard else None
     if policy is not None:
-        check_fit(policy.rules, len(found), width, path)
-    flops = None if width is None else transformer_flops(model, found, width)
+        check_fit(policy.rules, len(routed), width, path)
+    flops = None if width is None else transformer_flops(model, routed, width)
     if description is not None:
         check_identity(description, model, path, None if flops is None else flops.shares(), file)
     return Handle(
         model,
-        found,
+        routed,
         path,
         width=width if policy is None else policy.rules.layout.width,
         flops=flops,
@@ -83,6 +84,7 @@ def attach(
         price=0.0 if description is None else description.price,
         table=None if description is None else description.table,
         trained_on=None if description is None else description.trained_on,
+        reward=LINEAR.formula if description is None else description.reward,
         channel_dim=saved.get("channel_dim", -1) if channel_dim is None else channel_dim,
         prompt_tokens=saved.get("prompt_tokens") if prompt_tokens is None else prompt_tokens,
     )
@@ -91,14 +93,14 @@ def attach(
 def _find(model: nn.Module, layers: str, saved: str | None) -> tuple[str, Sequence[nn.Module], bool]:
     """The layers, those at `saved` where "auto" finds none, and whether "auto" finds them too."""
     try:
-        found = find_layers(model)
+        usual = find_layers(model)
     except UserError:
         path = saved if layers == "auto" else layers
         if path is None:
             raise
         return *find_layers(model, path), False
-    if layers in ("auto", found[0]):
-        return *found, True
+    if layers in ("auto", usual[0]):
+        return *usual, True
     return *find_layers(model, layers), False
 
 
@@ -108,9 +110,9 @@ def check_fit(rules: JumpRules, depth: int, width: int | None, path: str) -> Non
     Raises:
         UserError: naming the field, depth or width, that differs.
     """
-    for name, mine, theirs in (("depth", rules.layout.depth, depth), ("width", rules.layout.width, width)):
-        if theirs is not None and mine != theirs:
-            raise UserError(f"the policy's {name} is {mine}, that of {path} is {theirs}; the policy goes with the network that it was trained on")
+    for name, expected, actual in (("depth", rules.layout.depth, depth), ("width", rules.layout.width, width)):
+        if actual is not None and expected != actual:
+            raise UserError(f"the policy's {name} is {expected}, that of {path} is {actual}; the policy goes with the network that it was trained on")
 
 
 def check_layers(path: str, layers: Sequence[nn.Module]) -> None:

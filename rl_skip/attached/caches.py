@@ -46,9 +46,9 @@ def kept_route(call: LayerCall) -> Tensor | None:
         if not isinstance(held, RoutedRows) and type(held).__name__ != "DynamicCache":
             advice = "use_cache=False" if type(held).__name__ == "EncoderDecoderCache" else 'a DynamicCache, cache_implementation="dynamic"'
             raise UserError(f"a {type(held).__name__} has no rows that some layers may leave out: use {advice}")
-        for part in held.layers:
-            if not hasattr(part, "update"):  # the state of another kind of attention is one for all tokens
-                raise UserError(f"a cache with a {type(part).__name__} has no rows that some layers may leave out: use use_cache=False")
+        for layer in held.layers:
+            if not hasattr(layer, "update"):  # the state of another kind of attention is one for all tokens
+                raise UserError(f"a cache with a {type(layer).__name__} has no rows that some layers may leave out: use use_cache=False")
         if held.get_seq_length() == 0:
             continue
         if not isinstance(held, RoutedRows):

@@ -1,4 +1,4 @@
-"""A stack of layers that belong to somebody else's model and are called as that model calls them."""
+"""A stack of layers that belong to another model and are called as that model calls them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -68,7 +68,7 @@ class CalledStack(LayerStack):
         self.prompt_tokens: int | None = None
 
     def carry_of(self, hidden: Tensor, call: LayerCall, flops: LayerFlops) -> CalledCarry:
-        """The carry of a batch that is about to enter layer 0 with `call`."""
+        """The carry of a batch before layer 0, which is called with `call`."""
         mask = real_tokens(call, hidden.shape[1]) if hidden.dim() == 3 else None
         B = call.row_count
         everything = hidden.shape[1] if hidden.dim() == 3 else 1
@@ -85,8 +85,8 @@ class CalledStack(LayerStack):
         if rows is None:
             carry.hidden, passed = split_returned(self.routed[i], call.run(self.forwards[i], carry.hidden, carry.passed))
         else:
-            part = call.take(rows)
-            moved, passed = split_returned(self.routed[i], part.run(self.forwards[i], carry.hidden.index_select(0, rows), carry.passed))
+            some = call.take(rows)
+            moved, passed = split_returned(self.routed[i], some.run(self.forwards[i], carry.hidden.index_select(0, rows), carry.passed))
             carry.hidden = carry.hidden.index_copy(0, rows, moved.to(carry.hidden.dtype))
         if passed:
             carry.passed = {**{name: value for name, value in passed.items() if value is not None}, **carry.passed}
@@ -98,8 +98,8 @@ class CalledStack(LayerStack):
         names = RETURNS.get(type(self.routed[i]).__name__)
         if names is None:
             return carry.hidden
-        given = {**carry.calls[i].arguments, **carry.passed, HIDDEN: carry.hidden}
-        return tuple(None if name is None else given.get(name) for name in names)
+        values = {**carry.calls[i].arguments, **carry.passed, HIDDEN: carry.hidden}
+        return tuple(None if name is None else values.get(name) for name in names)
 
     def pooled(self, carry: Carry, rows: Tensor | None) -> Tensor:
         hidden = carry.hidden if rows is None else carry.hidden.index_select(0, rows)

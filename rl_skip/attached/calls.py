@@ -1,4 +1,4 @@
-"""The call of one layer of somebody else's model: its arguments, those of some rows alone, and what it returns."""
+"""The call of one layer of an attached model: its arguments, those of some rows alone, and what it returns."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -84,7 +84,7 @@ class LayerCall:
         """The call with the named rows of this one overwritten by those of `other`, which has exactly these rows."""
         B, R = self.row_count, other.row_count
         pairs = {name: _alike(value, other.arguments[name], B, R, causal) for name, value in self.arguments.items()}
-        return replace(self, arguments={name: _put(mine, theirs, rows, B, name) for name, (mine, theirs) in pairs.items()})
+        return replace(self, arguments={name: _put(old, new, rows, B, name) for name, (old, new) in pairs.items()})
 
     def without_caches(self) -> "LayerCall":
         """The call as it is where nothing is kept."""
@@ -113,10 +113,10 @@ def real_tokens(call: LayerCall, tokens: int) -> Tensor | None:
     if not isinstance(mask, Tensor) or mask.dim() < 2:
         return None
     # Additive masks are 0 where attention may look and far below 0 elsewhere; 2-D masks and boolean ones are true there.
-    seen = mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() and mask.dim() > 2 else mask.bool()
-    if seen.dim() > 2:  # (B, H or 1, T, T): a key is real if any query may look at it
-        seen = seen.flatten(1, -2).any(dim=1)
-    return seen[:, -tokens:].expand(call.row_count, tokens)
+    visible = mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() and mask.dim() > 2 else mask.bool()
+    if visible.dim() > 2:  # (B, H or 1, T, T): a key is real if any query may look at it
+        visible = visible.flatten(1, -2).any(dim=1)
+    return visible[:, -tokens:].expand(call.row_count, tokens)
 
 
 def split_returned(layer: object, returned: Any) -> tuple[Tensor, dict[str, Any] | None]:
@@ -139,7 +139,7 @@ def split_returned(layer: object, returned: Any) -> tuple[Tensor, dict[str, Any]
 class RowsOfCache:
     """A key-value cache as a layer sees it that runs on some rows alone: it writes and reads just these.
 
-    The other rows get zeros, which nobody reads: a row keeps its route for as long as the cache lives.
+    The other rows get zeros, which are never read: a row keeps its route for as long as the cache lives.
     """
 
     def __init__(self, cache: Any, rows: Tensor, row_count: int) -> None:
@@ -147,8 +147,8 @@ class RowsOfCache:
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Writes the states (R, …) of the rows and returns all of theirs, as `Cache.update` does for all rows."""
-        whole = (states.new_zeros(self._row_count, *states.shape[1:]).index_copy(0, self._rows, states) for states in (key_states, value_states))
-        keys, values = self._cache.update(*whole, layer_idx, *args, **kwargs)
+        padded = (states.new_zeros(self._row_count, *states.shape[1:]).index_copy(0, self._rows, states) for states in (key_states, value_states))
+        keys, values = self._cache.update(*padded, layer_idx, *args, **kwargs)
         return keys.index_select(0, self._rows), values.index_select(0, self._rows)
 
     def __getattr__(self, name: str) -> Any:
@@ -170,31 +170,31 @@ def _take(value: Any, rows: Tensor, B: int, name: str) -> Any:
     if isinstance(value, Tensor):
         return value.index_select(0, rows) if _has_rows(value, B, name) else value
     if type(value) in (tuple, list):
-        return type(value)(_take(part, rows, B, name) for part in value)
+        return type(value)(_take(item, rows, B, name) for item in value)
     if type(value) is dict:
-        return {key: _take(part, rows, B, key) for key, part in value.items()}
+        return {key: _take(item, rows, B, key) for key, item in value.items()}
     return RowsOfCache(value, rows, B) if is_cache(value) else value
 
 
-def _put(mine: Any, theirs: Any, rows: Tensor, B: int, name: str) -> Any:
-    if isinstance(mine, Tensor):
-        return mine.index_copy(0, rows, theirs) if _has_rows(mine, B, name) else mine
-    if type(mine) in (tuple, list):
-        return type(mine)(_put(one, other, rows, B, name) for one, other in zip(mine, theirs, strict=True))
-    return mine
+def _put(old: Any, new: Any, rows: Tensor, B: int, name: str) -> Any:
+    if isinstance(old, Tensor):
+        return old.index_copy(0, rows, new) if _has_rows(old, B, name) else old
+    if type(old) in (tuple, list):
+        return type(old)(_put(*pair, rows, B, name) for pair in zip(old, new, strict=True))
+    return old
 
 
 def _has_rows(value: Tensor, B: int, name: str) -> bool:
     return value.dim() >= 2 and value.shape[0] == B and not (value.dim() == 2 and name in NO_ROWS_IN_TWO_DIMENSIONS)
 
 
-def _alike(mine: Any, theirs: Any, B: int, R: int, causal: bool) -> tuple[Any, Any]:
+def _alike(old: Any, new: Any, B: int, R: int, causal: bool) -> tuple[Any, Any]:
     """Both with a mask where one has one: without padding, transformers leaves it out."""
-    if isinstance(mine, Tensor) and theirs is None:
-        return mine, _open_mask(mine, R, causal)
-    if mine is None and isinstance(theirs, Tensor):
-        return _open_mask(theirs, B, causal), theirs
-    return mine, theirs
+    if isinstance(old, Tensor) and new is None:
+        return old, _open_mask(old, R, causal)
+    if old is None and isinstance(new, Tensor):
+        return _open_mask(new, B, causal), new
+    return old, new
 
 
 def _open_mask(like: Tensor, rows: int, causal: bool) -> Tensor:

@@ -61,19 +61,19 @@ def find_layers(model: nn.Module, layers: str = "auto") -> tuple[str, Sequence[n
     kind = configured(model, "model_type")
     if kind in REFUSED:
         raise UserError(REFUSED[kind])
-    lists = {name: part for name, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) > 0}
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 0}
     known = [name for name in lists if _ends_with(name, KNOWN[kind])] if kind in KNOWN else []
     if len(known) == 1:
         return known[0], list(lists[known[0]])
     depth = configured(model, "num_hidden_layers")
     if depth is None:
         raise UserError(f'{type(model).__name__} has no configuration to find its layers by; name their path, such as layers="encoder.blocks"')
-    found = [name for name, part in lists.items() if len(part) == depth and all(map(_is_checkpointing, part))]
-    if len(found) == 1:
-        return found[0], list(lists[found[0]])
-    if found:
-        raise UserError(f'{type(model).__name__} has {len(found)} lists of {depth} layers: {", ".join(found)}; name one, layers="{found[0]}"')
-    others = ", ".join(f"{name or 'the model itself'} ({len(part)})" for name, part in lists.items()) or "none"
+    fitting = [name for name, listed in lists.items() if len(listed) == depth and all(map(_is_checkpointing, listed))]
+    if len(fitting) == 1:
+        return fitting[0], list(lists[fitting[0]])
+    if fitting:
+        raise UserError(f'{type(model).__name__} has {len(fitting)} lists of {depth} layers: {", ".join(fitting)}; name one, layers="{fitting[0]}"')
+    others = ", ".join(f"{name or 'the model itself'} ({len(listed)})" for name, listed in lists.items()) or "none"
     raise UserError(f'no list of {depth} layers was found in {type(model).__name__}; its lists are: {others}; name one with layers="…"')
 
 
@@ -90,13 +90,13 @@ def configured(model: nn.Module, name: str) -> Any:
 
 def _at_path(model: nn.Module, path: str) -> list[nn.Module]:
     try:
-        found = model.get_submodule(path)
+        module = model.get_submodule(path)
     except AttributeError:
-        parts = ", ".join(name for name, part in model.named_modules() if isinstance(part, nn.ModuleList | nn.Sequential) and name) or "none"
+        parts = ", ".join(name for name, child in model.named_modules() if isinstance(child, nn.ModuleList | nn.Sequential) and name) or "none"
         raise UserError(f"{type(model).__name__} has nothing at {path!r}; its lists of modules are: {parts}") from None
-    if not isinstance(found, nn.ModuleList | nn.Sequential):
-        raise UserError(f"{path!r} is a {type(found).__name__}, expected a ModuleList or Sequential of layers")
-    return list(found)
+    if not isinstance(module, nn.ModuleList | nn.Sequential):
+        raise UserError(f"{path!r} is a {type(module).__name__}, expected a ModuleList or Sequential of layers")
+    return list(module)
 
 
 def _ends_with(name: str, path: str) -> bool:

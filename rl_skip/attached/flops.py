@@ -1,4 +1,4 @@
-"""Operations of the layers of somebody else's model."""
+"""Operations of the layers of an attached model."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -54,17 +54,17 @@ def counted_flops(layers: Sequence[nn.Module], forwards: Sequence[Callable[..., 
         UserError: if they cost nothing, or do not give back what they take.
     """
     first = torch.zeros(1, dtype=torch.long, device=hidden.device)
-    one = call.without_caches()
-    one = one.take(first) if one.row_count > 1 else one
-    given = hidden[:1].detach()
+    single = call.without_caches()
+    single = single.take(first) if single.row_count > 1 else single
+    row = hidden[:1].detach()
     counted = []
     for i, (layer, forward) in enumerate(zip(layers, forwards, strict=True)):
         returned: list[Any] = []
         with counting(layer):
-            counted.append(count_flops(partial(_run, one, forward, given, returned)))
+            counted.append(count_flops(partial(_run, single, forward, row, returned)))
         shape = split_returned(layer, returned[0])[0].shape
-        if shape != given.shape:
-            raise UserError(f"layer {i} makes {tuple(shape)} of {tuple(given.shape)}: a layer that can be skipped gives back the shape that it takes")
+        if shape != row.shape:
+            raise UserError(f"layer {i} makes {tuple(shape)} of {tuple(row.shape)}: a layer that can be skipped gives back the shape that it takes")
     if sum(counted) == 0:
         raise UserError("the layers cost nothing, there is no matrix product in them: skipping them would save nothing")
     L = len(layers)

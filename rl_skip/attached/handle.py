@@ -1,4 +1,4 @@
-"""The handle of a policy that is attached to a model: what it does now, what it did last, and the way back."""
+"""The handle of a policy that is attached to a model: what it does now, what it did last, and how to detach it."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -19,6 +19,7 @@ from rl_skip.attached.identity import identity
 from rl_skip.core.dial import Dial, PriceTable
 from rl_skip.core.errors import UserError
 from rl_skip.core.policy import JumpPolicy
+from rl_skip.core.reward import LINEAR
 from rl_skip.core.routing import FixedRoute, PolicyRouter, Router, RoutingState
 from rl_skip.export.policy_folder import save
 
@@ -44,7 +45,7 @@ class RoutedForward:
         return self.original(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the layer's own method, which a pickle would look up by its name and find this object in its place."""
+        """Without the layer's own method, which a pickle would look up by its name, and so find this object instead."""
         return {name: value for name, value in vars(self).items() if name != "__wrapped__" and (self.was_own or name != "original")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -74,13 +75,14 @@ class Handle(Dial):
         path: where in the model they are.
         width: D; None: as wide as the first call shows.
         flops: operations of the layers; None: counted on the first call.
-        policy: who decides; None: all layers run unless a route is forced.
-        price: what the policy is told a unit of compute costs.
+        policy: the policy; None: all layers run unless a route is forced.
+        price: the price λ that the policy sees, in score per unit of relative compute.
         table: which price led to which compute.
         channel_dim: where the D channels of the hidden state are.
         prompt_tokens: how many real tokens, from the first, a decision may look at; None: all that are there when the
             route is chosen.
         trained_on: what the policy was trained on; plain JSON.
+        reward: what it was rewarded for, in words.
     """
 
     def __init__(
@@ -97,11 +99,12 @@ class Handle(Dial):
         channel_dim: int = -1,
         prompt_tokens: int | None = None,
         trained_on: dict[str, Any] | None = None,
+        reward: str = LINEAR.formula,
     ) -> None:
         self.model, self.path, self.policy, self.trained_on = model, path, policy, trained_on or {}
         self.table = PriceTable() if table is None else table
         self.price = price
-        self.flops = flops
+        self.flops, self.reward = flops, reward
         self._routed = [RoutedForward(self, i, layer) for i, layer in enumerate(layers)]
         self.stack = CalledStack(layers, width=width or 0, forwards=[routed.run for routed in self._routed], channel_dim=channel_dim)
         self.stack.prompt_tokens = prompt_tokens
@@ -147,12 +150,12 @@ class Handle(Dial):
 
     @contextmanager
     def forced(self, route: Tensor) -> Iterator[None]:
-        """Within it every call takes `route`, (L,) or (B, L) bool, and no policy is asked.
+        """Within it every call takes `route`, (L,) or (B, L) bool, whatever the policy.
 
         Generation with n beams has n rows for each input: give it `route.repeat_interleave(n, dim=0)`.
 
         Raises:
-            UserError: for what is no route of so many layers.
+            UserError: if it is not a route of so many layers.
         """
         before, self._forced = self._forced, self._checked(route)
         try:
@@ -184,6 +187,7 @@ class Handle(Dial):
             price=self.price,
             price_table=self.table,
             trained_on=self.trained_on,
+            reward=self.reward,
             overwrite=overwrite,
         )
 
@@ -202,7 +206,7 @@ class Handle(Dial):
         self._progress = _Progress()
 
     def call_layer(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs layer `i` on the rows that land on it, and sends them on."""
+        """Runs layer `i` on the rows whose next layer it is, and sends them on."""
         hidden, call = LayerCall.of(self.stack.names[i], args, kwargs)
         call.check()
         progress = self._progress
@@ -254,14 +258,14 @@ class Handle(Dial):
 
     def _checked(self, route: Any) -> Tensor:
         """A route that was given, bool."""
-        given = torch.as_tensor(route)
-        if given.dim() not in (1, 2) or given.shape[-1] != self.stack.depth:
-            raise UserError(f"a route of {self.path} has shape ({self.stack.depth},) or (rows, {self.stack.depth}), got {tuple(given.shape)}")
-        if not ((given == 0) | (given == 1)).all():
+        checked = torch.as_tensor(route)
+        if checked.dim() not in (1, 2) or checked.shape[-1] != self.stack.depth:
+            raise UserError(f"a route of {self.path} has shape ({self.stack.depth},) or (rows, {self.stack.depth}), got {tuple(checked.shape)}")
+        if not ((checked == 0) | (checked == 1)).all():
             raise UserError("a route is of True and False, for the layers that run and those that do not; got other numbers")
-        if not given[..., 0].all():
+        if not checked[..., 0].all():
             raise UserError("layer 0 always runs, and the route leaves it out")
-        return given.bool()
+        return checked.bool()
 
     def _check_width(self, hidden: Tensor) -> None:
         width = hidden.shape[self.stack.channel_dim]

@@ -18,7 +18,7 @@ from rl_skip.attached.calls import LayerCall, real_tokens
 from rl_skip.attached.finding import find_layers, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.identity import DIGEST, identity
-from rl_skip.attached.library import needed, quiet
+from rl_skip.attached.library import quiet, require
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_replace
 from rl_skip.core.inputs import Inputs
@@ -57,7 +57,7 @@ class HuggingFaceStack(CalledStack):
     """Any model from transformers whose layers rows may skip: captured, stepped and finished through its own forward.
 
     `begin` calls the model up to its layers and keeps the arguments that it calls them with; `finish` calls it once more, with
-    the hidden state that the routes led to in the place of the layers. LayerDrop is off: which layers run is the policy's to say.
+    the hidden state that the routes led to in the place of the layers. LayerDrop is off: the policy decides which layers run.
 
     Args:
         model: the model; inputs are a dictionary of its arguments, or one tensor, its first.
@@ -89,21 +89,21 @@ class HuggingFaceStack(CalledStack):
         prompt_tokens: int | None = None,
         prepare: Callable[[Inputs], Inputs] | None = None,
     ) -> None:
-        path, found = find_layers(model, layers)
-        check_layers(path, found)
+        path, routed = find_layers(model, layers)
+        check_layers(path, routed)
         width = width_of(model)
         if width is None:
             raise UserError(f"{type(model).__name__} has no configuration with a hidden_size; build a ModuleStack from its parts instead")
-        super().__init__(found, width=width)
+        super().__init__(routed, width=width)
         self.model, self.head, self.path, self.prompt_tokens, self.prepare = model, head, path, prompt_tokens, prepare
-        self.flops = transformer_flops(model, found, width)
+        self.flops = transformer_flops(model, routed, width)
         self.register_buffer("layer_flops", self.flops.nominal(), persistent=False)
-        self.causal = any(getattr(part, "is_causal", False) for part in found[0].modules())
+        self.causal = any(getattr(module, "is_causal", False) for module in routed[0].modules())
         parameters = inspect.signature(model.forward).parameters
         self.options = {name: value for name, value in (("use_cache", False), ("return_dict", True)) if name in parameters}
         self.beside = _modules_beside(model, path)
-        for part in model.modules():
-            for holder in (part, getattr(part, "config", None)):
+        for module in model.modules():
+            for holder in (module, getattr(module, "config", None)):
                 for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
                     if hasattr(holder, name):
                         setattr(holder, name, 0.0)
@@ -114,20 +114,20 @@ class HuggingFaceStack(CalledStack):
     def begin(self, inputs: Inputs) -> Carry:
         inputs = inputs if self.prepare is None else self.prepare(inputs)
         calls: dict[int, LayerCall] = {}
-        entered: list[Tensor] = []
+        reached: list[Tensor] = []
 
         def record(i: int, *args: Any, **kwargs: Any) -> Any:
             hidden, calls[i] = LayerCall.of(self.names[i], args, kwargs)
-            entered.append(hidden)
+            reached.append(hidden)
             if i == self.depth - 1:
                 raise _Reached
             return self.returned(i, CalledCarry(hidden=hidden, full_flops=hidden, calls=calls))
 
         before: Recorded = {}
-        with self._recording(before, entered), _standing_in(self.routed, [partial(record, i) for i in range(self.depth)]), suppress(_Reached):
+        with self._recording(before, reached), _standing_in(self.routed, [partial(record, i) for i in range(self.depth)]), suppress(_Reached):
             self._call(inputs)
         calls[0].check()
-        carry = _ModelCarry(**vars(self.carry_of(entered[0], calls[0], self.flops)))
+        carry = _ModelCarry(**vars(self.carry_of(reached[0], calls[0], self.flops)))
         if carry.mask is None and isinstance(inputs, dict) and "attention_mask" in inputs:
             carry.mask = carry.hidden.new_ones(carry.hidden.shape[:2], dtype=torch.bool)  # rows with padding may come to take its place
         carry.calls, carry.inputs, carry.before, carry.causal = calls, inputs, before, self.causal
@@ -172,17 +172,20 @@ class HuggingFaceStack(CalledStack):
         if types is not None:
             config.layer_types = [types[i] for i in layers]
         for i, layer in enumerate(kept):
-            for part in layer.modules():
-                if hasattr(part, "layer_idx"):
-                    part.layer_idx = i  # type: ignore[assignment]
+            for module in layer.modules():
+                if hasattr(module, "layer_idx"):
+                    module.layer_idx = i  # type: ignore[assignment]
         pruned = HuggingFaceStack(model, head=self.head, layers=self.path, prompt_tokens=self.prompt_tokens, prepare=self.prepare)
         pruned.processor = self.processor
         return pruned
 
     def add_adapters(self, rank: int, alpha: int) -> Any:
-        peft = needed("peft")
+        peft = require("peft")
         targets = [
-            f"{self.path}.{i}.{name}" for i, layer in enumerate(self.routed) for name, part in layer.named_modules() if type(part).__name__ in LINEAR
+            f"{self.path}.{i}.{name}"
+            for i, layer in enumerate(self.routed)
+            for name, module in layer.named_modules()
+            if type(module).__name__ in LINEAR
         ]
         with quiet():
             return peft.get_peft_model(self.model, peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets))
@@ -190,7 +193,7 @@ class HuggingFaceStack(CalledStack):
     def write_model(self, folder: Path) -> bool:
         """Writes the model with its head, and what made its inputs; `load_model` reads it, and `from_pretrained` the model in it.
 
-        The configuration is marked with a digest of the weights, so that a policy tells the model from the one that it was made of.
+        The configuration is marked with a digest of the weights, by which a policy distinguishes the model from the one that it was made of.
         """
         self._config._name_or_path = ""  # what it was made of is not what it is
         setattr(self._config, DIGEST, _digest(self.model))
@@ -214,11 +217,11 @@ class HuggingFaceStack(CalledStack):
         return self.model(inputs, **self.options) if isinstance(inputs, Tensor) else self.model(**inputs, **self.options)
 
     @contextmanager
-    def _recording(self, before: Recorded, entered: list[Tensor]) -> Iterator[None]:
-        """Within it, `before` gets what the modules beside the layers return until layer 0 is entered."""
+    def _recording(self, before: Recorded, reached: list[Tensor]) -> Iterator[None]:
+        """Within it, `before` gets what the modules beside the layers return until layer 0 is called."""
 
         def keep(name: str, _module: nn.Module, _args: Any, output: Any) -> None:
-            if not entered:
+            if not reached:
                 before.setdefault(name, []).append(output)
 
         hooks = [module.register_forward_hook(partial(keep, name)) for name, module in self.beside.items()]
@@ -241,17 +244,17 @@ class HuggingFaceStack(CalledStack):
 
 
 def _digest(model: nn.Module) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8 if tensor.dim() else tensor.dtype).numpy().tobytes())
-    return found.hexdigest()[:16]
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8 if tensor.dim() else tensor.dtype).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _copied(output: Any) -> Any:
     """The same tensors in memory of their own: a model may write into what its modules return, as wav2vec2 does when it trains."""
     if isinstance(output, Tensor):
         return output.clone()
-    return type(output)(_copied(part) for part in output) if type(output) in (tuple, list) else output
+    return type(output)(_copied(item) for item in output) if type(output) in (tuple, list) else output
 
 
 @contextmanager

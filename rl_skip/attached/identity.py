@@ -40,11 +40,11 @@ VOLATILE = {
 """Fields of a configuration that say how a model is used, stored or trained, not what its layers are; besides those of a dropout."""
 COST_TOLERANCE = 1e-4
 DIGEST = "rl_skip_weights"
-"""A field in the configuration of a model that was trained here, by which a policy knows it from the model that it was made of."""
+"""A field in the configuration of a model that was trained here, by which a policy distinguishes it from the model that it was made of."""
 
 
 def identity(model: nn.Module, path: str, channel_dim: int, prompt_tokens: int | None = None) -> dict[str, Any]:
-    """What tells the model from others, in plain JSON. Adapters around it do not count."""
+    """The identity of the model, in plain JSON. Adapters around it do not count."""
     model = _without_adapters(model)
     name, config = configured(model, "_name_or_path"), _config(model)
     return {
@@ -61,7 +61,7 @@ def identity(model: nn.Module, path: str, channel_dim: int, prompt_tokens: int |
 
 
 def check_described(fields: Fields, _width: int, _depth: int) -> None:
-    """Refuses what `identity` cannot have said, field by field."""
+    """Refuses what `identity` cannot have written, field by field."""
     for name in ("model_class", "layers"):
         fields.text(name)
     for name in ("base_model", "revision", "config_hash"):
@@ -74,7 +74,7 @@ def check_described(fields: Fields, _width: int, _depth: int) -> None:
 
 
 def saved_identity(description: Description, file: Path) -> dict[str, Any]:
-    """What `identity` said of the model that the policy was saved for.
+    """The identity of the model that the policy was saved for.
 
     Raises:
         UserError: if it was saved for a stack instead.
@@ -91,21 +91,21 @@ def check_identity(description: Description, model: nn.Module, path: str, layer_
         UserError: naming the field that differs.
     """
     saved = saved_identity(description, file)
-    found = identity(model, path, saved["channel_dim"])
+    given = identity(model, path, saved["channel_dim"])
     advice = "load the model that the policy was saved for"
     for name in ("model_class", "config_hash", "base_model", "revision"):
-        mine, theirs = saved[name], found[name]
-        if name == "config_hash" and saved.get("config") is not None and found["config"] is not None:
-            _check_config(saved["config"], found["config"], file)
+        expected, actual = saved[name], given[name]
+        if name == "config_hash" and saved.get("config") is not None and given["config"] is not None:
+            _check_config(saved["config"], given["config"], file)
             continue  # another release of transformers may know more fields, and so have another hash
         if name == "base_model":  # a model keeps its name when its folder moves
-            mine, theirs = (None if one is None else Path(one).name for one in (mine, theirs))
-        if mine is not None and theirs is not None and mine != theirs:
-            raise UserError(f"{file}: {name} is {saved[name]}, the given model's is {found[name]}; {advice}")
-    for i, (mine, theirs) in enumerate(zip(description.layer_costs, layer_costs or description.layer_costs, strict=True)):
-        if not abs(mine - theirs) <= COST_TOLERANCE:
+            expected, actual = (None if value is None else Path(value).name for value in (expected, actual))
+        if expected is not None and actual is not None and expected != actual:
+            raise UserError(f"{file}: {name} is {saved[name]}, the given model's is {given[name]}; {advice}")
+    for i, (expected, actual) in enumerate(zip(description.layer_costs, layer_costs or description.layer_costs, strict=True)):
+        if not abs(expected - actual) <= COST_TOLERANCE:
             raise UserError(
-                f"{file}: layer_costs[{i}] is {mine:.5f}, the given model's is {theirs:.5f}; load the model that the policy was saved for"
+                f"{file}: layer_costs[{i}] is {expected:.5f}, the given model's is {actual:.5f}; load the model that the policy was saved for"
             )
 
 
@@ -115,7 +115,7 @@ def _without_adapters(model: nn.Module) -> nn.Module:
 
 
 def _config(model: nn.Module) -> dict[str, Any] | None:
-    """What the configuration says of the layers, in plain JSON; None without one."""
+    """The configuration's fields that concern the layers, in plain JSON; None without one."""
     to_dict = getattr(getattr(model, "config", None), "to_dict", None)
     if to_dict is None:
         return None
@@ -127,7 +127,7 @@ def _lasting(value: Any) -> Any:
     """Without the fields that do not count, those of configurations within the configuration too."""
     if not isinstance(value, dict):
         return value
-    return {str(name): _lasting(part) for name, part in value.items() if not _passing(str(name))}
+    return {str(name): _lasting(field) for name, field in value.items() if not _passing(str(name))}
 
 
 def _passing(name: str) -> bool:
@@ -138,11 +138,12 @@ def _hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _check_config(saved: dict[str, Any], found: dict[str, Any], file: Path, within: str = "") -> None:
+def _check_config(saved: dict[str, Any], given: dict[str, Any], file: Path, within: str = "") -> None:
     """Refuses a configuration that differs in a field that both have, or in the digest of the weights."""
-    for name in sorted(saved.keys() & found.keys() | {DIGEST} & (saved.keys() | found.keys())):
-        mine, theirs = saved.get(name), found.get(name)
-        if isinstance(mine, dict) and isinstance(theirs, dict):
-            _check_config(mine, theirs, file, f"{within}{name}.")
-        elif mine != theirs:
-            raise UserError(f"{file}: config.{within}{name} is {mine}, the given model's is {theirs}; load the model that the policy was saved for")
+    for name in sorted(saved.keys() & given.keys() | {DIGEST} & (saved.keys() | given.keys())):
+        expected, actual = saved.get(name), given.get(name)
+        if isinstance(expected, dict) and isinstance(actual, dict):
+            _check_config(expected, actual, file, f"{within}{name}.")
+        elif expected != actual:
+            differing = f"config.{within}{name} is {expected}, the given model's is {actual}"
+            raise UserError(f"{file}: {differing}; load the model that the policy was saved for")

@@ -1,4 +1,4 @@
-"""transformers and peft, imported when asked for."""
+"""transformers and peft, imported on first use."""
 
 import importlib
 from collections.abc import Iterator
@@ -7,10 +7,10 @@ from typing import Any
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["needed", "quiet"]
+__all__ = ["require", "quiet"]
 
 
-def needed(name: str = "transformers") -> Any:
+def require(name: str = "transformers") -> Any:
     """The package `name`, imported.
 
     Raises:
@@ -24,8 +24,8 @@ def needed(name: str = "transformers") -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within it, transformers shows no progress and says nothing but errors."""
-    logging = needed("transformers.utils.logging")
+    """Within it, transformers shows no progress and logs nothing but errors."""
+    logging = require("transformers.utils.logging")
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

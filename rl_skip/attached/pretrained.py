@@ -1,4 +1,4 @@
-"""Models from transformers in folders: read with their head, and their tokenizers. transformers is imported when asked for."""
+"""Models from transformers in folders: read with their head, and their tokenizers. transformers is imported on first use."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from torch import nn
 from rl_skip.attached.finding import configured, width_of
 from rl_skip.attached.huggingface import HEAD, HuggingFaceStack
 from rl_skip.attached.identity import check_described
-from rl_skip.attached.library import needed, quiet
+from rl_skip.attached.library import quiet, require
 from rl_skip.core.errors import UserError
 from rl_skip.core.kinds import NetworkKind
 from rl_skip.core.stack import LayerStack
@@ -29,7 +29,7 @@ def read_config(folder: str) -> Any:
     Raises:
         UserError: if there is none.
     """
-    transformers = needed()
+    transformers = require()
     if not Path(folder).is_dir():
         raise UserError(f"there is no folder {folder} with a model; set --model to one that save_pretrained wrote")
     if not Path(folder, "config.json").is_file():
@@ -47,12 +47,12 @@ def read_tokenizer(folder: str) -> Any:
     if not any(Path(folder, name).is_file() for name in TOKENIZERS):  # transformers would make an empty one
         raise UserError(f"{folder} has no tokenizer; write the model's beside it: tokenizer.save_pretrained({folder!r})")
     with _reading(folder), quiet():
-        return needed().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return require().AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def read_extractor(folder: str) -> Any:
     """What makes a speech model's inputs of waveforms; where the folder has none, waveforms of 16 kHz are brought to mean 0 and deviation 1."""
-    transformers = needed()
+    transformers = require()
     with _reading(folder), quiet():
         if Path(folder, "preprocessor_config.json").is_file():
             return transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
@@ -71,7 +71,7 @@ def load_model(folder: str, classes: Sequence[str] | None = None, *, processor: 
     Raises:
         UserError: if there is no model, its layers are not found, or it has another number of classes.
     """
-    transformers, config = needed(), read_config(folder)
+    transformers, config = require(), read_config(folder)
     name = next(iter(config.architectures or ()), "")
     own_head = name.endswith(CLASSIFIERS) or classes is None
     model_class = getattr(transformers, name, None) if own_head else transformers.AutoModel
@@ -79,7 +79,7 @@ def load_model(folder: str, classes: Sequence[str] | None = None, *, processor: 
         raise UserError(f"{folder} holds a {name or 'model of an unnamed class'}, which transformers does not know; set --model to another")
     if classes is not None and name.endswith(CLASSIFIERS) and config.num_labels != len(classes):
         raise UserError(
-            f"the model in {folder} tells {config.num_labels} classes apart, the data have {len(classes)}; set --data to data with as many, "
+            f"the model in {folder} has {config.num_labels} classes, the data have {len(classes)}; set --data to data with as many, "
             "or --model to a backbone without a head"
         )
     with _reading(folder), quiet():
@@ -88,7 +88,7 @@ def load_model(folder: str, classes: Sequence[str] | None = None, *, processor: 
     if saved_head.is_file() or not own_head:
         count = config.num_labels if classes is None else len(classes)
         if saved_head.is_file() and config.num_labels != count:
-            raise UserError(f"the head in {folder} tells {config.num_labels} classes apart, the data have {count}; set --data to data with as many")
+            raise UserError(f"the head in {folder} has {config.num_labels} classes, the data have {count}; set --data to data with as many")
         options["head"] = _mean_head(model, count)
         if saved_head.is_file():
             options["head"].load_state_dict(read_weights(saved_head, options["head"].state_dict()))
@@ -107,9 +107,9 @@ def name_classes(config: Any, classes: Sequence[str]) -> None:
 def order_of_model(classes: Sequence[str], config: Any) -> tuple[torch.Tensor, tuple[str, ...]]:
     """For each class of the data its number in the model, and the classes in the model's order, if it knows them by these names."""
     named = [str(config.id2label[i]) for i in range(config.num_labels)]
-    places = {name.lower(): i for i, name in enumerate(named)}
-    if len(places) == len(named) == len(classes) and all(name.lower() in places for name in classes):
-        order = torch.tensor([places[name.lower()] for name in classes])
+    index = {name.lower(): i for i, name in enumerate(named)}
+    if len(index) == len(named) == len(classes) and all(name.lower() in index for name in classes):
+        order = torch.tensor([index[name.lower()] for name in classes])
         return order, tuple(classes[int(i)] for i in order.argsort())
     return torch.arange(len(classes)), tuple(classes)
 
@@ -124,7 +124,7 @@ def _mean_head(model: nn.Module, classes: int) -> nn.Module:
 
 @contextmanager
 def _reading(folder: str) -> Iterator[None]:
-    """Tells in one line what goes wrong while a model or a tokenizer is read."""
+    """Raises what goes wrong while a model or a tokenizer is read as a `UserError` of one line."""
     try:
         yield
     except UserError:
@@ -144,4 +144,4 @@ def _build(described: dict[str, Any]) -> LayerStack:
 
 
 ATTACHED = NetworkKind(check_described, _build, _missing, lambda folder: load_model(str(folder)))
-"""Models that their user has; a description tells them from others."""
+"""Models that their user has; the kind "attached" in a description."""

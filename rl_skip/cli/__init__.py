@@ -1,1 +1,1 @@
-"""The command `rl-skip`, or `python -m rl_skip`: one function for each of its words."""
+"""The command `rl-skip`, or `python -m rl_skip`: one function for each of its commands."""

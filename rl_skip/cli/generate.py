@@ -1,4 +1,4 @@
-"""`python -m rl_skip generate`: a run of the task language goes on with a prompt, on the route that its policy chooses for it."""
+"""`python -m rl_skip generate`: a run of the task language continues a prompt, on the route that its policy chooses for it."""
 
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,14 @@ def generate(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """What the model of a finished run says after the prompt, with its policy attached.
+    """The continuation of a prompt by the model of a finished run, with its policy attached.
 
     Args:
         run: the folder of the run.
         prompt: at least a token; the route is chosen on it.
         tokens: how many follow.
         temperature: 0 takes the likeliest token each time; 1 draws from the model's own distribution.
-        price, budget: as the policy knows them; its operating price by default.
+        price, budget: what compute may cost; the policy's operating price by default.
         seed: of the drawing.
         device: where to run.
 
@@ -42,7 +42,7 @@ def generate(
     Raises:
         UserError: if the run has no language model, or the prompt no token.
     """
-    found = read_run(run)
+    finished = read_run(run)
     folder = run / MODEL
     if not folder.is_dir():
         raise UserError(f"the run {run} has no language model; name one that was trained with --task language")
@@ -53,7 +53,7 @@ def generate(
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False).to(device)
     if inputs["input_ids"].shape[1] == 0:
         raise UserError("the prompt is empty; give a word to begin with")
-    handle = attach(model, found.policy, features=found.features)
+    handle = attach(model, finished.policy, features=finished.features)
     if price is not None:
         handle.price = checked_price(price)
     if budget is not None:

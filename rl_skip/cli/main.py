@@ -1,4 +1,4 @@
-"""`python -m rl_skip`: measure a run, compare it with its baselines, export its policy, prune its network, say what a folder holds."""
+"""`python -m rl_skip`: measure a run, compare it with its baselines, export its policy, prune its network, describe a folder."""
 
 import argparse
 import json
@@ -16,8 +16,9 @@ from rl_skip.cli.generate import generate
 from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
-from rl_skip.core.task import Split
-from rl_skip.export.policy_folder import MODEL, copy_export, load, load_policy, read_description
+from rl_skip.core.task import Split, score_key
+from rl_skip.export.policy_folder import MODEL, POLICY, copy_export, read_description
+from rl_skip.export.weights import count_weights
 from rl_skip.measure.compare.command import compare_and_write
 from rl_skip.measure.compare.comparison import BUDGETS
 from rl_skip.measure.compare.result import Comparison
@@ -31,7 +32,7 @@ from rl_skip.measure.runs import MODEL as MODEL_FOLDER
 __all__ = ["Parser", "carry_out", "compare_parser", "compare_runs", "console", "main"]
 
 Report = dict[str, Any]
-COMPARE = "set a policy beside full depth, fixed routes, trained baselines and the oracle, and say what to use"
+COMPARE = "set a policy beside full depth, fixed routes, trained baselines and the oracle, and advise what to use"
 Command = Callable[[argparse.Namespace], Report | Comparison]
 
 
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: the words after the program's name; those of the process by default.
 
     Returns:
-        0, or 2 for a user's mistake, which is told in one line on standard error.
+        0, or 2 for a user's mistake, which is printed in one line on standard error.
     """
     return carry_out(_parser(), argv)
 
@@ -73,7 +74,7 @@ def console() -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
-    """Whose refusals are a `UserError`."""
+    """A parser that raises `UserError`."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help lists the options")
@@ -83,12 +84,13 @@ def _parser() -> Parser:
     parser = Parser(prog="rl-skip", description="Measure, export and describe what train.py wrote.", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    measure = _command(commands, "eval", _eval, "run a trained network on its data and report accuracy and compute")
+    measure = _command(commands, "eval", _eval, "run a trained network on its data and report score and compute")
     measure.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
     measure.add_argument("--split", choices=("validation", "test"), default="test", help="which rows to measure on (default: %(default)s)")
     measure.add_argument("--data", help="where the data are, if not where the run read them")
     dial = measure.add_mutually_exclusive_group()
-    dial.add_argument("--price", type=_price, help="what a unit of compute costs; higher skips more (default: the operating price of the policy)")
+    text = "the price λ, in score per unit of relative compute; higher skips more (default: the policy's operating price)"
+    dial.add_argument("--price", type=_price, help=text)
     dial.add_argument("--budget", type=_budget, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
     text = "the smallest compute that loses at most so much accuracy against full depth (0.01: one point), with 95%% confidence on validation data"
     dial.add_argument("--guarantee", type=_tolerance, metavar="TOLERANCE", help=text)
@@ -113,19 +115,20 @@ def _parser() -> Parser:
     cut.add_argument("--data", help="where the data are, if not where the run read them")
     cut.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to search and measure (default: %(default)s)")
 
-    say = _command(commands, "generate", _generate, "let a run of the task language go on with a prompt")
-    say.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
-    say.add_argument("prompt", metavar="PROMPT", help="the text to go on with")
-    say.add_argument("--tokens", type=_count, default=200, help="how many follow (default: %(default)s)")
-    text = "0 takes the likeliest token each time, 1 draws as the model says (default: %(default)s)"
-    say.add_argument("--temperature", type=_price, default=0.8, help=text)
-    say.add_argument("--seed", type=int, default=0, help="of the drawing (default: %(default)s)")
-    turned = say.add_mutually_exclusive_group()
-    turned.add_argument("--price", type=_price, help="what a unit of compute costs (default: the operating price of the policy)")
+    continuing = _command(commands, "generate", _generate, "continue a prompt with a run of the task language")
+    continuing.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    continuing.add_argument("prompt", metavar="PROMPT", help="the text to continue")
+    continuing.add_argument("--tokens", type=_count, default=200, help="how many follow (default: %(default)s)")
+    text = "0 takes the likeliest token each time, 1 draws from the model's distribution (default: %(default)s)"
+    continuing.add_argument("--temperature", type=_price, default=0.8, help=text)
+    continuing.add_argument("--seed", type=int, default=0, help="of the drawing (default: %(default)s)")
+    turned = continuing.add_mutually_exclusive_group()
+    text = "the price λ, in score per unit of relative compute (default: the policy's operating price)"
+    turned.add_argument("--price", type=_price, help=text)
     turned.add_argument("--budget", type=_budget, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
-    say.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run (default: %(default)s)")
+    continuing.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run (default: %(default)s)")
 
-    describe = _command(commands, "info", _info, "say what a run or an exported policy is")
+    describe = _command(commands, "info", _info, "describe a run or an exported policy")
     describe.add_argument("folder", type=Path, metavar="DIR", help="a run or an exported policy")
     return parser
 
@@ -176,20 +179,21 @@ def _eval(arguments: argparse.Namespace) -> Report:
     promise: Report = {}
     if arguments.guarantee is not None:
         rows = task.load("validation").to(device)
-        found = guarantee(model.stack, model.policy, task, rows, model.table, model.price, arguments.guarantee, arguments.batch_size)
-        model.price = found.price
-        promise = {"guarantee": found.tolerance, "guarantee_price": found.price, "guarantee_rows": found.rows}
+        guaranteed = guarantee(model.stack, model.policy, task, rows, model.table, model.price, arguments.guarantee, arguments.batch_size)
+        model.price = guaranteed.price
+        promise = {"guarantee": guaranteed.tolerance, "guarantee_price": guaranteed.price, "guarantee_rows": guaranteed.rows}
     examples = task.load(split).to(device)
     options = {"price": model.price, "reward": read_run(arguments.run).reward, "batch_size": arguments.batch_size}
     measured, full_depth = beside_full_depth(model.stack, model.policy, task, examples, **options)
+    key = score_key(task.score_name)
     return {
-        "accuracy": measured.accuracy,
+        key: measured.score,
         "compute": measured.compute,
         "reward": measured.reward,
         "price": model.price,
         "rows": measured.rows,
         "split": split,
-        "full_depth_accuracy": full_depth.accuracy,
+        f"full_depth_{key}": full_depth.score,
         "distinct_routes": measured.distinct_routes,
         **task.measures(measured.correct),
         **promise,
@@ -252,14 +256,9 @@ def _info(arguments: argparse.Namespace) -> Report:
     folder: Path = arguments.folder
     run = read_run(folder) if is_run(folder) else None
     export = folder if run is None else run.policy
-    features = () if run is None else run.features
-    description = read_description(export, features)
-    if description.missing is None and (export / MODEL).is_file():
-        weights = load(export, features=features).stack
-        network_weights = sum(parameter.numel() for parameter in weights.parameters())
-    else:
-        network_weights = None
-    policy_weights = sum(parameter.numel() for parameter in load_policy(export, features).parameters())
+    description = read_description(export, None)
+    network_weights = count_weights(export / MODEL) if (export / MODEL).is_file() else None
+    policy_weights = count_weights(export / POLICY)
     settings = {} if run is None else {"run": Fields.read(folder / CONFIG, FORMAT_VERSION).values}
     return {
         "kind": "export" if run is None else "run",
@@ -326,7 +325,7 @@ def _flat(value: Any, name: str) -> Any:
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
     elif isinstance(value, list) and value and isinstance(value[0], dict):
         for n, inner in enumerate(value):
-            yield name + f"[{n}]", ", ".join(f"{key} {_short(one)}" for key, one in inner.items())
+            yield name + f"[{n}]", ", ".join(f"{key} {_short(item)}" for key, item in inner.items())
     else:
         yield name, (", ".join(map(_short, value)) or "none") if isinstance(value, list) else _short(value)
 

@@ -27,19 +27,19 @@ def deployed(*modules: nn.Module) -> Iterator[None]:
 
 
 def in_batches(run: Callable[[Examples, Tensor], tuple[Tensor, ...]], examples: Examples, batch_size: int, *modules: nn.Module) -> list[Tensor]:
-    """What `run` makes of all N examples, batch by batch, while the modules are deployed; rows of like length run together.
+    """The results of `run` on all N examples, batch by batch, while the modules are deployed; rows of like length run together.
 
     Args:
         run: a batch, and which rows of the examples it holds, (B,) on the CPU → tensors, rows first.
         examples: on the device where they are to run.
         batch_size: B, of all batches but the last.
-        modules: what runs.
+        modules: the modules that `run` calls.
 
     Returns:
         The tensors, (N, …) each, on the CPU, in the order of the examples.
     """
     order = by_length(examples.inputs)
     with deployed(*modules):
-        parts = [run(examples.take(rows.to(examples.labels.device)), rows) for rows in order.split(batch_size)]
+        results = [run(examples.take(rows.to(examples.labels.device)), rows) for rows in order.split(batch_size)]
     back = order.argsort()
-    return [torch.cat(part).cpu()[back] for part in zip(*parts, strict=True)]
+    return [torch.cat(batches).cpu()[back] for batches in zip(*results, strict=True)]

@@ -1,4 +1,4 @@
-"""Operations of the parts, from closed formulas; one multiply-add counts as two operations.
+"""Operations of networks and policies, from closed formulas; one multiply-add counts as two operations.
 
 Only matrix products are counted, as `torch.utils.flop_counter` does, and the tests hold each formula against it.
 """
@@ -15,9 +15,9 @@ __all__ = ["CostModel", "attention_block_flops", "attention_pair_flops", "attent
 
 
 class CostModel:
-    """What the parts of a routed network cost, in units of all layers at full depth: their counted operations, as they are.
+    """Relative compute of the parts of a routed network, their share of the operations of all layers at full depth: as counted.
 
-    For another measure, such as measured time, subclass it: each method is given the counted share, (R,) for R rows, and says
+    For another measure, such as measured time, subclass it: each method takes the counted share, (R,) for R rows, and returns
     what the part costs instead.
     """
 
@@ -57,7 +57,7 @@ def counting(module: nn.Module) -> Iterator[None]:
     Fused attention and the fast path of `nn.TransformerEncoderLayer` count as zero, so both are off. Evaluation mode keeps
     batch norm from taking the example into its running statistics, and dropout from drawing random numbers.
     """
-    training, fast = {part: part.training for part in module.modules()}, torch.backends.mha.get_fastpath_enabled()
+    training, fast = {child: child.training for child in module.modules()}, torch.backends.mha.get_fastpath_enabled()
     module.eval()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -65,8 +65,8 @@ def counting(module: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for part, mode in training.items():
-            part.training = mode
+        for child, mode in training.items():
+            child.training = mode
 
 
 def count_flops(call: Callable[[], object]) -> float:

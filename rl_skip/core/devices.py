@@ -8,10 +8,10 @@ __all__ = ["pick_device"]
 
 
 def pick_device(wanted: str | torch.device) -> torch.device:
-    """The device that is named, if it is there; "auto" takes cuda, then mps, then cpu.
+    """The named device, if it is there; "auto" takes cuda, then mps, then cpu.
 
     Raises:
-        UserError: if it is not, or there is none of that name.
+        UserError: if it is not there, or there is no such device.
     """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":

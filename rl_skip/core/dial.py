@@ -15,10 +15,10 @@ GRID_POINTS = 17
 
 
 def checked_price(price: float) -> float:
-    """The price, if it is one: finite and at least 0.
+    """The price itself.
 
     Raises:
-        UserError: if it is not.
+        UserError: unless it is finite and at least 0.
     """
     if not (math.isfinite(price) and price >= 0):
         raise UserError(f"a price is a finite number of at least 0, got {price}; set --price, or price=")
@@ -31,18 +31,18 @@ def price_grid(low: float, high: float) -> list[float]:
 
 
 class PricePoint(NamedTuple):
-    """What a price led to."""
+    """An operating point: what a price leads to."""
 
     price: float
     compute: float
     """Mean compute on validation data."""
-    accuracy: float
-    """Accuracy on validation data, 0 to 1."""
+    score: float
+    """Mean score on validation data, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class PriceTable:
-    """Points of ascending compute, descending price and accuracy that never falls; between them the logarithm of the price is a line in compute.
+    """Points of ascending compute, descending price and score that never falls; between them the logarithm of the price is a line in compute.
 
     Raises:
         ValueError: if the points do not ascend so; `monotone` makes a table of any that were measured.
@@ -56,36 +56,38 @@ class PriceTable:
     """
 
     points: tuple[PricePoint, ...] = ()
+    score_name: str = "accuracy"
+    """What reports call the score, as `Task.score_name`."""
 
     def __post_init__(self) -> None:
         for point in self.points:
-            if not (all(math.isfinite(value) for value in point) and point.price >= 0 and point.compute > 0 and 0 <= point.accuracy <= 1):
-                raise ValueError(f"not a price of at least 0, a compute above 0 and an accuracy in [0, 1]: {tuple(point)}")
+            if not (all(math.isfinite(value) for value in point) and point.price >= 0 and point.compute > 0 and 0 <= point.score <= 1):
+                raise ValueError(f"not a price of at least 0, a compute above 0 and a score in [0, 1]: {tuple(point)}")
         for lower, upper in pairwise(self.points):
-            if not (lower.compute < upper.compute and lower.price > upper.price and lower.accuracy <= upper.accuracy):
-                raise ValueError(f"compute must ascend, price descend and accuracy not fall, got {tuple(upper)} after {tuple(lower)}")
+            if not (lower.compute < upper.compute and lower.price > upper.price and lower.score <= upper.score):
+                raise ValueError(f"compute must ascend, price descend and score not fall, got {tuple(upper)} after {tuple(lower)}")
 
     @classmethod
-    def monotone(cls, points: Iterable[tuple[float, float, float]]) -> "PriceTable":
-        """The table of measured (price, compute, accuracy), without the points that another one dominates.
+    def monotone(cls, points: Iterable[tuple[float, float, float]], score_name: str = "accuracy") -> "PriceTable":
+        """The table of measured (price, compute, score), without the points that another one dominates.
 
-        A point goes if another is as accurate for no more compute. Of what is left, the most points whose price falls
-        as compute rises stay: noise can make a dearer price run more layers, and a dial must turn one way.
+        A point goes if another has as high a score for no more compute. Of what is left, the most points whose price falls
+        as compute rises stay: noise can make a higher price run more layers, and the table must be monotone.
         """
         best: list[PricePoint] = []
-        for point in sorted((PricePoint(*point) for point in points), key=lambda point: (point.compute, -point.accuracy, -point.price)):
-            if not best or point.accuracy > best[-1].accuracy:
+        for point in sorted((PricePoint(*point) for point in points), key=lambda point: (point.compute, -point.score, -point.price)):
+            if not best or point.score > best[-1].score:
                 best.append(point)
         chains: list[tuple[PricePoint, ...]] = []  # for each point, the longest chain of falling prices that ends in it
         for point in best:
             chains.append((*max((chain for chain in chains if chain[-1].price > point.price), key=len, default=()), point))
-        return cls(max(chains, key=len, default=()))
+        return cls(max(chains, key=len, default=()), score_name)
 
     def price_for(self, budget: float) -> float:
         """The cheapest price whose mean compute is at most `budget`.
 
         Raises:
-            UserError: if the budget does not lie in (0, 1], no point is so frugal, or the table is empty.
+            UserError: if the budget does not lie in (0, 1], no point costs so little, or the table is empty.
         """
         if not 0 < budget <= 1:
             raise UserError(f"a budget is a mean compute in (0, 1], got {budget}; set --budget, or budget=")
@@ -93,15 +95,15 @@ class PriceTable:
             raise UserError("this policy was trained for one price and has no table of budgets; set --price, or price=")
         smallest = self.points[0].compute
         if budget < smallest:
-            raise UserError(f"a budget of {budget} is below the smallest compute of this policy, {smallest:.4f}; set --budget, or budget=")
+            raise UserError(f"a budget of {budget} is below the smallest compute of this policy, {smallest:.4f}; raise --budget, or budget=, to that")
         above = bisect.bisect_right([point.compute for point in self.points], budget)
         if above == len(self.points):
             return self.points[-1].price
-        frugal, lavish = self.points[above - 1], self.points[above]
-        share = (budget - frugal.compute) / (lavish.compute - frugal.compute)
-        if lavish.price == 0:
-            return frugal.price * (1 - share)
-        return math.exp((1 - share) * math.log(frugal.price) + share * math.log(lavish.price))
+        cheaper, dearer = self.points[above - 1], self.points[above]
+        share = (budget - cheaper.compute) / (dearer.compute - cheaper.compute)
+        if dearer.price == 0:
+            return cheaper.price * (1 - share)
+        return math.exp((1 - share) * math.log(cheaper.price) + share * math.log(dearer.price))
 
     def compute_for(self, price: float) -> float | None:
         """The mean compute to expect at `price`, the inverse of `price_for`; beyond the ends that of the end, None from an empty table."""
@@ -110,20 +112,20 @@ class PriceTable:
         above = next((n for n, point in enumerate(self.points) if point.price <= price), len(self.points))
         if above in (0, len(self.points)):
             return self.points[min(above, len(self.points) - 1)].compute
-        frugal, lavish = self.points[above - 1], self.points[above]
-        share = 1 - price / frugal.price if lavish.price == 0 else math.log(frugal.price / price) / math.log(frugal.price / lavish.price)
-        return frugal.compute + share * (lavish.compute - frugal.compute)
+        cheaper, dearer = self.points[above - 1], self.points[above]
+        share = 1 - price / cheaper.price if dearer.price == 0 else math.log(cheaper.price / price) / math.log(cheaper.price / dearer.price)
+        return cheaper.compute + share * (dearer.compute - cheaper.compute)
 
 
 class Dial:
-    """Mixed into what runs a policy: the price that the policy is told, and the budget that belongs to it."""
+    """Mixin of what runs a policy: its price, and the budget that belongs to it."""
 
     table: PriceTable
     _price: float
 
     @property
     def price(self) -> float:
-        """What the policy is told a unit of compute costs. Higher skips more."""
+        """The price λ that the policy sees, in score per unit of relative compute. Higher skips more."""
         return self._price
 
     @price.setter

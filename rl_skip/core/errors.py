@@ -1,7 +1,7 @@
-"""The one exception that means: the user asked for something that cannot be."""
+"""The exception for a user's mistakes."""
 
 __all__ = ["UserError"]
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in one line; the command lines print it and leave with exit code 2."""
+    """A user's mistake, in one line; the command lines print it and exit with code 2."""

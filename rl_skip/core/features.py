@@ -1,17 +1,17 @@
 """The observation's parts: each a named feature, with its size, its bounds, how it is read and what it costs."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rl_skip.core.errors import UserError
-from rl_skip.core.plugins import Registry
+from rl_skip.core.plugins import Registry, own_code
 
-__all__ = ["ALWAYS", "FEATURES", "STATE_BOUND", "Feature", "View", "check_features", "default_features", "find_features"]
+__all__ = ["ALWAYS", "FEATURES", "STATE_BOUND", "Feature", "View", "as_feature", "check_features", "default_features", "find_features"]
 
 STATE_BOUND = 1e4
 """Numbers of the network's own are cut here, so that an observation stays within bounds."""
@@ -137,7 +137,7 @@ class Feature:
         raise NotImplementedError(f"{type(self).__name__} does not say how it is read")
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other)
+        return type(self) is type(other) and vars(self) == vars(other)
 
     def __hash__(self) -> int:
         return hash(type(self))
@@ -267,7 +267,7 @@ ALWAYS: tuple[Feature, ...] = (Position(), Compute(), Price())
 FEATURES: Registry[Feature] = Registry("feature", "--feature")
 CONFIDENCES: tuple[Feature, ...] = (Entropy(), LargestProbability(), Margin(), Agreement(), Moved())
 """What the network would say here, and how far it has moved: what a policy sees of a stack with readouts."""
-for _feature in (HiddenState(), WorkingMemory(), *CONFIDENCES, *ALWAYS):
+for _feature in (HiddenState(), WorkingMemory(), *CONFIDENCES):
     FEATURES.register(_feature.name, _feature)
 
 
@@ -279,34 +279,56 @@ def default_features(has_memory: bool, has_readouts: bool = False) -> tuple[Feat
     return (HiddenState(), WorkingMemory()) if has_memory else (HiddenState(),)
 
 
-def find_features(references: Iterable[str], given: Sequence[Feature] = ()) -> tuple[Feature, ...]:
+def as_feature(given: "Feature | type[Feature] | str") -> Feature:
+    """A feature as it is, one of a class that needs no arguments, or the one of a name."""
+    return given if isinstance(given, Feature) else _made(given, given.__name__) if isinstance(given, type) else find_features((given,))[0]
+
+
+def find_features(references: Sequence[str], given: Sequence[Feature] = ()) -> tuple[Feature, ...]:
     """The features of those names: among `given`, registered, or a person's own as `file.py:name`.
 
     Raises:
         UserError: if there is none of that name.
     """
     by_name = {feature.name: feature for feature in given}
+    for reference in references:
+        _refuse_always(reference)
     return tuple(by_name[reference] if reference in by_name else _found(reference) for reference in references)
 
 
 def _found(reference: str) -> Feature:
-    found: Any = FEATURES.find(reference)
-    made = found() if isinstance(found, type) else found
-    if not isinstance(made, Feature) or not isinstance(getattr(made, "name", None), str):
-        raise UserError(f"{reference} is no rl_skip.Feature with a name; set --feature to one, or to a class of one")
+    return _made(FEATURES.find(reference), reference)
+
+
+def _made(found: Any, reference: str) -> Feature:
+    with own_code(f"the feature {reference}"):
+        made = found() if isinstance(found, type) else found
+    if not isinstance(made, Feature):
+        raise UserError(f"{reference} is {type(made).__name__}, not a rl_skip.Feature; set --feature to one, or to a class of one")
+    name = getattr(made, "name", None)
+    if not (isinstance(name, str) and name.isidentifier()):
+        raise UserError(f"the feature {reference} needs a name of letters, digits and underscores, got {name!r}; set name = \"…\" in it")
     return made
 
 
+def _refuse_always(name: str) -> None:
+    if any(name == feature.name for feature in ALWAYS):
+        raise UserError(f"the feature {name!r} is part of every observation; leave it out of --feature")
+
+
 def check_features(features: Sequence[Feature]) -> None:
-    """Refuses features that cannot be told apart.
+    """Refuses features with the same name.
 
     Raises:
         UserError: naming the name that stands twice, or that is always there.
     """
-    always = {feature.name for feature in ALWAYS}
     names = [feature.name for feature in features]
     for name in names:
-        if name in always:
-            raise UserError(f"the feature {name!r} is part of every observation; leave it out of --feature")
+        _refuse_always(name)
+        if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+            raise UserError(f"a feature cannot be called {name!r}: take a word of letters, digits and underscores that PyTorch does not use itself")
         if names.count(name) > 1:
             raise UserError(f"the feature {name!r} is named twice; name it once with --feature")
+    for feature in features:
+        if feature.name in FEATURES.names() and FEATURES.find(feature.name) != feature:
+            raise UserError(f"there is another feature {feature.name!r} already; call yours by another name")

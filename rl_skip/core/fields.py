@@ -23,8 +23,8 @@ class Fields:
 
     Args:
         values: the object.
-        source: the file that it stands in, for messages, or whatever else it is from.
-        prefix: where in the file it stands, such as "network.".
+        source: the file that it is from, or another origin, for messages.
+        prefix: where in the file it is, such as "network.".
     """
 
     def __init__(self, values: dict[str, Any], source: Path | str, prefix: str = "") -> None:
@@ -32,7 +32,7 @@ class Fields:
 
     @classmethod
     def read(cls, file: Path, newest: int, oldest: int = 1, anew: str = "write it anew") -> "Fields":
-        """The object in `file`, whose `format_version` may lie in `oldest`..`newest`; `anew` says how an older one is made anew."""
+        """The object in `file`, whose `format_version` may lie in `oldest`..`newest`; `anew` is the advice for an older one."""
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
@@ -83,7 +83,7 @@ class Fields:
         value = self.get(name)
         if not isinstance(value, list | tuple) or len(value) != length:
             raise self.wrong(name, f"a list of {length} numbers")
-        inner = Fields({f"[{n}]": one for n, one in enumerate(value)}, self.source, f"{self.prefix}{name}")
+        inner = Fields({f"[{n}]": number for n, number in enumerate(value)}, self.source, f"{self.prefix}{name}")
         return tuple(inner.number(key) for key in inner.values)
 
     def flag(self, name: str) -> bool:
@@ -121,9 +121,9 @@ class Fields:
     def objects(self, name: str) -> "list[Fields]":
         """A list of objects."""
         value = self.get(name)
-        if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             raise self.wrong(name, "a list of objects")
-        return [Fields(one, self.source, f"{self.prefix}{name}[{n}].") for n, one in enumerate(value)]
+        return [Fields(item, self.source, f"{self.prefix}{name}[{n}].") for n, item in enumerate(value)]
 
 
 def _is_number(value: object) -> bool:
@@ -179,7 +179,7 @@ def _read(fields: Fields, name: str, kind: Any) -> Any:
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested objects as one dictionary, its keys paths with slashes."""
-    found: dict[str, Any] = {}
+    flattened: dict[str, Any] = {}
     for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + name: value}
-    return found
+        flattened |= flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + name: value}
+    return flattened

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Atomic writes: a file or a folder is there whole or not at all."""
 
 import os
 from collections.abc import Callable
@@ -16,9 +16,9 @@ def atomic_write(file: Path, content: bytes | str) -> None:
     Written beside, flushed to the disk, renamed over. Text is written as UTF-8.
 
     Raises:
-        UserError: if the disk does not take it.
+        UserError: if it cannot be written.
     """
-    beside = file.with_name(f".{file.name[::-1]}.tmp")  # backwards, so that nobody takes it for one of the files that they look for
+    beside = file.with_name(f".{file.name[::-1]}.tmp")  # reversed, so that no search by name finds it
     try:
         with beside.open("wb") as opened:
             opened.write(content.encode() if isinstance(content, str) else content)

@@ -22,10 +22,10 @@ BUILT = "built"
 
 @dataclass(frozen=True)
 class NetworkKind:
-    """How networks of one kind come back from what `LayerStack.described` said of them."""
+    """How networks of one kind are rebuilt from what `LayerStack.described` returned."""
 
     check: Callable[[Fields, int, int], None]
-    """Refuses a field that is missing or wrong; is told the width and depth that the policy is for."""
+    """Refuses a field that is missing or wrong; called with the width and depth of the policy."""
     build: Callable[[dict[str, Any]], LayerStack]
     """The network, with freshly initialised weights."""
     missing: Callable[[dict[str, Any]], str | None] = lambda described: None

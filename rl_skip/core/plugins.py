@@ -1,16 +1,18 @@
-"""Plugins by one rule: what is bundled has a name, a person's own is `file.py:name`, and one registry finds both."""
+"""Plugins: bundled ones have a name, a person's own is `file.py:name`, and one registry finds both."""
 
 import hashlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Generic, TypeVar
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["Registry", "absolute_reference", "is_own", "label_of", "load_own"]
+__all__ = ["Registry", "absolute_reference", "is_own", "label_of", "load_own", "own_code"]
 
 T = TypeVar("T")
 _modules: dict[Path, ModuleType] = {}
@@ -34,8 +36,8 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str, flag: str) -> None:
         self.kind, self.flag = kind, flag
-        self._found: dict[str, T] = {}
-        self._places: dict[str, str] = {}
+        self._registered: dict[str, T] = {}
+        self._lazy: dict[str, str] = {}
 
     def register(self, name: str, thing: T) -> T:
         """Makes `thing` known by its name. Returns it.
@@ -43,18 +45,18 @@ class Registry(Generic[T]):
         Raises:
             ValueError: if another thing has that name.
         """
-        if name in self._places or self._found.get(name, thing) is not thing:
+        if name in self._lazy or self._registered.get(name, thing) is not thing:
             raise ValueError(f"there is a {self.kind} {name!r} already; register yours under another name")
-        self._found[name] = thing
+        self._registered[name] = thing
         return thing
 
-    def register_lazily(self, name: str, place: str) -> None:
-        """Makes the attribute at `place`, "package.module:name", known; it is imported when it is first asked for."""
-        self._places[name] = place
+    def register_lazily(self, name: str, reference: str) -> None:
+        """Makes the attribute "package.module:name" known; it is imported on first use."""
+        self._lazy[name] = reference
 
     def names(self) -> tuple[str, ...]:
         """The registered names, in the order in which they were registered."""
-        return tuple(dict.fromkeys((*self._places, *self._found)))
+        return tuple(dict.fromkeys((*self._lazy, *self._registered)))
 
     def find(self, reference: str) -> T:
         """The thing that is registered as `reference`, or that `file.py:name` names.
@@ -62,10 +64,10 @@ class Registry(Generic[T]):
         Raises:
             UserError: if there is none.
         """
-        if reference in self._found:
-            return self._found[reference]
-        if reference in self._places:
-            module, _, attribute = self._places[reference].partition(":")
+        if reference in self._registered:
+            return self._registered[reference]
+        if reference in self._lazy:
+            module, _, attribute = self._lazy[reference].partition(":")
             thing: T = getattr(importlib.import_module(module), attribute)
             return thing
         if not is_own(reference):
@@ -92,8 +94,26 @@ def absolute_reference(reference: str) -> str:
     return f"{Path(file).resolve()}:{name}" if is_own(reference) else reference
 
 
+@contextmanager
+def own_code(what: str) -> Iterator[None]:
+    """Tells in one line what fails in a person's own code.
+
+    Args:
+        what: whose it is, for messages, such as "the reward 'energy'".
+
+    Raises:
+        UserError: in place of any other exception.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a person's own code can fail in any way
+        raise UserError(f"{what} failed: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
 def load_own(reference: str, kind: str, flag: str) -> T:  # type: ignore[type-var]
-    """What `file.py:name` names. The file is run once in a process, however many of its names are asked for.
+    """What `file.py:name` names. The file is run once in a process, for all of its names.
 
     Args:
         kind: what is expected, for messages.
@@ -109,8 +129,8 @@ def load_own(reference: str, kind: str, flag: str) -> T:  # type: ignore[type-va
     module = _imported(path.resolve(), file, kind)
     if not hasattr(module, name):
         raise UserError(f"{file} has no {kind} {name!r}; set {flag} to file.py:name")
-    found: T = getattr(module, name)
-    return found
+    plugin: T = getattr(module, name)
+    return plugin
 
 
 def _imported(path: Path, file: str, kind: str) -> ModuleType:
@@ -122,11 +142,10 @@ def _imported(path: Path, file: str, kind: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # annotations of its dataclasses are looked up there
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # a person's own code can fail in any way
+        with own_code(f"the file {file} with the {kind}"):
+            spec.loader.exec_module(module)
+    except UserError:
         del sys.modules[name]
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"the file {file} with the {kind} failed: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise
     _modules[path] = module
     return module

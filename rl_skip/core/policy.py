@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rl_skip.core.costs import linear_flops
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import ALWAYS, Feature, View, check_features, default_features
+from rl_skip.core.plugins import own_code
 
 __all__ = ["JumpPolicy", "JumpRules", "ObservationLayout", "PolicyScope", "legal_jumps", "longest_jump"]
 
@@ -27,7 +28,7 @@ def longest_jump(depth: int, allow_exit: bool) -> int:
 def legal_jumps(depth: int, max_jump: int, allow_exit: bool) -> Tensor:
     """Which jumps are legal after each layer, (L, J + 1) bool.
 
-    A jump that would pass the last layer lands on it, or goes straight to `finish` with `allow_exit`. Of the jumps
+    A jump that would pass the last layer ends there, or goes straight to `finish` with `allow_exit`. Of the jumps
     that mean the same only the shortest is legal, so no two legal actions are equivalent.
 
     Example:
@@ -44,7 +45,7 @@ def legal_jumps(depth: int, max_jump: int, allow_exit: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class ObservationLayout:
-    """What the policy sees: one flat float32 vector of named features, those asked for and then position (1) · compute (1) · price (1).
+    """What the policy sees: one flat float32 vector of named features, the chosen ones and then position (1) · compute (1) · price (1).
 
     position is i / L after layer i; compute is what the row has spent so far; price is the logarithm of the price, scaled so
     that `price_low` … `price_high` is −1 … 1.
@@ -70,13 +71,13 @@ class ObservationLayout:
 
     @property
     def parts(self) -> tuple[Feature, ...]:
-        """All features, in the order in which they stand."""
+        """All features, in their order."""
         return (*self.features, *ALWAYS)
 
     @cached_property
     def sizes(self) -> list[int]:
         """How many numbers each of `parts` has."""
-        return [part.size(self.width) for part in self.parts]
+        return [feature.size(self.width) for feature in self.parts]
 
     @property
     def size(self) -> int:
@@ -91,11 +92,11 @@ class ObservationLayout:
     @property
     def flops(self) -> float:
         """Operations of making one observation, in matrix products."""
-        return sum(part.flops(self.width) for part in self.parts) + self.readout_flops * self.reads
+        return sum(feature.flops(self.width) for feature in self.parts) + self.readout_flops * self.reads
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """The lowest and highest values that it can have, (S,) each."""
-        ends = ((part.low, part.high, size) for part, size in zip(self.parts, self.sizes, strict=True))
+        ends = ((feature.low, feature.high, size) for feature, size in zip(self.parts, self.sizes, strict=True))
         low, high = zip(*(([low] * size, [high] * size) for low, high, size in ends), strict=True)
         return torch.tensor(sum(low, [])), torch.tensor(sum(high, []))
 
@@ -108,19 +109,20 @@ class ObservationLayout:
     def read(self, view: View, known: Mapping[str, Tensor] | None = None) -> Tensor:
         """(R, S), the observation of the rows in view; features in `known`, (R, size) each by name, are not read again."""
         known = known or {}
-        return torch.cat([known[part.name] if part.name in known else self.read_part(part, view) for part in self.parts], dim=1)
+        return torch.cat([known[feature.name] if feature.name in known else self.read_feature(feature, view) for feature in self.parts], dim=1)
 
-    def read_part(self, part: Feature, view: View) -> Tensor:
+    def read_feature(self, feature: Feature, view: View) -> Tensor:
         """(R, size), one feature within its bounds.
 
         Raises:
-            ValueError: if the feature gives another shape than it says.
+            UserError: if the feature fails, or gives another shape than it says.
         """
-        values = part.read(view).float()
-        expected = (view.rows.shape[0], part.size(self.width))
+        with own_code(f"the feature {feature.name!r}"):
+            values = feature.read(view).float()
+        expected = (view.rows.shape[0], feature.size(self.width))
         if values.shape != expected:
-            raise ValueError(f"the feature {part.name!r} must give {expected} numbers, got shape {tuple(values.shape)}; mend its read or its size")
-        return values.clamp(part.low, part.high)
+            raise UserError(f"the feature {feature.name!r} must give {expected} numbers, got shape {tuple(values.shape)}; mend its read or its size")
+        return values.clamp(feature.low, feature.high)
 
     def layer_of(self, observation: Tensor) -> Tensor:
         """(R,) long, the layer after which each observation was made."""
@@ -178,7 +180,7 @@ class JumpRules:
         return [count > 1 for count in self.legal.sum(dim=1).tolist()]
 
     def next_layer(self, position: Tensor | int, jumps: Tensor) -> Tensor:
-        """Where rows at `position` go next by `jumps`, (R,) long; L: they leave. What is illegal ends as the longest legal jump."""
+        """Where rows at `position` go next by `jumps`, (R,) long; L: they leave. An illegal jump becomes the longest legal one."""
         depth = self.layout.depth
         following = position + torch.ones_like(jumps)
         if not self.jumps:
@@ -187,7 +189,7 @@ class JumpRules:
 
     @property
     def decision_flops(self) -> float:
-        """Operations of one decision of a `JumpPolicy`: making the observation, and asking the policy."""
+        """Operations of one decision of a `JumpPolicy`: making the observation, and running the policy."""
         return self.layout.flops + linear_flops(self.layout.size, self.hidden) + linear_flops(self.hidden, self.max_jump + 1)
 
 
@@ -206,7 +208,7 @@ class JumpPolicy(nn.Module):
     def __init__(self, rules: JumpRules, *, run_bias: float = 0.0) -> None:
         super().__init__()
         self.rules, layout = rules, rules.layout
-        normalised = ((part.name, size) for part, size in zip(layout.parts, layout.sizes, strict=True) if part.normalised)
+        normalised = ((feature.name, size) for feature, size in zip(layout.parts, layout.sizes, strict=True) if feature.normalised)
         self.norms = nn.ModuleDict({name: nn.LayerNorm(size) for name, size in normalised})
         self.fc_in = nn.Linear(layout.size, rules.hidden)
         self.layer_bias = nn.Embedding(layout.depth, rules.hidden)
@@ -221,6 +223,6 @@ class JumpPolicy(nn.Module):
         layout = self.rules.layout
         parts = zip(layout.parts, observation.split(layout.sizes, dim=1), strict=True)
         layer = layout.layer_of(observation)
-        seen = torch.cat([self.norms[part.name](values) if part.normalised else values for part, values in parts], dim=1)
+        seen = torch.cat([self.norms[feature.name](values) if feature.normalised else values for feature, values in parts], dim=1)
         logits = self.fc_out(torch.relu(self.fc_in(seen) + self.layer_bias(layer)))  # (R, J + 1)
         return logits.masked_fill(~self.legal[layer], ILLEGAL)

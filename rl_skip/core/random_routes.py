@@ -1,4 +1,4 @@
-"""Random routes: what a network is made used to in the warm-up, and the control that a policy is compared with."""
+"""Random routes: on which a network is trained in the warm-up, and a control that a policy is compared with."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from rl_skip.core.policy import JumpRules
 __all__ = ["random_routes", "random_routes_at"]
 
 HALVINGS = 24
-"""As fine as the chances are."""
+"""Bits of the chances, beyond which a finer search changes no route."""
 
 
 def random_routes(chances: Tensor, keep: Tensor | float, rules: JumpRules) -> Tensor:

@@ -1,19 +1,19 @@
-"""The reward: what an episode earns, said once for agents, environment, evaluation, oracle, telemetry and card."""
+"""The reward: what an episode earns, for agents, environment, evaluation, oracle, telemetry and card alike."""
 
 from torch import Tensor
 
 from rl_skip.core.errors import UserError
-from rl_skip.core.plugins import Registry
+from rl_skip.core.plugins import Registry, own_code
 
-__all__ = ["REWARDS", "LINEAR", "BudgetReward", "Reward", "find_reward"]
+__all__ = ["REWARDS", "LINEAR", "BudgetReward", "Reward", "as_reward", "find_reward"]
 
 
 class Reward:
-    """Reward = score − price · compute, in units of score. For another one, subclass it and say what differs.
+    """Reward = score − price · compute, in units of score. For another one, override what differs.
 
-    The price λ is in units of score per unit of relative compute: at a price of 0.1, running half of the layers less is worth
-    five points of accuracy. What is lost and gained must not depend on how an episode is cut into steps, so a reward has two parts:
-    what the answer is worth, and what the compute of the whole route costs.
+    Relative compute is a share of the full stack's operations, and the price λ is in score per unit of it: at a price of 0.1,
+    running half of the layers less is worth five points of accuracy. It must not depend on how an episode is cut into
+    steps, so a reward has two parts: what the answer is worth, and what the compute of the whole route costs.
 
     Example:
         >>> import torch
@@ -22,7 +22,12 @@ class Reward:
     """
 
     formula = "score − price · compute"
-    """What reports and model cards call it."""
+    """What reports and model cards call it; a subclass that computes another and does not say so is called by its name."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "formula" not in vars(cls) and vars(cls).keys() & {"gain", "penalty", "total"}:
+            cls.formula = cls.__name__
 
     def gain(self, score: Tensor) -> Tensor:
         """What an answer of that score is worth; any shape, in units of score."""
@@ -54,8 +59,8 @@ class Reward:
 class BudgetReward(Reward):
     """Another reward, less a penalty for the squared distance of a row's compute from a budget.
 
-    A multiplier can only forbid: where accuracy asks for less than the budget, the price sinks to nothing, and routes go
-    wherever noise drives them. The penalty, by a little, decides what accuracy leaves open.
+    A multiplier only limits: where the score needs less than the budget, the price falls to nothing, and noise decides
+    the routes. The small penalty then decides instead.
 
     Args:
         inner: the reward.
@@ -80,14 +85,23 @@ REWARDS: Registry[Reward] = Registry("reward", "--reward")
 REWARDS.register("linear", LINEAR)
 
 
+def as_reward(given: "Reward | type[Reward] | str") -> Reward:
+    """A reward as it is, one of a class that needs no arguments, or the one of a name."""
+    return given if isinstance(given, Reward) else _made(given, given.__name__) if isinstance(given, type) else find_reward(given)
+
+
 def find_reward(reference: str) -> Reward:
     """The reward that is registered as `reference`, or that `file.py:name` names: a `Reward`, or a class of one.
 
     Raises:
         UserError: if there is none.
     """
-    found: object = REWARDS.find(reference)
-    made = found() if isinstance(found, type) else found
+    return _made(REWARDS.find(reference), reference)
+
+
+def _made(found: object, reference: str) -> Reward:
+    with own_code(f"the reward {reference}"):
+        made = found() if isinstance(found, type) else found
     if not isinstance(made, Reward):
         raise UserError(f"{reference} is {type(made).__name__}, not a rl_skip.Reward; set --reward to one, or to a class of one")
     return made

@@ -1,4 +1,4 @@
-"""Routing: where the rows of a batch are in a stack, who says where they go next, and the forward pass that takes them there."""
+"""Routing: the state of a batch in a stack, the routers that decide each row's next layer, and the routed forward pass."""
 
 from abc import ABC, abstractmethod
 from copy import copy
@@ -35,23 +35,23 @@ class Decision:
     """Where R rows go after the layer that they have just run."""
 
     next_layer: Tensor
-    """(R,) long, the layer that each runs next; L: it leaves."""
+    """(R,) long, the layer that each runs next; L: none, it leaves."""
     flops: Tensor | float = 0.0
-    """Operations that deciding took for each row."""
+    """Operations of deciding, for each row."""
     part: str = "decision"
-    """What a cost model calls that."""
+    """The name of that cost for `CostModel.part`."""
     answers: Tensor | None = None
     """(R, ...), with which the rows that leave are answered; None: by the stack's readout of that depth, or else what it makes of them in the end."""
     read: bool = False
     """Whether `flops` holds a readout already, which else is added for rows that leave early."""
     observation: Tensor | None = None
-    """(R, S), what a policy saw, and"""
+    """(R, S), what a policy saw; None without one."""
     logits: Tensor | None = None
-    """(R, J + 1), what it made of it, where one decided."""
+    """(R, J + 1), its logits; None without a policy."""
 
 
 class Router(ABC):
-    """Whoever says, for the rows that have just run a layer, where they go next.
+    """Decides, for the rows that have just run a layer, which layer each runs next.
 
     Example:
         >>> class EveryOther(Router):
@@ -64,7 +64,7 @@ class Router(ABC):
     """
 
     rules: JumpRules | None = None
-    """What the policy that decides may do and see; None: nobody looks."""
+    """What the policy may do and see; None where no policy decides."""
 
     @abstractmethod
     def decide(self, state: "RoutingState", i: int, rows: Tensor) -> Decision:
@@ -76,14 +76,14 @@ class RoutingState:
 
     `visit(i)` runs layer i on exactly the rows whose next layer it is; `follow` sends rows on as a decision says. The routed
     forward visits the layers in order and lets a router decide after each; an environment visits them after each of its
-    steps. There is no other routing, and nobody else writes what is here.
+    steps. Every pass with routes goes through this class, and only its methods write its fields.
 
     Args:
         stack: the layers.
-        rules: what a policy may do and see; None: nobody looks.
+        rules: what the policy may do and see; None without a policy.
         inputs: of the batch.
         price: what compute costs, for each row or for all.
-        carry: what `stack.begin(inputs)` gave, where somebody else began.
+        carry: the result of `stack.begin(inputs)`, where it was called already.
     """
 
     def __init__(self, stack: LayerStack, rules: JumpRules | None, inputs: Inputs, price: Tensor | float, carry: Carry | None = None) -> None:
@@ -108,7 +108,7 @@ class RoutingState:
         """What an observation holds.
 
         Raises:
-            ValueError: where nobody looks.
+            ValueError: if there is no policy.
         """
         if self.rules is None:
             raise ValueError("cannot observe: this forward pass has no policy")
@@ -172,6 +172,8 @@ class RoutingState:
             counted = decision.flops / self.carry.full_flops[rows]
             self.spent[rows, self.position[rows]] += self.stack.costs.part(decision.part, counted)
         following = decision.next_layer
+        if following.shape != rows.shape:
+            raise ValueError(f"a decision has a next layer for each of {rows.shape[0]} rows, got shape {tuple(following.shape)}; mend the router")
         self.next_layer[rows] = following
         if decision.answers is not None or self.stack.readouts is not None:
             leaving = following == self.stack.depth
@@ -182,11 +184,11 @@ class RoutingState:
         self.stack.on_jump(self.carry, rows, following - self.position[rows] - 1)
 
     def pass_over(self, i: int) -> None:
-        """Rows whose next layer lies before `i` have it at `i`: the model itself left the layers between out."""
+        """Moves rows whose next layer lies before `i` on to `i`, where the model itself leaves out the layers between."""
         self.next_layer.clamp_(min=i)
 
     def outputs(self) -> Tensor:
-        """(B, ...), what all rows say, once they have left: answers of their own, or what the stack makes of them."""
+        """(B, ...), the outputs of all rows, once they have left: answers of their own, or those of the stack's `finish`."""
         if self.answers is None:
             return self.stack.finish(self.carry)
         rest = (~self.answered).nonzero().squeeze(1)
@@ -201,7 +203,7 @@ class RoutingState:
         return outputs if rest.shape[0] == 0 else outputs.index_copy(0, rest, self.finish(rows[rest]).to(outputs.dtype))
 
     def finish(self, rows: Tensor) -> Tensor:
-        """(R, ...), what the stack makes of the named rows as they are."""
+        """(R, ...), the stack's outputs for the named rows as they are."""
         some = self._some(rows)
         return self.stack.finish(self.carry if some is None else self.carry.take(some))
 
@@ -213,15 +215,16 @@ class RoutingState:
         return carry.hidden.index_select(0, some), None if carry.mask is None else carry.mask.index_select(0, some)
 
     def fork(self) -> "RoutingState":
-        """The same batch at the same place, which can go another way."""
+        """A copy of the state, which can take another route."""
         other = copy(self)
-        other.carry, other._looks = copy(self.carry), dict(self._looks)
-        for name in ("next_layer", "position", "route", "spent", "answered"):
+        other.carry = copy(self.carry)
+        other._looks = {name: (before.clone(), now.clone(), at.clone()) for name, (before, now, at) in self._looks.items()}
+        for name in ("price", "next_layer", "position", "route", "spent", "answered"):
             setattr(other, name, getattr(self, name).clone())
         return other
 
     def restart(self, rows: Tensor, inputs: Inputs, price: Tensor | float) -> None:
-        """Puts new inputs, one for each of `rows`, in the place of the old ones; layer 0 is their next.
+        """Replaces the inputs of `rows` by new ones; layer 0 is their next.
 
         The inputs must have the shapes of the old ones: an environment takes both from the same examples.
         """
@@ -271,9 +274,9 @@ class RoutingState:
         self.answered[rows] = True
 
     def _first_look(self) -> dict[str, Tensor]:
-        """What features of the state are before layer 0, (B, size) each by name."""
+        """The features of the hidden state before layer 0, (B, size) each by name."""
         view = View(self, torch.arange(self.price.shape[0], device=self.price.device))
-        return {part.name: self.layout.read_part(part, view) for part in self.layout.parts if part.of_state}
+        return {feature.name: self.layout.read_feature(feature, view) for feature in self.layout.parts if feature.of_state}
 
     def _some(self, rows: Tensor) -> Tensor | None:
         """The rows to gather; None where they are all rows."""
@@ -307,9 +310,9 @@ class PolicyRouter(Router):
     """A jump policy decides after each layer that leaves a choice.
 
     Args:
-        policy: who decides.
+        policy: the policy.
         sample: draws jumps from the policy; else the likeliest is taken.
-        generator: where the random numbers come from.
+        generator: of the random numbers.
         route: (L,) or (B, L) bool, followed in place of the policy's own choice; the rollout says how likely that was.
 
     Raises:
@@ -338,14 +341,20 @@ class PolicyRouter(Router):
 
 
 def only_way(rules: JumpRules, i: int, rows: Tensor) -> Decision:
-    """Where rows go after a layer that leaves no choice; nobody is asked, and it costs nothing."""
+    """Where rows go after a layer with only one legal jump; no policy is run, so it costs nothing."""
     return Decision(rules.next_layer(i, torch.zeros_like(rows)))
 
 
 def as_router(router: Router | JumpPolicy | Tensor) -> Router:
-    """A router as it is; a policy as one that takes the likeliest jump; a route, (L,) or (B, L) bool, as one to follow."""
+    """A router as it is; a policy as one that takes the likeliest jump; a route, (L,) or (B, L) bool, as one to follow.
+
+    Raises:
+        TypeError: for anything else.
+    """
     if isinstance(router, Router):
         return router
+    if not isinstance(router, JumpPolicy | Tensor):
+        raise TypeError(f"a router is an instance of a subclass of rl_skip.Router, a JumpPolicy, or a route, got {router!r}")
     return PolicyRouter(router) if isinstance(router, JumpPolicy) else FixedRoute(router)
 
 
@@ -354,7 +363,7 @@ class Rollout:
     """What one routed forward pass did. Decisions are dense: column i holds the decision taken after layer i."""
 
     outputs: Tensor
-    """(B, ...), what the network says."""
+    """(B, ...), the network's outputs."""
     route: Tensor
     """(B, L) bool, the layers that each row ran."""
     jumps: Tensor
@@ -366,9 +375,9 @@ class Rollout:
     entropies: Tensor
     """(B, L), entropy of the policy at each decision; 0 elsewhere."""
     values: Tensor
-    """(B, L), what the critic expected at each decision; 0 elsewhere, or without a critic."""
+    """(B, L), the critic's values at each decision; 0 elsewhere, or without a critic."""
     spent: Tensor
-    """(B, L), compute spent at each layer: the layer, its gates, and the decision taken after it."""
+    """(B, L), relative compute spent at each layer: the layer, its gates, and the decision taken after it."""
 
     @property
     def compute(self) -> Tensor:
@@ -383,10 +392,10 @@ def routed_forward(
 
     Args:
         stack: the layers.
-        router: who decides; a policy takes the likeliest jump, and a route, (L,) or (B, L) bool, is followed.
+        router: decides after each layer; a policy takes the likeliest jump, and a route, (L,) or (B, L) bool, is followed.
         inputs: B rows.
         price: the price λ, in score per unit of relative compute, one for all rows or (B,); a policy sees it.
-        critic: observation (N, S) → value (N,), asked once for all decisions.
+        critic: observation (N, S) → value (N,), called once for all decisions.
 
     Raises:
         ValueError: if policy or route do not fit the stack, or the route is one that the policy's rules do not allow.
@@ -409,6 +418,8 @@ def routed_forward(
         decision = router.decide(state, i, rows)
         taken.add(i, rows, decision)
         state.follow(rows, decision)
+    if (state.next_layer != stack.depth).any():
+        raise ValueError(f"{type(router).__name__} sent rows to layers that do not come after theirs, or beyond {stack.depth}; mend its decide")
     first = torch.arange(1, stack.depth + 1, device=state.route.device)
     return Rollout(
         outputs=state.outputs(),

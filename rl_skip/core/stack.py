@@ -58,9 +58,9 @@ class LayerStack(nn.Module):
     Subclasses set `depth`, `width` and the buffer `layer_flops`, and implement `begin`, `run` and `finish`;
     `pooled`, `memory` and `on_jump` have defaults that suit hidden states of shape (B, T, D).
 
-    All other methods are optional. They say what else can be done with the network, each with a default that says that it
-    cannot: `head_modules` and `readout` (its head), `keep` (without some of its layers), `add_adapters`, `described`
-    (rebuilding it from a file), `network_state` and `write_model` (how it is saved), `take_policy`.
+    All other methods are optional: what else can be done with the network. By default it cannot be done: `head_modules` and
+    `readout` (its head), `keep` (without some of its layers), `add_adapters`, `described` (rebuilding it from a file),
+    `network_state` and `write_model` (how it is saved), `take_policy`.
     """
 
     depth: int
@@ -85,24 +85,24 @@ class LayerStack(nn.Module):
         return self.layer_flops / self.layer_flops.sum()
 
     def described(self) -> dict[str, Any] | None:
-        """What an export says about the network, in plain JSON; None: nothing but its depth, width and costs."""
+        """The network's description in an export, in plain JSON; None: only its depth, width and costs are known."""
         return None
 
     def begin(self, inputs: Inputs) -> Carry:
         """Everything before layer 0."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it begins")
+        raise NotImplementedError(f"{type(self).__name__} must implement begin")
 
     def run(self, i: int, carry: Carry, rows: Tensor | None) -> Tensor:
         """Runs layer `i` on the named rows (None: all rows, without a gather) and writes them back to `carry`.
 
         Returns:
-            (R,), the compute that each of these rows spent, in units of the whole stack at full depth.
+            (R,), the relative compute that each of these rows spent: a share of the whole stack at full depth.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how it runs a layer")
+        raise NotImplementedError(f"{type(self).__name__} must implement run")
 
     def finish(self, carry: Carry) -> Tensor:
         """Everything after the last layer. Returns the outputs, rows first."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it finishes")
+        raise NotImplementedError(f"{type(self).__name__} must implement finish")
 
     def pooled(self, carry: Carry, rows: Tensor | None) -> Tensor:
         """(R, D), the mean of the hidden state over the real tokens of the named rows."""
@@ -151,12 +151,12 @@ class LayerStack(nn.Module):
         return self.readouts
 
     def head_modules(self) -> list[nn.Module]:
-        """What makes outputs of the last hidden state, for training it alone; empty where that is not known."""
+        """The modules that turn the last hidden state into outputs, for training them alone; empty where they are not known."""
         readout = self.readout()
         return [] if readout is None else [readout]
 
     def keep(self, layers: Sequence[int]) -> "LayerStack":
-        """The same network without all layers but `layers`, which ascend; this stack is taken over.
+        """The same network without all layers but `layers`, which ascend; it may reuse this stack, which must not be used afterwards.
 
         Raises:
             UserError: if the stack does not know which of its weights are a layer's.
@@ -167,7 +167,7 @@ class LayerStack(nn.Module):
         """Puts adapters into the linear maps of the layers (LoRA, Hu et al. 2022).
 
         Returns:
-            What stands around the model now; its `merge_and_unload` adds what the adapters learned to the weights.
+            The wrapped model; its `merge_and_unload` adds what the adapters learned to the weights.
 
         Raises:
             UserError: if the stack takes none.
@@ -183,4 +183,4 @@ class LayerStack(nn.Module):
         return False
 
     def take_policy(self, policy: nn.Module, price: float) -> None:
-        """Called when a policy is loaded with the stack: a stack with a policy inside takes it in its place."""
+        """Called when a policy is loaded with the stack: a stack with a policy inside replaces its own."""

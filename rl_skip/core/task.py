@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rl_skip.core.inputs import Inputs, map_inputs, row_count, take_rows, trimmed
 from rl_skip.core.stack import LayerStack
 
-__all__ = ["Defaults", "Embedding", "Examples", "Split", "Task", "stratified_split"]
+__all__ = ["Defaults", "Embedding", "Examples", "Split", "Task", "score_key", "stratified_split"]
 
 Split = Literal["train", "validation", "test"]
 Defaults = Mapping[str, Any] | Callable[[Mapping[str, str]], Mapping[str, Any]]
@@ -31,7 +31,7 @@ Embedding = DescribedEmbedding | Callable[[int], nn.Module]
 
 
 class NetworkSize(Protocol):
-    """What says how large a network is, and builds it: `NetworkConfig`."""
+    """The size of a network, which builds it: `NetworkConfig`."""
 
     def build(self, embedding: Embedding, tokens: int, classes: int) -> LayerStack:
         """The network between an embedding and outputs for so many classes."""
@@ -78,19 +78,21 @@ class Task:
     name: str
     classes: tuple[str, ...]
     load: Callable[[Split], Examples]
-    """Reads one split. Test is asked for by evaluation alone."""
+    """Reads one split. Only evaluation reads test."""
     embedding: Embedding
     """How inputs become tokens: `PatchEmbedding`, `FrameEmbedding`, or a function width → module."""
     tokens: int
     """T, tokens of one row, for the cost of a layer."""
     in_words: Callable[[Examples], list[str]] | None = None
-    """What each row says, for figures; None: rows are drawn, as images or sounds."""
+    """A text for each row, for figures; None: rows are drawn, as images or sounds."""
     required_depth: Callable[[Examples], Tensor] | None = None
     """(N,) long, how many layers each row needs, where the task knows; the warm-up trains a network on just these."""
     network: Callable[[Any], LayerStack] | None = None
     """`NetworkConfig` → the network, where it is a model from transformers; None: one of ours is built around the embedding."""
     defaults: Defaults = field(default_factory=dict, compare=False)
     """Options of training that suit it, such as {"epochs": 6, "score": "probability"}."""
+    score_name: str = "accuracy"
+    """What reports call the mean of `score`."""
 
     def build(self, config: NetworkSize) -> LayerStack:
         """The network of a `NetworkConfig`: fresh, or the model that the task was given."""
@@ -102,8 +104,8 @@ class Task:
         """(B,), cross-entropy of each row."""
         return torch.nn.functional.cross_entropy(outputs, labels, reduction="none")
 
-    def accuracy(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """(B,), 1 where the likeliest class is the label, else 0."""
+    def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """(B,) in [0, 1], how good each row's outputs are: 1 where the likeliest class is the label, else 0."""
         return (outputs.argmax(dim=1) == labels).float()
 
     def probability(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -118,13 +120,18 @@ class Task:
         """(B,) long, the class of each row, for figures."""
         return labels
 
-    def majority_accuracy(self, validation: Tensor, test: Tensor) -> Tensor:
+    def majority_score(self, validation: Tensor, test: Tensor) -> Tensor:
         """(N,), the score of each test row where nothing is run and the class most frequent on validation data is answered."""
         return (test == validation.mode().values).float()
 
     def measures(self, score: Tensor) -> dict[str, float]:
         """What is reported of the scores (N,) besides their mean."""
         return {}
+
+
+def score_key(score_name: str) -> str:
+    """The name of a score as a key in JSON and in TensorBoard's tags."""
+    return score_name.replace(" ", "_")
 
 
 def stratified_split(labels: Tensor, fractions: tuple[float, float, float] = (0.6, 0.2, 0.2), seed: int = 0) -> dict[Split, Tensor]:
@@ -136,13 +143,13 @@ def stratified_split(labels: Tensor, fractions: tuple[float, float, float] = (0.
         The row numbers of each split, sorted.
     """
     generator = torch.Generator().manual_seed(seed)
-    parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    splits: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     for label in labels.unique().tolist():
         rows = (labels == label).nonzero().squeeze(1)
         rows = rows[torch.randperm(len(rows), generator=generator)]
         first = round(len(rows) * fractions[0])
         second = first + round(len(rows) * fractions[1])
-        for part, chunk in zip(parts, (rows[:first], rows[first:second], rows[second:]), strict=True):
-            part.append(chunk)
-    train, validation, test = (torch.cat(part).sort().values for part in parts)
+        for split, chunk in zip(splits, (rows[:first], rows[first:second], rows[second:]), strict=True):
+            split.append(chunk)
+    train, validation, test = (torch.cat(split).sort().values for split in splits)
     return {"train": train, "validation": validation, "test": test}

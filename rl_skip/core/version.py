@@ -1,4 +1,4 @@
-"""The version of the package, for whoever writes files."""
+"""The version of the package, as files record it."""
 
 __all__ = ["__version__"]
 

@@ -1,5 +1,6 @@
 """The model card that lies beside an exported policy."""
 
+from rl_skip.core.features import FEATURES
 from rl_skip.export.description import Description
 
 __all__ = ["model_card"]
@@ -22,7 +23,7 @@ def model_card(description: Description, weights: bool) -> str:
         + ("The network's weights are in `model.safetensors`." if weights else "The network's weights are not part of this folder."),
         "## Trained on",
         "\n".join(f"- {name}: {value}" for name, value in description.trained_on.items()) or "Not recorded.",
-        "## Accuracy and compute",
+        f"## {description.table.score_name.capitalize()} and compute",
         _table(description),
         f"Operating price: {description.price:.4g}. Reward is {description.reward}; compute is 1 for all layers of the network, "
         "and the policy's own operations are counted in.",
@@ -43,16 +44,20 @@ def _use(description: Description) -> list[str]:
             '```python\nimport rl_skip\n\nhandle = rl_skip.attach(model, "path/to/this/folder")\noutputs = model(**inputs)\n```',
             f"`handle.price = 0.1` sets the price{budget.format('handle')}; `handle.last_routes` says which layers each row ran.",
         ]
+    own = [part.name for part in description.rules.layout.features if part.name not in FEATURES.names()]
     argument = "" if description.missing is None else ", stack"
+    argument += ", features=[" + ", ".join(own) + "]" if own else ""
+    stack = "" if description.missing is None else " `stack` is the network that the policy was trained on, a `rl_skip.LayerStack`."
+    stack += f" The features {', '.join(own)} are its maker's own: pass these `rl_skip.Feature` objects." if own else ""
     return [
         f'```python\nimport rl_skip\n\nmodel = rl_skip.load("path/to/this/folder"{argument})\noutputs = model(inputs)\n```',
         f"`model.price = 0.1` sets the price{budget.format('model')}; `model.last.route` says which layers each row ran."
-        + (argument and " `stack` is the network that the policy was trained on, a `rl_skip.LayerStack`."),
+        + stack,
     ]
 
 
 def _table(description: Description) -> str:
     if not description.table.points:
         return "Not measured at other prices: the policy was trained for one."
-    rows = [f"| {point.price:.4g} | {point.compute:.3f} | {point.accuracy:.4f} |" for point in description.table.points]
-    return "\n".join(["Measured on validation data:", "", "| price | mean compute | accuracy |", "| --- | --- | --- |", *rows])
+    rows = [f"| {point.price:.4g} | {point.compute:.3f} | {point.score:.4f} |" for point in description.table.points]
+    return "\n".join(["Measured on validation data:", "", f"| price | mean compute | {description.table.score_name} |", "| --- | --- | --- |", *rows])

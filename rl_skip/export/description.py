@@ -1,4 +1,4 @@
-"""`policy.json`: what an exported policy is, in words and numbers; checked field by field when read."""
+"""`policy.json`: the description of an exported policy, checked field by field when read."""
 
 import json
 import platform
@@ -16,6 +16,7 @@ from rl_skip.core.fields import Fields
 from rl_skip.core.kinds import kind_of, read_network
 from rl_skip.core.policy import JumpRules, ObservationLayout, PolicyScope, longest_jump
 from rl_skip.core.reward import LINEAR
+from rl_skip.core.task import score_key
 from rl_skip.core.version import __version__
 
 __all__ = ["FORMAT_VERSION", "Description"]
@@ -58,7 +59,7 @@ class Description:
 
     def to_json(self) -> dict[str, Any]:
         """What the file holds."""
-        rules, layout = self.rules, self.rules.layout
+        rules, layout, key = self.rules, self.rules.layout, score_key(self.table.score_name)
         return {
             "format_version": FORMAT_VERSION,
             "observation": {
@@ -76,7 +77,8 @@ class Description:
             "hidden": rules.hidden,
             "layer_costs": list(self.layer_costs),
             "price": self.price,
-            "price_table": [point._asdict() for point in self.table.points],
+            "score_name": self.table.score_name,
+            "price_table": [{"price": point.price, "compute": point.compute, key: point.score} for point in self.table.points],
             "reward": self.reward,
             "trained_on": self.trained_on,
             "versions": self.versions,
@@ -96,11 +98,11 @@ class Description:
         file.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, file: Path, features: Sequence[Feature] = ()) -> "Description":
+    def read(cls, file: Path, features: Sequence[Feature] | None = ()) -> "Description":
         """Reads the file and checks every field.
 
         Args:
-            features: those that the file may name besides the registered ones.
+            features: those that the file may name besides the registered ones; None: whatever it names, to be described but not run.
 
         Raises:
             UserError: naming the field that is missing or wrong.
@@ -130,15 +132,26 @@ def _versions() -> dict[str, str]:
     return {"rl_skip": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
+class _Named(Feature):
+    """A feature of which a file tells the name and the size alone."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name, self._size = name, size
+
+    def size(self, width: int) -> int:
+        return self._size
+
+
 def _parts(layout: ObservationLayout) -> list[dict[str, Any]]:
-    return [{"name": part.name, "size": size} for part, size in zip(layout.parts, layout.sizes, strict=True)]
+    return [{"name": feature.name, "size": size} for feature, size in zip(layout.parts, layout.sizes, strict=True)]
 
 
-def _read_layout(fields: Fields, width: int, depth: int, given: Sequence[Feature]) -> ObservationLayout:
+def _read_layout(fields: Fields, width: int, depth: int, given: Sequence[Feature] | None) -> ObservationLayout:
     parts = [{"name": part.text("name"), "size": part.integer("size")} for part in fields.objects("features")]
     names = [str(part["name"]) for part in parts]
     if names[-len(ALWAYS) :] != [part.name for part in ALWAYS]:
         raise fields.wrong("features", f"a list that ends with {', '.join(part.name for part in ALWAYS)}")
+    given = [_Named(part.text("name"), part.integer("size")) for part in fields.objects("features")] if given is None else given
     features = _known(fields, names[: -len(ALWAYS)], given)
     low = fields.number("price_low")
     high = fields.number("price_high")
@@ -149,13 +162,14 @@ def _read_layout(fields: Fields, width: int, depth: int, given: Sequence[Feature
     except UserError:
         raise fields.wrong("features", "a list of features that differ") from None
     if parts != _parts(layout):
-        expected = " · ".join(f"{part['name']} ({part['size']})" for part in _parts(layout))
+        expected = " · ".join(f"{feature['name']} ({feature['size']})" for feature in _parts(layout))
         raise fields.wrong("features", f"{expected}, for a width of {width}")
     return layout
 
 
 def _known(fields: Fields, names: Sequence[str], given: Sequence[Feature]) -> tuple[Feature, ...]:
     """The features of those names. A file that a name leads to is never run here: the folder may be anybody's."""
+    given = [feature for feature in given if feature.name not in FEATURES.names()]
     known = {feature.name for feature in given} | set(FEATURES.names())
     for name in names:
         if name not in known:
@@ -174,8 +188,9 @@ def _read_costs(fields: Fields, depth: int) -> tuple[float, ...]:
 
 def _read_table(fields: Fields) -> PriceTable:
     rows = fields.objects("price_table")
-    points = tuple(PricePoint(row.number("price"), row.number("compute"), row.number("accuracy", 0.0, 1.0)) for row in rows)
+    score_name = fields.text("score_name") if "score_name" in fields.values else "accuracy"  # files of before hold accuracies alone
+    points = tuple(PricePoint(row.number("price"), row.number("compute"), row.number(score_key(score_name), 0.0, 1.0)) for row in rows)
     try:
-        return PriceTable(points)
+        return PriceTable(points, score_name)
     except ValueError as error:
         raise UserError(f"{fields.source}: price_table: {error}; write the file anew") from None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rl_skip.core.dial import Dial, PriceTable, checked_price
 from rl_skip.core.errors import UserError
-from rl_skip.core.features import Feature
+from rl_skip.core.features import Feature, as_feature
 from rl_skip.core.files import atomic_replace
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.kinds import kind_of
@@ -26,7 +26,7 @@ from rl_skip.export.weights import build, read_weights, save_weights
 if TYPE_CHECKING:
     from rl_skip.nets.skip_layer import SkipLayer
 
-__all__ = ["DESCRIPTION", "FILES", "SkipModel", "copy_export", "load", "load_policy", "read_description", "save"]
+__all__ = ["DESCRIPTION", "FILES", "MODEL", "POLICY", "SkipModel", "copy_export", "load", "load_policy", "read_description", "save"]
 
 RIGHT_NETWORK = "the policy goes with the network that it was trained on"
 DESCRIPTION, POLICY, MODEL, READOUTS, CARD = FILES = ("policy.json", "policy.safetensors", "model.safetensors", "readouts.safetensors", "README.md")
@@ -52,7 +52,7 @@ class SkipModel(Dial, nn.Module):
         self.stack, self.policy, self.table = stack, policy, PriceTable() if table is None else table
         self.price = price
         self.last: Rollout | None = None
-        """What the last call did, without its outputs and without gradients."""
+        """The last call's rollout, without its outputs and without gradients."""
 
     @property
     def rules(self) -> JumpRules:
@@ -76,7 +76,7 @@ def save(
     price: float | None = None,
     price_table: PriceTable | Iterable[tuple[float, float, float]] = (),
     trained_on: dict[str, Any] | None = None,
-    reward: Reward = LINEAR,
+    reward: Reward | str = LINEAR,
     overwrite: bool = False,
 ) -> None:
     """Writes an export, all of it or nothing.
@@ -86,15 +86,15 @@ def save(
         model: the policy, or a `SkipLayer` with its policy inside.
         stack: what the policy was trained on; a `SkipLayer` is its own.
         weights: whether to write the stack's weights too. False for a pretrained network that its user has anyway.
-        network: from `network_to_json`, with which `load` rebuilds the stack; without it, `load` asks for the stack.
+        network: from `network_to_json`, with which `load` rebuilds the stack; without it, `load` needs the stack.
         price: the operating price, chosen on validation data; that of the `SkipLayer` by default.
-        price_table: measured (price, compute, accuracy) on validation data; dominated points are dropped.
+        price_table: measured (price, compute, score) on validation data; dominated points are dropped.
         trained_on: task, rows, seed, agent and whatever else is worth knowing; plain JSON.
-        reward: what the policy was rewarded for; its formula stands in the model card.
+        reward: what the policy was rewarded for, or its formula alone, which stands in the model card.
         overwrite: replaces an export that exists.
 
     Raises:
-        UserError: if the folder exists, or price or trained_on are not what they must be.
+        UserError: if the folder exists, or price or trained_on are invalid.
     """
     if isinstance(model, JumpPolicy):
         policy = model
@@ -110,7 +110,7 @@ def save(
         price=checked_price(price),
         table=price_table if isinstance(price_table, PriceTable) else PriceTable.monotone(price_table),
         trained_on=trained_on or {},
-        reward=reward.formula,
+        reward=reward if isinstance(reward, str) else reward.formula,
         network=network or stack.described(),
     )
 
@@ -123,7 +123,7 @@ def save(
             save_weights(new / READOUTS, stack.readouts.state_dict())
         (new / CARD).write_text(model_card(description, weights), encoding="utf-8")
 
-    _place(Path(folder), fill, overwrite)
+    _write_folder(Path(folder), fill, overwrite)
 
 
 def copy_export(source: Path, folder: Path, *, features: Sequence[Feature] = (), overwrite: bool = False) -> None:
@@ -142,25 +142,27 @@ def copy_export(source: Path, folder: Path, *, features: Sequence[Feature] = (),
             if (source / name).is_file():
                 shutil.copyfile(source / name, new / name)
 
-    _place(folder, fill, overwrite)
+    _write_folder(folder, fill, overwrite)
 
 
-def _place(folder: Path, fill: Callable[[Path], None], overwrite: bool) -> None:
-    """Makes the folder; of all that may be in its place, an export alone is overwritten."""
+def _write_folder(folder: Path, fill: Callable[[Path], None], overwrite: bool) -> None:
+    """Writes the folder; `overwrite` replaces nothing but another export."""
     if overwrite and (folder.is_symlink() or folder.exists()) and not (folder / DESCRIPTION).is_file():
         raise UserError(f"{folder} is not an exported policy, so it is not overwritten; name another folder")
     atomic_replace(folder, fill, overwrite=overwrite)
 
 
-def read_description(folder: Path | str, features: Sequence[Feature] = ()) -> Description:
-    """What an exported policy is; `features` are those of one's own that it may see.
+def read_description(folder: Path | str, features: Sequence[Feature] | None = ()) -> Description:
+    """What an exported policy is; `features` are those of one's own that it may see, None: any, for a description that is not run.
 
     Raises:
-        UserError: if the folder is none, or a field of its `policy.json` is missing or wrong.
+        UserError: if there is no such folder, or a field of its `policy.json` is missing or wrong.
     """
     if not Path(folder).is_dir():
         raise UserError(f"there is no folder {folder}; name an exported policy, the folder with a {DESCRIPTION}")
-    return Description.read(Path(folder, DESCRIPTION), features)
+    if not Path(folder, DESCRIPTION).is_file() and Path(folder, "policy", DESCRIPTION).is_file():
+        raise UserError(f"{folder} is a run; name the policy in it, {Path(folder, 'policy')}")
+    return Description.read(Path(folder, DESCRIPTION), None if features is None else tuple(map(as_feature, features)))
 
 
 def load_policy(folder: Path | str, features: Sequence[Feature] = ()) -> JumpPolicy:
@@ -187,7 +189,7 @@ def load(
     Args:
         folder: the export.
         stack: the network, for an export that does not describe it; takes the exported weights where there are any.
-        price: what the policy is told a unit of compute costs; the export's own by default.
+        price: the price λ that the policy sees; the export's own by default.
         budget: the mean compute allowed, in (0, 1], in place of the price.
         features: those of one's own that the policy sees; registered ones need not be named.
         device: where to run.
@@ -235,12 +237,12 @@ def _load_readouts(description: Description, stack: LayerStack, file: Path) -> N
 
 def _check_fit(description: Description, stack: LayerStack, folder: Path | str) -> None:
     layout = description.rules.layout
-    for name, mine, theirs in (("depth", layout.depth, stack.depth), ("width", layout.width, stack.width)):
-        if mine != theirs:
-            raise UserError(f"{Path(folder, DESCRIPTION)}: {name} is {mine}, the given stack has {theirs}; {RIGHT_NETWORK}")
+    for name, saved, given in (("depth", layout.depth, stack.depth), ("width", layout.width, stack.width)):
+        if saved != given:
+            raise UserError(f"{Path(folder, DESCRIPTION)}: {name} is {saved}, the given stack has {given}; {RIGHT_NETWORK}")
 
 
 def _check_costs(description: Description, stack: LayerStack, folder: Path | str) -> None:
-    for i, (mine, theirs) in enumerate(zip(description.layer_costs, stack.layer_costs.tolist(), strict=True)):
-        if not abs(mine - theirs) <= COST_TOLERANCE:
-            raise UserError(f"{Path(folder, DESCRIPTION)}: layer_costs[{i}] is {mine:.5f}, the network's is {theirs:.5f}; {RIGHT_NETWORK}")
+    for i, (saved, given) in enumerate(zip(description.layer_costs, stack.layer_costs.tolist(), strict=True)):
+        if not abs(saved - given) <= COST_TOLERANCE:
+            raise UserError(f"{Path(folder, DESCRIPTION)}: layer_costs[{i}] is {saved:.5f}, the network's is {given:.5f}; {RIGHT_NETWORK}")

@@ -26,7 +26,7 @@ class PrunedNetwork(nn.Module):
     """The layers of one route, run one after the other by every row: inputs → outputs.
 
     Args:
-        stack: the whole network. It is taken over: what the route leaves out is taken out of it.
+        stack: the whole network, which must not be used afterwards: the other layers are taken out of it.
         layers: the layers that stay, ascending, layer 0 first.
 
     Example:

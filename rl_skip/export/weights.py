@@ -1,17 +1,18 @@
 """Weights in safetensors: written as they are, and read only into a network that they fit."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["build", "read_weights", "save_weights"]
+__all__ = ["build", "count_weights", "read_weights", "save_weights"]
 
 M = TypeVar("M", bound=nn.Module)
 RIGHT_NETWORK = "the weights go with the network that they were saved from"
@@ -55,14 +56,29 @@ def read_weights(file: Path, expected: dict[str, Tensor], same_dtype: bool = Fal
     for name, tensor in expected.items():
         if name not in state:
             raise UserError(f"{file}: the weight {name} is missing; {RIGHT_NETWORK}")
-        found = state[name]
-        if found.shape != tensor.shape:
-            raise UserError(f"{file}: the weight {name} has shape {tuple(found.shape)}, expected {tuple(tensor.shape)}; {RIGHT_NETWORK}")
-        if same_dtype and found.dtype != tensor.dtype:
-            raise UserError(f"{file}: the weight {name} is {found.dtype}, expected {tensor.dtype}; convert the network with .to() before loading")
+        saved = state[name]
+        if saved.shape != tensor.shape:
+            raise UserError(f"{file}: the weight {name} has shape {tuple(saved.shape)}, expected {tuple(tensor.shape)}; {RIGHT_NETWORK}")
+        if same_dtype and saved.dtype != tensor.dtype:
+            raise UserError(f"{file}: the weight {name} is {saved.dtype}, expected {tensor.dtype}; convert the network with .to() before loading")
     if unknown := sorted(state.keys() - expected.keys()):
         raise UserError(f"{file}: the weight {unknown[0]} is unknown; {RIGHT_NETWORK}")
     return {name: tensor.clone() for name, tensor in state.items()}  # in the file they are not aligned, which changes the last bit of sums
+
+
+def count_weights(file: Path) -> int:
+    """How many numbers a file of weights holds; none of them is read.
+
+    Raises:
+        UserError: if it is no such file.
+    """
+    if not file.is_file():
+        raise UserError(f"there is no {file.name} in {file.parent}; write the folder anew")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118, it is no dictionary
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is not a readable safetensors file ({error}); write the folder anew") from None
 
 
 def save_weights(file: Path, state: dict[str, Tensor]) -> None:

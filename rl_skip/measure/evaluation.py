@@ -1,4 +1,4 @@
-"""Measuring: the policy, full depth, fixed routes and random routes, on the same rows, by accuracy, compute and time."""
+"""Measuring: the policy, full depth, fixed routes and random routes, on the same rows, by score, compute and time."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ from rl_skip.core.batches import in_batches
 from rl_skip.core.features import View
 from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.reward import LINEAR, Reward
-from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
+from rl_skip.core.routing import Decision, FixedRoute, Router, RoutingState, routed_forward
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Task
 
@@ -39,14 +39,14 @@ SLACK = 1e-6
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a policy, or a route, does on a split."""
+    """A policy, or a route, measured on a split."""
 
     price: float
     """The price λ, in score per unit of relative compute: the policy saw it, and the reward is computed at it."""
     route: Tensor
     """(N, L) bool."""
     correct: Tensor
-    """(N,) float, 1 where the likeliest class is the label; of other tasks, the score."""
+    """(N,) float, the score of each row: 1 where the likeliest class is the label."""
     compute_by_row: Tensor
     """(N,), compute of each row's route."""
     prediction: Tensor
@@ -60,8 +60,8 @@ class Evaluation:
         return self.correct.shape[0]
 
     @property
-    def accuracy(self) -> float:
-        """Share of rows that are right."""
+    def score(self) -> float:
+        """Mean score: the accuracy, or what `Task.score_name` says."""
         return float(self.correct.double().mean())
 
     @property
@@ -71,7 +71,7 @@ class Evaluation:
 
     @property
     def reward(self) -> float:
-        """Mean of what the rows earn: accuracy − price · compute, unless the objective is another."""
+        """Mean of what the rows earn: score − price · compute, unless the objective is another."""
         return float(self.reward_by_row().mean())
 
     def reward_by_row(self) -> Tensor:
@@ -97,15 +97,17 @@ def evaluate(
     """Runs all examples in evaluation mode, on the device where they are; rows of like length run together.
 
     Args:
-        router: who decides; of a policy the likeliest jump is taken, and a route, (L,) or (N, L) bool, is followed.
+        router: decides after each layer; a policy takes the likeliest jump, and a route, (L,) or (N, L) bool, is followed.
         price: the price λ, in score per unit of relative compute; a policy sees it.
         reward: what a row earns.
     """
 
+    route = router if isinstance(router, Tensor) else router.route if isinstance(router, FixedRoute) else None
+
     def run(batch: Examples, rows: Tensor) -> tuple[Tensor, ...]:
-        chosen = router[rows.to(router.device)] if isinstance(router, Tensor) and router.dim() == 2 else router
+        chosen = route[rows.to(route.device)] if route is not None and route.dim() == 2 else router
         rollout = routed_forward(stack, chosen, batch.inputs, price=price)
-        return rollout.route, task.accuracy(rollout.outputs, batch.labels), rollout.compute, task.prediction(rollout.outputs)
+        return rollout.route, task.score(rollout.outputs, batch.labels), rollout.compute, task.prediction(rollout.outputs)
 
     route, correct, compute, prediction = in_batches(run, examples, batch_size, stack)
     return Evaluation(price, route, correct, compute, prediction, reward)
@@ -123,18 +125,18 @@ def beside_full_depth(
 def hidden_states(stack: LayerStack, examples: Examples, *, batch_size: int = 256) -> Tensor:
     """(N, L, D) on the CPU: what the hidden state is after each layer, at full depth, averaged over the real tokens; for heads or probes."""
 
-    class Watch(Router):
+    class Recorder(Router):
         def __init__(self) -> None:
-            self.seen: list[Tensor] = []
+            self.hidden: list[Tensor] = []
 
         def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
-            self.seen.append(View(state, rows).hidden)
+            self.hidden.append(View(state, rows).hidden)
             return Decision(torch.full_like(rows, i + 1))
 
     def run(batch: Examples, _rows: Tensor) -> tuple[Tensor]:
-        watch = Watch()
-        routed_forward(stack, watch, batch.to(stack.layer_flops.device).inputs)
-        return (torch.stack(watch.seen, dim=1),)
+        recorder = Recorder()
+        routed_forward(stack, recorder, batch.to(stack.layer_flops.device).inputs)
+        return (torch.stack(recorder.hidden, dim=1),)
 
     return in_batches(run, examples, batch_size, stack)[0]
 
@@ -155,7 +157,7 @@ def evaluate_routes(stack: LayerStack, task: Task, examples: Examples, routes: T
         routes: (R, L) bool, layer 0 run in all of them.
 
     Returns:
-        Whether each row is right, (R, N) float, and its compute, (R, N).
+        The score of each row, (R, N) float, and its compute, (R, N).
     """
 
     def run(batch: Examples, _rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,18 +178,18 @@ def _routes_at_once(stack: LayerStack, task: Task, examples: Examples, routes: T
         """Follows the routes `chosen` (indices) from layer i on; they agree on everything before."""
         if i == depth:
             state.follow(everyone, Decision(torch.full_like(everyone, depth)))
-            correct[chosen], compute[chosen] = task.accuracy(state.outputs(), examples.labels).cpu(), state.compute.cpu()
+            correct[chosen], compute[chosen] = task.score(state.outputs(), examples.labels).cpu(), state.compute.cpu()
             return
         for run in (False, True):
-            part = chosen[routes[chosen, i] == run]
-            if len(part) == 0:
+            following = chosen[routes[chosen, i] == run]
+            if len(following) == 0:
                 continue
             forked = state.fork()
             if run and i > 0:
                 forked.follow(everyone, Decision(torch.full_like(everyone, i)))
             if run:
                 forked.visit(i)
-            descend(i + 1, part, forked)
+            descend(i + 1, following, forked)
 
     descend(0, torch.arange(len(routes)), begun)
     return correct, compute
@@ -196,7 +198,7 @@ def _routes_at_once(stack: LayerStack, task: Task, examples: Examples, routes: T
 def best_fixed_route(
     stack: LayerStack, task: Task, validation: Examples, *, max_compute: float, allow_exit: bool = False, spends: bool = False
 ) -> Tensor:
-    """The single route of highest validation accuracy whose mean compute stays within `max_compute`, among the `searched_routes`.
+    """The single route of highest validation score whose mean compute stays within `max_compute`, among the `searched_routes`.
 
     Args:
         max_compute: the mean compute allowed.
@@ -206,18 +208,18 @@ def best_fixed_route(
     Returns:
         (L,) bool. The cheapest route where none is cheap enough.
     """
-    routes, accuracy, compute = searched_routes(stack, task, validation, max_compute=max_compute, allow_exit=allow_exit)
+    routes, scores, computes = searched_routes(stack, task, validation, max_compute=max_compute, allow_exit=allow_exit)
     if spends:
-        full = compute > max_compute - float(stack.layer_costs.min()) + SLACK
-        if (full & (compute <= max_compute + SLACK)).any():
-            routes, accuracy, compute = routes[full], accuracy[full], compute[full]
-    return _best_within(routes, accuracy, compute, max_compute)
+        full = computes > max_compute - float(stack.layer_costs.min()) + SLACK
+        if (full & (computes <= max_compute + SLACK)).any():
+            routes, scores, computes = routes[full], scores[full], computes[full]
+    return _best_within(routes, scores, computes, max_compute)
 
 
 def searched_routes(
     stack: LayerStack, task: Task, validation: Examples, *, max_compute: float = math.inf, allow_exit: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Single routes up to `max_compute`, with their mean accuracy and compute.
+    """Single routes up to `max_compute`, with their mean score and compute.
 
     All routes for up to 12 layers; above, a beam search that adds one layer at a time to the best routes so far.
 
@@ -226,35 +228,35 @@ def searched_routes(
     """
     if stack.depth <= EXHAUSTIVE_DEPTH:
         routes = all_routes(stack.depth, allow_exit)
-        nominal = routes.float() @ stack.layer_costs.cpu()  # gates come on top: what is dearer than the limit here is dearer in truth
+        nominal = routes.float() @ stack.layer_costs.cpu()  # gates come on top: a route above the limit here is above it in truth
         routes = routes[nominal <= max(max_compute, float(nominal.min())) + SLACK]
         return routes, *_means(evaluate_routes(stack, task, validation, routes))
     shortest = torch.zeros(1, stack.depth, dtype=torch.bool)
     shortest[:, 0] = True
     shortest[:, -1] = not allow_exit
-    beam, seen = shortest, [(shortest, *_means(evaluate_routes(stack, task, validation, shortest)))]
+    beam, measured = shortest, [(shortest, *_means(evaluate_routes(stack, task, validation, shortest)))]
     while not beam[0].all():
         grown = (beam.unsqueeze(1) | torch.eye(stack.depth, dtype=torch.bool)).flatten(0, 1).unique(dim=0)
         grown = grown[grown.sum(dim=1) > beam[0].sum()]  # one layer more
-        accuracy, compute = _means(evaluate_routes(stack, task, validation, grown))
-        cheap = compute <= max_compute + SLACK
+        scores, computes = _means(evaluate_routes(stack, task, validation, grown))
+        cheap = computes <= max_compute + SLACK
         if not cheap.any():
             break
-        seen.append((grown[cheap], accuracy[cheap], compute[cheap]))
-        beam = grown[cheap][accuracy[cheap].argsort(descending=True)[:BEAM]]
-    routes, accuracies, computes = (torch.cat(parts) for parts in zip(*seen, strict=True))
-    return routes, accuracies, computes
+        measured.append((grown[cheap], scores[cheap], computes[cheap]))
+        beam = grown[cheap][scores[cheap].argsort(descending=True)[:BEAM]]
+    routes, scores, computes = (torch.cat(parts) for parts in zip(*measured, strict=True))
+    return routes, scores, computes
 
 
 def _means(measured: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return measured[0].double().mean(dim=1), measured[1].double().mean(dim=1)
 
 
-def _best_within(routes: Tensor, accuracy: Tensor, compute: Tensor, max_compute: float) -> Tensor:
-    allowed = compute <= max_compute + SLACK
+def _best_within(routes: Tensor, scores: Tensor, computes: Tensor, max_compute: float) -> Tensor:
+    allowed = computes <= max_compute + SLACK
     if not allowed.any():
-        allowed = compute <= compute.min()
-    return routes[torch.where(allowed, accuracy - 1e-6 * compute, -1.0).argmax()]
+        allowed = computes <= computes.min()
+    return routes[torch.where(allowed, scores - 1e-6 * computes, -1.0).argmax()]
 
 
 @torch.no_grad()

@@ -76,7 +76,7 @@ def tango_z(rows: int, losses: int, gains: int, tolerance: float) -> float:
 
 
 def smallest_guaranteed(prices: Iterable[float], correct_at: Callable[[float], Tensor], full_depth: Tensor, tolerance: float) -> Guarantee:
-    """The last price that is met before the first that fails.
+    """The last price that passes before the first that fails.
 
     The prices are tested in an order fixed beforehand, each at 5%, and testing ends with the first failure, so the chance
     that any price was passed in error is 5% too (Maurer, Hothorn & Lehmacher 1995; fixed-sequence testing).
@@ -88,7 +88,7 @@ def smallest_guaranteed(prices: Iterable[float], correct_at: Callable[[float], T
         tolerance: the largest loss of accuracy allowed, in (0, 1).
 
     Raises:
-        UserError: if the tolerance is none, or the first price fails already; says what was seen and how many rows would do.
+        UserError: if the tolerance is not in (0, 1), or the first price fails; with what was measured and how many rows would do.
     """
     if not 0 < tolerance < 1:
         raise UserError(f"a guarantee is a loss of accuracy in (0, 1), 0.01 being one point, got {tolerance}; set --guarantee")
@@ -96,12 +96,12 @@ def smallest_guaranteed(prices: Iterable[float], correct_at: Callable[[float], T
     full = full_depth.bool()
     for price in prices:
         right = correct_at(price).bool()
-        found = Guarantee(price, tolerance, len(full), int((full & ~right).sum()), int((~full & right).sum()))
-        if not found.holds:
+        tested = Guarantee(price, tolerance, len(full), int((full & ~right).sum()), int((~full & right).sum()))
+        if not tested.holds:
             if passed is None:
-                raise UserError(_refusal(found))
+                raise UserError(_refusal(tested))
             break
-        passed = found
+        passed = tested
     assert passed is not None
     return passed
 
@@ -118,7 +118,7 @@ def guarantee(
         tolerance: 0.01 for one point.
 
     Raises:
-        UserError: if not even the largest compute passes, the tolerance is none, or rows are neither right nor wrong.
+        UserError: if not even the largest compute passes, the tolerance is not in (0, 1), or rows are neither right nor wrong.
     """
 
     def correct_at(price: float) -> Tensor:
@@ -132,11 +132,11 @@ def guarantee(
     return smallest_guaranteed(prices, correct_at, full_depth, tolerance)
 
 
-def _refusal(found: Guarantee) -> str:
-    seen = f"at price {found.price:.4g}, its largest compute, {found.losses} of {found.rows} validation rows are lost and {found.gains} gained"
-    if found.rows_needed is None:
+def _refusal(failed: Guarantee) -> str:
+    rates = f"{failed.losses} of {failed.rows} validation rows are lost and {failed.gains} gained"
+    if failed.rows_needed is None:
         wanted = "no smaller a loss, so more rows would not help: set"
     else:
-        wanted = f"at these rates it takes about {found.rows_needed} rows; take more validation data, or set"
-    start = f"the policy cannot guarantee a loss of at most {found.tolerance:g} against full depth"
-    return f"{start}: {seen}, {wanted} --guarantee to {found.least_tolerance:g} or more"
+        wanted = f"at these rates it takes about {failed.rows_needed} rows; take more validation data, or set"
+    start = f"the policy cannot guarantee a loss of at most {failed.tolerance:g} against full depth"
+    return f"{start}: at price {failed.price:.4g}, its largest compute, {rates}, {wanted} --guarantee to {failed.least_tolerance:g} or more"

@@ -9,7 +9,7 @@ import torch
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.core.files import atomic_replace
-from rl_skip.core.task import Task
+from rl_skip.core.task import Task, score_key
 from rl_skip.core.version import __version__
 from rl_skip.export.policy_folder import SkipModel, read_description
 from rl_skip.export.pruned import CARD, DESCRIPTION, FORMAT_VERSION, MODEL, WEIGHTS, PrunedNetwork, checked_layers
@@ -43,16 +43,16 @@ def prune(
         folder: what to make; it must not exist.
         layers: the layers to keep. None: the best fixed route on validation data within `budget`.
         budget: the largest compute of that route. None: the compute of the run's policy at its operating price, and the
-            route is the one that `compare` found, where it has been asked.
+            route is the one that `compare` found, where it was run.
         data: where the data are, if not where the run read them.
         device: where to search and measure.
         batch_size: rows that run together while the network is measured.
 
     Returns:
-        Which layers stay, and the accuracy of the pruned network on test data beside full depth and the policy.
+        Which layers stay, and the score of the pruned network on test data beside full depth and the policy.
 
     Raises:
-        UserError: if there is no finished run, the folder exists, or the layers or the budget cannot be.
+        UserError: if there is no finished run, the folder exists, or the layers or the budget are impossible.
     """
     if folder.is_symlink() or folder.exists():
         raise UserError(f"{folder} exists and is left as it is; name another folder")
@@ -74,21 +74,21 @@ def prune(
         "measured": measured,
         "versions": {"rl_skip": __version__, "torch": torch.__version__},
     }
-    whole = sum(parameter.numel() for parameter in model.stack.parameters())
+    all_weights = sum(parameter.numel() for parameter in model.stack.parameters())
     removed = sorted(set(range(model.stack.depth)) - set(layers))
     pruned = PrunedNetwork(model.stack, layers)
     weights = sum(parameter.numel() for parameter in pruned.parameters())
 
     def fill(new: Path) -> None:
         (new / DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        whole_model = pruned.stack.write_model(new / MODEL)
-        if not whole_model:
+        wrote_model = pruned.stack.write_model(new / MODEL)
+        if not wrote_model:
             save_weights(new / WEIGHTS, pruned.state_dict())
-        takes_stack = origin.missing is not None and not whole_model
-        (new / CARD).write_text(_card(description, removed, takes_stack), encoding="utf-8")
+        takes_stack = origin.missing is not None and not wrote_model
+        (new / CARD).write_text(_card(description, removed, takes_stack, task.score_name), encoding="utf-8")
 
     atomic_replace(folder, fill)
-    return {"folder": str(folder), "layers": list(layers), "removed": removed, **measured, "weights": weights, "full_depth_weights": whole}
+    return {"folder": str(folder), "layers": list(layers), "removed": removed, **measured, "weights": weights, "full_depth_weights": all_weights}
 
 
 def _compared_layers(run: Path) -> tuple[int, ...] | None:
@@ -96,7 +96,7 @@ def _compared_layers(run: Path) -> tuple[int, ...] | None:
     if not (run / COMPARED).is_file():
         return None
     operating = Fields.read(run / COMPARED, COMPARISON_VERSION).objects("operating")
-    fixed = [baseline for one in operating[:1] for baseline in one.objects("baselines") if baseline.text("name") == BEST_FIXED]
+    fixed = [baseline for point in operating[:1] for baseline in point.objects("baselines") if baseline.text("name") == BEST_FIXED]
     if not fixed:
         return None
     layers = fixed[0].get("layers")
@@ -111,9 +111,9 @@ def _best_layers(model: SkipModel, task: Task, budget: float | None, batch_size:
     searched = validation.some(SEARCH_ROWS)
     limit = budget or evaluate(model.stack, model.policy, task, validation, price=model.price, batch_size=batch_size).compute
     route = best_fixed_route(model.stack, task, searched, max_compute=limit, allow_exit=model.rules.allow_exit)
-    needed = evaluate(model.stack, route, task, searched, batch_size=batch_size).compute
-    if budget is not None and needed > budget + SLACK:
-        raise UserError(f"no fixed route keeps to a budget of {budget}: the cheapest costs {needed:.4f}; raise --budget, or set --layers")
+    spent = evaluate(model.stack, route, task, searched, batch_size=batch_size).compute
+    if budget is not None and spent > budget + SLACK:
+        raise UserError(f"no fixed route keeps to a budget of {budget}: the cheapest costs {spent:.4f}; raise --budget, or set --layers")
     return tuple(route.nonzero().squeeze(1).tolist())
 
 
@@ -123,22 +123,23 @@ def _measure(model: SkipModel, task: Task, layers: tuple[int, ...], batch_size: 
     route = torch.zeros(model.stack.depth, dtype=torch.bool)
     route[list(layers)] = True
     fixed = evaluate(model.stack, route, task, test, batch_size=batch_size)
-    policy, whole = beside_full_depth(model.stack, model.policy, task, test, price=model.price, batch_size=batch_size)
+    policy, full = beside_full_depth(model.stack, model.policy, task, test, price=model.price, batch_size=batch_size)
+    key = score_key(task.score_name)
     return {
-        "accuracy": fixed.accuracy,
+        key: fixed.score,
         "compute": fixed.compute,
-        "full_depth_accuracy": whole.accuracy,
-        "full_depth_compute": whole.compute,
-        "policy_accuracy": policy.accuracy,
+        f"full_depth_{key}": full.score,
+        "full_depth_compute": full.compute,
+        f"policy_{key}": policy.score,
         "policy_compute": policy.compute,
         "rows": fixed.rows,
         "split": "test",
     }
 
 
-def _card(description: dict[str, Any], removed: list[int], takes_stack: bool) -> str:
+def _card(description: dict[str, Any], removed: list[int], takes_stack: bool, score_name: str) -> str:
     """`README.md` of a pruned network, which is loaded with the whole network at hand or without."""
-    measured = description["measured"]
+    measured, key = description["measured"], score_key(score_name)
     argument = ", stack" if takes_stack else ""
     use = f'import rl_skip\n\nnetwork = rl_skip.load_pruned("path/to/this/folder"{argument})\noutputs = network(inputs)'
     kept, gone = (", ".join(map(str, layers)) for layers in (description["layers"], removed))
@@ -149,15 +150,15 @@ def _card(description: dict[str, Any], removed: list[int], takes_stack: bool) ->
         f"{left_out}. It has no jump policy and no routing. Layers are numbered from 0, as in the whole network.",
         "## Trained on",
         "\n".join(f"- {name}: {value}" for name, value in description["trained_on"].items()) or "Not recorded.",
-        "## Accuracy and compute",
+        f"## {score_name.capitalize()} and compute",
         f"Measured on {measured['rows']} {measured['split']} rows; compute is 1 for all layers of the whole network.",
         "\n".join(
             [
-                "| | accuracy | mean compute |",
+                f"| | {score_name} | mean compute |",
                 "| --- | --- | --- |",
-                f"| this network | {measured['accuracy']:.4f} | {measured['compute']:.3f} |",
-                f"| every layer | {measured['full_depth_accuracy']:.4f} | {measured['full_depth_compute']:.3f} |",
-                f"| the jump policy | {measured['policy_accuracy']:.4f} | {measured['policy_compute']:.3f} |",
+                f"| this network | {measured[key]:.4f} | {measured['compute']:.3f} |",
+                f"| every layer | {measured[f'full_depth_{key}']:.4f} | {measured['full_depth_compute']:.3f} |",
+                f"| the jump policy | {measured[f'policy_{key}']:.4f} | {measured['policy_compute']:.3f} |",
             ]
         ),
         "## Use",

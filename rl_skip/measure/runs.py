@@ -1,5 +1,7 @@
 """Reading the folder of a finished run: `config.json` and the export in `policy/`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import torch
 
 from rl_skip.core.errors import UserError
-from rl_skip.core.features import Feature, find_features
+from rl_skip.core.features import Feature, check_features, find_features
 from rl_skip.core.fields import Fields, read_dataclass
 from rl_skip.core.reward import Reward, find_reward
 from rl_skip.core.task import Task
@@ -40,21 +42,33 @@ class Run:
     reward_name: str = "linear"
     """What its policy was rewarded for, as `find_reward` takes it."""
     feature_names: tuple[str, ...] = ()
-    """What its policy sees, where that was said, as `find_features` takes it."""
+    """What its policy sees, where it was named, as `find_features` takes it."""
 
     @property
     def reward(self) -> Reward:
         """What its policy was rewarded for."""
-        return find_reward(self.reward_name)
+        with self._naming_config():
+            return find_reward(self.reward_name)
 
     @property
     def features(self) -> tuple[Feature, ...]:
         """The features that its policy sees, where they were named."""
-        return find_features(self.feature_names)
+        with self._naming_config():
+            features = find_features(self.feature_names)
+            check_features(features)
+            return features
+
+    @contextmanager
+    def _naming_config(self) -> Iterator[None]:
+        """Names the file in which a name stands that leads nowhere."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{self.folder / CONFIG}: {error}") from None
 
     @property
     def policy(self) -> Path:
-        """The export that the run left."""
+        """The run's export."""
         return self.folder / "policy"
 
     def load_task(self, data: str | None = None) -> Task:
@@ -93,6 +107,8 @@ def read_run(folder: Path | str) -> Run:
         fields.object("policy").texts("feature"),
     )
     if not run.policy.is_dir():
+        if (folder / "curve.json").is_file():
+            raise UserError(f"{folder} is the run of a baseline, which has no policy; set it beside a run: compare RUN --baselines {folder}")
         raise UserError(f"the run {folder} has no policy yet; let its training finish")
     return run
 

@@ -179,16 +179,16 @@ class PointerEmbedding:
 class _Pointers(nn.Module):
     """Nodes, targets and starts begin at right angles where the width allows, so that a layer can tell them apart at once.
 
-    The number of hops has a token of its own, and a long one: layers normalise it, and do not mind; in the mean over the
-    tokens, which is what a policy sees, it stands out.
+    The number of hops has a long token of its own, which stands out in the mean over the tokens, what a policy sees; layers
+    normalise it.
     """
 
     LONG = 10.0
 
     def __init__(self, shape: PointerEmbedding, width: int) -> None:
         super().__init__()
-        places = nn.init.orthogonal_(torch.empty(3 * shape.nodes, width), gain=width**0.5)
-        self.node, self.target, self.start = (nn.Parameter(part.clone()) for part in places.split(shape.nodes))  # (N, D) each
+        directions = nn.init.orthogonal_(torch.empty(3 * shape.nodes, width), gain=width**0.5)
+        self.node, self.target, self.start = (nn.Parameter(rows.clone()) for rows in directions.split(shape.nodes))  # (N, D) each
         self.hops = nn.Parameter(torch.randn(shape.longest + 1, width))
 
     def forward(self, pointers: Inputs) -> Tensor:

@@ -84,11 +84,11 @@ class Body(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """(R, T, D), of which `mask` (R, T) names the active tokens → what to add, (R, T, D)."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what it computes")
+        raise NotImplementedError(f"{type(self).__name__} must implement forward")
 
     def flops(self, tokens: Tensor) -> Tensor:
         """Operations for rows with that many active tokens, (R,) → (R,)."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what it costs")
+        raise NotImplementedError(f"{type(self).__name__} must implement flops")
 
 
 class AdapterBody(Body):
@@ -190,27 +190,27 @@ class GatedStack(LayerStack):
     def run(self, i: int, carry: Carry, rows: Tensor | None) -> Tensor:
         body = self.bodies[i]
         assert isinstance(body, Body) and carry.memory is not None
-        mine = carry if rows is None else replace(carry, origin=None).take(rows)
-        assert mine.memory is not None
-        R, T, D = mine.hidden.shape
-        tokens = torch.full((R,), float(T), device=mine.hidden.device) if mine.mask is None else mine.mask.sum(dim=1).float()
-        flops, opened, active = torch.full_like(tokens, linear_flops(D, 1)), None, mine.mask
+        chosen = carry if rows is None else replace(carry, origin=None).take(rows)
+        assert chosen.memory is not None
+        R, T, D = chosen.hidden.shape
+        tokens = torch.full((R,), float(T), device=chosen.hidden.device) if chosen.mask is None else chosen.mask.sum(dim=1).float()
+        flops, opened, active = torch.full_like(tokens, linear_flops(D, 1)), None, chosen.mask
         if self.gates is not None:
             gate = self.gates[i]
             assert isinstance(gate, MemoryGate)
-            opened = _on_real_tokens(gate, mine.hidden, mine.mask)  # (R, T), with gradient
+            opened = _on_real_tokens(gate, chosen.hidden, chosen.mask)  # (R, T), with gradient
             active = opened.bool()
             flops = flops + tokens * gate.flops
             tokens = active.sum(dim=1).float()
-        mine.hidden = _on_active_tokens(body, mine.hidden, active, opened)
-        seen = masked_mean(mine.hidden, mine.mask).unsqueeze(1)  # (R, 1, D)
+        chosen.hidden = _on_active_tokens(body, chosen.hidden, active, opened)
+        seen = masked_mean(chosen.hidden, chosen.mask).unsqueeze(1)  # (R, 1, D)
         keep = torch.sigmoid(self.memory_gate(seen))
-        mine.memory = keep * mine.memory + (1 - keep) * seen
+        chosen.memory = keep * chosen.memory + (1 - keep) * seen
         if rows is not None:
             assert carry.memory is not None
-            carry.hidden = carry.hidden.index_copy(0, rows, mine.hidden.to(carry.hidden.dtype))
-            carry.memory = carry.memory.index_copy(0, rows, mine.memory.to(carry.memory.dtype))
-        return (body.flops(tokens) + flops) / mine.full_flops
+            carry.hidden = carry.hidden.index_copy(0, rows, chosen.hidden.to(carry.hidden.dtype))
+            carry.memory = carry.memory.index_copy(0, rows, chosen.memory.to(carry.memory.dtype))
+        return (body.flops(tokens) + flops) / chosen.full_flops
 
     def on_jump(self, carry: Carry, rows: Tensor, jumps: Tensor) -> None:
         """A jump of a ≥ 1: x ← x + w_a · x_in + (1 − w_a) · m."""
@@ -237,7 +237,7 @@ class GatedStack(LayerStack):
 
 
 def _on_real_tokens(gate: MemoryGate, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """What the gate says of (R, T, D), 0 at padding, (R, T)."""
+    """The gate's outputs for (R, T, D), 0 at padding, (R, T)."""
     if mask is None:
         return gate(hidden)
     opened = gate(hidden[mask])  # (N,)

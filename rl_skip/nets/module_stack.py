@@ -76,7 +76,7 @@ class ModuleStack(LayerStack):
         layers_take_mask: bool = False,
         channel_dim: int = -1,
     ) -> "ModuleStack":
-        """A stack of modules that are at hand: width and costs are found on `example`, and what cannot be skipped is refused.
+        """A stack of given modules: width and costs are found on `example`, and layers that cannot be skipped are refused.
 
         Args:
             layers: a list, `nn.ModuleList` or `nn.Sequential`; the modules are taken as they are, with their weights.
@@ -101,9 +101,9 @@ class ModuleStack(LayerStack):
             for i, layer in enumerate(stack.layers):
                 moved = stack._caller(layer)(carry.hidden, carry.mask)
                 if not isinstance(moved, Tensor) or moved.shape != carry.hidden.shape:
-                    found = f"one of shape {tuple(moved.shape)}" if isinstance(moved, Tensor) else f"a {type(moved).__name__}"
+                    returned = f"one of shape {tuple(moved.shape)}" if isinstance(moved, Tensor) else f"a {type(moved).__name__}"
                     raise UserError(
-                        f"layer {i}, {type(layer).__name__}, turns a tensor of shape {tuple(carry.hidden.shape)} into {found}, so it cannot be "
+                        f"layer {i}, {type(layer).__name__}, turns a tensor of shape {tuple(carry.hidden.shape)} into {returned}, so it cannot be "
                         "skipped; give layers that map a tensor to one of the same shape"
                     )
         width = stack.pooled(carry, None).shape[1]

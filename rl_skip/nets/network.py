@@ -42,7 +42,7 @@ class NetworkConfig:
     dropout: float = 0.0
     """Share of each block's update that is dropped in training. More regularises more; 0 to 0.2."""
     tied: bool = False
-    """One block with one set of weights stands for all layers of "blocks": what it does once it can do again."""
+    """All layers of "blocks" share one block's weights."""
 
     def __post_init__(self) -> None:
         if self.layers < 1:
@@ -87,7 +87,7 @@ def build_network(config: NetworkConfig, embedding: Embedding, tokens: int, clas
     """A classifier with freshly initialised weights.
 
     Raises:
-        UserError: if the stack is a person's own and fails, or is not the one that was asked for.
+        UserError: if the stack is a person's own and fails, or has another size.
     """
     builder = STACKS.find(config.stack)
     embed = embedding(config.width) if callable(embedding) else embedding.build(config.width)
@@ -140,7 +140,7 @@ def _check(fields: Fields, width: int, depth: int) -> None:
 
 
 def _missing(described: dict[str, Any]) -> str | None:
-    """A file that a description names is not run because somebody loads the folder."""
+    """Loading a folder runs no file that its description names."""
     stack = described["stack"]
     if not is_own(stack) or stack in STACKS.names():
         return None

@@ -29,7 +29,7 @@ class SkipLayer(GatedStack):
         dims, head, layer: width D, attention heads, number of layers L.
         max_jump: J, the longest jump, shortened to what the depth leaves; None reaches every later layer.
         scope, allow_exit: see `JumpRules`.
-        price: what a unit of compute costs, in units of score. Higher skips more; 0.01 to 1.
+        price: the price λ, in score per unit of relative compute. Higher skips more; 0.01 to 1.
         options: of `GatedStack`.
 
     Example:
@@ -136,7 +136,7 @@ def _check(fields: Fields, width: int, depth: int) -> None:
 
 
 def _build(described: dict[str, Any]) -> SkipLayer:
-    """With a fresh policy, in whose place the one that was saved comes; with exits, which fewest layers allow."""
+    """With a fresh policy, which the saved one replaces; with exits, which fewest layers allow."""
     options = {name: value for name, value in described.items() if name != "kind"}
     return SkipLayer(**options, allow_exit=True)
 

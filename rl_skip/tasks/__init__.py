@@ -33,7 +33,7 @@ class BundledTask:
 
 
 TASKS: Registry[BundledTask] = Registry("task", "--task")
-for _name, _place in {
+for _name, _attribute in {
     "digits": "digits:DIGITS",
     "hops": "hops:HOPS",
     "hops-16": "hops:HOPS_16",
@@ -42,7 +42,7 @@ for _name, _place in {
     "text": "text:TEXT",
     "language": "language:LANGUAGE",
 }.items():
-    TASKS.register_lazily(_name, f"rl_skip.tasks.{_place}")
+    TASKS.register_lazily(_name, f"rl_skip.tasks.{_attribute}")
 
 
 @cache
@@ -51,13 +51,13 @@ def load_task(name: str, data: str | None = None, options: TaskOptions = DEFAULT
 
     Args:
         data: where its data are; digits and hops need none.
-        options: the model, and where in the data what stands.
+        options: the model, and which columns or files of the data are read.
 
     Raises:
         UserError: if there is no such task, or the data cannot be read.
     """
     bundled = None if is_own(name) else TASKS.find(name)
-    if bundled is not None and data is not None and not Path(data).exists():  # what it means to a person's own task is theirs to say
+    if bundled is not None and data is not None and not Path(data).exists():  # a person's own task reads it as it likes
         raise UserError(f"there is nothing at {data}; set --data to a path that exists")
     if bundled is not None and not bundled.needs_data and data is not None:
         raise UserError(f"the task {name!r} brings its own data and does not read {data}; leave out --data, or set --task")
@@ -78,8 +78,18 @@ def defaults_of(name: str, data: str | None, given: Mapping[str, str]) -> Mappin
         name, data: as `load_task` takes them.
         given: the options that are given, by their names with underscores.
     """
-    defaults = _own_task(name, data).defaults if is_own(name) else TASKS.find(name).defaults
-    return defaults(given) if callable(defaults) else defaults
+    if not is_own(name):
+        defaults = TASKS.find(name).defaults
+        return defaults(given) if callable(defaults) else defaults
+    defaults, place = _own_task(name, data).defaults, Path(name.rpartition(":")[0]).parent
+    return {option: _from(place, value) for option, value in (defaults(given) if callable(defaults) else defaults).items()}
+
+
+def _from(place: Path, value: Any) -> Any:
+    """A value of a task's defaults; a file that it names is looked for beside the task's own."""
+    if isinstance(value, list | tuple):
+        return tuple(_from(place, part) for part in value)
+    return str(place / value) if isinstance(value, str) and is_own(value) else value
 
 
 @cache
@@ -93,8 +103,8 @@ def _own_task(name: str, data: str | None) -> Task:
     except UserError:
         raise
     except Exception as error:  # a person's own code can fail in any way
-        needed = "" if data is not None else "; it was called without data: set --data if it needs some"
-        raise UserError(f"{function} in {file} failed: {type(error).__name__}: {' '.join(str(error).split())}{needed}") from error
+        advice = "" if data is not None else "; it was called without data: set --data if it needs some"
+        raise UserError(f"{function} in {file} failed: {type(error).__name__}: {' '.join(str(error).split())}{advice}") from error
     if not isinstance(task, Task):
         raise UserError(f"{function} in {file} returned {type(task).__name__}, not a rl_skip.Task")
     return task

@@ -16,9 +16,9 @@ def digits() -> Task:
         from sklearn.datasets import load_digits
     except ImportError:
         raise UserError("the task 'digits' needs scikit-learn; pip install 'rl-skip[tasks]'") from None
-    found = load_digits()
-    images = torch.tensor(found.images, dtype=torch.float32) / 16 * 2 - 1  # (1797, 8, 8) in [-1, 1]
-    labels = torch.tensor(found.target, dtype=torch.long)
+    dataset = load_digits()
+    images = torch.tensor(dataset.images, dtype=torch.float32) / 16 * 2 - 1  # (1797, 8, 8) in [-1, 1]
+    labels = torch.tensor(dataset.target, dtype=torch.long)
     rows = stratified_split(labels)
 
     def load(split: Split) -> Examples:

@@ -1,4 +1,4 @@
-"""Pointers to follow: how many stands in the row, so how deep a network must go for it is known."""
+"""Pointers to follow: the row says how many, so the depth that it requires is known."""
 
 from collections.abc import Mapping
 from functools import cache, partial
@@ -15,7 +15,7 @@ __all__ = ["HOPS", "HOPS_16", "hops", "reached"]
 
 ROWS: dict[Split, int] = {"train": 100_000, "validation": 2_000, "test": 4_000}
 SEED = 0
-"""Of the data; the seed of a run does not move them."""
+"""Of the data; the seed of a run does not change them."""
 
 
 def hops(name: str = "hops", *, nodes: int = 8, longest: int = 8) -> Task:
@@ -37,10 +37,10 @@ def hops(name: str = "hops", *, nodes: int = 8, longest: int = 8) -> Task:
 def reached(pointers: Tensor) -> Tensor:
     """(B,) long, where each row (B, N + 1, 2) leads."""
     target, hop = pointers[:, :-1, 1], pointers[:, -1, 1]  # (B, N), (B,)
-    place = pointers[:, -1:, 0]  # (B, 1)
+    node = pointers[:, -1:, 0]  # (B, 1)
     for done in range(int(hop.max())):
-        place = torch.where(hop.unsqueeze(1) > done, target.gather(1, place), place)
-    return place.squeeze(1)
+        node = torch.where(hop.unsqueeze(1) > done, target.gather(1, node), node)
+    return node.squeeze(1)
 
 
 @cache
@@ -71,14 +71,14 @@ def _required_depth(examples: Examples) -> Tensor:
 
 def _in_words(examples: Examples) -> list[str]:
     assert isinstance(examples.inputs, Tensor)
-    said = []
+    texts = []
     for *pairs, (start, hop) in examples.inputs.tolist():
-        said.append(f"{hop} from {start}: " + " ".join(f"{node}→{target}" for node, target in pairs))
-    return said
+        texts.append(f"{hop} from {start}: " + " ".join(f"{node}→{target}" for node, target in pairs))
+    return texts
 
 
 def _defaults(given: Mapping[str, str], **sizes: int) -> dict[str, Any]:
-    """A network of tied layers, each of which follows one pointer; frozen then, unless it is told to learn on.
+    """A network of tied layers, each of which follows one pointer; frozen after the warm-up, unless --tune all.
 
     A network that learns on needs longer than a policy alone, and prices at which it pays to follow several pointers at once.
     """

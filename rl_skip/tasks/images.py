@@ -38,7 +38,7 @@ NPZ_KEYS = ([("images", "labels")], [("x", "y")], [("x_train", "y_train"), ("x_t
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Source:
     """Images with labels from one place."""
 
     name: str
@@ -72,10 +72,10 @@ def images(path: Path, options: TaskOptions = DEFAULTS) -> Task:
         UserError: if it holds anything else, or its parts do not match.
     """
     parts = _parts(path)
-    for part in parts:
-        part.check()
+    for source in parts:
+        source.check()
     classes = class_names(parts[0].labels, path)
-    labels = [class_indices(part.labels, classes, path) for part in parts]
+    labels = [class_indices(source.labels, classes, path) for source in parts]
     rows = split_rows(labels[0], path) if len(parts) == 1 else _official_rows(labels[0], labels[1], path)
     channels, height, width = parts[0].pixels.shape[1:]
     if parts[-1].pixels.shape[1:] != parts[0].pixels.shape[1:]:
@@ -99,12 +99,12 @@ def images(path: Path, options: TaskOptions = DEFAULTS) -> Task:
     return Task("images", classes, load, embedding, embedding.tokens)
 
 
-def _for_model(parts: list[_Part], labels: list[Tensor], rows: dict[Split, Tensor], found: tuple[str, ...], folder: str) -> Task:
+def _for_model(parts: list[_Source], labels: list[Tensor], rows: dict[Split, Tensor], names: tuple[str, ...], folder: str) -> Task:
     """The task around a model from transformers, which gets whole pictures."""
     config = read_config(folder)
     if not hasattr(config, "image_size"):
         raise UserError(f"the model in {folder} takes no images; set --model to one that does, such as a ViT")
-    order, classes = order_of_model(found, config)
+    order, classes = order_of_model(names, config)
     prepare = PixelPreparation.of(folder, config, parts[0].pixels[rows["train"]])
 
     def load(split: Split) -> Examples:
@@ -141,7 +141,7 @@ def _official_rows(train: Tensor, test: Tensor, path: Path) -> dict[Split, Tenso
     return {"train": parts["train"], "validation": parts["test"], "test": torch.arange(len(test))}
 
 
-def _parts(path: Path) -> list[_Part]:
+def _parts(path: Path) -> list[_Source]:
     """All images, or training images and test images."""
     if path.is_dir():
         return _idx_parts(path) if any(path.glob("*idx3-ubyte*")) else _folder_parts(path)
@@ -150,11 +150,11 @@ def _parts(path: Path) -> list[_Part]:
     raise UserError(f"{path} is not what the task 'images' reads; set --data to {EXPECTED}")
 
 
-def _idx_parts(folder: Path) -> list[_Part]:
+def _idx_parts(folder: Path) -> list[_Source]:
     parts = []
     for kind in ("train", "t10k"):
         pixels, labels = _idx(folder, f"{kind}-images", 3), _idx(folder, f"{kind}-labels", 1)
-        parts.append(_Part(f"the {kind} files in {folder}", pixels.unsqueeze(1), [str(label) for label in labels.tolist()]))
+        parts.append(_Source(f"the {kind} files in {folder}", pixels.unsqueeze(1), [str(label) for label in labels.tolist()]))
     return parts
 
 
@@ -173,12 +173,12 @@ def _idx(folder: Path, kind: str, axes: int) -> Tensor:
         raise UserError(f"{file} is no IDX file of bytes with {axes} axes; set --data to a folder with four whole IDX files")
     shape = [int.from_bytes(content[4 * i : 4 * i + 4], "big") for i in range(1, axes + 1)]
     if len(content) - start != math.prod(shape):
-        promised, found = math.prod(shape), len(content) - start
-        raise UserError(f"{file} holds {found} values where its header promises {promised}; set --data to a folder with four whole IDX files")
+        promised, values = math.prod(shape), len(content) - start
+        raise UserError(f"{file} holds {values} values where its header promises {promised}; set --data to a folder with four whole IDX files")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)[start:].view(shape)
 
 
-def _npz_parts(path: Path) -> list[_Part]:
+def _npz_parts(path: Path) -> list[_Source]:
     try:
         import numpy as np
     except ImportError:
@@ -189,9 +189,9 @@ def _npz_parts(path: Path) -> list[_Part]:
             raise ValueError("it is a single array")
         for pairs in NPZ_KEYS:
             if all(key in file for pair in pairs for key in pair):
-                return [_Part(f"{path} ({x}, {y})", _pixels(file[x], f"{x} in {path}"), _labels(file[y], f"{y} in {path}")) for x, y in pairs]
-        found = ", ".join(file.files) or "nothing"
-    raise UserError(f"{path} holds {found}; set --data to an .npz with images and labels, or x_train, y_train, x_test and y_test")
+                return [_Source(f"{path} ({x}, {y})", _pixels(file[x], f"{x} in {path}"), _labels(file[y], f"{y} in {path}")) for x, y in pairs]
+        arrays = ", ".join(file.files) or "nothing"
+    raise UserError(f"{path} holds {arrays}; set --data to an .npz with images and labels, or x_train, y_train, x_test and y_test")
 
 
 def _pixels(array: Any, what: str) -> Tensor:
@@ -214,7 +214,7 @@ def _labels(array: Any, what: str) -> list[str]:
     return [str(label) for label in array.reshape(-1).tolist()]
 
 
-def _folder_parts(path: Path) -> list[_Part]:
+def _folder_parts(path: Path) -> list[_Source]:
     """A folder per class, or `train` and `test` with a folder per class each; other folders and files are passed over."""
     try:
         from PIL import Image
@@ -242,7 +242,7 @@ def _folder_parts(path: Path) -> list[_Part]:
             picture = picture if picture.size == size else picture.resize(size, Image.Resampling.BILINEAR)
             return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(size[1], size[0], -1).movedim(2, 0)
 
-    return [_Part(str(root), torch.stack([pixels(file) for file in files[root]]), [file.parent.name for file in files[root]]) for root in roots]
+    return [_Source(str(root), torch.stack([pixels(file) for file in files[root]]), [file.parent.name for file in files[root]]) for root in roots]
 
 
 def _common_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rl_skip.attached.huggingface import HuggingFaceStack
-from rl_skip.attached.library import needed
+from rl_skip.attached.library import require
 from rl_skip.attached.pretrained import load_model, read_tokenizer
 from rl_skip.core.errors import UserError
 from rl_skip.core.stack import LayerStack
@@ -33,7 +33,7 @@ LONGEST = 1024
 
 @dataclass(frozen=True)
 class LanguageTask(Task):
-    """Rows of tokens; the score of a row is the probability of a token that follows its prompt, in the geometric mean: exp(−loss)."""
+    """Rows of tokens; the score of a row is the geometric mean of the probabilities of the tokens that follow its prompt, exp(−loss)."""
 
     characters_per_token: float = 1.0
 
@@ -43,13 +43,13 @@ class LanguageTask(Task):
         counted = (labels[:, 1:] != NOT_COUNTED).sum(dim=1).clamp(min=1)
         return losses.view(len(labels), -1).sum(dim=1) / counted
 
-    def accuracy(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """(B,), exp(−loss)."""
         return torch.exp(-self.loss(outputs, labels))
 
     def probability(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """(B,), exp(−loss)."""
-        return self.accuracy(outputs, labels)
+        return self.score(outputs, labels)
 
     def prediction(self, outputs: Tensor) -> Tensor:
         """(B,) long, zeros: all rows are of one class."""
@@ -59,7 +59,7 @@ class LanguageTask(Task):
         """(B,) long, zeros: all rows are of one class."""
         return torch.zeros(len(labels), dtype=torch.long, device=labels.device)
 
-    def majority_accuracy(self, validation: Tensor, test: Tensor) -> Tensor:
+    def majority_score(self, validation: Tensor, test: Tensor) -> Tensor:
         """(N,), the score of each test row where every token has the probability of its frequency on validation data."""
         known = validation[validation != NOT_COUNTED]
         counts = torch.bincount(known, minlength=int(max(known.max(), test.max())) + 1).double() + 1
@@ -86,22 +86,22 @@ def language(path: Path, options: TaskOptions) -> Task:
     Raises:
         UserError: if the text cannot be read or is too short.
     """
-    needed()
+    require()
     rows, prompt = options.max_tokens, options.prompt_tokens
     if prompt >= rows:
         raise UserError(f"a prompt of {prompt} tokens leaves none of {rows} to count; set --prompt-tokens below --max-tokens")
     with reading(path, EXPECTED):
-        whole = path.read_bytes().decode("utf-8-sig")
-    parts = {split: whole[round(low * len(whole)) : round(high * len(whole))] for split, (low, high) in SHARES.items()}
+        text = path.read_bytes().decode("utf-8-sig")
+    parts = {split: text[round(low * len(text)) : round(high * len(text))] for split, (low, high) in SHARES.items()}
     tokenizer = read_tokenizer(options.model) if options.pretrained else _tokenizer(parts["train"])
-    ids = {split: _ids(tokenizer, part, rows, path) for split, part in parts.items()}
+    ids = {split: _ids(tokenizer, share, rows, path) for split, share in parts.items()}
 
     @cache
     def load(split: Split) -> Examples:
-        found = ids[split].unfold(0, rows, rows - prompt).clone()  # (N, T)
-        labels = found.clone()
+        tokens = ids[split].unfold(0, rows, rows - prompt).clone()  # (N, T)
+        labels = tokens.clone()
         labels[:, :prompt] = NOT_COUNTED
-        return Examples({"input_ids": found}, labels)
+        return Examples({"input_ids": tokens}, labels)
 
     def network(size: NetworkConfig) -> LayerStack:
         if options.pretrained:
@@ -113,7 +113,8 @@ def language(path: Path, options: TaskOptions) -> Task:
         return tokenizer.batch_decode(examples.inputs["input_ids"])
 
     per_token = len(parts["validation"]) / max(len(ids["validation"]), 1)
-    return LanguageTask("language", ("text",), load, no_embedding, rows, in_words, network=network, characters_per_token=per_token)
+    names: Any = {"name": "language", "classes": ("text",), "score_name": "token likelihood"}
+    return LanguageTask(**names, load=load, embedding=no_embedding, tokens=rows, in_words=in_words, network=network, characters_per_token=per_token)
 
 
 def _tokenizer(text: str) -> Any:
@@ -133,7 +134,7 @@ def _fresh_network(size: NetworkConfig, tokenizer: Any, prompt: int) -> LayerSta
     """A small Llama."""
     if size.stack != "blocks":
         raise UserError(f"the task 'language' builds plain blocks, not a {size.stack}; leave out --stack")
-    transformers = needed()
+    transformers = require()
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=size.width,

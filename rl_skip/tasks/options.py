@@ -47,20 +47,19 @@ class TaskOptions:
 def model_defaults(given: Mapping[str, str]) -> dict[str, Any]:
     """Options of training that suit a model that is given, whatever the task; none without one.
 
-    It knows much already, and forgets it at the learning rate of one that knows nothing. Where a part of it learns alone, that
-    may learn faster.
+    A pretrained model forgets at the learning rates of training from scratch; where only a part of it learns, they may be higher.
 
     Args:
         given: the options that are given, by their names with underscores.
     """
     if given.get("model", NO_MODEL) == NO_MODEL:
         return {}
-    part = given.get("tune") in ("head", "norms", "lora")
+    partly = given.get("tune") in ("head", "norms", "lora")
     return {
         "warmup_epochs": 2,
         "epochs": 4,
         "batch_size": 32,
-        "learning_rate": 5e-4 if part else 5e-5,
+        "learning_rate": 5e-4 if partly else 5e-5,
         "policy_learning_rate": 1e-3,
         "random_route_keep": 0.3,
         "eval_epochs": 1,

@@ -34,14 +34,14 @@ class PixelPreparation:
 
     @classmethod
     def of(cls, folder: str, config: Any, train: Tensor) -> "PixelPreparation":
-        """As the model's preprocessor_config.json says; what it does not say comes from the model, mean and deviation from the training pixels.
+        """From the model's preprocessor_config.json; what is missing there from the model, mean and deviation from the training pixels.
 
         Raises:
             UserError: if pictures of that many channels cannot become the model's.
         """
         file = Path(folder, FILE)
         try:
-            said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         except ValueError:
             raise UserError(f"{file} is not JSON; set --model to a folder that save_pretrained wrote") from None
         channels = getattr(config, "num_channels", 3)
@@ -49,22 +49,22 @@ class PixelPreparation:
             raise UserError(f"the pictures have {train.shape[1]} channels, the model in {folder} takes {channels}; set --data to others")
         size = config.image_size if isinstance(config.image_size, list | tuple) else (config.image_size, config.image_size)
         unit = not train.is_floating_point() or float(train.max()) > 1
-        scale = float(said.get("rescale_factor", BYTE)) if unit and said.get("do_rescale", True) else 1.0
-        mean, deviation = said.get("image_mean"), said.get("image_std")
-        if not said.get("do_normalize", True):
+        scale = float(saved.get("rescale_factor", BYTE)) if unit and saved.get("do_rescale", True) else 1.0
+        mean, deviation = saved.get("image_mean"), saved.get("image_std")
+        if not saved.get("do_normalize", True):
             mean, deviation = [0.0] * channels, [1.0] * channels
         if mean is None or deviation is None:
-            found = torch.std_mean(train.float() * scale, dim=(0, 2, 3), correction=0)
-            deviation, mean = ([float(one) for one in part.expand(channels)] for part in found)
-        mode = "bicubic" if said.get("resample") == BICUBIC else "bilinear"
-        return cls((int(size[0]), int(size[1])), channels, tuple(mean), tuple(one or 1.0 for one in deviation), scale, mode)
+            statistics = torch.std_mean(train.float() * scale, dim=(0, 2, 3), correction=0)
+            deviation, mean = (statistic.expand(channels).tolist() for statistic in statistics)
+        mode = "bicubic" if saved.get("resample") == BICUBIC else "bilinear"
+        return cls((int(size[0]), int(size[1])), channels, tuple(mean), tuple(value or 1.0 for value in deviation), scale, mode)
 
     def __call__(self, pixels: Inputs) -> Inputs:
         assert isinstance(pixels, Tensor)
         pixels = pixels.float() * self.scale
         if pixels.shape[2:] != self.size:
             pixels = interpolate(pixels, self.size, mode=self.mode, antialias=True, align_corners=False)
-        mean, deviation = (pixels.new_tensor(part).view(1, -1, 1, 1) for part in (self.mean, self.deviation))
+        mean, deviation = (pixels.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.deviation))
         return (pixels.expand(-1, self.channels, -1, -1) - mean) / deviation
 
     def save_pretrained(self, folder: Path | str) -> None:

@@ -22,7 +22,7 @@ _UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, RuntimeError, zlib.er
 
 @contextmanager
 def reading(what: Path | str, expected: str) -> Iterator[None]:
-    """Tells in one line what goes wrong while `what` is read."""
+    """Raises what goes wrong while `what` is read as a `UserError` of one line."""
     try:
         yield
     except UserError:
@@ -32,13 +32,13 @@ def reading(what: Path | str, expected: str) -> Iterator[None]:
         raise UserError(f"{what} cannot be read ({reason}); set --data to {expected}") from None
 
 
-def class_names(found: Sequence[str], path: Path) -> tuple[str, ...]:
+def class_names(labels: Sequence[str], path: Path) -> tuple[str, ...]:
     """The distinct classes: numbers in their order, then text in its own.
 
     Raises:
         UserError: if there is one class alone.
     """
-    classes = tuple(sorted(set(found), key=_order))
+    classes = tuple(sorted(set(labels), key=_order))
     if len(classes) < 2:
         raise UserError(f"{path} holds the class {classes[0]!r} alone; set --data to examples of at least 2 classes")
     return classes
@@ -49,17 +49,17 @@ def _order(name: str) -> tuple[bool, int, str]:
     return not is_number, int(name) if is_number else 0, name
 
 
-def class_indices(found: Sequence[str], classes: Sequence[str], path: Path) -> Tensor:
-    """(N,) long, where each row's class stands among `classes`.
+def class_indices(labels: Sequence[str], classes: Sequence[str], path: Path) -> Tensor:
+    """(N,) long, the number of each row's class among `classes`.
 
     Raises:
         UserError: if a row is of none of them.
     """
     index = {name: i for i, name in enumerate(classes)}
-    unknown = sorted(set(found) - set(index))
+    unknown = sorted(set(labels) - set(index))
     if unknown:
         raise UserError(f"the test data in {path} hold the class {unknown[0]!r}, which the training data lack; set --data to data that have it")
-    return torch.tensor([index[name] for name in found], dtype=torch.long)
+    return torch.tensor([index[name] for name in labels], dtype=torch.long)
 
 
 def split_rows(labels: Tensor, path: Path) -> dict[Split, Tensor]:

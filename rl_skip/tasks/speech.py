@@ -53,10 +53,10 @@ def speech(path: Path, options: TaskOptions = DEFAULTS) -> Task:
         UserError: if it holds anything else, or a recording is cut short.
     """
     recordings = _recordings(path)
-    found = _labels(list(recordings), path)
-    classes = class_names(found, path)
-    labels = class_indices(found, classes, path)
-    rows = _split_by_take(list(recordings), found, labels) or split_rows(labels, path)
+    names = _labels(list(recordings), path)
+    classes = class_names(names, path)
+    labels = class_indices(names, classes, path)
+    rows = _split_by_take(list(recordings), names, labels) or split_rows(labels, path)
     samples = list(recordings.values())
     if options.pretrained:
         return _for_model(samples, labels, rows, classes, options.model)
@@ -69,9 +69,9 @@ def speech(path: Path, options: TaskOptions = DEFAULTS) -> Task:
     return Task("speech", classes, load, embedding, embedding.tokens)
 
 
-def _for_model(samples: list[Tensor], labels: Tensor, rows: dict[Split, Tensor], found: tuple[str, ...], folder: str) -> Task:
+def _for_model(samples: list[Tensor], labels: Tensor, rows: dict[Split, Tensor], names: tuple[str, ...], folder: str) -> Task:
     """The task around a model from transformers, which gets waveforms, or what its feature extractor makes of them."""
-    order, classes = order_of_model(found, read_config(folder))
+    order, classes = order_of_model(names, read_config(folder))
     extractor = read_extractor(folder)
     rate = extractor.sampling_rate
     padding = {"padding": True} if extractor.model_input_names[0] == "input_values" and extractor.feature_size == 1 else {}
@@ -157,11 +157,11 @@ def _labels(names: list[str], path: Path) -> list[str]:
     return labels
 
 
-def _split_by_take(names: list[str], found: list[str], labels: Tensor) -> dict[Split, Tensor] | None:
+def _split_by_take(files: list[str], names: list[str], labels: Tensor) -> dict[Split, Tensor] | None:
     """The split of the Free Spoken Digit Dataset; None where names carry no takes, or a class would miss from a split."""
-    matches = [NAME.fullmatch(PurePosixPath(name).stem) for name in names]
-    takes = [int(match["take"]) for match, label in zip(matches, found, strict=True) if match and match["label"] == label]
-    if len(takes) < len(names):
+    matches = [NAME.fullmatch(PurePosixPath(file).stem) for file in files]
+    takes = [int(match["take"]) for match, name in zip(matches, names, strict=True) if match and match["label"] == name]
+    if len(takes) < len(files):
         return None
     fives = torch.tensor(takes) // 5
     chosen: dict[Split, Tensor] = {"train": fives >= 2, "validation": fives == 1, "test": fives == 0}

@@ -52,17 +52,17 @@ def read_tables(path: Path, options: TaskOptions) -> tuple[tuple[str, ...], dict
     files = _files(path, options)
     read = {split: _read(file, options) for split, file in files.items()}
     classes = class_names(read["train"][1], files["train"])
-    found = {split: LabelledTexts(texts, class_indices(labels, classes, files[split])) for split, (texts, labels) in read.items()}
-    if len(found) == 1:
-        rows = split_rows(found["train"].labels, files["train"])
-        return classes, {split: found["train"].take(part) for split, part in rows.items()}
+    splits = {split: LabelledTexts(texts, class_indices(labels, classes, files[split])) for split, (texts, labels) in read.items()}
+    if len(splits) == 1:
+        rows = split_rows(splits["train"].labels, files["train"])
+        return classes, {split: splits["train"].take(chosen) for split, chosen in rows.items()}
     for split in NAMES:
-        if split not in found:
-            kept = stratified_split(found["train"].labels, (1 - HELD_OUT, 0.0, HELD_OUT))
+        if split not in splits:
+            kept = stratified_split(splits["train"].labels, (1 - HELD_OUT, 0.0, HELD_OUT))
             if not len(kept["test"]):
                 raise UserError(f"{files['train']} has too few rows to hold some out for {split}; name a file with --{split}-file")
-            found[split], found["train"] = found["train"].take(kept["test"]), found["train"].take(kept["train"])
-    return classes, found
+            splits[split], splits["train"] = splits["train"].take(kept["test"]), splits["train"].take(kept["train"])
+    return classes, splits
 
 
 def _files(path: Path, options: TaskOptions) -> dict[Split, Path]:
@@ -95,13 +95,13 @@ def _read(file: Path, options: TaskOptions) -> tuple[list[str], list[str]]:
     for name, flag in ((text, "--text-column"), (options.label_column, "--label-column")):
         if name not in header:
             raise UserError(f"{file} has no column {name!r}, its columns are {', '.join(header)}; set {flag}")
-    places = header.index(text), header.index(options.label_column)
+    columns = header.index(text), header.index(options.label_column)
     for line, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
             raise UserError(f"{file} has {len(row)} columns in row {line}, its first row names {len(header)}; set --data to a whole table")
     if len(rows) == 1:
         raise UserError(f"{file} holds no rows below its column names; set --data to {EXPECTED}")
-    return [row[places[0]] for row in rows[1:]], [row[places[1]] for row in rows[1:]]
+    return [row[columns[0]] for row in rows[1:]], [row[columns[1]] for row in rows[1:]]
 
 
 def _rows(file: Path) -> list[list[str]]:

@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rl_skip.attached.library import needed
+from rl_skip.attached.library import require
 from rl_skip.attached.pretrained import load_model, name_classes, order_of_model, read_config, read_tokenizer
 from rl_skip.core.errors import UserError
 from rl_skip.core.stack import LayerStack
@@ -28,7 +28,7 @@ def text(path: Path, options: TaskOptions) -> Task:
     Raises:
         UserError: if the data or the model cannot be read, or do not fit each other.
     """
-    needed()
+    require()
     config = read_config(options.model) if options.pretrained else None
     classes, tables = read_tables(path, options)
     if config is None:
@@ -68,7 +68,7 @@ def _fresh_network(size: NetworkConfig, tokenizer: Any, classes: tuple[str, ...]
 
     if size.stack != "blocks":
         raise UserError(f"the task 'text' builds plain blocks, not a {size.stack}; leave out --stack")
-    transformers = needed()
+    transformers = require()
     dropouts = {name: size.dropout for name in ("attention_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout")}
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
     config = transformers.ModernBertConfig(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_skip.attached.library import needed
+from rl_skip.attached.library import require
 from rl_skip.core.errors import UserError
 
 __all__ = ["character_tokenizer", "no_embedding", "padded", "trained_tokenizer", "vocabulary_for"]
@@ -18,7 +18,7 @@ CHARACTERS_PER_ENTRY = 64
 
 
 def no_embedding(width: int) -> nn.Module:
-    """Stands where a task says how its inputs become tokens, in tasks whose model does that itself."""
+    """The embedding of tasks whose model embeds its inputs itself: there is none."""
     raise UserError("this task's network is a model from transformers; it has no embedding of its own")
 
 
@@ -35,7 +35,7 @@ def trained_tokenizer(texts: Sequence[str], vocabulary: int, *, for_language: bo
         vocabulary: entries, at most.
         for_language: keeps the case, and puts nothing around a text, so that what it says can be gone on with.
     """
-    tokenizers, transformers = needed("tokenizers"), needed()
+    tokenizers, transformers = require("tokenizers"), require()
     special = {} if for_language else SPECIAL
     trained = tokenizers.Tokenizer(tokenizers.models.BPE())
     if not for_language:
@@ -55,7 +55,7 @@ def trained_tokenizer(texts: Sequence[str], vocabulary: int, *, for_language: bo
 
 def character_tokenizer(text: str) -> Any:
     """A tokenizer with an entry for each character of the text, and one for all others."""
-    tokenizers, transformers = needed("tokenizers"), needed()
+    tokenizers, transformers = require("tokenizers"), require()
     vocabulary = {"[UNK]": 0} | {character: i for i, character in enumerate(sorted(set(text)), start=1)}
     built = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     built.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
@@ -68,5 +68,5 @@ def padded(rows: Sequence[Sequence[int]], padding: int) -> dict[str, Tensor]:
     counts = torch.tensor([len(row) for row in rows])
     mask = torch.arange(int(counts.max())) < counts.unsqueeze(1)
     ids = torch.full(mask.shape, padding)
-    ids[mask] = torch.tensor([one for row in rows for one in row])
+    ids[mask] = torch.tensor([token for row in rows for token in row])
     return {"input_ids": ids, "attention_mask": mask.long()}

@@ -57,11 +57,11 @@ class RouteTask(Task):
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return outputs[:, -1].square()
 
-    def accuracy(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return score_table()[labels, _number(outputs[:, :DEPTH])]
 
     def probability(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return self.accuracy(outputs, labels)
+        return self.score(outputs, labels)
 
 
 def _number(route: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class KnownOptimum:
         rows = learner.validation
         with torch.no_grad():
             found = routed_forward(learner.stack, learner.policy, rows.inputs, price=price)
-        return (self.task.accuracy(found.outputs, rows.labels) - price * found.compute).double().mean().item()
+        return (self.task.score(found.outputs, rows.labels) - price * found.compute).double().mean().item()
 
 
 @pytest.fixture

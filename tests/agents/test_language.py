@@ -42,7 +42,7 @@ def test_a_row_scores_the_probability_of_what_follows_its_prompt(tmp_path: Path)
         losses = [-math.log(float(outputs[b, t].softmax(dim=0)[ids[t + 1]])) for t in range(PROMPT - 1, ROW - 1)]
         mean = sum(losses) / len(losses)
         assert float(task.loss(outputs, rows.labels)[b]) == pytest.approx(mean, rel=1e-5)
-        assert float(task.accuracy(outputs, rows.labels)[b]) == pytest.approx(math.exp(-mean), rel=1e-5)
+        assert float(task.score(outputs, rows.labels)[b]) == pytest.approx(math.exp(-mean), rel=1e-5)
     score = torch.tensor([0.5, 0.25])
     assert task.measures(score) == {"bits_per_character": pytest.approx(1.5)}
 
@@ -67,6 +67,27 @@ def test_a_run_learns_and_tells_bits_per_character(run: Path, capsys: pytest.Cap
     assert "a guarantee counts rows that are right" in capsys.readouterr().err
     assert main(["compare", str(run), "--rows", "6", "--json", "--threads", "1"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 6
+
+
+def test_its_score_is_called_token_likelihood_everywhere(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report, key = json.loads((run / "report.json").read_text()), "token_likelihood"
+    assert {key} < report["policy"].keys() & report["dial"][0].keys() & report["full depth"].keys()
+    tags = {tag for line in (run / "metrics.jsonl").read_text().splitlines() for tag in json.loads(line)}
+    assert {f"warmup/{key}", f"rollout/{key}", f"eval/{key}"} <= tags
+    policy = json.loads((run / "policy" / "policy.json").read_text())
+    assert policy["score_name"] == "token likelihood" and policy["price_table"][0].keys() == {"price", "compute", key}
+    capsys.readouterr()
+    for words in (["eval", str(run)], ["compare", str(run), "--rows", "6"], ["prune", str(run), str(tmp_path / "pruned")], ["info", str(run)]):
+        assert main([*words, "--threads", "1"]) == 0
+        shown = capsys.readouterr().out
+        assert "token likelihood" in shown or key in shown
+        assert "accura" not in shown
+    compared = json.loads((run / "compare.json").read_text())
+    assert key in compared["operating"][0]["baselines"][0] and key in compared["curves"][0]["points"][0]
+    for name in ("compare.md", "compare.json", "report.json", "metrics.jsonl", "policy/README.md", "policy/policy.json"):
+        assert "accura" not in (run / name).read_text().lower(), name
+    for name in ("README.md", "pruned.json"):
+        assert "accura" not in (tmp_path / "pruned" / name).read_text().lower(), name
 
 
 def test_the_policy_looks_at_the_prompt_alone(run: Path) -> None:

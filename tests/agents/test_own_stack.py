@@ -78,7 +78,7 @@ def test_a_bare_folder_runs_no_file_and_asks_for_the_stack(finished: Path, tmp_p
 
 
 def test_a_stack_that_is_registered_needs_no_file(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(STACKS, "_found", dict(STACKS._found))
+    monkeypatch.setattr(STACKS, "_registered", dict(STACKS._registered))
     copy = Path(shutil.copytree(finished / "policy", tmp_path / "copy"))
     described = json.loads((copy / "policy.json").read_text())
     (copy / "policy.json").write_text(json.dumps({**described, "network": {**described["network"], "stack": "mixer"}}))

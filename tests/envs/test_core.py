@@ -69,13 +69,13 @@ def test_episodes_give_what_routed_forward_gives_for_their_routes(kind: str, rul
             ends = step.ends
             rows = shown[ends.rows]
             with torch.no_grad():
-                swept = routed_forward(core.stack, PolicyRouter(policy, route=ends.route), core.examples.take(rows).inputs, price=ends.prices)
-            torch.testing.assert_close(swept.route, ends.route)
-            torch.testing.assert_close(swept.compute, ends.compute, atol=1e-6, rtol=1e-6)
-            torch.testing.assert_close(score(swept.outputs, core.examples.labels[rows]), ends.scores, atol=1e-6, rtol=1e-5)
-            torch.testing.assert_close(returns[ends.rows], core.reward.total(ends.scores, swept.compute, ends.prices), atol=1e-6, rtol=1e-5)
+                rollout = routed_forward(core.stack, PolicyRouter(policy, route=ends.route), core.examples.take(rows).inputs, price=ends.prices)
+            torch.testing.assert_close(rollout.route, ends.route)
+            torch.testing.assert_close(rollout.compute, ends.compute, atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(score(rollout.outputs, core.examples.labels[rows]), ends.scores, atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(returns[ends.rows], core.reward.total(ends.scores, rollout.compute, ends.prices), atol=1e-6, rtol=1e-5)
             lengths = torch.tensor([len(seen[n]) for n in ends.rows.tolist()])
-            torch.testing.assert_close(lengths, swept.decided.sum(dim=1))
+            torch.testing.assert_close(lengths, rollout.decided.sum(dim=1))
             returns[ends.rows] = 0.0
             episodes += len(ends.rows)
         for n, row in enumerate(step.observations):
@@ -93,19 +93,19 @@ def test_a_policy_acts_in_the_environment_as_in_routed_forward(kind: str, scope:
     observations, waiting = core.reset(), torch.ones(12, dtype=torch.bool)
     rows, prices = core.drawn.clone(), core.state.price.clone()  # type: ignore[union-attr]
     with torch.no_grad():
-        swept = routed_forward(core.stack, policy, core.examples.take(rows).inputs, price=prices)
+        rollout = routed_forward(core.stack, policy, core.examples.take(rows).inputs, price=prices)
         while waiting.any():
             step = core.step(policy(observations).argmax(dim=1))
             observations = step.observations
             for r, n in enumerate(step.ends.rows.tolist() if step.ends is not None else ()):
                 if waiting[n]:
                     assert step.ends is not None
-                    assert step.ends.route[r].tolist() == swept.route[n].tolist()
+                    assert step.ends.route[r].tolist() == rollout.route[n].tolist()
                     waiting[n] = False
-    assert len(swept.route.unique(dim=0)) > 1
+    assert len(rollout.route.unique(dim=0)) > 1
 
 
-def test_layers_are_called_on_exactly_the_rows_that_land_on_them() -> None:
+def test_layers_are_called_on_exactly_the_rows_whose_next_layer_they_are() -> None:
     core, called = core_of("blocks", num_envs=9), []
     original = core.stack.run
 
@@ -188,8 +188,8 @@ def test_a_new_episode_changes_neither_the_weights_nor_the_other_rows() -> None:
         shown, step = core.drawn.clone(), core.step(torch.tensor([2, 0, 1]))
         assert step.ends is not None
         torch.testing.assert_close(step.observations[:, :4], examples.inputs[core.drawn])  # type: ignore[index]
-        swept = routed_forward(flat, step.ends.route, examples.take(shown[step.ends.rows]).inputs)
-        torch.testing.assert_close(score(swept.outputs, step.ends.labels), step.ends.scores)
+        rollout = routed_forward(flat, step.ends.route, examples.take(shown[step.ends.rows]).inputs)
+        torch.testing.assert_close(score(rollout.outputs, step.ends.labels), step.ends.scores)
     assert all(torch.equal(old, new) for old, new in zip(before, gated.stack.parameters(), strict=True))
 
 
@@ -199,9 +199,9 @@ def test_new_weights_count_from_the_next_step_on() -> None:
     with torch.no_grad():
         core.stack.layers[4].mlp[2].weight.fill_(7.0)  # type: ignore[union-attr, index]
     step = core.step(torch.tensor([3]))
-    swept = routed_forward(core.stack, torch.tensor([True, False, False, False, True]), core.examples.inputs)
+    rollout = routed_forward(core.stack, torch.tensor([True, False, False, False, True]), core.examples.inputs)
     assert step.ends is not None
-    scores = score(swept.outputs, core.examples.labels)
+    scores = score(rollout.outputs, core.examples.labels)
     assert (scores - step.ends.scores).abs().min() < 1e-6
     old = routed_forward(stack_of("blocks"), torch.tensor([True, False, False, False, True]), core.examples.inputs)
     assert (score(old.outputs, core.examples.labels) - step.ends.scores).abs().min() > 1e-6

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from rl_skip.core.errors import UserError
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Task
@@ -14,7 +15,7 @@ OTHERS = 512
 
 
 class RouteBook:
-    """Scores and computes of routes on N rows: of all routes at once for up to 12 layers, of each when asked above."""
+    """Scores and computes of routes on N rows: of all routes at once for up to 12 layers, of each on demand above."""
 
     def __init__(self, stack: LayerStack, task: Task, examples: Examples, *, allow_exit: bool) -> None:
         self.stack, self.task, self.examples, self.allow_exit = stack, task, examples, allow_exit
@@ -23,24 +24,40 @@ class RouteBook:
         if stack.depth <= EXHAUSTIVE_DEPTH:
             self.routes = all_routes(stack.depth, allow_exit)
             self.correct, self.compute = evaluate_routes(stack, task, examples, self.routes)  # (R, N) each
-            self.place = torch.full((2**stack.depth,), -1)
-            self.place[_number(self.routes)] = torch.arange(len(self.routes))
+            self.index = torch.full((2**stack.depth,), -1)
+            self.index[_number(self.routes)] = torch.arange(len(self.routes))
 
     def follow(self, route: Tensor) -> tuple[Tensor, Tensor]:
         """Score and compute, (N,) each, of rows that each follow their own `route` (N, L), or all of them one (L,)."""
-        if self.routes is None:
-            found = evaluate(self.stack, route.to(self.examples.labels.device), self.task, self.examples)
-            return found.correct, found.compute_by_row
+        route = self._checked(route)
         column = torch.arange(len(self.examples))
-        place = self.place[_number(route.expand(len(column), -1))]
-        return self.correct[place, column], self.compute[place, column]
+        index = self._indices(route.expand(len(column), -1))
+        if index is None:
+            evaluation = evaluate(self.stack, route.to(self.examples.labels.device), self.task, self.examples)
+            return evaluation.correct, evaluation.compute_by_row
+        return self.correct[index, column], self.compute[index, column]
 
     def each(self, routes: Tensor) -> tuple[Tensor, Tensor]:
         """Score and compute, (K, N) each, of every row on each of `routes` (K, L)."""
-        if self.routes is None:
+        routes = self._checked(routes)
+        index = self._indices(routes)
+        if index is None:
             return evaluate_routes(self.stack, self.task, self.examples, routes)
-        place = self.place[_number(routes)]
-        return self.correct[place], self.compute[place]
+        return self.correct[index], self.compute[index]
+
+    def _indices(self, routes: Tensor) -> Tensor | None:
+        """Where routes (..., L) stand in the book; None where one of them does not, such as one that leaves early where the policy may not."""
+        if self.routes is None:
+            return None
+        index = self.index[_number(routes)]
+        return None if (index < 0).any() else index
+
+    def _checked(self, routes: Tensor) -> Tensor:
+        if routes.shape[-1] != self.stack.depth:
+            raise UserError(f"a route of this network has {self.stack.depth} layers, got {routes.shape[-1]}; mend the baseline that gave it")
+        if not routes[..., 0].all():
+            raise UserError("layer 0 always runs, and a route leaves it out; mend the baseline that gave it")
+        return routes.bool()
 
     def best_by_row(self, price: float, reward: Reward = LINEAR) -> tuple[Tensor, Tensor]:
         """The oracle, which knows the labels: score and compute, (N,) each, of the route of highest reward for each row."""
@@ -52,13 +69,13 @@ class RouteBook:
         """Score and compute, (N,) each, where every row follows the route that the policy chose for another row.
 
         The mean over all other rows, of which there are at most 512, is what a random other row's route gives in
-        expectation. What the decisions cost stays the mean of what the policy paid.
+        expectation. The cost of the decisions stays the policy's mean.
         """
         N = len(policy.route)
         others = torch.randperm(N, generator=torch.Generator().manual_seed(0))[:OTHERS]
         routes, which = policy.route[others].unique(dim=0, return_inverse=True)  # (K, L), (M,)
         weight = which.bincount(minlength=len(routes)).double().repeat(N, 1)  # (N, K)
-        weight[others, which] -= 1  # nobody is its own other
+        weight[others, which] -= 1  # no row is its own other
         weight /= weight.sum(dim=1, keepdim=True).clamp(min=1)
         correct, compute = self.each(routes)
         decisions = (policy.compute_by_row - self.follow(policy.route)[1]).mean()

@@ -1,4 +1,4 @@
-"""What `compare` leaves in the run folder: table, numbers and figures."""
+"""What `compare` writes into the run folder: table, numbers and figures."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -53,7 +53,9 @@ def compare_and_write(
 
 
 def _own_baseline(reference: str) -> MeasuredBaseline:
-    found = BASELINES.find(reference)
-    if not isinstance(found, MeasuredBaseline):
-        raise UserError(f"{reference} is a {type(found).__name__}, not a rl_skip.MeasuredBaseline; set --baseline to one")
-    return found
+    if reference in BASELINES.names():
+        raise UserError(f"the baseline {reference!r} is part of every comparison; set --baseline to file.py:name for one of your own")
+    baseline = BASELINES.find(reference)
+    if not isinstance(baseline, MeasuredBaseline):
+        raise UserError(f"{reference} is a {type(baseline).__name__}, not a rl_skip.MeasuredBaseline; set --baseline to one")
+    return baseline

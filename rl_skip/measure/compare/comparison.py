@@ -34,7 +34,7 @@ __all__ = ["BUDGETS", "compare", "compared"]
 
 BUDGETS = (0.25, 0.5, 0.75)
 SLACK = 0.02
-"""How much more than asked a baseline may spend, so that one trained for a budget and missing it by little is not left out."""
+"""How much more than the budget a baseline may spend, so that one trained for a budget and missing it by little is not left out."""
 
 
 def compare(
@@ -59,7 +59,7 @@ def compare(
         device: where to measure.
 
     Raises:
-        UserError: if a run or a baseline cannot be read, or they do not go together.
+        UserError: if a run or a baseline cannot be read, or they do not fit together.
     """
     begun = time.monotonic()
     measurements: list[Measurement] = []
@@ -70,11 +70,11 @@ def compare(
     extra = _by_seed(list(baselines), folders, seeds)
     for folder, seed in zip(folders, seeds, strict=True):
         model, task = load_run(folder, data=data, device=device)
-        part = Rows.load(task, device, rows)
-        found = measure(folder, seed, model, task, part, budgets, own, read_run(folder).reward)
-        _check_together(found, measurements)
-        measurements.append(found)
-        curves, left_out = read_baselines([*baseline_folders(folder), *extra[folder]], read_run(folder).task, part, data, device)
+        chosen = Rows.load(task, device, rows)
+        measurement = measure(folder, seed, model, task, chosen, budgets, own, read_run(folder).reward)
+        _check_together(measurement, measurements)
+        measurements.append(measurement)
+        curves, left_out = read_baselines([*baseline_folders(folder), *extra[folder]], read_run(folder).task, chosen, data, device)
         trained.append(curves)
         notes += left_out + missing_baselines(folder)
     return compared(measurements, trained, notes, begun=begun)
@@ -84,43 +84,53 @@ def _by_seed(baselines: list[Path], folders: Sequence[Path], seeds: list[int]) -
     """Which run each baseline is set beside."""
     if len(set(seeds)) < len(seeds):
         raise UserError(f"the runs have seeds {', '.join(map(str, seeds))}; name runs that differ in their seed")
-    given: dict[Path, list[Path]] = {folder: [] for folder in folders}
+    by_folder: dict[Path, list[Path]] = {folder: [] for folder in folders}
     for baseline in baselines:
         if len(folders) == 1:
-            given[folders[0]].append(baseline)
+            by_folder[folders[0]].append(baseline)
             continue
         seed = seed_of(baseline)
         if seed not in seeds:
             raise UserError(f"the baseline {baseline} has seed {seed}, and none of the runs has; leave it out of --baselines")
-        given[folders[seeds.index(seed)]].append(baseline)
-    return given
+        by_folder[folders[seeds.index(seed)]].append(baseline)
+    return by_folder
 
 
-def _check_together(found: Measurement, others: list[Measurement]) -> None:
+def _check_together(measurement: Measurement, others: list[Measurement]) -> None:
     if not others:
         return
     first = others[0]
-    for what, mine, theirs in (
-        ("task", found.task.name, first.task.name),
-        ("depth", found.model.stack.depth, first.model.stack.depth),
-        ("test rows", len(found.rows.test), len(first.rows.test)),
-        ("dial", bool(found.model.table.points), bool(first.model.table.points)),
+    for what, value, expected in (
+        ("task", measurement.task.name, first.task.name),
+        ("depth", measurement.model.stack.depth, first.model.stack.depth),
+        ("test rows", len(measurement.rows.test), len(first.rows.test)),
+        ("dial", bool(measurement.model.table.points), bool(first.model.table.points)),
+        ("reward", measurement.reward.formula, first.reward.formula),
+        ("features", _feature_names(measurement), _feature_names(first)),
     ):
-        if mine != theirs:
-            raise UserError(f"{found.folder} has {what} {mine}, {first.folder} has {theirs}; name runs of one task that differ in their seed alone")
+        if value != expected:
+            differing = f"{measurement.folder} has {what} {value}, {first.folder} has {expected}"
+            raise UserError(f"{differing}; name runs of one task that differ in their seed alone")
+
+
+def _feature_names(measured: Measurement) -> str:
+    return ", ".join(feature.name for feature in measured.model.rules.layout.features)
 
 
 def compared(measurements: list[Measurement], trained: list[list[Curve]], notes: Iterable[str] = (), *, begun: float | None = None) -> Comparison:
-    """Puts measurements of several seeds together.
+    """Joins measurements of several seeds.
 
     Args:
         trained: for each measurement, the curves of its trained baselines.
-        notes: what is to be said besides.
+        notes: sentences for the report.
         begun: when the comparison began, on the monotonic clock.
     """
     begun = time.monotonic() if begun is None else begun
     first, notes = measurements[0], list(notes)
-    every = [one.curves | {curve.record.name: curve for curve in curves} for one, curves in zip(measurements, trained, strict=True)]
+    for run, curves in zip(measurements, trained, strict=True):
+        if clash := next((curve.record.name for curve in curves if curve.record.name in run.curves), None):
+            raise UserError(f"two baselines are called {clash!r}, one trained and one of your own; call yours by another name")
+    every = [run.curves | {curve.record.name: curve for curve in curves} for run, curves in zip(measurements, trained, strict=True)]
     records = {name: curve.record for curves in every for name, curve in curves.items()}
     names = sorted(records, key=lambda name: (records[name].control, records[name].trained))  # otherwise as they come, the policy first
     for name in [name for name in names if not all(name in curves for curves in every)]:
@@ -139,19 +149,21 @@ def compared(measurements: list[Measurement], trained: list[list[Curve]], notes:
     device = first.rows.test.labels.device
     times = batch_times(first.model, first.rows.test.inputs, first.taken.route.to(device), float(first.taken.compute.mean()), device, full)
     return Comparison(
-        runs=tuple(str(one.folder) for one in measurements),
+        runs=tuple(str(measured.folder) for measured in measurements),
         task=first.task.name,
         classes=first.task.classes,
         depth=first.model.stack.depth,
         rows=len(first.taken.labels),
-        seeds=tuple(one.seed for one in measurements),
+        seeds=tuple(measured.seed for measured in measurements),
         curves=tuple(together.curve(name) for name in names),
         operating=operating,
         times=times,
         verdict=judge(str(first.folder), first.model.stack.depth, operating, times),
         notes=tuple(notes),
         taken=first.taken,
+        reward=first.reward.formula,
         seconds=time.monotonic() - begun,
+        score_name=first.task.score_name,
     )
 
 
@@ -171,26 +183,26 @@ class _Together:
             picked = [curve.test[n] for curve, n in zip(curves, chosen, strict=True) if n is not None]
             if len(picked) == len(curves):
                 compute = sum(point.mean_compute for point in picked) / len(picked)
-                points[tuple(n for n in chosen if n is not None)] = CurvePoint(picked[0].label, compute, self._accuracy(picked))
-        areas = [area_by_row(curve.validation, curve.test, one.majority_accuracy) for curve, one in zip(curves, self.measurements, strict=True)]
+                points[tuple(n for n in chosen if n is not None)] = CurvePoint(picked[0].label, compute, self._score(picked))
+        areas = [area_by_row(curve.validation, curve.test, run.majority_score) for curve, run in zip(curves, self.measurements, strict=True)]
         ordered = sorted(points.values(), key=lambda point: point.compute)
         return BaselineCurve(curves[0].record, tuple(ordered), self.bootstrap.interval(torch.stack(areas)))
 
     def operating(self, k: int, names: list[str]) -> Operating:
-        """The k-th place of the dial."""
-        at = [one.operating[k] for one in self.measurements]
-        policy = [_at_price(curves[POLICY], one.price) for curves, one in zip(self.curves, at, strict=True)]
-        baselines = [self._baseline(name, policy, at[0].budget) for name in names]
-        rewards = {POLICY: torch.stack([one.policy for one in at]), BEST_FIXED: torch.stack([one.fixed for one in at])}
-        oracle = [one.oracle for one in at if one.oracle is not None]
+        """The k-th operating point."""
+        points = [measured.operating[k] for measured in self.measurements]
+        policy = [_at_price(curves[POLICY], point.price) for curves, point in zip(self.curves, points, strict=True)]
+        baselines = [self._baseline(name, policy, points[0].budget) for name in names]
+        rewards = {POLICY: torch.stack([point.policy for point in points]), BEST_FIXED: torch.stack([point.fixed for point in points])}
+        oracle = [point.oracle for point in points if point.oracle is not None]
         gap = None
         if oracle:
             rewards[ORACLE] = torch.stack(oracle)
             gap = self.bootstrap.ratio(rewards[POLICY] - rewards[BEST_FIXED], rewards[ORACLE] - rewards[BEST_FIXED])
         routes = [_routes(test) for _, test in policy]
         return Operating(
-            budget=at[0].budget,
-            prices=tuple(one.price for one in at),
+            budget=points[0].budget,
+            prices=tuple(point.price for point in points),
             validation_compute=_mean(validation.mean_compute for validation, _ in policy),
             baselines=tuple(baseline for baseline in baselines if baseline is not None),
             gap_closed=gap,
@@ -213,13 +225,13 @@ class _Together:
             if n is None:
                 return None
             chosen.append(curve.test[n])
-        lead = torch.stack([test.correct - one.correct for (_, test), one in zip(policy, chosen, strict=True)])
+        lead = torch.stack([test.correct - point.correct for (_, test), point in zip(policy, chosen, strict=True)])
         layers = tuple(_routes(chosen[0])[0].nonzero().squeeze(1).tolist()) if name == BEST_FIXED else None
-        compute = _mean(one.mean_compute for one in chosen)
+        compute = _mean(point.mean_compute for point in chosen)
         record = self.curves[0][name].record
-        return BaselineResult(record, chosen[0].label, compute, self._accuracy(chosen), self.bootstrap.interval(lead), p_value(lead), layers)
+        return BaselineResult(record, chosen[0].label, compute, self._score(chosen), self.bootstrap.interval(lead), p_value(lead), layers)
 
-    def _accuracy(self, points: list[Point]) -> Interval:
+    def _score(self, points: list[Point]) -> Interval:
         return self.bootstrap.interval(torch.stack([point.correct for point in points]))
 
 
@@ -235,5 +247,5 @@ def _routes(point: Point) -> Tensor:
 
 
 def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
+    listed = list(values)
+    return sum(listed) / len(listed)

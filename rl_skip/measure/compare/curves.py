@@ -1,4 +1,4 @@
-"""What a baseline leaves for `compare`: for each point of its accuracy-compute curve, every row's score, compute and route."""
+"""What a baseline writes for `compare`: for each point of its score-compute curve, every row's score, compute and route."""
 
 import json
 from dataclasses import dataclass
@@ -29,20 +29,20 @@ class Point:
     """One way to run a network, measured on the N rows of a split."""
 
     label: str
-    """What tells it from the curve's other points, such as "threshold 0.3"."""
+    """Its name among the curve's points, such as "threshold 0.3"."""
     price: float | None
     """The price it was trained for or runs at, where there is one."""
     budget: float | None
-    """The mean compute that was asked for, where it was."""
+    """The mean compute that was set, where it was."""
     correct: Tensor
     """(N,) float, the score of each row."""
     compute: Tensor
     """(N,) float, in units of the whole stack at full depth."""
     route: Tensor | None = None
-    """(N, L) bool, the layers that each row ran; None where layers of the whole stack say nothing."""
+    """(N, L) bool, the layers that each row ran; None where the layers are not those of the whole stack."""
 
     @property
-    def accuracy(self) -> float:
+    def score(self) -> float:
         """Mean score."""
         return float(self.correct.double().mean())
 
@@ -80,8 +80,8 @@ def save_curve(folder: Path, curve: Curve) -> None:
     for split in SPLITS:
         points[split] = []
         for n, point in enumerate(getattr(curve, split)):
-            parts = {"correct": point.correct.float(), "compute": point.compute.float(), "route": point.route}
-            tensors |= {f"{split}.{n}.{name}": part.detach().cpu().clone().contiguous() for name, part in parts.items() if part is not None}
+            columns = {"correct": point.correct.float(), "compute": point.compute.float(), "route": point.route}
+            tensors |= {f"{split}.{n}.{name}": column.detach().cpu().clone().contiguous() for name, column in columns.items() if column is not None}
             points[split].append({"label": point.label, "price": point.price, "budget": point.budget, "routed": point.route is not None})
     described = {"format_version": FORMAT_VERSION, "baseline": curve.record.to_json(), "seed": curve.seed, **points}
     atomic_write(folder / TENSORS, packed(tensors))
@@ -114,9 +114,9 @@ def _read_points(described: list[Fields], tensors: dict[str, Tensor], split: str
         compute = _tensor(tensors, f"{split}.{n}.compute", source, torch.float32, dimensions=1)
         route = _tensor(tensors, f"{split}.{n}.route", source, torch.bool, dimensions=2) if fields.flag("routed") else None
         rows = len(points[0].correct) if points else len(correct)
-        for name, part in (("correct", correct), ("compute", compute), ("route", route)):
-            if part is not None and len(part) != rows:
-                raise UserError(f"{source}: {split}.{n}.{name} has {len(part)} rows, expected {rows}; train the baseline again")
+        for name, column in (("correct", correct), ("compute", compute), ("route", route)):
+            if column is not None and len(column) != rows:
+                raise UserError(f"{source}: {split}.{n}.{name} has {len(column)} rows, expected {rows}; train the baseline again")
         price, budget = (None if fields.get(name) is None else fields.number(name) for name in ("price", "budget"))
         points.append(Point(fields.text("label"), price, budget, correct, compute, route))
     return tuple(points)
@@ -125,9 +125,9 @@ def _read_points(described: list[Fields], tensors: dict[str, Tensor], split: str
 def _tensor(tensors: dict[str, Tensor], name: str, source: Path, dtype: torch.dtype, dimensions: int) -> Tensor:
     if name not in tensors:
         raise UserError(f"{source}: the tensor {name} is missing; train the baseline again")
-    found = tensors[name]
-    if found.dtype != dtype or found.dim() != dimensions or len(found) == 0:
+    tensor = tensors[name]
+    if tensor.dtype != dtype or tensor.dim() != dimensions or len(tensor) == 0:
         expected = f"{dimensions} axes of {dtype} with at least one row"
-        got = f"{found.dtype} of shape {tuple(found.shape)}"
+        got = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
         raise UserError(f"{source}: the tensor {name} must have {expected}, got {got}; train the baseline again")
-    return found
+    return tensor

@@ -96,23 +96,23 @@ def draw_examples(taken: RoutesTaken, task: Task, test: Examples) -> "Figure":
 def _draw_route(axes: "Axes", taken: RoutesTaken, task: Task, row: int, numbered: bool) -> None:
     depth = taken.route.shape[1]
     ran = taken.route[row].tolist()
-    colours = [BLUE if one else "white" for one in ran]
-    axes.scatter(range(depth), [0] * depth, s=110, marker="s", c=colours, edgecolors=[BLUE if one else GREY for one in ran], linewidths=0.8)
+    colours = [BLUE if run else "white" for run in ran]
+    axes.scatter(range(depth), [0] * depth, s=110, marker="s", c=colours, edgecolors=[BLUE if run else GREY for run in ran], linewidths=0.8)
     if numbered:
         for layer in range(depth):
             axes.text(layer, 0.62, str(layer), ha="center", va="bottom", fontsize=7, color=INK)
         axes.text(-0.6, 1.35, "layer", fontsize=7, color=INK)
-    label, said = (task.classes[int(one[row])] for one in (taken.labels, taken.prediction))
+    label, predicted = (task.classes[int(column[row])] for column in (taken.labels, taken.prediction))
     right = bool(taken.correct[row])
-    verdict = f"label {label}: right" if right else f"label {label}: wrong, predicted {said}"
+    verdict = f"label {label}: right" if right else f"label {label}: wrong, predicted {predicted}"
     if len(task.classes) == 1:
-        verdict = f"score {taken.correct[row]:.3f}"
+        verdict = f"{task.score_name} {taken.correct[row]:.3f}"
     axes.text(-0.6, -0.7, f"compute {taken.compute[row]:.2f}\n{verdict}", va="top", fontsize=8, color=INK if right else VERMILLION)
     axes.set(xlim=(-0.7, depth - 0.3), ylim=(-2.2, 2.0))
 
 
 def _in_words(task: Task, test: Examples) -> list[str] | None:
-    """What each row says, where it is no image and no sound."""
+    """A text for each row, where it is no image and no sound."""
     if task.in_words is not None:
         return task.in_words(test)
     return None if _is_image(test.inputs) or _is_sound(test.inputs) else _numbers(test.inputs)
@@ -145,8 +145,8 @@ def _draw_input(axes: "Axes", inputs: Inputs, row: int, texts: list[str] | None)
 
 
 def _shortened(text: str) -> str:
-    whole = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
-    return "\n".join(line for part in whole.splitlines() for line in textwrap.wrap(part, LINE))
+    shown = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
+    return "\n".join(line for paragraph in shown.splitlines() for line in textwrap.wrap(paragraph, LINE))
 
 
 def _image(pixels: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def draw_all(comparison: Comparison, folder: Path, task: Task, test: Examples) -
         test: the N rows that `comparison.taken` speaks of, in the same order.
 
     Returns:
-        The files: accuracy over compute, run rate of layers and classes, jumps from layer to layer, inputs with their routes.
+        The files: score over compute, run rate of layers and classes, jumps from layer to layer, inputs with their routes.
 
     Raises:
         UserError: if matplotlib is missing.
@@ -55,7 +55,7 @@ def draw_all(comparison: Comparison, folder: Path, task: Task, test: Examples) -
 
 
 def draw_curve(comparison: Comparison) -> "Figure":
-    """Accuracy over compute with bands: the policy beside what needs no training, and beside the trained baselines."""
+    """Score over compute with bands: the policy beside what needs no training, and beside the trained baselines."""
     trained = [curve for curve in comparison.curves if curve.record.trained]
     panels = [("on the policy's own network", [curve for curve in comparison.curves if not curve.record.trained])]
     if trained:
@@ -66,7 +66,7 @@ def draw_curve(comparison: Comparison) -> "Figure":
     seeds = f"{len(comparison.seeds)} seeds" if len(comparison.seeds) > 1 else f"seed {comparison.seeds[0]}"
     title(
         figure,
-        f"Accuracy for the compute spent: {comparison.task}",
+        f"{comparison.score_name.capitalize()} for the compute spent: {comparison.task}",
         f"{comparison.rows} test rows, {seeds}; each point was chosen on validation data; bands are 95% intervals",
     )
     for panel, (name, curves) in zip(axes, panels, strict=True):
@@ -79,7 +79,7 @@ def draw_curve(comparison: Comparison) -> "Figure":
         panel.set_axisbelow(True)
         plain(panel)
         panel.yaxis.set_major_formatter(lambda value, _place: f"{100 * value:g}%")
-    axes[0].set_ylabel("accuracy on test data")
+    axes[0].set_ylabel(f"{comparison.score_name} on test data")
     for panel, (_, curves) in zip(axes, panels, strict=True):
         _label_beside(panel, curves)
     return figure
@@ -88,8 +88,8 @@ def draw_curve(comparison: Comparison) -> "Figure":
 def _draw_one_curve(axes: "Axes", curve: BaselineCurve) -> None:
     colour, marker, line = curve.record.colour, curve.record.marker, curve.record.line
     compute = [point.compute for point in curve.points]
-    accuracy = [point.accuracy for point in curve.points]
-    low, high = [one.low for one in accuracy], [one.high for one in accuracy]
+    scores = [point.score for point in curve.points]
+    low, high = [score.low for score in scores], [score.high for score in scores]
     front = {POLICY: 4, FULL_DEPTH: 5}.get(curve.record.name, 3)
     if len(compute) == 1:
         axes.plot([compute[0]] * 2, [low[0], high[0]], color=colour, alpha=0.5, linewidth=3, solid_capstyle="butt", zorder=front - 1)
@@ -98,7 +98,7 @@ def _draw_one_curve(axes: "Axes", curve: BaselineCurve) -> None:
     first = curve.record.name == POLICY
     size = 11 if marker == "*" else 5.5 if first else 7.5
     inside = colour if first or marker == "*" else "none"  # hollow: what lies on the same point shows through
-    values, width = [one.value for one in accuracy], 2.4 if first else 1.5
+    values, width = [score.value for score in scores], 2.4 if first else 1.5
     dashes: Any = (line or "none") if isinstance(line, str) else (0, line)
     axes.plot(compute, values, linestyle=dashes, marker=marker, color=colour, mfc=inside, lw=width, ms=size, mew=1.3, zorder=front)
 
@@ -106,8 +106,8 @@ def _draw_one_curve(axes: "Axes", curve: BaselineCurve) -> None:
 def _label_beside(axes: "Axes", curves: Sequence[BaselineCurve]) -> None:
     """Names each curve at the right edge, in the order of their ends, with a thin line to its last point."""
     bottom, top = axes.get_ylim()
-    ends = [(curve.points[-1].compute, curve.points[-1].accuracy.value) for curve in curves]
-    heights = [(accuracy - bottom) / (top - bottom) for _, accuracy in ends]
+    ends = [(curve.points[-1].compute, curve.points[-1].score.value) for curve in curves]
+    heights = [(score - bottom) / (top - bottom) for _, score in ends]
     for curve, end, height in zip(curves, ends, _spread(heights, LABEL_GAP), strict=True):
         colour = curve.record.colour
         axes.annotate(
@@ -135,10 +135,10 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
             pools[-2:] = [pools[-2] + pools[-1]]
     level = [_mean(pool) for pool in pools for _ in pool]
     room = max(1 - gap * (len(order) - 1), 0.0)
-    found = [0.0] * len(heights)
+    spread = [0.0] * len(heights)
     for place, n in enumerate(order):
-        found[n] = min(max(level[place], 0.0), room) + place * gap
-    return found
+        spread[n] = min(max(level[place], 0.0), room) + place * gap
+    return spread
 
 
 def _mean(values: Sequence[float]) -> float:

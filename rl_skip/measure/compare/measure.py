@@ -42,7 +42,7 @@ class AtBudget:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one run's network and policy do."""
+    """One run's network and policy, measured."""
 
     folder: Path
     seed: int
@@ -52,9 +52,11 @@ class Measurement:
     curves: dict[str, Curve]
     """By the names of their records, the policy's first; controls have a point for each of the policy's, under its label."""
     operating: tuple[AtBudget, ...]
-    majority_accuracy: Tensor
+    majority_score: Tensor
     """(N,), the score of each test row where nothing is run and the class most frequent on validation data is answered."""
     taken: RoutesTaken
+    reward: Reward = LINEAR
+    """What the policy was rewarded for."""
 
 
 def measure(
@@ -78,17 +80,17 @@ def measure(
     Raises:
         UserError: if two baselines have the same name, or one gives no curve.
     """
-    asked = [(None, model.price), *((budget, _price_for(model, budget)) for budget in (budgets if model.table.points else ()))]
-    prices = sorted({*(price for _, price in asked), *_prices(model)}, reverse=True)
+    points = [(None, model.price), *((budget, _price_for(model, budget)) for budget in (budgets if model.table.points else ()))]
+    prices = sorted({*(price for _, price in points), *_prices(model)}, reverse=True)
     validation, test = (
-        {price: evaluate(model.stack, model.policy, task, part, price=price, reward=reward) for price in prices} for part in rows.both()
+        {price: evaluate(model.stack, model.policy, task, split, price=price, reward=reward) for price in prices} for split in rows.both()
     )
-    books = [RouteBook(model.stack, task, part, allow_exit=model.rules.allow_exit) for part in rows.both()]
+    books = [RouteBook(model.stack, task, split, allow_exit=model.rules.allow_exit) for split in rows.both()]
     bench = Bench(model, task, rows, (books[0], books[1]), (validation, test), reward)
     curves = {POLICY: _policy_points((validation, test), seed, THE_POLICY)}
     for baseline in dict.fromkeys([*map(BASELINES.find, BASELINES.names()), *own]):
         if baseline.record.name in curves:
-            raise UserError(f"there is a baseline {baseline.record.name!r} already; call yours by another name")
+            raise UserError(f"there is a baseline {baseline.record.name!r} already; give yours another name")
         curve = measured_curve(baseline, bench, seed)
         if curve is not None:
             curves[baseline.record.name] = curve
@@ -100,19 +102,20 @@ def measure(
         task=task,
         rows=rows,
         curves=curves,
-        operating=tuple(_at_budget(budget, price, test[price], curves[BEST_FIXED], books[1], reward) for budget, price in asked),
-        majority_accuracy=task.majority_accuracy(rows.validation.labels, rows.test.labels).cpu(),
+        operating=tuple(_at_budget(budget, price, test[price], curves[BEST_FIXED], books[1], reward) for budget, price in points),
+        majority_score=task.majority_score(rows.validation.labels, rows.test.labels).cpu(),
         taken=RoutesTaken(
             exported.route, exported.prediction, exported.correct, exported.compute_by_row, task.class_of(rows.test.labels).cpu()
         ),
+        reward=reward,
     )
 
 
 def policy_curve(model: SkipModel, task: Task, rows: Rows, seed: int, record: BaselineRecord) -> Curve:
     """The curve of another trained policy on its own network, such as a one-shot policy."""
     prices = sorted({model.price, *_prices(model)}, reverse=True)
-    found = [{price: evaluate(model.stack, model.policy, task, part, price=price) for price in prices} for part in rows.both()]
-    return _policy_points(found, seed, record)
+    evaluations = [{price: evaluate(model.stack, model.policy, task, split, price=price) for price in prices} for split in rows.both()]
+    return _policy_points(evaluations, seed, record)
 
 
 def _prices(model: SkipModel) -> list[float]:
@@ -124,14 +127,15 @@ def _prices(model: SkipModel) -> list[float]:
 
 
 def _price_for(model: SkipModel, budget: float) -> float:
-    """What the dial answers; the most frugal price for a budget below all of the table."""
+    """The dial's price for a budget; the highest price for one below all of the table."""
     cheapest = model.table.points[0]
     return cheapest.price if budget < cheapest.compute else model.table.price_for(budget)
 
 
-def _policy_points(found: Iterable[dict[float, Evaluation]], seed: int, record: BaselineRecord) -> Curve:
+def _policy_points(evaluations: Iterable[dict[float, Evaluation]], seed: int, record: BaselineRecord) -> Curve:
     points = (
-        tuple(Point(price_label(price), price, None, one.correct, one.compute_by_row, one.route) for price, one in part.items()) for part in found
+        tuple(Point(price_label(price), price, None, at.correct, at.compute_by_row, at.route) for price, at in by_price.items())
+        for by_price in evaluations
     )
     return Curve(record, seed, *points)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rl_skip.core.batches import in_batches
 from rl_skip.core.errors import UserError
-from rl_skip.core.plugins import Registry
+from rl_skip.core.plugins import Registry, own_code
 from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.random_routes import random_routes_at
 from rl_skip.core.reward import LINEAR, Reward
@@ -77,7 +77,7 @@ class MeasuredBaseline:
 
     record: BaselineRecord
     measure: Callable[[Bench], Mapping[str, Way] | Points | None]
-    """Says how it runs, each way with its label; where it knows already what each row does, the points of its curve; None where it does not apply."""
+    """How it runs, each way with its label; or the points of its curve, where it has measured them itself; None where it does not apply."""
 
 
 BASELINES: Registry[MeasuredBaseline] = Registry("baseline", "--baseline")
@@ -88,27 +88,31 @@ def measured_curve(baseline: MeasuredBaseline, bench: Bench, seed: int) -> Curve
     """The curve of a baseline; None where it does not apply.
 
     Raises:
-        UserError: if what its function gave is no curve.
+        UserError: if what its function returned is no curve.
     """
-    found = baseline.measure(bench)
-    if found is None:
+    with own_code(f"the baseline {baseline.record.name}"):
+        points = baseline.measure(bench)
+    if points is None:
         return None
-    if isinstance(found, Mapping):
-        parts = [tuple(_point(label, way, book) for label, way in found.items()) for book in bench.books]
-        found = (parts[0], parts[1])
+    if isinstance(points, Mapping):
+        splits = [tuple(_point(str(label), way, book) for label, way in points.items()) for book in bench.books]
+        points = (splits[0], splits[1])
+    elif not (isinstance(points, tuple) and len(points) == 2 and all(isinstance(split, tuple) for split in points)):
+        expected = "a dictionary of ways to run the network by their labels, or two tuples of points"
+        raise UserError(f"the baseline {baseline.record.name} returned {type(points).__name__}, not {expected}")
     name = baseline.record.name
-    if not found[1]:
+    if not points[1]:
         raise UserError(f"the baseline {name} gave no way to run the network; let it return at least one")
-    if baseline.record.control and not bench.policy[1].keys() <= {point.price for point in found[1]}:
+    if baseline.record.control and not bench.policy[1].keys() <= {point.price for point in points[1]}:
         raise UserError(f"the baseline {name} is a control, so it must have a point for each of the policy's prices; or leave control out")
-    return Curve(baseline.record, seed, *found)
+    return Curve(baseline.record, seed, *points)
 
 
 def _point(label: str, way: Way, book: RouteBook) -> Point:
     if isinstance(way, Tensor):
         return Point(label, None, None, *book.follow(way), way.expand(len(book.examples), -1))
-    found = evaluate(book.stack, way, book.task, book.examples)
-    return Point(label, None, None, found.correct, found.compute_by_row, found.route)
+    evaluation = evaluate(book.stack, way, book.task, book.examples)
+    return Point(label, None, None, evaluation.correct, evaluation.compute_by_row, evaluation.route)
 
 
 # ------------------------------------------------------------------------------------------------------- on fixed routes
@@ -124,17 +128,17 @@ def _full_depth(bench: Bench) -> dict[str, Way]:
 
 
 def _best_fixed(bench: Bench) -> dict[str, Way]:
-    """Every fixed route that is more accurate on validation data than all that cost less."""
+    """Every fixed route of a higher score on validation data than all that cost less."""
     book = bench.books[0]
     if book.routes is None:
         few = bench.rows.validation.some(SEARCH_ROWS)
-        routes, accuracy, compute = searched_routes(bench.stack, bench.task, few, allow_exit=bench.model.rules.allow_exit)
+        routes, scores, compute = searched_routes(bench.stack, bench.task, few, allow_exit=bench.model.rules.allow_exit)
     else:
         routes = book.routes
-        accuracy, compute = (part.double().mean(dim=1) for part in (book.correct, book.compute))
+        scores, compute = (by_row.double().mean(dim=1) for by_row in (book.correct, book.compute))
     chosen: list[int] = []
-    for n in sorted(range(len(routes)), key=lambda n: (float(compute[n]), -float(accuracy[n]))):
-        if not chosen or accuracy[n] > accuracy[chosen[-1]]:
+    for n in sorted(range(len(routes)), key=lambda n: (float(compute[n]), -float(scores[n]))):
+        if not chosen or scores[n] > scores[chosen[-1]]:
             chosen.append(n)
     return {_route_label(routes[n]): routes[n] for n in chosen}
 
@@ -168,17 +172,17 @@ BASELINES.register(
 
 def _beside_policy(bench: Bench, run: Callable[[RouteBook, Evaluation], tuple[Tensor, Tensor]]) -> Points:
     """A point for each of the policy's, under the same label; prices that led to the same routes share the work."""
-    parts: list[tuple[Point, ...]] = []
-    for book, part in zip(bench.books, bench.policy, strict=True):
+    splits: list[tuple[Point, ...]] = []
+    for book, by_price in zip(bench.books, bench.policy, strict=True):
         known: dict[bytes, tuple[Tensor, Tensor]] = {}
         points = []
-        for price, one in part.items():
-            key = bytes(one.route.numpy())
+        for price, evaluation in by_price.items():
+            key = bytes(evaluation.route.numpy())
             if key not in known:
-                known[key] = run(book, one)
+                known[key] = run(book, evaluation)
             points.append(Point(price_label(price), price, None, *known[key]))
-        parts.append(tuple(points))
-    return parts[0], parts[1]
+        splits.append(tuple(points))
+    return splits[0], splits[1]
 
 
 class EntropyExits(Router):
@@ -235,11 +239,11 @@ def _random(bench: Bench) -> Points:
     full = float(bench.books[0].follow(torch.ones(bench.stack.depth, dtype=torch.bool))[1].double().mean())  # above 1 where there are gates
 
     def drawn(book: RouteBook, target: float) -> tuple[Tensor, Tensor]:
-        found = []
+        draws = []
         for seed in range(RANDOM_DRAWS):
             route = random_routes_at(target, len(book.examples), bench.stack.layer_costs, bench.model.rules, full=full, seed=seed)
-            found.append(book.follow(route))
-        correct, compute = (torch.stack(part).mean(dim=0) for part in zip(*found, strict=True))
+            draws.append(book.follow(route))
+        correct, compute = (torch.stack(column).mean(dim=0) for column in zip(*draws, strict=True))
         return correct, compute
 
     def run(book: RouteBook, policy: Evaluation) -> tuple[Tensor, Tensor]:
@@ -306,7 +310,7 @@ BASELINES.register(
         BaselineRecord(
             ORACLE,
             "oracle",
-            about="for each row the best of all its routes at the policy's price, chosen by somebody who knows the label: a bound, not a goal",
+            about="for each row the best of all its routes at the policy's price, chosen with the label known: a bound, not a goal",
             control=True,
             colour=GREEN,
             marker="^",

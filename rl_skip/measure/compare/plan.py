@@ -43,4 +43,4 @@ def read_plan(run: Path) -> dict[str, Planned]:
     if not file.is_file():
         return {}
     listed = Fields.read(file, FORMAT_VERSION).objects("baselines")
-    return {one.text("folder"): Planned(one.text("title"), one.text_or_none("left_out")) for one in listed}
+    return {entry.text("folder"): Planned(entry.text("title"), entry.text_or_none("left_out")) for entry in listed}

@@ -1,10 +1,12 @@
-"""What a comparison found: plain numbers for `compare.json`, `compare.md` and the terminal, and the policy's rows for the figures."""
+"""The result of a comparison: plain numbers for `compare.json`, `compare.md` and the terminal, and the policy's rows for the figures."""
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from torch import Tensor
 
+from rl_skip.core.reward import LINEAR
+from rl_skip.core.task import score_key
 from rl_skip.measure.compare.baseline import BaselineRecord
 
 __all__ = [
@@ -47,11 +49,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One point of an accuracy-compute curve, on test data; the mean over the seeds."""
+    """One point of a score-compute curve, on test data; the mean over the seeds."""
 
     label: str
     compute: float
-    accuracy: Interval
+    score: Interval
     """0 to 1."""
 
 
@@ -63,7 +65,7 @@ class BaselineCurve:
     points: tuple[CurvePoint, ...]
     """By ascending compute, those that validation data chose at some budget; at least one."""
     area: Interval
-    """Mean accuracy over all budgets between 0.2 and 1."""
+    """Mean score over all budgets between 0.2 and 1."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,11 @@ class BaselineResult:
     label: str
     """Which point of its curve, for the first seed."""
     compute: float
-    accuracy: Interval
+    score: Interval
     lead: Interval
-    """The policy's accuracy minus this one's, row by row."""
+    """The policy's score minus this one's, row by row."""
     p_value: float
-    """Of the paired test that both are equally accurate: exact McNemar with one run, sign flips of rows with several."""
+    """Of the paired test that both score alike: exact McNemar with one run, sign flips of rows with several."""
     layers: tuple[int, ...] | None = None
     """The layers of a fixed route, for the first seed."""
 
@@ -88,9 +90,9 @@ class Operating:
     """The policy and everything beside it where a user would run it."""
 
     budget: float | None
-    """The mean compute that was asked for; None: as exported, at the policy's own price."""
+    """The mean compute that was set; None: as exported, at the policy's own price."""
     prices: tuple[float, ...]
-    """The price that each run's policy saw."""
+    """The price at which each run's policy ran."""
     validation_compute: float
     """The policy's mean compute where the price was chosen."""
     baselines: tuple[BaselineResult, ...]
@@ -108,7 +110,7 @@ class Operating:
 
     def baseline(self, name: str) -> BaselineResult | None:
         """The entry of that name."""
-        return next((one for one in self.baselines if one.record.name == name), None)
+        return next((baseline for baseline in self.baselines if baseline.record.name == name), None)
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class BatchTime:
 
 @dataclass(frozen=True)
 class RoutesTaken:
-    """What the first run's policy did with each of the N test rows as exported, for the figures."""
+    """What the first run's policy, as exported, did with each of the N test rows; for the figures."""
 
     route: Tensor
     """(N, L) bool."""
@@ -173,7 +175,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that `compare` found."""
+    """All that `compare` measured."""
 
     runs: tuple[str, ...]
     """The run folders, one for each seed."""
@@ -192,21 +194,28 @@ class Comparison:
     notes: tuple[str, ...]
     """What was left out, and why."""
     taken: RoutesTaken
+    reward: str = LINEAR.formula
+    """What the policy was rewarded for, in words."""
     seconds: float = 0.0
     """How long the comparison took."""
+    score_name: str = "accuracy"
+    """What the score is called, as `Task.score_name`; in JSON it is the key of every score."""
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the rows; of records, name and title."""
-        return {"format_version": FORMAT_VERSION, **{one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name != "taken"}}
+        key = score_key(self.score_name)
+        return {"format_version": FORMAT_VERSION, **{name: _plain(value, key) for name, value in vars(self).items() if name != "taken"}}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, key: str) -> Any:
     if isinstance(value, tuple):
-        return [_plain(one) for one in value]
+        return [_plain(entry, key) for entry in value]
     if not is_dataclass(value):
         return value
     named: dict[str, Any] = {}
-    for one in fields(value):
-        inner = getattr(value, one.name)
-        named |= {"name": inner.name, "title": inner.title} if isinstance(inner, BaselineRecord) else {one.name: _plain(inner)}
+    for name, inner in vars(value).items():
+        if isinstance(inner, BaselineRecord):
+            named |= {"name": inner.name, "title": inner.title}
+        else:
+            named[key if name == "score" else name] = _plain(inner, key)
     return named

@@ -17,9 +17,9 @@ class Rows:
 
     validation: Examples
     test: Examples
-    places: tuple[Tensor, Tensor]
+    indices: tuple[Tensor, Tensor]
     """Which rows of the task's splits they are, in order; of validation and of test."""
-    whole: tuple[int, int]
+    totals: tuple[int, int]
     """How many rows the splits have."""
 
     @classmethod
@@ -30,14 +30,14 @@ class Rows:
             UserError: if they are too few to compare anything on.
         """
         splits: tuple[Split, Split] = ("validation", "test")
-        parts = [task.load(split) for split in splits]
-        for split, part in zip(splits, parts, strict=True):
-            if min(len(part), limit or len(part)) < 2:
-                raise UserError(f"a comparison needs at least 2 {split} rows, and there are {min(len(part), limit or 2)}; set --data or --rows")
+        loaded = [task.load(split) for split in splits]
+        for split, examples in zip(splits, loaded, strict=True):
+            if min(len(examples), limit or len(examples)) < 2:
+                raise UserError(f"a comparison needs at least 2 {split} rows, and there are {min(len(examples), limit or 2)}; set --data or --rows")
         generator = torch.Generator().manual_seed(0)
-        places = tuple(torch.randperm(len(part), generator=generator)[:limit].sort().values for part in parts)
-        validation, test = (part.take(chosen).to(device) for part, chosen in zip(parts, places, strict=True))
-        return cls(validation, test, (places[0], places[1]), (len(parts[0]), len(parts[1])))
+        indices = tuple(torch.randperm(len(examples), generator=generator)[:limit].sort().values for examples in loaded)
+        validation, test = (examples.take(chosen).to(device) for examples, chosen in zip(loaded, indices, strict=True))
+        return cls(validation, test, (indices[0], indices[1]), (len(loaded[0]), len(loaded[1])))
 
     def both(self) -> tuple[Examples, Examples]:
         """Validation first."""

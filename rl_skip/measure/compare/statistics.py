@@ -27,7 +27,7 @@ class Bootstrap:
 
     Args:
         rows: N.
-        seeds: S. One seed says nothing about other seeds; the interval is then over rows alone.
+        seeds: S. With one seed the interval is over rows alone.
     """
 
     def __init__(self, rows: int, seeds: int, draws: int = DRAWS) -> None:
@@ -71,7 +71,7 @@ def p_value(difference: Tensor) -> float:
 
     With one seed and scores of 0 and 1 this is McNemar's exact test: only rows count that one gets right and the other
     wrong, and their number on one side is binomial. Otherwise the mean difference of each row over the seeds keeps
-    its size and takes a random sign, 2,000 times (Fisher's randomisation test). Other seeds are the bootstrap's affair.
+    its size and takes a random sign, 2,000 times (Fisher's randomisation test). Variation over seeds is the bootstrap's.
 
     Args:
         difference: (S, N).
@@ -83,10 +83,10 @@ def p_value(difference: Tensor) -> float:
     if float(by_row.abs().max() - by_row.abs().min()) < ROUNDING:
         return _binomial_p_value(len(by_row), int((by_row > 0).sum()))
     generator = torch.Generator().manual_seed(0)
-    seen, extreme = float(by_row.sum().abs()), 1
+    observed, extreme = float(by_row.sum().abs()), 1
     for _ in range(FLIPS):
         signs = torch.randint(2, (len(by_row),), generator=generator) * 2 - 1
-        extreme += float((by_row * signs).sum().abs()) >= seen - ROUNDING
+        extreme += float((by_row * signs).sum().abs()) >= observed - ROUNDING
     return extreme / (FLIPS + 1)
 
 
@@ -98,7 +98,7 @@ def _binomial_p_value(trials: int, successes: int) -> float:
 
 
 def frontier(points: tuple[Point, ...]) -> list[int]:
-    """Which points validation data choose at some budget: by ascending compute, each more accurate than all before it.
+    """Which points validation data choose at some budget: by ascending compute, each of a higher score than all before it.
 
     Args:
         points: as measured on validation data.
@@ -107,28 +107,28 @@ def frontier(points: tuple[Point, ...]) -> list[int]:
         Their numbers.
     """
     chosen: list[int] = []
-    for n in sorted(range(len(points)), key=lambda n: (points[n].mean_compute, -points[n].accuracy)):
-        if not chosen or points[n].accuracy > points[chosen[-1]].accuracy:
+    for n in sorted(range(len(points)), key=lambda n: (points[n].mean_compute, -points[n].score)):
+        if not chosen or points[n].score > points[chosen[-1]].score:
             chosen.append(n)
     return chosen
 
 
 def best_within(points: tuple[Point, ...], compute: float) -> int | None:
-    """The point of highest validation accuracy whose validation compute is at most `compute`, the cheaper of equals; None if there is none."""
+    """The point of highest validation score whose validation compute is at most `compute`, the cheaper of equals; None if there is none."""
     within = [n for n in frontier(points) if points[n].mean_compute <= compute + ROUNDING]
     return within[-1] if within else None
 
 
-def area_by_row(validation: tuple[Point, ...], test: tuple[Point, ...], majority_accuracy: Tensor) -> Tensor:
-    """The area under an accuracy-compute curve between 0.2 and 1, over 0.8: the mean accuracy over all budgets there.
+def area_by_row(validation: tuple[Point, ...], test: tuple[Point, ...], majority_score: Tensor) -> Tensor:
+    """The area under a score-compute curve between 0.2 and 1, over 0.8: the mean score over all budgets there.
 
-    At a budget b the curve is a step: the test score of the point that validation data choose, which is the most accurate
+    At a budget b the curve is a step: the test score of the point that validation data choose, the one of highest score
     whose validation compute is at most b. Where no point is so cheap it is the score of answering with the most
     frequent class. So a curve never gains from test data, and never falls on validation data as the budget grows.
 
     Args:
         validation, test: the same points.
-        majority_accuracy: (N,), the score of each test row where nothing is run.
+        majority_score: (N,), the score of each test row where nothing is run.
 
     Returns:
         (N,), whose mean is the area.
@@ -136,7 +136,7 @@ def area_by_row(validation: tuple[Point, ...], test: tuple[Point, ...], majority
     low, high = AREA_RANGE
     chosen = frontier(validation)
     starts = [min(max(validation[n].mean_compute, low), high) for n in chosen]
-    area = (starts[0] - low) * majority_accuracy.double()
+    area = (starts[0] - low) * majority_score.double()
     for n, start, end in zip(chosen, starts, [*starts[1:], high], strict=True):
         area += (end - start) * test[n].correct.double()
     return area / (high - low)

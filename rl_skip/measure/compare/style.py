@@ -33,10 +33,10 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def title(figure: "Figure", what: str, how: str) -> None:
-    """Says above what the figure shows, and below it on which rows and how it is to be read."""
+    """Writes above the figure what it shows, and below it on which rows and how to read it."""
     figure.suptitle(what, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     characters = int(NOTE_CHARACTERS * figure.get_figwidth())
-    lines = [line for part in how.splitlines() for line in textwrap.wrap(part, characters)]
+    lines = [line for paragraph in how.splitlines() for line in textwrap.wrap(paragraph, characters)]
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color="#404040")
 
 

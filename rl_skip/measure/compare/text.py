@@ -12,21 +12,21 @@ __all__ = ["REPORT", "markdown", "terminal"]
 REPORT = "compare.md"
 """Where the first run's folder holds the whole report."""
 Table = list[list[str]]
-MARKS = "+ marks a baseline that is more accurate than the policy, - one that is less accurate, by interval and paired test"
+MARKS = "+ marks a baseline of higher {score} than the policy, - one of lower {score}, by interval and paired test"
 
 ABOUT = """\
 Everything is measured on test data; prices, routes and points of curves were chosen on validation data.
 *Compute* is 1 for all layers of the network; a policy's decisions are counted in. ± is half of a 95% bootstrap interval over rows{seeds}.
 
 {curves}
-- *lead*: the policy's accuracy minus the baseline's, row by row. *p*: exact McNemar test with one run; with several, signs of rows flipped at random.
-- *area*: mean accuracy over all budgets from 0.2 to 1, each answered with the point that validation data choose within it; where none is that
+- *lead*: the policy's {score} minus the baseline's, row by row. *p*: exact McNemar test with one run; with several, signs of rows flipped at random.
+- *area*: mean {score} over all budgets from 0.2 to 1, each answered with the point that validation data choose within it; where none is that
   cheap, by always answering with the most frequent class.
-- *share of the oracle's gap*: (policy - best fixed route) / (oracle - best fixed route), in score - price * compute at the policy's price.
+- *share of the oracle's gap*: (policy - best fixed route) / (oracle - best fixed route), in {reward} at the policy's price.
 - *break-even*: the compute below which the policy is faster than full depth, estimated from what layers and decisions took.
 """
 TRAINED = """\
-Baselines with a training of their own have networks of their own, with the same data, start and number of updates where nothing else is said.
+Baselines with a training of their own have networks of their own, with the same data, start and number of updates unless noted.
 A policy's network learns from its own full depth besides (`--distillation-weight`), theirs from labels alone.
 """
 SPENDING = "A baseline may spend the budget, or what the policy spends where that is more, and 0.02 besides; a control has the policy's price."
@@ -37,7 +37,7 @@ def terminal(comparison: Comparison) -> str:
     return "\n\n".join(
         [
             _title(comparison),
-            _aligned(_accuracy_table(comparison)) + f"\n{MARKS}",
+            _aligned(_score_table(comparison)) + f"\n{MARKS.format(score=comparison.score_name)}",
             _aligned(_policy_table(comparison)),
             _aligned(_time_table(comparison)),
             *(["\n".join(f"note: {note}" for note in comparison.notes)] if comparison.notes else []),
@@ -58,10 +58,10 @@ def markdown(comparison: Comparison, figures: Iterable[Path] = ()) -> str:
         "## Verdict",
         "\n".join(f"- {sentence[0].upper()}{sentence[1:]}" for sentence in comparison.verdict.sentences),
         *(f"![{figure.stem}]({figure.as_posix()})" for figure in figures),
-        "## Accuracy at compute",
-        _piped(_accuracy_table(comparison)),
-        MARKS + ".",
-        *(_leads_section(one) for one in comparison.operating),
+        f"## {comparison.score_name.capitalize()} at compute",
+        _piped(_score_table(comparison)),
+        MARKS.format(score=comparison.score_name) + ".",
+        *(_leads_section(point) for point in comparison.operating),
         "## The policy",
         _piped(_policy_table(comparison)),
         "## Time",
@@ -78,7 +78,8 @@ def _about(comparison: Comparison) -> str:
     records = [curve.record for curve in comparison.curves]
     curves = "\n".join(f"- *{record.title}*: {record.about}." for record in records if record.about)
     trained = [TRAINED.rstrip()] if any(record.trained for record in records) else []
-    about = ABOUT.format(seeds=" and seeds" if len(comparison.seeds) > 1 else "", curves=curves).rstrip()
+    seeds = " and seeds" if len(comparison.seeds) > 1 else ""
+    about = ABOUT.format(seeds=seeds, curves=curves, score=comparison.score_name, reward=comparison.reward).rstrip()
     return "\n\n".join([about, " ".join([SPENDING, *trained])])
 
 
@@ -87,11 +88,11 @@ def _title(comparison: Comparison) -> str:
     return f"{comparison.task}: a policy for {comparison.depth} layers beside its baselines, {comparison.rows} test rows, {seeds}"
 
 
-def _accuracy_table(comparison: Comparison) -> Table:
-    rows = [["accuracy at compute", *map(_asked, comparison.operating), "area 0.2 to 1"]]
+def _score_table(comparison: Comparison) -> Table:
+    rows = [[f"{comparison.score_name} at compute", *map(_budget_label, comparison.operating), "area 0.2 to 1"]]
     for curve in comparison.curves:
-        found = [one.baseline(curve.record.name) for one in comparison.operating]
-        rows.append([curve.record.title, *map(_cell, found), "" if curve.record.name == FULL_DEPTH else _percent(curve.area)])
+        results = [point.baseline(curve.record.name) for point in comparison.operating]
+        rows.append([curve.record.title, *map(_cell, results), "" if curve.record.name == FULL_DEPTH else _percent(curve.area)])
     return rows
 
 
@@ -99,48 +100,48 @@ def _cell(baseline: BaselineResult | None) -> str:
     if baseline is None:
         return ""
     mark = "+" if trails(baseline) else "-" if leads(baseline) else " "
-    return f"{_percent(baseline.accuracy)} at {baseline.compute:.3f}{mark}".rstrip()
+    return f"{_percent(baseline.score)} at {baseline.compute:.3f}{mark}".rstrip()
 
 
-def _leads_section(one: Operating) -> str:
+def _leads_section(point: Operating) -> str:
     rows = [["the policy beside", "point", "compute", "lead", "95% interval", "p"]]
-    for baseline in one.baselines:
+    for baseline in point.baselines:
         if baseline.record.name != POLICY:
             interval = f"{100 * baseline.lead.low:+.1f} to {100 * baseline.lead.high:+.1f}"
             lead = f"{100 * baseline.lead.value:+.1f}"
             rows.append([baseline.record.title, baseline.label, f"{baseline.compute:.3f}", lead, interval, f"{baseline.p_value:.2g}"])
-    policy = one.baselines[0]
-    return f"### {_asked(one)[0].upper()}{_asked(one)[1:]}: {policy.accuracy.value:.1%} at {policy.compute:.3f}\n\n{_piped(rows)}"
+    policy, label = point.baselines[0], _budget_label(point)
+    return f"### {label[0].upper()}{label[1:]}: {policy.score.value:.1%} at {policy.compute:.3f}\n\n{_piped(rows)}"
 
 
 def _policy_table(comparison: Comparison) -> Table:
     shown = comparison.operating
     titles = {curve.record.name: curve.record.title for curve in comparison.curves}
     rows = [
-        ["the policy", *map(_asked, shown)],
-        ["price", *(", ".join(f"{price:.3g}" for price in one.prices) for one in shown)],
-        ["compute, validation", *(f"{one.validation_compute:.3f}" for one in shown)],
-        ["compute, test", *(f"{one.baselines[0].compute:.3f}" for one in shown)],
-        ["test compute - budget", *("" if one.budget is None else f"{one.baselines[0].compute - one.budget:+.3f}" for one in shown)],
-        ["distinct routes", *(f"{one.distinct_routes:g}" for one in shown)],
-        ["entropy of routes, bits", *(f"{one.route_entropy:.2f}" for one in shown)],
+        ["the policy", *map(_budget_label, shown)],
+        ["price", *(", ".join(f"{price:.3g}" for price in point.prices) for point in shown)],
+        ["compute, validation", *(f"{point.validation_compute:.3f}" for point in shown)],
+        ["compute, test", *(f"{point.baselines[0].compute:.3f}" for point in shown)],
+        ["test compute - budget", *("" if point.budget is None else f"{point.baselines[0].compute - point.budget:+.3f}" for point in shown)],
+        ["distinct routes", *(f"{point.distinct_routes:g}" for point in shown)],
+        ["entropy of routes, bits", *(f"{point.route_entropy:.2f}" for point in shown)],
     ]
-    rows += [[f"reward, {titles[name]}", *(f"{one.rewards[name]:.4f}" for one in shown)] for name in shown[0].rewards]
-    if any(one.gap_closed for one in shown):
-        rows.append(["share of the oracle's gap", *("" if one.gap_closed is None else _percent(one.gap_closed) for one in shown)])
+    rows += [[f"reward, {titles[name]}", *(f"{point.rewards[name]:.4f}" for point in shown)] for name in shown[0].rewards]
+    if any(point.gap_closed for point in shown):
+        rows.append(["share of the oracle's gap", *("" if point.gap_closed is None else _percent(point.gap_closed) for point in shown)])
     return rows
 
 
 def _time_table(comparison: Comparison) -> Table:
     rows = [["time of a batch", "full depth", "policy", "its own share", "break-even compute"]]
-    for one in comparison.times:
-        size = f"{one.batch_size} row{'s' if one.batch_size > 1 else ''}"
-        rows.append([size, f"{one.full_depth:.2f} ms", f"{one.policy:.2f} ms", f"{one.policy_share:.0%}", f"{one.break_even:.2f}"])
+    for time in comparison.times:
+        size = f"{time.batch_size} row{'s' if time.batch_size > 1 else ''}"
+        rows.append([size, f"{time.full_depth:.2f} ms", f"{time.policy:.2f} ms", f"{time.policy_share:.0%}", f"{time.break_even:.2f}"])
     return rows
 
 
-def _asked(one: Operating) -> str:
-    return "as exported" if one.budget is None else f"budget {one.budget:g}"
+def _budget_label(point: Operating) -> str:
+    return "as exported" if point.budget is None else f"budget {point.budget:g}"
 
 
 def _percent(interval: Interval) -> str:

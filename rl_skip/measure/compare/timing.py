@@ -25,7 +25,7 @@ def batch_times(model: SkipModel, inputs: Inputs, route: Tensor, compute: float,
     """Times at 1, 8 and 64 rows, medians over different batches.
 
     The break-even point supposes that a batch costs a fixed part, a part for the layers that grows with compute, and a
-    part for finding rows and asking the policy that grows with compute too, since there is one decision for each layer
+    part for finding rows and running the policy that grows with compute too, since there is one decision for each layer
     run. The first two come from full depth and layer 0 alone; the third is what the policy took beyond them.
 
     Args:
@@ -38,7 +38,7 @@ def batch_times(model: SkipModel, inputs: Inputs, route: Tensor, compute: float,
     everything = torch.ones(stack.depth, dtype=torch.bool)
     first = torch.zeros_like(everything)
     first[0] = True
-    found = []
+    times = []
     for size in sorted({min(size, N) for size in BATCH_SIZES}):
         starts = [k * size % (N - size + 1) for k in range(BATCHES)]
         batches = [(trimmed(take_rows(inputs, slice(start, start + size))), route[start : start + size]) for start in starts]
@@ -49,8 +49,8 @@ def batch_times(model: SkipModel, inputs: Inputs, route: Tensor, compute: float,
             "first": lambda x, _route: routed_forward(stack, first, x),
         }
         taken = seconds_per_batch({name: _in_turn(way, batches) for name, way in ways.items()}, device, repeats=REPEATS)
-        found.append(_batch_time(size, taken, compute, full, float(stack.layer_costs[0])))
-    return tuple(found)
+        times.append(_batch_time(size, taken, compute, full, float(stack.layer_costs[0])))
+    return tuple(times)
 
 
 def _in_turn(way: Callable[[Inputs, Tensor], object], batches: Iterable[tuple[Inputs, Tensor]]) -> Callable[[], object]:

@@ -46,9 +46,9 @@ def seed_of(folder: Path) -> int:
 
 
 def baseline_folders(run: Path) -> list[Path]:
-    """What stands in the run's own folder of baselines."""
+    """The folders in the run's own folder of baselines."""
     folder = run / BASELINES_FOLDER
-    return sorted(one for one in folder.iterdir() if one.is_dir()) if folder.is_dir() else []
+    return sorted(child for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
 
 
 def missing_baselines(run: Path) -> list[str]:
@@ -73,6 +73,8 @@ def read_baselines(folders: Iterable[Path], task: str, rows: Rows, data: str | N
     curves: dict[str, Curve] = {}
     notes: list[str] = []
     for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}; set --baselines to folders of finished runs")
         _check_task(folder, task)
         if (folder / CURVE).is_file():
             curve = _on_rows(folder, load_curve(folder), rows)
@@ -97,31 +99,31 @@ def _policy_of(folder: Path, rows: Rows, data: str | None, device: torch.device 
 
 
 def _check_task(folder: Path, task: str) -> None:
-    found = Fields.read(folder / CONFIG, FORMAT_VERSION).object("task").text("name") if is_run(folder) else task
-    if found != task:
-        raise UserError(f"{folder} was trained on {found}, the run on {task}; name baselines trained on the same data")
+    trained_on = Fields.read(folder / CONFIG, FORMAT_VERSION).object("task").text("name") if is_run(folder) else task
+    if trained_on != task:
+        raise UserError(f"{folder} was trained on {trained_on}, the run on {task}; name baselines trained on the same data")
 
 
 def _on_rows(folder: Path, curve: Curve, rows: Rows) -> Curve:
     """The curve of a baseline that was measured on whole splits, on the rows that the run is measured on."""
-    parts = []
-    for split, points, places, whole in zip(("validation", "test"), (curve.validation, curve.test), rows.places, rows.whole, strict=True):
+    splits = []
+    for split, points, chosen, total in zip(("validation", "test"), (curve.validation, curve.test), rows.indices, rows.totals, strict=True):
         if not points:
             raise UserError(f"{folder} has no point on {split} data; train the baseline again")
         for point in points:
-            if len(point.correct) != whole:
+            if len(point.correct) != total:
                 raise UserError(
-                    f"{folder} was measured on {len(point.correct)} {split} rows, the run has {whole}; name baselines trained on the same data"
+                    f"{folder} was measured on {len(point.correct)} {split} rows, the run has {total}; name baselines trained on the same data"
                 )
-        parts.append(
+        splits.append(
             tuple(
                 replace(
-                    point, correct=point.correct[places], compute=point.compute[places], route=None if point.route is None else point.route[places]
+                    point, correct=point.correct[chosen], compute=point.compute[chosen], route=None if point.route is None else point.route[chosen]
                 )
                 for point in points
             )
         )
-    return replace(curve, validation=parts[0], test=parts[1])
+    return replace(curve, validation=splits[0], test=splits[1])
 
 
 def _joined(known: Curve, more: Curve, source: str) -> Curve:

@@ -1,4 +1,4 @@
-"""What the figures mean for the user, in words."""
+"""The verdict: what a comparison means for the user, in words."""
 
 from collections.abc import Iterable
 
@@ -10,12 +10,12 @@ LEVEL = 0.05
 
 
 def leads(baseline: BaselineResult) -> bool:
-    """Whether the policy is more accurate: the interval of its lead lies above 0 and the paired test says so at 5%."""
+    """Whether the policy scores higher: the interval of its lead lies above 0 and the paired test says so at 5%."""
     return baseline.lead.low > 0 and baseline.p_value < LEVEL
 
 
 def trails(baseline: BaselineResult) -> bool:
-    """Whether the policy is less accurate, likewise."""
+    """Whether the policy scores lower, likewise."""
     return baseline.lead.high < 0 and baseline.p_value < LEVEL
 
 
@@ -32,57 +32,57 @@ def judge(run: str, depth: int, operating: tuple[Operating, ...], times: Iterabl
     better = _better_baselines(exported)
     pruning = use not in (POLICY, BEST_FIXED) and _fixed(exported) is not None  # is no advice beside a baseline that is better
     sentences = better if pruning else [_headline(run, depth, exported, use), *better]
-    for one in operating[1:]:
-        changed = _best(one)
+    for point in operating[1:]:
+        changed = _best(point)
         if changed != use:
-            sentences.append(f"At a budget of {one.budget:g}: {_headline(run, depth, one, changed)}")
-        sentences += [f"At a budget of {one.budget:g}: {sentence}" for sentence in _better_baselines(one) if sentence not in sentences]
+            sentences.append(f"At a budget of {point.budget:g}: {_headline(run, depth, point, changed)}")
+        sentences += [f"At a budget of {point.budget:g}: {sentence}" for sentence in _better_baselines(point) if sentence not in sentences]
     sentences += [_looking(exported), *_slow(times)]
     return Verdict(use, tuple(sentences))
 
 
-def _best(one: Operating) -> str:
-    better = [baseline for baseline in one.baselines if baseline.record.advice and trails(baseline)]
+def _best(point: Operating) -> str:
+    better = [baseline for baseline in point.baselines if baseline.record.advice and trails(baseline)]
     if better:
-        return max(better, key=lambda baseline: baseline.accuracy.value).record.name
-    return POLICY if _fixed(one) is None else BEST_FIXED
+        return max(better, key=lambda baseline: baseline.score.value).record.name
+    return POLICY if _fixed(point) is None else BEST_FIXED
 
 
-def _fixed(one: Operating) -> BaselineResult | None:
+def _fixed(point: Operating) -> BaselineResult | None:
     """The fixed route to prefer to the policy: one that is better within the budget, or as good for no more compute; None if neither is."""
-    within = one.baseline(BEST_FIXED)
+    within = point.baseline(BEST_FIXED)
     if within is not None and trails(within):
         return within
-    return one.fixed_as_cheap if one.fixed_as_cheap is not None and not leads(one.fixed_as_cheap) else None
+    return point.fixed_as_cheap if point.fixed_as_cheap is not None and not leads(point.fixed_as_cheap) else None
 
 
-def _headline(run: str, depth: int, one: Operating, use: str) -> str:
-    fixed, compute = _fixed(one), one.baselines[0].compute
+def _headline(run: str, depth: int, point: Operating, use: str) -> str:
+    fixed, compute = _fixed(point), point.baselines[0].compute
     if fixed is None:
         advice = "use it" if use == POLICY else "but a baseline beats it"
-        if one.fixed_as_cheap is None:
+        if point.fixed_as_cheap is None:
             return f"no fixed route is as cheap as the policy, at compute {compute:.3g}; {advice}."
-        return f"the policy beats the best fixed route at compute {compute:.3g} by {_points(one.fixed_as_cheap)}; {advice}."
+        return f"the policy beats the best fixed route at compute {compute:.3g} by {_points(point.fixed_as_cheap)}; {advice}."
     assert fixed.layers is not None
     left_out = [i for i in range(depth) if i not in fixed.layers]
     state = f"is better here, by {_points(fixed)}" if trails(fixed) else f"is as good here, {_points(fixed)} apart"
-    state = f"a fixed route {state} ({fixed.accuracy.value:.1%} at compute {fixed.compute:.3g})"
+    state = f"a fixed route {state} ({fixed.score.value:.1%} at compute {fixed.compute:.3g})"
     if not left_out:
         return f"{state}: it runs every layer, so leave the policy away."
-    choice = "" if one.budget is None else " --layers " + ",".join(map(str, fixed.layers))  # as exported, prune looks it up
+    choice = "" if point.budget is None else " --layers " + ",".join(map(str, fixed.layers))  # as exported, prune looks it up
     return f"{state}: `python -m rl_skip prune {run} DIR{choice}` writes the network without {_layers(left_out)}, with no policy and no routing."
 
 
-def _better_baselines(one: Operating) -> list[str]:
+def _better_baselines(point: Operating) -> list[str]:
     return [
         f"{baseline.record.title} is better by {_points(baseline)} at compute {baseline.compute:.3g}: {baseline.record.advice}."
-        for baseline in one.baselines
+        for baseline in point.baselines
         if baseline.record.advice and trails(baseline)
     ]
 
 
-def _looking(one: Operating) -> str:
-    shuffled = one.baseline(SHUFFLED)
+def _looking(point: Operating) -> str:
+    shuffled = point.baseline(SHUFFLED)
     if shuffled is None or not leads(shuffled):
         return "Routes chosen for other rows serve as well as a row's own: the policy does not look at its input, or gains nothing by it."
     return f"On routes chosen for other rows the policy loses {_points(shuffled)}: it looks at its input."
@@ -98,7 +98,7 @@ def _slow(times: Iterable[BatchTime]) -> list[str]:
 
 
 def _points(baseline: BaselineResult) -> str:
-    """How far apart policy and baseline are, in points of accuracy."""
+    """How far apart policy and baseline are, in hundredths of score."""
     return f"{abs(100 * baseline.lead.value):.1f} ± {100 * baseline.lead.half_width:.1f} points"
 
 

@@ -119,7 +119,7 @@ def test_a_sample_is_open_as_often_as_its_logits_say_and_passes_back_the_gradien
 
 # ------------------------------------------------------------------------------- rows that need few layers and rows that need all
 
-NEEDED = DEPTH - 2
+REQUIRED = DEPTH - 2
 
 
 class Count(nn.Module):
@@ -137,15 +137,15 @@ class Verdict(nn.Module):
         self.scale = nn.Parameter(torch.tensor(3.0))  # something for the optimiser to hold
 
     def forward(self, hidden: Tensor) -> Tensor:
-        label, needed, count = hidden[:, 0], hidden[:, 1], hidden[:, 3] - 2
-        margin = self.scale * label * torch.tanh(3 * (count - needed) + 1.5)
+        label, required, count = hidden[:, 0], hidden[:, 1], hidden[:, 3] - 2
+        margin = self.scale * label * torch.tanh(3 * (count - required) + 1.5)
         return torch.stack([-margin, margin], dim=1)
 
 
 def _load(split: Split) -> Examples:
     rows = torch.arange(128)
-    label, needed = rows % 2, rows // 2 % 2 * NEEDED
-    x = torch.stack([2.0 * label - 1, needed.float(), torch.zeros(128), torch.zeros(128)], dim=1)
+    label, required = rows % 2, rows // 2 % 2 * REQUIRED
+    x = torch.stack([2.0 * label - 1, required.float(), torch.zeros(128), torch.zeros(128)], dim=1)
     return Examples(x, label)
 
 
@@ -166,13 +166,13 @@ def test_gates_give_their_layers_to_the_rows_that_need_them_and_beat_every_fixed
     assert sum(one["rollout/compute"].item() for one in history[-20:]) / 20 == pytest.approx(budget, abs=0.03)
     gumbel.calibrate()
     found = gumbel.measure(learner.validation)
-    assert found.accuracy >= 0.99 and found.compute == pytest.approx(budget, abs=0.006)
+    assert found.score >= 0.99 and found.compute == pytest.approx(budget, abs=0.006)
     routes = all_routes(DEPTH, allow_exit=False)
     right, compute = evaluate_routes(learner.stack, learner.task, learner.validation, routes)
     assert right.mean(dim=1)[compute.mean(dim=1) <= budget + 0.01].max() == 0.5
 
 
-def test_a_settled_gumbel_keeps_to_a_budget_that_it_was_not_trained_to() -> None:
+def test_a_calibrated_gumbel_keeps_to_a_budget_that_it_was_not_trained_to() -> None:
     learner = _learner(0.5, 1)
     gumbel = Gumbel(learner)
     for gate in gumbel.gates.each:

@@ -31,7 +31,7 @@ class OneLayerOrAll(Task):
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return outputs.sum(dim=1) * 0.0
 
-    def accuracy(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         count = outputs[:, -1].round()
         return ((count == DEPTH) | ((count == 1) & (labels == 1))).float()
 
@@ -62,7 +62,7 @@ def test_the_loss_is_that_of_a_loop_by_hand() -> None:
     learner, price = learner_of(1), 0.1
     batch = learner.batch(0)
     before = learner.generator.get_state()
-    loss = imitation_loss(learner, FixedPrice(price), batch, learner.task.accuracy)
+    loss = imitation_loss(learner, FixedPrice(price), batch, learner.task.score)
     learner.generator.set_state(before)
     routes = learner.random_routes(len(batch))
     found = routed_forward(learner.stack, PolicyRouter(learner.policy, route=routes), batch.inputs, price=price, critic=learner.critic)

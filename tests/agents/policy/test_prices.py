@@ -90,7 +90,7 @@ def _falling(steepness: float, middle: float) -> Callable[[float], float]:
 @pytest.mark.parametrize("steepness", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("middle", [0.03, 0.3])
 @pytest.mark.parametrize("budget", [0.25, 0.5, 0.75])
-def test_a_budget_price_settles_at_the_budget(budget, middle, steepness):
+def test_a_budget_price_converges_to_the_budget(budget, middle, steepness):
     prices = _budget_price(budget)
     last = torch.tensor(_steer(prices, _falling(steepness, middle), 2000)[-500:])
     assert last.mean().item() == pytest.approx(budget, abs=0.01)

@@ -29,7 +29,7 @@ def test_the_answers_are_reckoned_as_the_routed_forward_reckons(known_optimum):
     rows, reward = learner.validation.take(slice(0, 6)), known_optimum.answers(learner.policy, 0.3).reward  # one row of each type
     for number, route in enumerate(known_optimum.routes()):
         found = routed_forward(learner.stack, PolicyRouter(learner.policy, route=route), rows.inputs)
-        earned = known_optimum.task.accuracy(found.outputs, rows.labels) - 0.3 * found.compute
+        earned = known_optimum.task.score(found.outputs, rows.labels) - 0.3 * found.compute
         torch.testing.assert_close(earned.double(), reward[rows.labels, number], atol=1e-6, rtol=0)
 
 
@@ -168,7 +168,7 @@ def test_the_gradient_is_that_of_the_expected_reward(known_optimum, baseline):
     drawn = rows.take(torch.arange(6).repeat(samples).repeat_interleave(G))
     total = len(drawn)
     rollout = routed_forward(learner.stack, PolicyRouter(policy, sample=True, generator=generator), drawn.inputs, price=price, critic=learner.critic)
-    score = known_optimum.task.accuracy(rollout.outputs, drawn.labels)
+    score = known_optimum.task.score(rollout.outputs, drawn.labels)
     loss = reinforce_loss(rollout, score, torch.full((total,), price), by(config)).policy
     estimate = -_flat(torch.autograd.grad(loss, list(policy.parameters())))
     assert exact.norm() > 0.01

@@ -156,7 +156,7 @@ def test_a_request_waits_for_the_end_of_a_patient_stretch(number: int, code: int
     with pytest.raises(Stopped, match="stopped; go on so") as stopped, StopRequests("go on so") as stop:
         with stop.patiently():
             os.kill(os.getpid(), number)
-            done.append(stop.asked)
+            done.append(stop.requested)
         done.append(False)
     assert done == [True] and stopped.value.exit_code == code
     assert signal.getsignal(number) == before
@@ -179,7 +179,7 @@ def test_what_the_parent_process_told_to_ignore_stays_ignored() -> None:
     try:
         with StopRequests("") as stop, stop.patiently():
             os.kill(os.getpid(), signal.SIGINT)
-        assert not stop.asked
+        assert not stop.requested
     finally:
         signal.signal(signal.SIGINT, before)
 

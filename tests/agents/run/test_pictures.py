@@ -29,14 +29,19 @@ def test_a_finished_run_shows_its_routes(finished_run: Any) -> None:
         assert min(pixels.shape) > 200 and len(np.unique(pixels)) > 20
 
 
-def comparison(points: dict[str, list[tuple[float, float]]]) -> Comparison:
+def comparison(points: dict[str, list[tuple[float, float]]], **options: str) -> Comparison:
     curves = []
     for kind, pairs in points.items():
         measured = (CurvePoint("", compute, Interval(accuracy, accuracy, accuracy)) for compute, accuracy in pairs)
         curves.append(BaselineCurve(BaselineRecord(kind, f"the {kind} one"), tuple(measured), Interval(0.9, 0.9, 0.9)))
     nobody = torch.zeros(0, dtype=torch.long)
     taken = RoutesTaken(torch.zeros(0, 4, dtype=torch.bool), nobody, nobody.float(), nobody.float(), nobody)
-    return Comparison(("a",), "beasts", ("ant", "bee"), 4, 0, (0,), tuple(curves), (), (), Verdict("policy", ()), (), taken)
+    return Comparison(("a",), "beasts", ("ant", "bee"), 4, 0, (0,), tuple(curves), (), (), Verdict("policy", ()), (), taken, **options)
+
+
+def test_a_score_that_is_no_accuracy_has_a_tag_of_its_own(tmp_path: Path) -> None:
+    show_comparison(tmp_path, comparison({"policy": [(0.5, 0.25)]}, score_name="token likelihood"), [])
+    assert read(tmp_path / "compare" / "the policy one").Tags()["scalars"] == ["compare/token_likelihood"]
 
 
 def test_a_comparison_is_shown_once_with_accuracy_by_compute(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def complaint(capsys, *words):
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
-def test_eval_agrees_with_a_sweep_of_one_row_at_a_time(capsys, trained, split):
+def test_eval_agrees_with_a_routed_forward_of_one_row_at_a_time(capsys, trained, split):
     folder, stack, policy, task = trained
     words = ["--split", "validation"] if split == "validation" else []
     found = report(capsys, "eval", folder, *words, "--device", "cpu")
@@ -126,7 +126,8 @@ def test_eval_reads_a_task_of_ones_own(capsys, tmp_path):
     assert found["accuracy"] == pytest.approx(float((rollout.outputs.argmax(dim=1) == test.labels).float().mean()))
     assert found["compute"] == pytest.approx(float(rollout.compute.mean()), rel=1e-5)
     assert report(capsys, "export", tmp_path / "run", tmp_path / "copy")["folder"] == str(tmp_path / "copy")
-    assert report(capsys, "info", tmp_path / "copy")["network_weights"] is None
+    weights = sum(parameter.numel() for parameter in stack.parameters())
+    assert report(capsys, "info", tmp_path / "copy")["network_weights"] == weights
 
 
 def test_export_makes_a_folder_that_loads(capsys, run, tmp_path):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import rl_skip
 from examples.own_feature import ChangeNorm
 from rl_skip import Feature, JumpPolicy, JumpRules, ModuleStack, ObservationLayout, PolicyRouter, RoutingState, UserError, View, routed_forward
+from rl_skip.core.features import ALWAYS as ALWAYS_SEEN
 from rl_skip.core.features import FEATURES, find_features
 
 WIDTH, DEPTH, ROWS = 6, 5, 9
@@ -104,11 +105,11 @@ def test_a_feature_that_gives_another_shape_than_it_says_is_named() -> None:
         def read(self, view: View) -> Tensor:
             return view.hidden
 
-    with pytest.raises(ValueError, match=rf"the feature 'wrong' must give \({ROWS}, 1\) numbers, got shape \({ROWS}, {WIDTH}\)"):
+    with pytest.raises(UserError, match=rf"the feature 'wrong' must give \({ROWS}, 1\) numbers, got shape \({ROWS}, {WIDTH}\)"):
         routed_forward(make_stack(), make_policy(Wrong()), torch.randn(ROWS, WIDTH))
 
 
-TWICE, ALWAYS = (ChangeNorm(), ChangeNorm()), find_features(["price"])
+TWICE, ALWAYS = (ChangeNorm(), ChangeNorm()), (ALWAYS_SEEN[-1],)
 
 
 @pytest.mark.parametrize(("features", "named"), [(TWICE, "'change_norm' is named twice"), (ALWAYS, "'price' is part of every")])

@@ -14,7 +14,7 @@ from rl_skip.core.policy import JumpPolicy, JumpRules, ObservationLayout, legal_
 LEAVES = "leaves"
 
 
-def _lands(layer: int, jump: int, depth: int, allow_exit: bool) -> int | str:
+def _next_layer(layer: int, jump: int, depth: int, allow_exit: bool) -> int | str:
     """Where a jump leads, in the words of the definition."""
     following = layer + 1 + jump
     if following < depth:
@@ -24,23 +24,23 @@ def _lands(layer: int, jump: int, depth: int, allow_exit: bool) -> int | str:
 
 @pytest.mark.parametrize("allow_exit", [False, True])
 @pytest.mark.parametrize("depth", range(1, 8))
-def test_legal_jumps_lead_to_each_landing_once(depth: int, allow_exit: bool) -> None:
+def test_legal_jumps_lead_to_each_next_layer_once(depth: int, allow_exit: bool) -> None:
     for max_jump in range(depth + 2):
         table = legal_jumps(depth, max_jump, allow_exit)
         assert table.shape == (depth, max_jump + 1)
         for layer in range(depth):
             jumps = range(max_jump + 1)
-            reachable = {_lands(layer, jump, depth, allow_exit) for jump in jumps}
-            landings = [_lands(layer, jump, depth, allow_exit) for jump in jumps if table[layer, jump]]
-            assert len(landings) == len(set(landings)), "two legal jumps that mean the same"
-            assert set(landings) == reachable
+            reachable = {_next_layer(layer, jump, depth, allow_exit) for jump in jumps}
+            reached_layers = [_next_layer(layer, jump, depth, allow_exit) for jump in jumps if table[layer, jump]]
+            assert len(reached_layers) == len(set(reached_layers)), "two legal jumps that mean the same"
+            assert set(reached_layers) == reachable
 
 
 @pytest.mark.parametrize("allow_exit", [False, True])
 @pytest.mark.parametrize("depth", range(1, 8))
 def test_longest_jump_is_the_shortest_that_reaches_everything(depth: int, allow_exit: bool) -> None:
-    everything = {_lands(0, jump, depth, allow_exit) for jump in range(depth + 5)}
-    shortest = next(J for J in range(depth + 5) if {_lands(0, jump, depth, allow_exit) for jump in range(J + 1)} == everything)
+    everything = {_next_layer(0, jump, depth, allow_exit) for jump in range(depth + 5)}
+    shortest = next(J for J in range(depth + 5) if {_next_layer(0, jump, depth, allow_exit) for jump in range(J + 1)} == everything)
     assert longest_jump(depth, allow_exit) == shortest
 
 
@@ -68,7 +68,7 @@ def test_rules_refuse_an_unknown_scope() -> None:
 @pytest.mark.parametrize("allow_exit", [False, True])
 def test_reaching_rules_reach_the_end_from_layer_0(allow_exit: bool) -> None:
     rules = JumpRules.reaching(ObservationLayout(4, 6), allow_exit=allow_exit)
-    reached = {_lands(0, jump, 6, allow_exit) for jump in range(rules.max_jump + 1)}
+    reached = {_next_layer(0, jump, 6, allow_exit) for jump in range(rules.max_jump + 1)}
     assert reached == {1, 2, 3, 4, 5} | ({LEAVES} if allow_exit else set())
     assert JumpRules.reaching(ObservationLayout(4, 6), 2).max_jump == 2
 

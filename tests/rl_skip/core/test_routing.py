@@ -215,7 +215,7 @@ class Spy(nn.Module):
 
 
 @pytest.mark.parametrize("decide", ["route", "greedy", "sample"])
-def test_each_layer_is_called_once_with_the_rows_that_land_on_it(decide: str) -> None:
+def test_each_layer_is_called_once_with_the_rows_whose_next_layer_it_is(decide: str) -> None:
     torch.manual_seed(6)
     spies = [Spy() for _ in range(DEPTH)]
     stack = ModuleStack(nn.Identity(), spies, nn.Identity(), width=WIDTH, layer_flops=FLOPS)
@@ -229,8 +229,8 @@ def test_each_layer_is_called_once_with_the_rows_that_land_on_it(decide: str) ->
     if decide == "route":
         assert torch.equal(rollout.route, routes)
     for i, spy in enumerate(spies):
-        landed = rollout.route[:, i].nonzero().squeeze(1).tolist()
-        assert [call[:, 0].int().tolist() for call in spy.calls] == ([landed] if landed else [])
+        ran = rollout.route[:, i].nonzero().squeeze(1).tolist()
+        assert [call[:, 0].int().tolist() for call in spy.calls] == ([ran] if ran else [])
     assert spies[0].calls[0] is hidden, "all rows: no gather"
     assert torch.equal(rollout.outputs, hidden)
 

@@ -227,7 +227,7 @@ def test_the_folder_holds_no_pickle_and_its_json_has_the_documented_fields(expor
     assert described["network"]["embedding"]["kind"] == "patches"
     assert described.keys() == {
         "format_version", "observation", "depth", "width", "max_jump", "allow_exit", "policy_scope", "hidden",
-        "layer_costs", "price", "price_table", "reward", "trained_on", "versions", "network",
+        "layer_costs", "price", "score_name", "price_table", "reward", "trained_on", "versions", "network",
     }  # fmt: skip
 
 
@@ -324,6 +324,7 @@ def field_paths():
     yield ("observation", "features"), [None, {}, [], ["hidden"]]
     yield ("observation", "features", 0, "name"), [*text, "position", "unheard-of"]
     yield ("observation", "features", 0, "size"), [*whole, 17]
+    yield ("score_name",), text
     yield ("price_table",), [None, {}, [3]]
     for name in ("price", "compute"):
         yield ("price_table", 1, name), number
@@ -349,7 +350,7 @@ def field_paths():
 
 
 PATHS = list(field_paths())
-YOUNGER = [("network", "tied")]
+YOUNGER = [("network", "tied"), ("score_name",)]
 """Fields that files of the first version do not have, and need not."""
 
 
@@ -370,8 +371,9 @@ def test_every_field_that_is_missing_is_named(export, path):
 
 def test_a_file_without_a_younger_field_is_read_as_it_was_meant(export):
     before = rl_skip.load(export).stack.state_dict().keys()
-    edit(export, lambda described: described["network"].pop("tied"))
+    edit(export, lambda described: (described["network"].pop("tied"), described.pop("score_name")))
     assert rl_skip.load(export).stack.state_dict().keys() == before
+    assert rl_skip.load(export).table.score_name == "accuracy"
 
 
 @pytest.mark.parametrize(("path", "values"), PATHS, ids=[str(path) for path, _ in PATHS])

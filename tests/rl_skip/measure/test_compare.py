@@ -58,7 +58,7 @@ class TwoKinds(LayerStack):
 
 
 class NeedsItsLayer(Task):
-    def accuracy(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return outputs.gather(1, 3 + labels.unsqueeze(1)).squeeze(1)
 
 
@@ -96,7 +96,7 @@ def comparison_of(targets: tuple[int, int], *baselines: Curve) -> Comparison:
 def at_exported(comparison: Comparison, name: str) -> tuple[float, float]:
     found = comparison.operating[0].baseline(name)
     assert found is not None
-    return found.accuracy.value, found.compute
+    return found.score.value, found.compute
 
 
 def test_every_number_is_the_one_that_arithmetic_gives() -> None:
@@ -204,8 +204,8 @@ def test_seeds_are_averaged_and_a_baseline_that_some_lack_is_left_out() -> None:
     found = compared(both, [[baseline("static", "static", ROWS, 0.5)], []])
     assert found.seeds == (0, 1)
     policy = found.operating[0].baselines[0]
-    assert policy.accuracy.value == pytest.approx((1 + COMMON / ROWS) / 2)
-    assert policy.accuracy.low == pytest.approx(COMMON / ROWS, abs=0.15) and policy.accuracy.high == pytest.approx(1.0)
+    assert policy.score.value == pytest.approx((1 + COMMON / ROWS) / 2)
+    assert policy.score.low == pytest.approx(COMMON / ROWS, abs=0.15) and policy.score.high == pytest.approx(1.0)
     assert all(curve.record.name != "static" for curve in found.curves)
     assert any("static was measured for 1 of 2 runs" in note for note in found.notes)
 
@@ -309,8 +309,8 @@ def test_few_rows_are_always_the_same_ones() -> None:
     task = load_task("digits")
     rows, again = Rows.load(task, "cpu", 50), Rows.load(task, "cpu", 50)
     test = task.load("test")
-    assert len(rows.validation) == len(rows.test) == 50 and rows.whole == (len(task.load("validation")), len(test))
-    assert torch.equal(rows.test.inputs, test.inputs[rows.places[1]]) and torch.equal(rows.test.labels, test.labels[rows.places[1]])
-    assert torch.equal(rows.places[1], again.places[1]) and len(rows.places[1].unique()) == 50
+    assert len(rows.validation) == len(rows.test) == 50 and rows.totals == (len(task.load("validation")), len(test))
+    assert torch.equal(rows.test.inputs, test.inputs[rows.indices[1]]) and torch.equal(rows.test.labels, test.labels[rows.indices[1]])
+    assert torch.equal(rows.indices[1], again.indices[1]) and len(rows.indices[1].unique()) == 50
     everything = Rows.load(task, "cpu")
     assert torch.equal(everything.test.labels, test.labels)

@@ -76,7 +76,7 @@ def test_baselines_are_set_beside_on_the_rows_that_were_drawn(run: Path, capsys:
     save_baseline(run / "baselines" / "static", "static", 0.5, right=0.5)
     assert main(["compare", str(run), "--rows", "100", "--budgets", "0.6", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    drawn = Rows.load(load_task("digits"), "cpu", 100).places[1]
+    drawn = Rows.load(load_task("digits"), "cpu", 100).indices[1]
     static = next(one for one in said["operating"][1]["baselines"] if one["name"] == "static")
     assert said["rows"] == 100
     assert static["accuracy"]["value"] == pytest.approx(float((drawn < 180).float().mean()))

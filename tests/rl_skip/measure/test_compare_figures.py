@@ -1,5 +1,6 @@
 """What the figures show, read back from their parts; and that each kind of input is drawn."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,13 @@ def comparison(curves: tuple[BaselineCurve, ...] = (curve("policy", [(0.4, 0.9)]
 
 def texts(figure: Figure) -> list[str]:
     return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+@pytest.mark.parametrize("score_name", ["accuracy", "token likelihood"])
+def test_the_axis_says_what_the_score_is_called(score_name: str) -> None:
+    figure = draw_curve(replace(comparison(), score_name=score_name))
+    assert figure.axes[0].get_ylabel() == f"{score_name} on test data"
+    assert figure.get_suptitle().startswith(f"{score_name.capitalize()} for the compute spent")
 
 
 @pytest.mark.parametrize("trained", [False, True])

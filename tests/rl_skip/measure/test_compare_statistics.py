@@ -73,21 +73,21 @@ def test_the_best_point_within_a_budget_is_the_best_of_all(seed: int) -> None:
             assert chosen is None
             continue
         assert chosen is not None and points[chosen] in affordable
-        assert points[chosen].accuracy == max(one.accuracy for one in affordable)
-    accuracies = [points[n].accuracy for n in frontier(points)]
+        assert points[chosen].score == max(one.score for one in affordable)
+    accuracies = [points[n].score for n in frontier(points)]
     assert accuracies == sorted(set(accuracies))
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_the_area_is_the_mean_over_budgets_of_what_is_chosen(seed: int) -> None:
     validation, test = cloud(9, 40, seed), cloud(9, 30, seed + 100)
-    majority_accuracy = torch.linspace(0, 1, 30)
+    majority_score = torch.linspace(0, 1, 30)
     steps = 2000
     total = torch.zeros(30, dtype=torch.float64)
     for k in range(steps):
         n = best_within(validation, 0.2 + 0.8 * (k + 0.5) / steps)
-        total += (majority_accuracy if n is None else test[n].correct).double() / steps
-    torch.testing.assert_close(area_by_row(validation, test, majority_accuracy), total, atol=8e-3, rtol=0)
+        total += (majority_score if n is None else test[n].correct).double() / steps
+    torch.testing.assert_close(area_by_row(validation, test, majority_score), total, atol=8e-3, rtol=0)
 
 
 def test_entropy_counts_routes() -> None:

@@ -43,7 +43,7 @@ def test_routes_searched_together_equal_routed_forwards_one_by_one(task: Task, f
     correct, compute = evaluate_routes(stack, task, few, routes)
     for n, route in enumerate(routes):
         alone = routed_forward(stack, route, few.inputs)
-        assert torch.equal(correct[n], task.accuracy(alone.outputs, few.labels))
+        assert torch.equal(correct[n], task.score(alone.outputs, few.labels))
         torch.testing.assert_close(compute[n], alone.compute)
 
 
@@ -59,8 +59,8 @@ def test_the_best_fixed_route_is_the_best_of_all(task: Task, few: Examples, max_
     stack = network(task, "blocks")
     best = best_fixed_route(stack, task, few, max_compute=max_compute)
     measured = [(route, evaluate(stack, route, task, few)) for route in all_routes(DEPTH, False)]
-    cheap = [one.accuracy for _route, one in measured if one.compute <= max(max_compute, 2 / DEPTH) + 1e-6]
-    assert evaluate(stack, best, task, few).accuracy == pytest.approx(max(cheap))
+    cheap = [one.score for _route, one in measured if one.compute <= max(max_compute, 2 / DEPTH) + 1e-6]
+    assert evaluate(stack, best, task, few).score == pytest.approx(max(cheap))
     assert float(best.sum()) / DEPTH <= max(max_compute, 2 / DEPTH) + 1e-6
 
 
@@ -104,8 +104,8 @@ def test_a_policy_stands_beside_full_depth_on_the_same_rows(task: Task, few: Exa
     with torch.no_grad():
         rollouts = routed_forward(stack, policy, few.inputs, price=0.3), routed_forward(stack, torch.ones(DEPTH, dtype=torch.bool), few.inputs)
     for found, rollout in zip(beside_full_depth(stack, policy, task, few, price=0.3), rollouts, strict=True):
-        assert torch.equal(found.route, rollout.route) and torch.equal(found.correct, task.accuracy(rollout.outputs, few.labels))
-        assert found.reward == pytest.approx(found.accuracy - 0.3 * float(rollout.compute.mean()))
+        assert torch.equal(found.route, rollout.route) and torch.equal(found.correct, task.score(rollout.outputs, few.labels))
+        assert found.reward == pytest.approx(found.score - 0.3 * float(rollout.compute.mean()))
 
 
 def test_seconds_are_medians_of_each_call() -> None:
@@ -119,7 +119,7 @@ def test_full_depth_is_found_where_it_is_the_best_route(task: Task, few: Example
     full = torch.ones(DEPTH, dtype=torch.bool)
     own_words = Examples(few.inputs, routed_forward(stack, full, few.inputs).outputs.argmax(dim=1))
     monkeypatch.setattr(evaluation, "EXHAUSTIVE_DEPTH", deepest)
-    shorter = [evaluate(stack, route, task, own_words).accuracy for route in all_routes(DEPTH, True) if not route.all()]
+    shorter = [evaluate(stack, route, task, own_words).score for route in all_routes(DEPTH, True) if not route.all()]
     assert max(shorter) < 1
     assert best_fixed_route(stack, task, own_words, max_compute=1.0, allow_exit=True).all()
 

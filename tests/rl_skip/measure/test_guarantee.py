@@ -110,45 +110,45 @@ def test_rows_needed_and_least_tolerance_are_where_it_turns():
     assert Guarantee(0.0, 0.01, 1000, 15, 5).rows_needed is None
 
 
-def walk(outcomes, tolerance=0.01):
-    """Which prices are asked, and what comes of it; outcomes: price → (losses, gains) of 1,000 rows."""
-    asked = []
+def fixed_order(outcomes, tolerance=0.01):
+    """The guarantee, and which prices are tested; outcomes: price → (losses, gains) of 1,000 rows."""
+    tested = []
     full = torch.cat([torch.ones(500), torch.zeros(500)])
 
     def correct_at(price):
-        asked.append(price)
+        tested.append(price)
         losses, gains = outcomes[price]
         right = full.clone()
         right[:losses], right[500 : 500 + gains] = 0, 1
         return right
 
-    return smallest_guaranteed(outcomes, correct_at, full, tolerance), asked
+    return smallest_guaranteed(outcomes, correct_at, full, tolerance), tested
 
 
 def test_the_last_that_passes_before_the_first_that_fails_is_taken():
-    found, asked = walk({0.01: (0, 0), 0.1: (2, 3), 0.5: (9, 0), 1.0: (0, 0)})
+    found, tested = fixed_order({0.01: (0, 0), 0.1: (2, 3), 0.5: (9, 0), 1.0: (0, 0)})
     assert found == Guarantee(0.1, 0.01, 1000, 2, 3)
-    assert asked == [0.01, 0.1, 0.5]  # 1.0 would pass, but after a failure nothing is tested
-    found, asked = walk({0.01: (0, 0), 1.0: (0, 1)})
+    assert tested == [0.01, 0.1, 0.5]  # 1.0 would pass, but after a failure nothing is tested
+    found, tested = fixed_order({0.01: (0, 0), 1.0: (0, 1)})
     assert found == Guarantee(1.0, 0.01, 1000, 0, 1)
 
 
 def test_a_refusal_says_what_was_seen_and_what_would_do():
     with pytest.raises(UserError) as refused:
-        walk({0.05: (8, 4), 1.0: (0, 0)})
+        fixed_order({0.05: (8, 4), 1.0: (0, 0)})
     message = str(refused.value)
     assert "\n" not in message and "0.01" in message and "price 0.05" in message and "8 of 1000 validation rows" in message and "4 gained" in message
     rows, tolerance = (float(re.search(pattern, message)[1]) for pattern in (r"about (\d+) rows", r"--guarantee to ([\d.]+) or more"))
     assert holds(int(rows), round(0.008 * rows), round(0.004 * rows), 0.01) and rows > 1000
-    assert walk({0.05: (8, 4)}, tolerance)[0].price == 0.05
+    assert fixed_order({0.05: (8, 4)}, tolerance)[0].price == 0.05
     with pytest.raises(UserError, match="more rows would not help.*--guarantee"):
-        walk({0.05: (14, 4)})
+        fixed_order({0.05: (14, 4)})
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 1.0, -0.1, math.nan])
 def test_a_tolerance_that_is_none_is_refused(tolerance):
     with pytest.raises(UserError, match=r"\(0, 1\).*--guarantee"):
-        walk({0.05: (0, 0)}, tolerance)
+        fixed_order({0.05: (0, 0)}, tolerance)
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def counted(folder: Path, price: float) -> tuple[int, int, int]:
 
 
 def test_eval_runs_at_the_guaranteed_price(capsys, run):
-    # the tolerance that the largest compute just meets, and the price that a walk by hand then ends at
+    # the tolerance that the largest compute just meets, and the price at which testing by hand then ends
     tolerance = Guarantee(0.01, 0.5, *counted(run, 0.01)).least_tolerance
     assert 0 < tolerance < 1
     expected = 0.01

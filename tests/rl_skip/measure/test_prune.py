@@ -132,7 +132,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 
 
 def accuracies(run: Path, task: Task, split: str) -> dict[tuple[int, ...], float]:
-    """Accuracy of every fixed route that ends with the last layer, one sweep for each."""
+    """Accuracy of every fixed route that ends with the last layer, one routed forward pass for each."""
     stack, examples = rl_skip.load(run / "policy").stack, task.load(split)
     found = {}
     for middle in itertools.product([0, 1], repeat=DEPTH - 2):

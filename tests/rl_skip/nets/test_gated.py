@@ -280,7 +280,7 @@ class CountingBody(Body):
 
 
 @pytest.mark.parametrize("per_token", [True, False])
-def test_inactive_tokens_reach_no_body_and_are_not_charged(per_token: bool) -> None:
+def test_inactive_tokens_reach_no_body_and_cost_nothing(per_token: bool) -> None:
     torch.manual_seed(4)
     stack = GatedStack(WIDTH, HEADS, DEPTH, body=lambda _i: CountingBody(per_token))
     _wake_gates(stack)
@@ -288,14 +288,14 @@ def test_inactive_tokens_reach_no_body_and_are_not_charged(per_token: bool) -> N
     active = stack.gates[0](x).bool()
     only_first = torch.arange(DEPTH) == 0
     carry = stack.begin(x)
-    charged = stack.run(0, carry, None) * carry.full_flops
+    flops = stack.run(0, carry, None) * carry.full_flops
     body = stack.bodies[0]
     assert 0 < active.sum() < active.numel()
     assert body.tokens == [int(active.sum())]
     assert per_token or body.longest == active.sum(dim=1).max()
     torch.testing.assert_close(carry.hidden, x + active.unsqueeze(-1).float())
     gates = 40 * stack.gates[0].flops + 2 * WIDTH
-    torch.testing.assert_close(charged, active.sum(dim=1) * 1e6 + gates)
+    torch.testing.assert_close(flops, active.sum(dim=1) * 1e6 + gates)
     assert routed_forward(stack, only_first, x).compute.max() < 1 / DEPTH + 0.01
 
 

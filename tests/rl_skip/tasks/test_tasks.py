@@ -75,7 +75,7 @@ def test_loss_accuracy_and_probability_of_a_row() -> None:
     share = [2.718281828**2 / (1 + 2.718281828 + 2.718281828**2), 2.718281828**0.5 / (2.718281828**3 + 2.718281828**-1 + 2.718281828**0.5)]
     torch.testing.assert_close(task.probability(outputs, labels), torch.tensor(share))
     torch.testing.assert_close(task.loss(outputs, labels), -torch.tensor(share).log())
-    assert task.accuracy(outputs, labels).tolist() == [1.0, 0.0]
+    assert task.score(outputs, labels).tolist() == [1.0, 0.0]
 
 
 def test_examples_take_rows_of_every_tensor() -> None:

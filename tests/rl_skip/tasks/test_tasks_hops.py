@@ -1,4 +1,4 @@
-"""The task hops: its labels against a walk by hand, its splits, and networks of tied layers around it."""
+"""The task hops: its labels against pointers followed by hand, its splits, and networks of tied layers around it."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def pointers_of(name: str, split: Split) -> Tensor:
 
 
 @pytest.mark.parametrize(("name", "longest"), [("hops", 8), ("hops-16", 16)])
-def test_labels_are_where_a_walk_by_hand_ends(name: str, longest: int) -> None:
+def test_labels_are_where_pointers_followed_by_hand_end(name: str, longest: int) -> None:
     task = load_task(name)
     examples = task.load("validation")
     assert isinstance(examples.inputs, Tensor) and task.required_depth is not None

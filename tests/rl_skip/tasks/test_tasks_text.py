@@ -106,7 +106,7 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "empty").mkdir()
     refused("holds no model, it has no config.json", tmp_path / "empty")
     refused("has no tokenizer; write the model's beside it", save_bert(tmp_path / "mute", tokenizer=False))
-    refused("tells 3 classes apart, the data have 2; set --data", save_bert(tmp_path / "three", head=True, names=("a", "b", "c")))
+    refused("has 3 classes, the data have 2; set --data", save_bert(tmp_path / "three", head=True, names=("a", "b", "c")))
     (save_bert(tmp_path / "bare") / "model.safetensors").unlink()
     refused("bare cannot be read", tmp_path / "bare")
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
