@@ -14,7 +14,10 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str]) -> int:
     """Compares as the options say. Returns the exit code."""
-    training = "train the baselines first, those that are not finished, into RUN/baselines; takes long"
+    training = (
+        "train the baselines first, those that are not finished, into RUN/baselines; takes long. Those that are trained for one budget are "
+        "trained for each of --budgets and, where none is near it, for what the policy spends as exported"
+    )
     return carry_out(compare_parser("train.py compare", _compare, training), arguments)
 
 
