@@ -42,8 +42,8 @@ class BaselineRecord:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"#[0-9a-fA-F]{6}", self.colour):
             raise UserError(f"the colour of the baseline {self.name} must be #rrggbb, got {self.colour!r}")
-        if not re.fullmatch(r"[\w.-]+", self.name):
-            raise UserError(f"a baseline is called by letters, digits, dots and dashes, got {self.name!r}; its title may be longer")
+        if not re.fullmatch(r"[\w. -]+", self.name):  # it is the name of a folder too
+            raise UserError(f"a baseline is called by letters, digits, dots, dashes and spaces, got {self.name!r}; its title may be longer")
 
     def to_json(self) -> dict[str, Any]:
         """What `read` takes."""

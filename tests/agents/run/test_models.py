@@ -56,7 +56,7 @@ def test_a_run_is_measured_compared_and_described(backbone_run: Path, capsys: py
 
 
 def test_the_saved_model_with_the_policy_attached_does_what_eval_does(backbone_run: Path) -> None:
-    """The backbone's head is a linear layer on the mean of the real tokens, here applied by hand."""
+    """The head of the backbone, a norm and two linear layers on the mean of the real tokens, applied by hand."""
     ours, _ = load_run(backbone_run)
     model = transformers.AutoModel.from_pretrained(backbone_run / "model").eval()
     handle = rl_skip.attach(model, backbone_run / "policy")
@@ -66,7 +66,8 @@ def test_the_saved_model_with_the_policy_attached_does_what_eval_does(backbone_r
     with torch.no_grad():
         logits, hidden, weight = ours(inputs), model(**inputs).last_hidden_state, inputs["attention_mask"].unsqueeze(-1)
     mean = (hidden * weight).sum(dim=1) / weight.sum(dim=1)
-    torch.testing.assert_close(mean @ head["1.weight"].T + head["1.bias"], logits)
+    deep = torch.tanh(torch.layer_norm(mean, mean.shape[1:], head["0.weight"], head["0.bias"]) @ head["1.weight"].T + head["1.bias"])
+    torch.testing.assert_close(deep @ head["4.weight"].T + head["4.bias"], logits)
     assert ours.last is not None and handle.last_routes.equal(ours.last.route)
     torch.testing.assert_close(handle.last_compute, ours.last.compute)
 

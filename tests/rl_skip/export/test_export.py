@@ -216,7 +216,7 @@ def test_the_folder_holds_no_pickle_and_its_json_has_the_documented_fields(expor
     described = json.loads((export / "policy.json").read_text())
     sizes = {"hidden": 16, "position": 1, "compute": 1, "price": 1}
     parts = [{"name": name, "size": size} for name, size in sizes.items()]
-    assert described["observation"] == {"features": parts, "price_low": 0.001, "price_high": 10.0}
+    assert described["observation"] == {"features": parts, "price_low": 0.001, "price_high": 10.0, "readout_flops": 0.0}
     assert (described["format_version"], described["depth"], described["width"], described["max_jump"]) == (2, 4, 16, 2)
     assert (described["allow_exit"], described["policy_scope"], described["hidden"], described["price"]) == (False, "state", 128, PRICE)
     assert described["layer_costs"] == [0.25] * 4
@@ -226,7 +226,7 @@ def test_the_folder_holds_no_pickle_and_its_json_has_the_documented_fields(expor
     assert described["versions"]["rl_skip"] == rl_skip.__version__
     assert described["network"]["embedding"]["kind"] == "patches"
     assert described.keys() == {
-        "format_version", "observation", "depth", "width", "max_jump", "allow_exit", "policy_scope", "hidden",
+        "format_version", "observation", "depth", "width", "max_jump", "allow_exit", "jumps", "policy_scope", "hidden",
         "layer_costs", "price", "score_name", "price_table", "reward", "trained_on", "versions", "network",
     }  # fmt: skip
 
@@ -314,6 +314,7 @@ def field_paths():
     for name in ("depth", "width", "max_jump", "hidden"):
         yield (name,), whole
     yield ("allow_exit",), flag
+    yield ("jumps",), flag
     yield ("policy_scope",), [*text, "both"]
     yield ("price",), number
     yield ("layer_costs",), [None, "x", [0.25] * 3, [0.25] * 5, {}, [0.5] * 4]
@@ -321,6 +322,7 @@ def field_paths():
     yield ("observation",), [None, []]
     yield ("observation", "price_low"), [*number, 0, 10.0]
     yield ("observation", "price_high"), number
+    yield ("observation", "readout_flops"), number
     yield ("observation", "features"), [None, {}, [], ["hidden"]]
     yield ("observation", "features", 0, "name"), [*text, "position", "unheard-of"]
     yield ("observation", "features", 0, "size"), [*whole, 17]
