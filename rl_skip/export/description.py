@@ -157,8 +157,9 @@ def _read_layout(fields: Fields, width: int, depth: int, given: Sequence[Feature
     high = fields.number("price_high")
     if not 0 < low < high:
         raise fields.wrong("price_low", f"above 0 and below price_high, {high:g}")
+    readout_flops = fields.number("readout_flops")
     try:
-        layout = ObservationLayout(width, depth, low, high, features, fields.number("readout_flops"))
+        layout = ObservationLayout(width, depth, low, high, features, readout_flops)
     except UserError:
         raise fields.wrong("features", "a list of features that differ") from None
     if parts != _parts(layout):
