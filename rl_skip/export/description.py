@@ -23,7 +23,7 @@ __all__ = ["FORMAT_VERSION", "Description"]
 
 FORMAT_VERSION = 2
 """2: an observation is a list of features."""
-TRAIN_ANEW = "train the policy anew with train.py, or save it anew with the rl_skip that wrote it"
+TRAIN_ANEW = "train the policy anew with train.py"
 COST_TOLERANCE = 1e-3
 
 
