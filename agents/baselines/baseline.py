@@ -86,10 +86,11 @@ class Baseline(Agent):
     def learn_from_labels(self, update: int, router: Router) -> dict[str, Tensor]:
         """One supervised update on the network's outputs for a batch on the routes of `router`."""
         learner = self.learner
-        batch = learner.batch(update)
+        rows = learner.batch_rows(update)
+        batch = learner.train.take(rows)
         learner.prepare(learns=learner.tunes)
         rollout = routed_forward(learner.stack, router, batch.inputs)
-        loss = learner.task.loss(rollout.outputs, batch.labels).mean()
+        loss = learner.taught_loss(rollout.outputs, batch, rows)
         metrics = self.learn(loss, update) | score_metric(learner.task, "rollout", rollout.outputs, batch.labels)
         return batch_metrics(loss, rollout.compute, rollout.route) | metrics
 

@@ -130,12 +130,13 @@ class Exits(Baseline):
         learner, task = self.learner, self.learner.task
         if update == learner.warmup_updates:
             self.heads.begin_as(learner.stack)
-        batch = learner.batch(update)
+        rows = learner.batch_rows(update)
+        batch = learner.train.take(rows)
         learner.prepare(learns=learner.tunes)
         self.heads.train()
         router = EveryHead(self.heads)
         rollout = routed_forward(learner.stack, router, batch.inputs)
-        loss = torch.stack([task.loss(outputs, batch.labels).mean() for outputs in (*router.logits, rollout.outputs)]).mean()
+        loss = torch.stack([learner.taught_loss(outputs, batch, rows) for outputs in (*router.logits, rollout.outputs)]).mean()
         metrics = self.learn(loss, update) | score_metric(task, "rollout", rollout.outputs, batch.labels)
         return batch_metrics(loss, rollout.compute, rollout.route) | metrics
 

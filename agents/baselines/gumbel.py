@@ -187,7 +187,8 @@ class GateRouter(Router):
             waiting = waiting[~opened]
             if waiting.shape[0] == 0:
                 break
-        return Decision(following, flops, "gate")
+        own = state.stack.readouts is not None  # gates were trained with the stack's own head after every layer
+        return Decision(following, flops, "gate", answers=state.finish(rows) if own and (following == depth).any() else None)
 
 
 class Gumbel(Baseline):
@@ -218,12 +219,13 @@ class Gumbel(Baseline):
     def update(self, update: int) -> dict[str, Tensor]:
         """One update of network and gates."""
         learner = self.learner
-        batch = learner.batch(update)
+        rows = learner.batch_rows(update)
+        batch = learner.train.take(rows)
         learner.prepare(learns=learner.tunes)
         relaxed = RelaxedStack(learner.stack, self.gates, self.config.gate_temperature)
         outputs = routed_forward(relaxed, learner.full_route, batch.inputs).outputs
         compute, opened = torch.as_tensor(relaxed.compute), torch.stack(relaxed.opened, dim=1)
-        supervised = learner.task.loss(outputs, batch.labels).mean()
+        supervised = learner.taught_loss(outputs, batch, rows)
         missed = compute.mean() - self.budget
         metrics = self.learn(supervised + self.config.gate_target_weight * missed.square(), update)
         metrics |= score_metric(learner.task, "rollout", outputs, batch.labels)

@@ -34,7 +34,8 @@ class Shallow(Baseline):
     """The first layers of the freshly made network, as many as the budget allows, trained alone for all updates of a run.
 
     The other layers are never called and never change. Compute stays in units of the whole stack.
-    There is no warm-up: its updates go to the plain loss.
+    There is no warm-up: its updates go to the plain loss. In a run with readouts it begins where the warm-up ended, like all others, and
+    learns from the same teacher.
     """
 
     warms_up = False

@@ -176,8 +176,6 @@ class Reinforce(PolicyAgent):
 
     def update(self, update: int) -> dict[str, Tensor]:
         """One update; returns its metrics as scalars on the device."""
-        if self.learner.stack.readouts is not None and update == self.learner.warmup_updates:
-            self.learner.begin_exits()
         return self._exact_update(update) if self.exact else self._sampled_update(update)
 
     def _exact_update(self, update: int) -> dict[str, Tensor]:

@@ -89,7 +89,8 @@ class Learner:
         self.full_route = torch.ones(self.stack.depth, dtype=torch.bool, device=device)
         self.updates_per_epoch = max(len(self.train) // schedule.batch_size, 1)
         self.updates = (schedule.warmup_epochs + schedule.epochs) * self.updates_per_epoch
-        self.warmup_updates = schedule.warmup_epochs * self.updates_per_epoch if config.agent_class.warms_up else 0
+        warms_up = config.agent_class.warms_up or config.policy.readouts  # whose teacher it makes
+        self.warmup_updates = schedule.warmup_epochs * self.updates_per_epoch if warms_up else 0
 
     def _add_readouts(self) -> float:
         """Gives the stack its readouts, unless it has them. Returns the operations of one for one row."""
@@ -194,20 +195,33 @@ class Learner:
             answers: for each layer (B, ...), the last layer's weigh 1, the others' `exit_weight`.
         """
         schedule = self.config.schedule
-        teacher = answers[-1].detach() if self.teacher is None else self.teacher[rows].to(self.device)
-        loss = torch.zeros((), device=self.device)
-        for k, outputs in enumerate(answers):
-            last = k == len(answers) - 1
-            lesson = self.task.loss(outputs, batch.labels).mean()
-            if schedule.distillation_weight > 0 and not (last and self.teacher is None):
-                lesson = lesson + schedule.distillation_weight * distillation(outputs, teacher)
-            loss = loss + (1.0 if last else schedule.exit_weight) * lesson
+        loss = self.taught_loss(answers[-1], batch, rows)
+        for outputs in answers[:-1]:
+            lesson = self.taught_loss(outputs, batch, rows)
+            if self.teacher is None and schedule.distillation_weight > 0:
+                lesson = lesson + schedule.distillation_weight * distillation(outputs, answers[-1].detach())
+            loss = loss + schedule.exit_weight * lesson
         return loss
 
-    def begin_exits(self) -> None:
-        """Called when the warm-up has ended: readouts begin as the head that it made, and what it says of the training rows is their teacher."""
+    def taught_loss(self, outputs: Tensor, batch: Examples, rows: Tensor) -> Tensor:
+        """Mean loss of outputs on the labels and, where there is a teacher, on what it said of these rows; a scalar.
+
+        Args:
+            outputs: (B, ...), for
+            batch: B rows.
+            rows: (B,), which training rows they are.
+        """
+        loss, weight = self.task.loss(outputs, batch.labels).mean(), self.config.schedule.distillation_weight
+        if self.teacher is None or weight == 0:
+            return loss
+        return loss + weight * distillation(outputs, self.teacher[rows].to(self.device))
+
+    def end_warm_up(self) -> None:
+        """Called between warm-up and what follows. With readouts, these begin as the head that the warm-up made, and what the network says now
+        of the training rows is the teacher of all that follows, of a policy's network and of the baselines alike."""
         head = self.stack.readout()
-        assert head is not None and self.stack.readouts is not None
+        if head is None or self.stack.readouts is None:
+            return
         self.stack.readouts.begin_as(head)
         if self.warmup_updates > 0 and self.config.schedule.distillation_weight > 0:
             run = partial(_outputs, self.stack, self.full_route)

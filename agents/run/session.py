@@ -177,6 +177,7 @@ class Session:
     def _end_warm_up(self, folder: Path, console: Console) -> None:
         if self.agent.leaves_start:
             save_start(self.learner, folder / START)
+        self.learner.end_warm_up()
         if self.agent.warms_up and (shortfall := self.warm_up.shortfall()) is not None:
             _say(console, shortfall)
 

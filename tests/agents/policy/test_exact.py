@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from agents.options.config import PolicyConfig, ScheduleConfig, TrainConfig
+from agents.agent import AGENTS
+from agents.options.config import PolicyConfig, PriceConfig, ScheduleConfig, TrainConfig
 from agents.policy.exact import exit_pass, leaving
 from agents.policy.reinforce import Reinforce, ReinforceConfig
 from agents.run.learner import Learner
@@ -101,7 +102,7 @@ def test_one_update_calls_each_layer_once_and_moves_network_readouts_and_policy(
     learner = Learner(small(), load_task("digits"), torch.device("cpu"))
     agent = Reinforce(learner)
     assert agent.exact
-    learner.begin_exits()
+    learner.end_warm_up()
     before = {name: tensor.clone() for part in (learner.stack, learner.policy) for name, tensor in part.state_dict().items()}
     calls: list[int] = []
     for i, layer in enumerate(learner.stack.layers):  # type: ignore[arg-type]
@@ -131,6 +132,29 @@ def test_the_policy_learns_from_the_finished_network_what_the_best_threshold_can
     before = [earned(price) for price in prices]
     agent.learn_from_finished_network()
     assert all(later > earlier for later, earlier in zip(map(earned, prices), before, strict=True))
+
+
+@pytest.mark.parametrize("agent", ["reinforce", "shallow", "static", "gumbel", "exits"])
+def test_policy_and_baselines_learn_from_the_same_teacher(agent: str) -> None:
+    budget = {"pricing": PriceConfig(budget=0.5)} if agent in ("shallow", "static", "gumbel") else {}
+    learner = Learner(small(agent=agent, **budget), load_task("digits"), torch.device("cpu"))
+    trained = AGENTS.find(agent)(learner)
+    assert learner.warmup_updates > 0, "all begin where the warm-up ended"
+    said = routed_forward(learner.stack.eval(), learner.full_route, learner.train.inputs).outputs.detach()
+    learner.end_warm_up()
+    assert learner.teacher is not None
+    torch.testing.assert_close(learner.teacher, said)
+    for readout in learner.stack.readouts.each:  # type: ignore[union-attr]
+        assert all(torch.equal(mine, own) for mine, own in zip(readout.parameters(), learner.stack.readout().parameters(), strict=True))  # type: ignore[union-attr]
+    outputs, batch, rows = said[:5] + 0.1, learner.train.take(slice(0, 5)), torch.arange(5)
+    labels = torch.nn.functional.cross_entropy(outputs, batch.labels)
+    lesson = -(said[:5].softmax(dim=1) * outputs.log_softmax(dim=1)).sum(dim=1).mean()
+    torch.testing.assert_close(learner.taught_loss(outputs, batch, rows), labels + lesson)
+    seen: list[torch.Tensor] = []
+    taught = learner.taught_loss
+    learner.taught_loss = lambda outputs, batch, rows: (seen.append(rows), taught(outputs, batch, rows))[1]  # type: ignore[method-assign]
+    trained.update(learner.warmup_updates)
+    assert seen and torch.equal(seen[0], learner.batch_rows(learner.warmup_updates)), "the lessons of its own rows"
 
 
 def test_the_exact_gradient_is_refused_where_rows_jump() -> None:
