@@ -19,7 +19,7 @@ from torch import Tensor
 
 from agents.policy.exact import exit_pass
 from rl_skip.core.batches import in_batches
-from rl_skip.core.routing import routed_forward
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.task import Examples, Split
 from rl_skip.export.policy_folder import SkipModel
 from rl_skip.measure.compare.measured import EntropyExits, entropy

@@ -12,7 +12,8 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs, take_rows
 from rl_skip.core.policy import JumpRules
 from rl_skip.core.reward import LINEAR, Reward
-from rl_skip.core.routing import Decision, RoutingState, only_way
+from rl_skip.core.routers import only_way
+from rl_skip.core.routing import Decision, RoutingState
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples
 

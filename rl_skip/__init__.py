@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from rl_skip.attached import Handle, HuggingFaceStack, attach
     from rl_skip.core.costs import CostModel
     from rl_skip.core.features import FEATURES, Feature, View
+    from rl_skip.core.forward import Rollout, routed_forward
     from rl_skip.core.policy import JumpPolicy, JumpRules, ObservationLayout
     from rl_skip.core.reward import REWARDS, Reward
-    from rl_skip.core.routing import Decision, FixedRoute, PolicyRouter, Rollout, Router, RoutingState, routed_forward
+    from rl_skip.core.routers import FixedRoute, PolicyRouter
+    from rl_skip.core.routing import Decision, Router, RoutingState
     from rl_skip.core.stack import Carry, LayerStack
     from rl_skip.core.task import Examples, Split, Task, stratified_split
     from rl_skip.export.policy_folder import SkipModel, load, load_policy, save
@@ -79,7 +81,9 @@ _NAMES = {
     "core.features": ("FEATURES", "Feature", "View"),
     "core.policy": ("JumpPolicy", "JumpRules", "ObservationLayout"),
     "core.reward": ("REWARDS", "Reward"),
-    "core.routing": ("Decision", "FixedRoute", "PolicyRouter", "Rollout", "Router", "RoutingState", "routed_forward"),
+    "core.forward": ("Rollout", "routed_forward"),
+    "core.routers": ("FixedRoute", "PolicyRouter"),
+    "core.routing": ("Decision", "Router", "RoutingState"),
     "core.stack": ("Carry", "LayerStack"),
     "core.task": ("Examples", "Split", "Task", "stratified_split"),
     "export.pruned": ("PrunedNetwork", "load_pruned"),

@@ -12,7 +12,7 @@ from envs import EnvOptions
 from rl_skip import Decision, Feature, FixedRoute, JumpPolicy, JumpRules, ModuleStack, ObservationLayout, Router, RoutingState, UserError, View
 from rl_skip.cli.main import main as rl_skip_main
 from rl_skip.core.features import find_features
-from rl_skip.core.routing import routed_forward
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.task import Examples, Task
 from rl_skip.measure.compare.book import RouteBook
 from rl_skip.measure.compare.comparison import compared

@@ -15,8 +15,9 @@ from agents.run.learner import Learner
 from agents.run.telemetry import score_metric
 from rl_skip.core.batches import deployed
 from rl_skip.core.errors import UserError
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.plugins import label_of
-from rl_skip.core.routing import Router, routed_forward
+from rl_skip.core.routing import Router
 from rl_skip.core.task import Examples, score_key
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.curves import CURVE, Curve, Point, save_curve

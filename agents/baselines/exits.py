@@ -16,7 +16,8 @@ from agents.run.learner import Learner
 from agents.run.telemetry import score_metric
 from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.costs import count_flops, counting
-from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
+from rl_skip.core.forward import routed_forward
+from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.core.stack import Carry, LayerStack
 from rl_skip.core.task import Examples
 from rl_skip.measure.compare.baseline import BaselineRecord

@@ -8,7 +8,8 @@ from agents.baselines.baseline import Baseline, Setting, Unsuited
 from agents.run.learner import Learner
 from agents.run.report import SEARCH_ROWS
 from rl_skip.core.batches import deployed
-from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
+from rl_skip.core.forward import routed_forward
+from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.style import PURPLE
 

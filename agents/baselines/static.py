@@ -8,7 +8,7 @@ from agents.agent import AGENTS
 from agents.baselines.baseline import Baseline, Setting
 from agents.run.learner import Learner
 from agents.run.report import SEARCH_ROWS
-from rl_skip.core.routing import FixedRoute
+from rl_skip.core.routers import FixedRoute
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.style import ORANGE
 from rl_skip.measure.evaluation import best_fixed_route

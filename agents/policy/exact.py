@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.policy import JumpPolicy
-from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
+from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.core.stack import LayerStack
 
 __all__ = ["EveryExit", "ExitPass", "Leaving", "exit_pass", "leaving"]

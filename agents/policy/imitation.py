@@ -6,7 +6,8 @@ from torch import Tensor
 
 from agents.policy.prices import PriceSource
 from agents.run.learner import Learner
-from rl_skip.core.routing import PolicyRouter, routed_forward
+from rl_skip.core.forward import routed_forward
+from rl_skip.core.routers import PolicyRouter
 from rl_skip.core.task import Examples
 
 __all__ = ["imitation_loss", "imitation_weight"]

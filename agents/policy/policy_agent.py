@@ -20,9 +20,10 @@ from agents.run.report import final_report, print_report
 from rl_skip.core.batches import deployed
 from rl_skip.core.dial import PriceTable
 from rl_skip.core.errors import UserError
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.plugins import label_of, own_code
 from rl_skip.core.reward import find_reward
-from rl_skip.core.routing import PolicyRouter, routed_forward
+from rl_skip.core.routers import PolicyRouter
 from rl_skip.core.task import Examples, score_key
 from rl_skip.export.policy_folder import save
 from rl_skip.measure.evaluation import Evaluation, evaluate

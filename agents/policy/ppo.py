@@ -21,8 +21,9 @@ from agents.run.learner import Critic, Learner
 from agents.run.telemetry import rollout_metrics, score_metric
 from envs import Price, SB3SkipVecEnv, SkipCore
 from rl_skip.core.errors import UserError
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.policy import JumpPolicy
-from rl_skip.core.routing import PolicyRouter, routed_forward
+from rl_skip.core.routers import PolicyRouter
 
 __all__ = ["MaskablePpo", "Ppo", "PpoConfig", "actor_critic"]
 

@@ -16,8 +16,9 @@ from agents.run.learner import Learner
 from agents.run.telemetry import rollout_metrics, score_metric
 from rl_skip.core.batches import in_batches
 from rl_skip.core.errors import UserError
+from rl_skip.core.forward import Rollout, routed_forward
 from rl_skip.core.reward import LINEAR, Reward
-from rl_skip.core.routing import PolicyRouter, Rollout, routed_forward
+from rl_skip.core.routers import PolicyRouter
 from rl_skip.core.task import Examples, score_key
 
 __all__ = ["Reinforce", "ReinforceConfig", "estimated_advantage", "leave_one_out_advantage", "reinforce_loss"]

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from agents.options.config import TrainConfig
 from agents.run.tuning import choose_parameters, heads_of, merge_adapters
 from rl_skip.core.batches import deployed, in_batches
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import lengths
 from rl_skip.core.policy import JumpPolicy, JumpRules
 from rl_skip.core.random_routes import random_routes
-from rl_skip.core.routing import routed_forward
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
 

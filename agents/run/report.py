@@ -10,9 +10,9 @@ from torch import Tensor
 
 from agents.run.learner import Learner
 from rl_skip.core.dial import PriceTable
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.random_routes import random_routes_at
 from rl_skip.core.reward import LINEAR, Reward
-from rl_skip.core.routing import routed_forward
 from rl_skip.core.task import score_key
 from rl_skip.measure.evaluation import beside_full_depth, best_fixed_route, evaluate, seconds_per_batch
 

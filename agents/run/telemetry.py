@@ -19,8 +19,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rl_skip.core.fields import flat
 from rl_skip.core.files import atomic_write
+from rl_skip.core.forward import Rollout
 from rl_skip.core.reward import Reward
-from rl_skip.core.routing import Rollout
 from rl_skip.core.task import Task, score_key
 
 __all__ = ["Averages", "Display", "Telemetry", "rollout_metrics", "score_metric"]

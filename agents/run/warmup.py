@@ -8,7 +8,7 @@ from torch import Tensor
 from agents.run.known_depth import KnownDepth
 from agents.run.learner import Learner
 from agents.run.telemetry import score_metric
-from rl_skip.core.routing import routed_forward
+from rl_skip.core.forward import routed_forward
 
 __all__ = ["RandomRoutes", "WarmUp", "warm_up_for"]
 

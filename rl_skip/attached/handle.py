@@ -20,7 +20,8 @@ from rl_skip.core.dial import Dial, PriceTable
 from rl_skip.core.errors import UserError
 from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.reward import LINEAR
-from rl_skip.core.routing import FixedRoute, PolicyRouter, Router, RoutingState
+from rl_skip.core.routers import FixedRoute, PolicyRouter
+from rl_skip.core.routing import Router, RoutingState
 from rl_skip.export.policy_folder import save
 
 __all__ = ["Handle", "RoutedForward"]

@@ -1,31 +1,18 @@
-"""Routing: the state of a batch in a stack, the routers that decide each row's next layer, and the routed forward pass."""
+"""Routing: where the rows of a batch are in a stack, and what a router decides after each layer."""
 
 from abc import ABC, abstractmethod
 from copy import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rl_skip.core.features import View
 from rl_skip.core.inputs import Inputs, row_count
-from rl_skip.core.policy import JumpPolicy, JumpRules, ObservationLayout
+from rl_skip.core.policy import JumpRules, ObservationLayout
 from rl_skip.core.stack import Carry, LayerStack
 
-__all__ = [
-    "Decision",
-    "FixedRoute",
-    "PolicyRouter",
-    "Rollout",
-    "Router",
-    "RoutingState",
-    "as_router",
-    "check_layout",
-    "checked_route",
-    "next_layers",
-    "only_way",
-    "routed_forward",
-]
+__all__ = ["Decision", "Router", "RoutingState"]
 
 WAITING = -1
 
@@ -57,7 +44,8 @@ class Router(ABC):
         >>> class EveryOther(Router):
         ...     def decide(self, state: "RoutingState", i: int, rows: Tensor) -> Decision:
         ...         return Decision(torch.full_like(rows, min(i + 2, state.stack.depth)))
-        >>> from rl_skip import ModuleStack
+        >>> from torch import nn
+        >>> from rl_skip import ModuleStack, routed_forward
         >>> stack = ModuleStack(nn.Linear(3, 8), [nn.Linear(8, 8) for _ in range(4)], nn.Linear(8, 2), width=8, layer_flops=[1.0] * 4)
         >>> routed_forward(stack, EveryOther(), torch.zeros(1, 3)).route.int().tolist()
         [[1, 0, 1, 0]]
@@ -281,224 +269,3 @@ class RoutingState:
     def _some(self, rows: Tensor) -> Tensor | None:
         """The rows to gather; None where they are all rows."""
         return None if rows.shape[0] == self.price.shape[0] else rows
-
-
-class FixedRoute(Router):
-    """The same route for every row, or a given one for each; deciding costs nothing.
-
-    Args:
-        route: (L,) or (B, L) bool.
-        rules: those that the route must keep to; None: every route with layer 0 will do.
-
-    Raises:
-        ValueError: if the route leaves out layer 0, or makes a jump that `rules` do not allow.
-    """
-
-    def __init__(self, route: Tensor, rules: JumpRules | None = None) -> None:
-        self.route = checked_route(route, rules)
-        self.next_layers = next_layers(self.route)
-
-    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
-        shape = state.route.shape
-        if self.route.shape not in (shape, shape[1:]):
-            raise ValueError(f"a route must have shape {tuple(shape[1:])} or {tuple(shape)}, got {tuple(self.route.shape)}")
-        self.next_layers = self.next_layers.to(rows.device)
-        return Decision(self.next_layers[i].expand_as(rows) if self.next_layers.dim() == 1 else self.next_layers[rows, i])
-
-
-class PolicyRouter(Router):
-    """A jump policy decides after each layer that leaves a choice.
-
-    Args:
-        policy: the policy.
-        sample: draws jumps from the policy; else the likeliest is taken.
-        generator: of the random numbers.
-        route: (L,) or (B, L) bool, followed in place of the policy's own choice; the rollout says how likely that was.
-
-    Raises:
-        ValueError: if the route is one that the policy's rules do not allow.
-    """
-
-    def __init__(self, policy: JumpPolicy, *, sample: bool = False, generator: torch.Generator | None = None, route: Tensor | None = None) -> None:
-        self.policy, self.rules = policy, policy.rules
-        self.sample, self.generator = sample, generator
-        self.given = None if route is None else FixedRoute(route, policy.rules)
-
-    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
-        rules = self.policy.rules
-        given = None if self.given is None else self.given.decide(state, i, rows).next_layer
-        if not rules.choices[i]:
-            return only_way(rules, i, rows) if given is None else Decision(given)
-        observation = state.observe(rows)
-        logits = self.policy(observation)  # (R, J + 1)
-        following = rules.next_layer(i, self._choose(logits.detach())) if given is None else given
-        return Decision(following, rules.decision_flops, read=rules.layout.reads, observation=observation, logits=logits)
-
-    def _choose(self, logits: Tensor) -> Tensor:
-        if not self.sample:
-            return logits.argmax(dim=1)
-        return torch.multinomial(torch.log_softmax(logits, dim=1).exp(), 1, generator=self.generator).squeeze(1)
-
-
-def only_way(rules: JumpRules, i: int, rows: Tensor) -> Decision:
-    """Where rows go after a layer with only one legal jump; no policy is run, so it costs nothing."""
-    return Decision(rules.next_layer(i, torch.zeros_like(rows)))
-
-
-def as_router(router: Router | JumpPolicy | Tensor) -> Router:
-    """A router as it is; a policy as one that takes the likeliest jump; a route, (L,) or (B, L) bool, as one to follow.
-
-    Raises:
-        TypeError: for anything else.
-    """
-    if isinstance(router, Router):
-        return router
-    if not isinstance(router, JumpPolicy | Tensor):
-        raise TypeError(f"a router is an instance of a subclass of rl_skip.Router, a JumpPolicy, or a route, got {router!r}")
-    return PolicyRouter(router) if isinstance(router, JumpPolicy) else FixedRoute(router)
-
-
-@dataclass
-class Rollout:
-    """What one routed forward pass did. Decisions are dense: column i holds the decision taken after layer i."""
-
-    outputs: Tensor
-    """(B, ...), the network's outputs."""
-    route: Tensor
-    """(B, L) bool, the layers that each row ran."""
-    jumps: Tensor
-    """(B, L) long, the layers passed over after each layer that ran."""
-    decided: Tensor
-    """(B, L) bool, where a policy had a choice and took it."""
-    log_probs: Tensor
-    """(B, L), log-probability of the jump taken; 0 where no decision was taken."""
-    entropies: Tensor
-    """(B, L), entropy of the policy at each decision; 0 elsewhere."""
-    values: Tensor
-    """(B, L), the critic's values at each decision; 0 elsewhere, or without a critic."""
-    spent: Tensor
-    """(B, L), relative compute spent at each layer: the layer, its gates, and the decision taken after it."""
-
-    @property
-    def compute(self) -> Tensor:
-        """(B,), compute of the whole route."""
-        return self.spent.sum(dim=1)
-
-
-def routed_forward(
-    stack: LayerStack, router: Router | JumpPolicy | Tensor, inputs: Inputs, *, price: Tensor | float = 0.0, critic: nn.Module | None = None
-) -> Rollout:
-    """Takes a batch from `begin` to `finish`, each row on its own route, each layer called at most once.
-
-    Args:
-        stack: the layers.
-        router: decides after each layer; a policy takes the likeliest jump, and a route, (L,) or (B, L) bool, is followed.
-        inputs: B rows.
-        price: the price λ, in score per unit of relative compute, one for all rows or (B,); a policy sees it.
-        critic: observation (N, S) → value (N,), called once for all decisions.
-
-    Raises:
-        ValueError: if policy or route do not fit the stack, or the route is one that the policy's rules do not allow.
-
-    Example:
-        >>> from rl_skip import ModuleStack
-        >>> stack = ModuleStack(nn.Linear(3, 8), [nn.Linear(8, 8) for _ in range(4)], nn.Linear(8, 2), width=8, layer_flops=[1.0] * 4)
-        >>> routed_forward(stack, torch.tensor([True, False, False, True]), torch.zeros(5, 3)).compute.tolist()
-        [0.5, 0.5, 0.5, 0.5, 0.5]
-    """
-    router = as_router(router)
-    if router.rules is not None:
-        check_layout(router.rules.layout, stack)
-    state = RoutingState(stack, router.rules, inputs, price)
-    taken = _Decisions()
-    for i in range(stack.depth):
-        rows = state.visit(i)
-        if rows is None:
-            continue
-        decision = router.decide(state, i, rows)
-        taken.add(i, rows, decision)
-        state.follow(rows, decision)
-    if (state.next_layer != stack.depth).any():
-        raise ValueError(f"{type(router).__name__} sent rows to layers that do not come after theirs, or beyond {stack.depth}; mend its decide")
-    first = torch.arange(1, stack.depth + 1, device=state.route.device)
-    return Rollout(
-        outputs=state.outputs(),
-        route=state.route,
-        jumps=(next_layers(state.route) - first) * state.route,
-        spent=state.spent,
-        **taken.dense(state.spent, critic),
-    )
-
-
-def check_layout(layout: ObservationLayout, stack: LayerStack) -> None:
-    """Refuses a policy for another stack.
-
-    Raises:
-        ValueError: if depth or width differ.
-    """
-    if (layout.depth, layout.width) != (stack.depth, stack.width):
-        raise ValueError(f"the policy is for {layout.depth} layers of width {layout.width}, the stack has {stack.depth} of width {stack.width}")
-
-
-def next_layers(route: Tensor) -> Tensor:
-    """For each layer of a route (..., L), the next layer that the route runs; L where it runs no more. (..., L) long."""
-    depth = route.shape[-1]
-    index = torch.arange(depth, device=route.device).expand_as(route)
-    run_at = torch.where(route, index, depth).flip(-1).cummin(dim=-1).values.flip(-1)  # first run layer at or after i
-    return torch.cat([run_at[..., 1:], torch.full_like(run_at[..., :1], depth)], dim=-1)
-
-
-def checked_route(route: Tensor, rules: JumpRules | None) -> Tensor:
-    """A route, (L,) or (B, L), as bool.
-
-    Raises:
-        ValueError: if it leaves out layer 0, has another depth than `rules`, or makes a jump that they do not allow.
-    """
-    route = route.bool()
-    if not route[..., 0].all():
-        raise ValueError("layer 0 always runs, and the route leaves it out")
-    if rules is not None:
-        depth = route.shape[-1]
-        if depth != rules.layout.depth:
-            raise ValueError(f"a route must have shape (rows, {rules.layout.depth}) or ({rules.layout.depth},), got {tuple(route.shape)}")
-        jumps = next_layers(route) - torch.arange(1, depth + 1, device=route.device)
-        legal = torch.nn.functional.pad(rules.legal, (0, depth - rules.legal.shape[1])).to(route.device)  # (L, L)
-        if (route & ~legal[torch.arange(depth, device=route.device), jumps]).any():
-            said = f"max_jump is {rules.max_jump}, allow_exit {rules.allow_exit}, jumps {rules.jumps}"
-            raise ValueError(f"the route makes a jump that the policy may not: {said}")
-    return route
-
-
-class _Decisions:
-    """Collects a policy's decisions, layer by layer, and lays them out densely."""
-
-    def __init__(self) -> None:
-        self.rows: list[Tensor] = []
-        self.columns: list[Tensor] = []
-        self.jumps: list[Tensor] = []
-        self.observations: list[Tensor] = []
-        self.logits: list[Tensor] = []
-
-    def add(self, i: int, rows: Tensor, decision: Decision) -> None:
-        if decision.logits is None or decision.observation is None:
-            return
-        self.rows.append(rows)
-        self.columns.append(torch.full_like(rows, i))
-        self.jumps.append(decision.next_layer - i - 1)
-        self.observations.append(decision.observation)
-        self.logits.append(decision.logits)
-
-    def dense(self, like: Tensor, critic: nn.Module | None) -> dict[str, Tensor]:
-        """The parts of a `Rollout`, each (B, L) as `like`, zero where nothing was decided."""
-        zeros = torch.zeros_like(like)
-        if not self.rows:
-            return {"decided": zeros.bool(), "log_probs": zeros, "entropies": zeros, "values": zeros}
-        where = (torch.cat(self.rows), torch.cat(self.columns))
-        log_probs = torch.log_softmax(torch.cat(self.logits), dim=1)  # (N, J + 1)
-        taken = log_probs.gather(1, torch.cat(self.jumps).unsqueeze(1)).squeeze(1)
-        return {
-            "decided": zeros.bool().index_put(where, torch.ones((), dtype=torch.bool, device=like.device)),
-            "log_probs": zeros.index_put(where, taken),
-            "entropies": zeros.index_put(where, -(log_probs.exp() * log_probs).sum(dim=1)),
-            "values": zeros if critic is None else zeros.index_put(where, critic(torch.cat(self.observations))),
-        }

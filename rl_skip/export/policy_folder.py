@@ -13,11 +13,11 @@ from rl_skip.core.dial import Dial, PriceTable, checked_price
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature, as_feature
 from rl_skip.core.files import atomic_replace
+from rl_skip.core.forward import Rollout, routed_forward
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.kinds import kind_of
 from rl_skip.core.policy import JumpPolicy, JumpRules
 from rl_skip.core.reward import LINEAR, Reward
-from rl_skip.core.routing import Rollout, routed_forward
 from rl_skip.core.stack import LayerStack
 from rl_skip.export.card import model_card
 from rl_skip.export.description import Description

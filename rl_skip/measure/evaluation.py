@@ -12,9 +12,11 @@ from torch import Tensor
 
 from rl_skip.core.batches import in_batches
 from rl_skip.core.features import View
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.reward import LINEAR, Reward
-from rl_skip.core.routing import Decision, FixedRoute, Router, RoutingState, routed_forward
+from rl_skip.core.routers import FixedRoute
+from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Task
 

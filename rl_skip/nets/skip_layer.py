@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from rl_skip.core.features import default_features
 from rl_skip.core.fields import Fields
+from rl_skip.core.forward import Rollout, routed_forward
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.kinds import NetworkKind
 from rl_skip.core.policy import JumpPolicy, JumpRules, ObservationLayout, PolicyScope, longest_jump
 from rl_skip.core.reward import LINEAR
-from rl_skip.core.routing import PolicyRouter, Rollout, routed_forward
+from rl_skip.core.routers import PolicyRouter
 from rl_skip.nets.gated import BodyName, GatedStack, MemoryGate
 
 __all__ = ["SKIP_LAYER", "SkipLayer"]

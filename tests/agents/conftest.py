@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from agents.options.config import PriceConfig, ScheduleConfig, TrainConfig
 from agents.run.learner import Learner
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.policy import JumpPolicy
-from rl_skip.core.routing import routed_forward
 from rl_skip.core.stack import Carry, LayerStack
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.nets.network import NetworkConfig

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from envs import EnvOptions, SkipCore
 from rl_skip import Examples, JumpPolicy, JumpRules, ModuleStack, ObservationLayout, UserError
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.reward import LINEAR, Reward
-from rl_skip.core.routing import PolicyRouter, routed_forward
+from rl_skip.core.routers import PolicyRouter
 from rl_skip.nets.blocks import AttentionBlock, ClassifierHead, FrameEmbedding
 from rl_skip.nets.gated import GatedStack, HeadedStack
 

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from rl_skip.core.batches import in_batches
 from rl_skip.core.errors import UserError
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.plugins import Registry, own_code
 from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.random_routes import random_routes_at
 from rl_skip.core.reward import LINEAR, Reward
-from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
+from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Task
 from rl_skip.export.policy_folder import SkipModel

@@ -28,7 +28,7 @@ from agents.run.start import START
 from agents.run.warmup import warm_up_for
 from rl_skip.cli.main import main
 from rl_skip.core.errors import UserError
-from rl_skip.core.routing import routed_forward
+from rl_skip.core.forward import routed_forward
 from rl_skip.export.pruned import PrunedNetwork
 from rl_skip.measure.compare.curves import load_curve
 from rl_skip.measure.evaluation import all_routes

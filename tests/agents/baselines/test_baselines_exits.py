@@ -11,8 +11,8 @@ from agents.baselines.baseline import Unsuited
 from agents.baselines.exits import ConfidenceExits, ExitHeads, Exits
 from agents.options.config import ScheduleConfig
 from agents.run.warmup import warm_up_for
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import take_rows
-from rl_skip.core.routing import routed_forward
 from rl_skip.core.stack import LayerStack
 from rl_skip.nets.gated import GatedStack
 from tests.agents.baseline_stacks import CLASSES, DEPTH, KINDS, ROWS, WIDTH, Calls, alone, build

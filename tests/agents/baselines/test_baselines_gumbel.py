@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from agents.baselines.gumbel import Gate, GateRouter, Gates, Gumbel, GumbelConfig, RelaxedStack, straight_through_gumbel
 from agents.options.config import PriceConfig, ScheduleConfig, TrainConfig
 from agents.run.learner import Learner
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import take_rows
-from rl_skip.core.routing import routed_forward
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.measure.evaluation import all_routes, evaluate_routes

@@ -16,7 +16,7 @@ from agents.run.learner import Learner
 from rl_skip import JumpPolicy, JumpRules, ModuleStack, ObservationLayout, PolicyRouter, UserError, load_task
 from rl_skip.cli.main import main as rl_skip_main
 from rl_skip.core.features import CONFIDENCES
-from rl_skip.core.routing import routed_forward
+from rl_skip.core.forward import routed_forward
 from rl_skip.nets.network import NetworkConfig
 from train import main
 

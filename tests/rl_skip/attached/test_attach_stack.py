@@ -7,7 +7,8 @@ from torch import Tensor, nn
 import rl_skip
 from rl_skip import HuggingFaceStack
 from rl_skip.core.costs import count_flops, counting
-from rl_skip.core.routing import Decision, RoutingState, routed_forward
+from rl_skip.core.forward import routed_forward
+from rl_skip.core.routing import Decision, RoutingState
 from tests.rl_skip.attached.test_attach_policy import make_policy
 from tests.rl_skip.huggingface_models import CASES, DEPTH, FAMILIES, WIDTH, batch, build
 

@@ -12,7 +12,7 @@ from torch import nn
 import rl_skip
 from rl_skip import JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.cli.main import main
-from rl_skip.core.routing import routed_forward
+from rl_skip.core.forward import routed_forward
 from rl_skip.nets.network import NetworkConfig, build_network, network_to_json
 from rl_skip.tasks import load_task
 from tests.rl_skip.run_config import run_config

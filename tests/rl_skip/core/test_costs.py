@@ -7,8 +7,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rl_skip.core.costs import attention_block_flops, linear_flops
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.policy import JumpPolicy, JumpRules, ObservationLayout
-from rl_skip.core.routing import FixedRoute, PolicyRouter, routed_forward
+from rl_skip.core.routers import FixedRoute, PolicyRouter
 from rl_skip.core.stack import LayerStack
 from rl_skip.nets.blocks import AttentionBlock, ClassifierHead
 from rl_skip.nets.gated import AdapterBody, AttentionBody, GatedStack, MemoryGate

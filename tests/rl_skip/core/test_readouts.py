@@ -11,8 +11,8 @@ import rl_skip
 from envs import SkipCore
 from rl_skip import Examples, Feature, FixedRoute, JumpPolicy, JumpRules, ModuleStack, ObservationLayout, PolicyRouter, RoutingState, UserError, View
 from rl_skip.core.features import CONFIDENCES, FEATURES, find_features
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.policy import legal_jumps
-from rl_skip.core.routing import routed_forward
 
 WIDTH, DEPTH, ROWS, CLASSES = 6, 5, 40, 3
 PRICE = 0.2

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rl_skip.core.forward import Rollout, routed_forward
 from rl_skip.core.policy import JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.core.reward import Reward
-from rl_skip.core.routing import PolicyRouter, Rollout, RoutingState, next_layers, routed_forward
+from rl_skip.core.routers import PolicyRouter, next_layers
+from rl_skip.core.routing import RoutingState
 from rl_skip.nets.blocks import AttentionBlock, ClassifierHead
 from rl_skip.nets.module_stack import ModuleStack
 

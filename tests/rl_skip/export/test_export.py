@@ -16,8 +16,8 @@ from torch import nn
 import rl_skip
 from rl_skip import JumpPolicy, JumpRules, ModuleStack, ObservationLayout, SkipLayer, UserError
 from rl_skip.core.features import default_features
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.reward import LINEAR
-from rl_skip.core.routing import routed_forward
 from rl_skip.export.policy_folder import copy_export
 from rl_skip.nets.blocks import FrameEmbedding, PatchEmbedding
 from rl_skip.nets.gated import AdapterBody

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from rl_skip import JumpPolicy, JumpRules, LayerStack, ObservationLayout
 from rl_skip.core.dial import PriceTable
 from rl_skip.core.errors import UserError
-from rl_skip.core.routing import Decision, Router, RoutingState, routed_forward
+from rl_skip.core.forward import routed_forward
+from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.core.stack import Carry
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.export.policy_folder import SkipModel

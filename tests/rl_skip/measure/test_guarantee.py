@@ -11,8 +11,8 @@ from rl_skip import load, save
 from rl_skip.cli.main import main
 from rl_skip.core.dial import PricePoint, PriceTable
 from rl_skip.core.errors import UserError
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.policy import JumpPolicy, JumpRules, ObservationLayout
-from rl_skip.core.routing import routed_forward
 from rl_skip.measure.guarantee import Guarantee, guarantee, smallest_guaranteed, tango_z
 from rl_skip.nets.network import NetworkConfig, build_network, network_to_json
 from rl_skip.tasks import load_task

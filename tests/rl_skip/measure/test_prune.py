@@ -17,7 +17,7 @@ from torch import nn
 import rl_skip
 from rl_skip import JumpPolicy, JumpRules, LayerStack, ModuleStack, ObservationLayout, UserError
 from rl_skip.cli.main import main
-from rl_skip.core.routing import routed_forward
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.task import Task
 from rl_skip.export.pruned import PrunedNetwork, load_pruned
 from rl_skip.nets.blocks import FrameEmbedding, PatchEmbedding

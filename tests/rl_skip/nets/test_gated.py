@@ -10,8 +10,9 @@ from torch.nn.functional import gelu, layer_norm, silu
 
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import default_features
+from rl_skip.core.forward import Rollout, routed_forward
 from rl_skip.core.policy import JumpPolicy, JumpRules, ObservationLayout
-from rl_skip.core.routing import PolicyRouter, Rollout, routed_forward
+from rl_skip.core.routers import PolicyRouter
 from rl_skip.nets.gated import Body, GatedStack, straight_through
 from rl_skip.nets.skip_layer import SkipLayer
 

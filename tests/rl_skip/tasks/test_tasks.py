@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rl_skip.core.errors import UserError
-from rl_skip.core.routing import routed_forward
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.task import Examples, Split, Task, stratified_split
 from rl_skip.nets.network import NetworkConfig, build_network
 from rl_skip.tasks import load_task

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import rl_skip
 from rl_skip.core.errors import UserError
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.policy import JumpPolicy, JumpRules, ObservationLayout
-from rl_skip.core.routing import routed_forward
 from rl_skip.core.task import Split
 from rl_skip.measure.runs import load_run
 from rl_skip.nets.blocks import PointerEmbedding

@@ -1,0 +1,121 @@
+"""The routed forward pass: a batch from the beginning of a stack to its end, each row on its own route."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rl_skip.core.inputs import Inputs
+from rl_skip.core.policy import JumpPolicy
+from rl_skip.core.routers import as_router, check_layout, next_layers
+from rl_skip.core.routing import Decision, Router, RoutingState
+from rl_skip.core.stack import LayerStack
+
+__all__ = ["Rollout", "routed_forward"]
+
+
+@dataclass
+class Rollout:
+    """What one routed forward pass did. Decisions are dense: column i holds the decision taken after layer i."""
+
+    outputs: Tensor
+    """(B, ...), the network's outputs."""
+    route: Tensor
+    """(B, L) bool, the layers that each row ran."""
+    jumps: Tensor
+    """(B, L) long, the layers passed over after each layer that ran."""
+    decided: Tensor
+    """(B, L) bool, where a policy had a choice and took it."""
+    log_probs: Tensor
+    """(B, L), log-probability of the jump taken; 0 where no decision was taken."""
+    entropies: Tensor
+    """(B, L), entropy of the policy at each decision; 0 elsewhere."""
+    values: Tensor
+    """(B, L), the critic's values at each decision; 0 elsewhere, or without a critic."""
+    spent: Tensor
+    """(B, L), relative compute spent at each layer: the layer, its gates, and the decision taken after it."""
+
+    @property
+    def compute(self) -> Tensor:
+        """(B,), compute of the whole route."""
+        return self.spent.sum(dim=1)
+
+
+def routed_forward(
+    stack: LayerStack, router: Router | JumpPolicy | Tensor, inputs: Inputs, *, price: Tensor | float = 0.0, critic: nn.Module | None = None
+) -> Rollout:
+    """Takes a batch from `begin` to `finish`, each row on its own route, each layer called at most once.
+
+    Args:
+        stack: the layers.
+        router: decides after each layer; a policy takes the likeliest jump, and a route, (L,) or (B, L) bool, is followed.
+        inputs: B rows.
+        price: the price λ, in score per unit of relative compute, one for all rows or (B,); a policy sees it.
+        critic: observation (N, S) → value (N,), called once for all decisions.
+
+    Raises:
+        ValueError: if policy or route do not fit the stack, or the route is one that the policy's rules do not allow.
+
+    Example:
+        >>> from rl_skip import ModuleStack
+        >>> stack = ModuleStack(nn.Linear(3, 8), [nn.Linear(8, 8) for _ in range(4)], nn.Linear(8, 2), width=8, layer_flops=[1.0] * 4)
+        >>> routed_forward(stack, torch.tensor([True, False, False, True]), torch.zeros(5, 3)).compute.tolist()
+        [0.5, 0.5, 0.5, 0.5, 0.5]
+    """
+    router = as_router(router)
+    if router.rules is not None:
+        check_layout(router.rules.layout, stack)
+    state = RoutingState(stack, router.rules, inputs, price)
+    taken = _Decisions()
+    for i in range(stack.depth):
+        rows = state.visit(i)
+        if rows is None:
+            continue
+        decision = router.decide(state, i, rows)
+        taken.add(i, rows, decision)
+        state.follow(rows, decision)
+    if (state.next_layer != stack.depth).any():
+        raise ValueError(f"{type(router).__name__} sent rows to layers that do not come after theirs, or beyond {stack.depth}; mend its decide")
+    first = torch.arange(1, stack.depth + 1, device=state.route.device)
+    return Rollout(
+        outputs=state.outputs(),
+        route=state.route,
+        jumps=(next_layers(state.route) - first) * state.route,
+        spent=state.spent,
+        **taken.dense(state.spent, critic),
+    )
+
+
+class _Decisions:
+    """Collects a policy's decisions, layer by layer, and lays them out densely."""
+
+    def __init__(self) -> None:
+        self.rows: list[Tensor] = []
+        self.columns: list[Tensor] = []
+        self.jumps: list[Tensor] = []
+        self.observations: list[Tensor] = []
+        self.logits: list[Tensor] = []
+
+    def add(self, i: int, rows: Tensor, decision: Decision) -> None:
+        if decision.logits is None or decision.observation is None:
+            return
+        self.rows.append(rows)
+        self.columns.append(torch.full_like(rows, i))
+        self.jumps.append(decision.next_layer - i - 1)
+        self.observations.append(decision.observation)
+        self.logits.append(decision.logits)
+
+    def dense(self, like: Tensor, critic: nn.Module | None) -> dict[str, Tensor]:
+        """The parts of a `Rollout`, each (B, L) as `like`, zero where nothing was decided."""
+        zeros = torch.zeros_like(like)
+        if not self.rows:
+            return {"decided": zeros.bool(), "log_probs": zeros, "entropies": zeros, "values": zeros}
+        where = (torch.cat(self.rows), torch.cat(self.columns))
+        log_probs = torch.log_softmax(torch.cat(self.logits), dim=1)  # (N, J + 1)
+        taken = log_probs.gather(1, torch.cat(self.jumps).unsqueeze(1)).squeeze(1)
+        return {
+            "decided": zeros.bool().index_put(where, torch.ones((), dtype=torch.bool, device=like.device)),
+            "log_probs": zeros.index_put(where, taken),
+            "entropies": zeros.index_put(where, -(log_probs.exp() * log_probs).sum(dim=1)),
+            "values": zeros if critic is None else zeros.index_put(where, critic(torch.cat(self.observations))),
+        }

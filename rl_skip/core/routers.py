@@ -1,0 +1,124 @@
+"""Routers: a given route for all rows or for each, and a jump policy; and what routes are allowed."""
+
+import torch
+from torch import Tensor
+
+from rl_skip.core.policy import JumpPolicy, JumpRules, ObservationLayout
+from rl_skip.core.routing import Decision, Router, RoutingState
+from rl_skip.core.stack import LayerStack
+
+__all__ = ["FixedRoute", "PolicyRouter", "as_router", "check_layout", "checked_route", "next_layers", "only_way"]
+
+
+class FixedRoute(Router):
+    """The same route for every row, or a given one for each; deciding costs nothing.
+
+    Args:
+        route: (L,) or (B, L) bool.
+        rules: those that the route must keep to; None: every route with layer 0 will do.
+
+    Raises:
+        ValueError: if the route leaves out layer 0, or makes a jump that `rules` do not allow.
+    """
+
+    def __init__(self, route: Tensor, rules: JumpRules | None = None) -> None:
+        self.route = checked_route(route, rules)
+        self.next_layers = next_layers(self.route)
+
+    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
+        shape = state.route.shape
+        if self.route.shape not in (shape, shape[1:]):
+            raise ValueError(f"a route must have shape {tuple(shape[1:])} or {tuple(shape)}, got {tuple(self.route.shape)}")
+        self.next_layers = self.next_layers.to(rows.device)
+        return Decision(self.next_layers[i].expand_as(rows) if self.next_layers.dim() == 1 else self.next_layers[rows, i])
+
+
+class PolicyRouter(Router):
+    """A jump policy decides after each layer that leaves a choice.
+
+    Args:
+        policy: the policy.
+        sample: draws jumps from the policy; else the likeliest is taken.
+        generator: of the random numbers.
+        route: (L,) or (B, L) bool, followed in place of the policy's own choice; the rollout says how likely that was.
+
+    Raises:
+        ValueError: if the route is one that the policy's rules do not allow.
+    """
+
+    def __init__(self, policy: JumpPolicy, *, sample: bool = False, generator: torch.Generator | None = None, route: Tensor | None = None) -> None:
+        self.policy, self.rules = policy, policy.rules
+        self.sample, self.generator = sample, generator
+        self.given = None if route is None else FixedRoute(route, policy.rules)
+
+    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
+        rules = self.policy.rules
+        given = None if self.given is None else self.given.decide(state, i, rows).next_layer
+        if not rules.choices[i]:
+            return only_way(rules, i, rows) if given is None else Decision(given)
+        observation = state.observe(rows)
+        logits = self.policy(observation)  # (R, J + 1)
+        following = rules.next_layer(i, self._choose(logits.detach())) if given is None else given
+        return Decision(following, rules.decision_flops, read=rules.layout.reads, observation=observation, logits=logits)
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        if not self.sample:
+            return logits.argmax(dim=1)
+        return torch.multinomial(torch.log_softmax(logits, dim=1).exp(), 1, generator=self.generator).squeeze(1)
+
+
+def only_way(rules: JumpRules, i: int, rows: Tensor) -> Decision:
+    """Where rows go after a layer with only one legal jump; no policy is run, so it costs nothing."""
+    return Decision(rules.next_layer(i, torch.zeros_like(rows)))
+
+
+def as_router(router: Router | JumpPolicy | Tensor) -> Router:
+    """A router as it is; a policy as one that takes the likeliest jump; a route, (L,) or (B, L) bool, as one to follow.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(router, Router):
+        return router
+    if not isinstance(router, JumpPolicy | Tensor):
+        raise TypeError(f"a router is an instance of a subclass of rl_skip.Router, a JumpPolicy, or a route, got {router!r}")
+    return PolicyRouter(router) if isinstance(router, JumpPolicy) else FixedRoute(router)
+
+
+def check_layout(layout: ObservationLayout, stack: LayerStack) -> None:
+    """Refuses a policy for another stack.
+
+    Raises:
+        ValueError: if depth or width differ.
+    """
+    if (layout.depth, layout.width) != (stack.depth, stack.width):
+        raise ValueError(f"the policy is for {layout.depth} layers of width {layout.width}, the stack has {stack.depth} of width {stack.width}")
+
+
+def next_layers(route: Tensor) -> Tensor:
+    """For each layer of a route (..., L), the next layer that the route runs; L where it runs no more. (..., L) long."""
+    depth = route.shape[-1]
+    index = torch.arange(depth, device=route.device).expand_as(route)
+    run_at = torch.where(route, index, depth).flip(-1).cummin(dim=-1).values.flip(-1)  # first run layer at or after i
+    return torch.cat([run_at[..., 1:], torch.full_like(run_at[..., :1], depth)], dim=-1)
+
+
+def checked_route(route: Tensor, rules: JumpRules | None) -> Tensor:
+    """A route, (L,) or (B, L), as bool.
+
+    Raises:
+        ValueError: if it leaves out layer 0, has another depth than `rules`, or makes a jump that they do not allow.
+    """
+    route = route.bool()
+    if not route[..., 0].all():
+        raise ValueError("layer 0 always runs, and the route leaves it out")
+    if rules is not None:
+        depth = route.shape[-1]
+        if depth != rules.layout.depth:
+            raise ValueError(f"a route must have shape (rows, {rules.layout.depth}) or ({rules.layout.depth},), got {tuple(route.shape)}")
+        jumps = next_layers(route) - torch.arange(1, depth + 1, device=route.device)
+        legal = torch.nn.functional.pad(rules.legal, (0, depth - rules.legal.shape[1])).to(route.device)  # (L, L)
+        if (route & ~legal[torch.arange(depth, device=route.device), jumps]).any():
+            said = f"max_jump is {rules.max_jump}, allow_exit {rules.allow_exit}, jumps {rules.jumps}"
+            raise ValueError(f"the route makes a jump that the policy may not: {said}")
+    return route
