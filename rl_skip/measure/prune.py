@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from rl_skip.core.batches import deployed
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.core.files import atomic_replace
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.task import Task, score_key
 from rl_skip.core.version import __version__
 from rl_skip.export.policy_folder import SkipModel, read_description
@@ -76,7 +79,13 @@ def prune(
     }
     all_weights = sum(parameter.numel() for parameter in model.stack.parameters())
     removed = sorted(set(range(model.stack.depth)) - set(layers))
-    pruned = PrunedNetwork(model.stack, layers)
+    rows = task.load("validation").take(slice(0, 2)).to(next(model.parameters()).device).inputs
+    with deployed(model.stack):
+        expected = routed_forward(model.stack, _route(layers, model.stack.depth), rows).outputs
+        pruned = PrunedNetwork(model.stack, layers)
+        same = torch.allclose(pruned(rows), expected, atol=1e-4, rtol=1e-4)
+    if not same:
+        raise UserError("the model does more after its layers than a readout does, so it is not pruned to a route that leaves early; set --layers")
     weights = sum(parameter.numel() for parameter in pruned.parameters())
 
     def fill(new: Path) -> None:
@@ -117,11 +126,17 @@ def _best_layers(model: SkipModel, task: Task, budget: float | None, batch_size:
     return tuple(route.nonzero().squeeze(1).tolist())
 
 
+def _route(layers: tuple[int, ...], depth: int) -> Tensor:
+    """(L,) bool."""
+    route = torch.zeros(depth, dtype=torch.bool)
+    route[list(layers)] = True
+    return route
+
+
 def _measure(model: SkipModel, task: Task, layers: tuple[int, ...], batch_size: int) -> dict[str, Any]:
     """The route on test data, beside full depth and the policy at its operating price."""
     test = task.load("test").to(next(model.parameters()).device)
-    route = torch.zeros(model.stack.depth, dtype=torch.bool)
-    route[list(layers)] = True
+    route = _route(layers, model.stack.depth)
     fixed = evaluate(model.stack, route, task, test, batch_size=batch_size)
     policy, full = beside_full_depth(model.stack, model.policy, task, test, price=model.price, batch_size=batch_size)
     key = score_key(task.score_name)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import rl_skip
 from agents.agent import AGENTS
 from agents.options.config import PolicyConfig, PriceConfig, ScheduleConfig, TrainConfig
 from agents.policy.exact import exit_pass, leaving
@@ -180,3 +181,9 @@ def test_a_run_is_resumed_exported_and_measured(tmp_path: Path, capsys: pytest.C
     capsys.readouterr()
     assert rl_skip_main(["eval", str(tmp_path / "run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] == json.loads(report)["policy"]["accuracy"]
+    assert rl_skip_main(["prune", str(tmp_path / "run"), str(tmp_path / "pruned"), "--layers", "0,1"]) == 0
+    model, inputs = rl_skip.load(tmp_path / "run" / "policy"), load_task("digits").load("test").inputs
+    with torch.no_grad():
+        expected = routed_forward(model.stack, torch.arange(4) < 2, inputs).outputs
+        torch.testing.assert_close(rl_skip.load_pruned(tmp_path / "pruned")(inputs), expected)
+    assert not torch.allclose(model.stack.head(model.stack.begin(inputs).hidden, None), expected)  # type: ignore[operator]
