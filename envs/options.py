@@ -11,7 +11,7 @@ from envs.core import Price, Score, SkipCore
 from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature, as_feature, default_features
-from rl_skip.core.policy import JumpRules, ObservationLayout, PolicyScope
+from rl_skip.core.policy import JumpRules, ObservationLayout, PolicyScope, longest_jump
 from rl_skip.core.reward import LINEAR, Reward, as_reward
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
@@ -141,14 +141,19 @@ class EnvOptions:
     def _rules(self, stack: LayerStack, rules: JumpRules | None) -> JumpRules:
         limits = {"max_jump": self.max_jump, "allow_exit": self.allow_exit, "scope": self.policy_scope}
         chosen: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
-        if self.features is None:
-            layout = ObservationLayout(stack.width, stack.depth, features=default_features(stack.has_memory))
-            return JumpRules.reaching(layout, **chosen) if rules is None else replace(rules, **chosen)
+        if rules is not None and self.max_jump is None and self.allow_exit is False:
+            chosen["max_jump"] = min(rules.max_jump, longest_jump(stack.depth, False))
+        if self.features is None and rules is not None:
+            return replace(rules, **chosen)
         if isinstance(self.features, str):
             raise UserError(f"features is a sequence of features or their names, got {self.features!r}; set features=[{self.features!r}]")
-        features = tuple(map(as_feature, self.features))
         if rules is None:
-            return JumpRules.reaching(ObservationLayout(stack.width, stack.depth, features=features), **chosen)
+            sees_readouts = stack.readouts is not None and self.policy_scope != "input"
+            features = default_features(stack.has_memory, sees_readouts) if self.features is None else tuple(map(as_feature, self.features))
+            readout_flops = 0.0 if stack.readouts is None else stack.readouts.flops
+            return JumpRules.reaching(ObservationLayout(stack.width, stack.depth, features=features, readout_flops=readout_flops), **chosen)
+        assert self.features is not None
+        features = tuple(map(as_feature, self.features))
         return replace(rules, layout=replace(rules.layout, features=features), **chosen)
 
     def _reward(self) -> Reward:

@@ -43,7 +43,7 @@ class Shallow(Baseline):
     record = BaselineRecord(
         "shallow",
         "shallower network",
-        about="the first layers alone, trained from scratch for as many updates as warm-up and policy took together",
+        about="the first layers alone, trained for as many updates as warm-up and policy took together; with readouts, as the policy's network was",
         advice="train it with train.py --agent shallow",
         trained=True,
         per_budget=True,

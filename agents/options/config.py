@@ -50,8 +50,9 @@ class PolicyConfig:
     policy_hidden: int = 128
     """Width of the policy's hidden layer. More sees finer differences and costs more at every decision; 32 to 256."""
     feature: tuple[str, ...] = ()
-    """What the policy sees besides position, compute and price: hidden, memory, or file.py:name for a feature of your own. May be given several
-    times, and replaces the default: the hidden state, and the working memory where the stack has one. So name hidden too if it is to stay."""
+    """What the policy sees besides position, compute and price: hidden, memory; with readouts entropy, largest_probability, margin, agreement,
+    moved; or file.py:name for a feature of your own. May be given several times, and replaces the default, so name what of it is to stay: the hidden
+    state, and the working memory where the stack has one; with readouts those five."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "feature", tuple(map(absolute_reference, self.feature)))  # which hold from every folder
@@ -70,7 +71,7 @@ class PolicyConfig:
         Raises:
             UserError: if a feature is unknown, or there is nothing to decide.
         """
-        features = find_features(self.feature) if self.feature else default_features(has_memory, self.readouts)
+        features = find_features(self.feature) if self.feature else default_features(has_memory, self.readouts and self.policy_scope == "state")
         layout = ObservationLayout(width, depth, *price_range, features, readout_flops if self.readouts else 0.0)
         options = {"allow_exit": self.allow_exit, "scope": self.policy_scope, "hidden": self.policy_hidden, "jumps": self.jumps}
         return JumpRules.reaching(layout, self.max_jump, **options)  # type: ignore[arg-type]

@@ -157,7 +157,8 @@ class Ppo(PolicyAgent):
 
     def _improve_network(self, update: int) -> dict[str, Tensor]:
         learner = self.learner
-        rate, batch = learner.set_learning_rates(update), learner.batch(update)
+        rate, rows = learner.set_learning_rates(update), learner.batch_rows(update)
+        batch = learner.train.take(rows)
         price = self.prices.draw(len(batch), learner.generator).to(learner.device)
         with torch.no_grad():
             route = routed_forward(learner.stack, PolicyRouter(learner.policy, sample=True), batch.inputs, price=price)
@@ -167,7 +168,7 @@ class Ppo(PolicyAgent):
         metrics = {"train/learning_rate": torch.tensor(rate)}
         if learner.tunes:
             learner.prepare(learns=True)
-            supervised, outputs = learner.network_loss(batch, route.route)
+            supervised, outputs = learner.network_loss(batch, rows, route.route)
             loss, metrics["train/supervised_loss"] = loss + supervised, supervised
         if loss.requires_grad:
             metrics["train/grad_norm"] = learner.apply(loss)

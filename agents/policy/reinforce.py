@@ -14,7 +14,7 @@ from agents.policy.policy_agent import PolicyAgent, PolicyAgentConfig, entropy_w
 from agents.policy.prices import BudgetPrice, PriceRange
 from agents.run.learner import Learner
 from agents.run.telemetry import rollout_metrics, score_metric
-from rl_skip.core.batches import in_batches
+from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.errors import UserError
 from rl_skip.core.forward import Rollout, routed_forward
 from rl_skip.core.reward import LINEAR, Reward
@@ -35,12 +35,12 @@ class ReinforceConfig(PolicyAgentConfig):
     """REINFORCE."""
 
     routes_per_input: int = 4
-    """Routes sampled for each input. More lowers the variance of the gradient and costs that many partial forward passes; 2 to 8."""
+    """With the sampled gradient: routes for each input. More lowers its variance and costs that many partial forward passes; 2 to 8."""
     baseline: BaselineName = "leave-one-out"
     """"leave-one-out": the mean reward of the input's other routes; "value": a learned critic."""
     gradient: GradientName = "auto"
     """"exact": of the expected reward over all exits, from one pass, where a row goes on or leaves (--readouts --no-jumps); "sampled": from routes
-    that were drawn. Default: exact where it can be."""
+    that were drawn. Default: exact where it can be: not with a critic, imitation, or an advantage of one's own."""
     policy_epochs: int = 40
     """With the exact gradient: passes of the policy alone over what the finished network says of the training rows; they take seconds."""
 
@@ -160,10 +160,35 @@ class Reinforce(PolicyAgent):
     def __init__(self, learner: Learner, prices: PriceRange | BudgetPrice | None = None) -> None:
         super().__init__(learner, prices)
         self.critic = learner.critic if self.config.baseline == "value" else None
-        possible = learner.stack.readouts is not None and not learner.rules.jumps
-        if self.config.gradient == "exact" and not possible:
-            raise UserError("the exact gradient is that of when to leave: set --readouts --no-jumps, or --gradient sampled")
-        self.exact = possible and self.config.gradient != "sampled"
+        obstacle = self._obstacle()
+        if self.config.gradient == "exact" and obstacle is not None:
+            raise UserError(f"{obstacle}, or --gradient sampled")
+        self.exact = obstacle is None and self.config.gradient != "sampled"
+        if self.exact and self.config.policy_epochs > 0:
+            self._check_features()
+
+    def _obstacle(self) -> str | None:
+        """Why the gradient cannot be exact, and what to set; None: it can."""
+        learner, config = self.learner, self.config
+        if learner.stack.readouts is None or learner.rules.jumps:
+            return "the exact gradient is that of when to leave: set --readouts --no-jumps"
+        if type(self).advantage is not Reinforce.advantage:
+            return "the exact gradient takes every exit's reward as it is, and an agent with an advantage of its own samples: set no --gradient"
+        if config.baseline != "leave-one-out" or config.imitation_weight > 0:
+            return "the exact gradient has no use for a critic: set --baseline leave-one-out"
+        return None
+
+    def _check_features(self) -> None:
+        """Raises `UserError` where something else than the price itself differs with the price: the policy's own epochs show it many prices."""
+        learner = self.learner
+        batch, layout = learner.train.take(slice(0, 4)), learner.rules.layout
+        with deployed(learner.stack):
+            low, high = (
+                exit_pass(learner.stack, learner.policy, batch.inputs, torch.full((len(batch),), price, device=learner.device)).observations
+                for price in (layout.price_low, layout.price_high)
+            )
+        if not torch.allclose(low[..., :-1], high[..., :-1]):
+            raise UserError("a feature differs with the price or each time it is read; the policy's own epochs read it once: set --policy-epochs 0")
 
     def advantage(self, rollout: Rollout, reward: Tensor, to_go: Tensor) -> Tensor:
         """What the routes earned more than expected: one for each decision (N, L), or for each route (N, 1).
@@ -233,7 +258,8 @@ class Reinforce(PolicyAgent):
 
     def _sampled_update(self, update: int) -> dict[str, Tensor]:
         learner, config = self.learner, self.config
-        rate, batch = learner.set_learning_rates(update), learner.batch(update)
+        rate, rows = learner.set_learning_rates(update), learner.batch_rows(update)
+        batch = learner.train.take(rows)
         G = config.routes_per_input
         routes = batch.take(torch.arange(len(batch), device=learner.device).repeat_interleave(G))  # B G rows
         price = self.prices.draw(len(batch), learner.generator).repeat_interleave(G).to(learner.device)  # (B G,)
@@ -249,7 +275,7 @@ class Reinforce(PolicyAgent):
             loss = loss + weight * imitation_loss(learner, self.prices, batch, self.score)
         if learner.tunes:
             learner.prepare(learns=True)
-            supervised, _ = learner.network_loss(batch, rollout.route[::G])
+            supervised, _ = learner.network_loss(batch, rows, rollout.route[::G])
             loss, metrics["train/supervised_loss"] = loss + supervised, supervised
         norm = learner.apply(loss)
         self.prices.observe(rollout.compute.mean())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from agents.options.config import TrainConfig
 from agents.run.tuning import choose_parameters, heads_of, merge_adapters
 from rl_skip.core.batches import deployed, in_batches
+from rl_skip.core.errors import UserError
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import lengths
 from rl_skip.core.policy import JumpPolicy, JumpRules
@@ -66,7 +67,9 @@ class Learner:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.train, self.validation = self._examples("train"), self._examples("validation")
         self.stack = (task.build(config.network) if stack is None else stack).to(device)
-        readout_flops = self._add_readouts() if config.policy.readouts else 0.0
+        self.new_readouts = config.policy.readouts and self.stack.readouts is None
+        """Whether the readouts are this learner's own, and not those that a given stack brought along."""
+        readout_flops = self._readout_flops()
         self.adapters = choose_parameters(self.stack, config.schedule.tune)
         price_range, has_memory = config.pricing.seen_range, self.stack.has_memory
         self.rules = config.policy.rules(self.stack.depth, self.stack.width, price_range, has_memory, readout_flops)
@@ -92,10 +95,17 @@ class Learner:
         warms_up = config.agent_class.warms_up or config.policy.readouts  # whose teacher it makes
         self.warmup_updates = schedule.warmup_epochs * self.updates_per_epoch if warms_up else 0
 
-    def _add_readouts(self) -> float:
-        """Gives the stack its readouts, unless it has them. Returns the operations of one for one row."""
+    def _readout_flops(self) -> float:
+        """Gives the stack its readouts, unless it has them. Returns the operations of one for one row; 0 without."""
+        if not self.config.policy.readouts:
+            if self.stack.readouts is not None:
+                raise UserError("the given stack has readouts, which answer rows that leave early; set --readouts")
+            return 0.0
+        example = self.validation.take(slice(0, 2)).inputs
         with deployed(self.stack):
-            readouts = self.stack.readouts or self.stack.add_readouts(self.validation.take(slice(0, 2)).inputs)
+            readouts = self.stack.readouts or self.stack.add_readouts(example)
+            if not readouts.flops:
+                self.stack.count_readouts(example)
         return readouts.flops
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
@@ -166,23 +176,28 @@ class Learner:
         outputs = routed_forward(self.stack, self.full_route, batch.inputs).outputs
         return self.task.loss(outputs, batch.labels).mean(), outputs
 
-    def network_loss(self, batch: Examples, route: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network learns from on one route (B, L) for each input, a scalar; and its outputs on them, (B, C).
+    def network_loss(self, batch: Examples, rows: Tensor, route: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network learns from on one route for each input, a scalar; and its outputs on them, (B, C).
 
-        Beside the labels, the routes learn from the network's own outputs at full depth, and full depth learns from the
-        labels, so that it stays a good teacher (in-place distillation: Yu and Huang 2019, "Universally
-        Slimmable Networks").
+        Beside the labels, the routes learn from the teacher where there is one, and else from the network's own outputs at full
+        depth, while full depth learns from the labels, so that it stays a good teacher (in-place distillation: Yu and Huang 2019,
+        "Universally Slimmable Networks").
+
+        Args:
+            batch: B rows.
+            rows: (B,), which training rows they are.
+            route: (B, L) bool.
         """
         schedule = self.config.schedule
         outputs = routed_forward(self.stack, route, batch.inputs).outputs
-        loss = self.task.loss(outputs, batch.labels).mean()
+        loss = self.taught_loss(outputs, batch, rows)
         if schedule.full_depth_weight == 0 and schedule.distillation_weight == 0:
             return loss, outputs
         with torch.set_grad_enabled(schedule.full_depth_weight > 0):
             full = routed_forward(self.stack, self.full_route, batch.inputs).outputs
         if schedule.full_depth_weight > 0:
-            loss = loss + schedule.full_depth_weight * self.task.loss(full, batch.labels).mean()
-        if schedule.distillation_weight > 0:
+            loss = loss + schedule.full_depth_weight * self.taught_loss(full, batch, rows)
+        if schedule.distillation_weight > 0 and self.teacher is None:
             loss = loss + schedule.distillation_weight * distillation(outputs, full.detach())
         return loss, outputs
 
@@ -217,12 +232,16 @@ class Learner:
         return loss + weight * distillation(outputs, self.teacher[rows].to(self.device))
 
     def end_warm_up(self) -> None:
-        """Called between warm-up and what follows. With readouts, these begin as the head that the warm-up made, and what the network says now
-        of the training rows is the teacher of all that follows, of a policy's network and of the baselines alike."""
+        """Called between warm-up and what follows.
+
+        Readouts that have not learned yet begin as the head that the warm-up made. In a run with readouts what the network says now of the
+        training rows is the teacher of all that follows, of a policy's network and of the baselines alike.
+        """
         head = self.stack.readout()
         if head is None or self.stack.readouts is None:
             return
-        self.stack.readouts.begin_as(head)
+        if self.new_readouts and not (self.rules.jumps and self.config.schedule.random_route_weight > 0):  # random routes have taught them
+            self.stack.readouts.begin_as(head)
         if self.warmup_updates > 0 and self.config.schedule.distillation_weight > 0:
             run = partial(_outputs, self.stack, self.full_route)
             (self.teacher,) = in_batches(run, self.train, TEACHER_BATCH, self.stack)

@@ -150,10 +150,14 @@ class JumpRules:
         longest = longest_jump(depth, self.allow_exit)
         if longest < 1:
             raise UserError(f"{depth} layers leave nothing to decide: set --layers to at least {2 if self.allow_exit else 3}")
+        if not self.jumps and not self.allow_exit:
+            raise UserError("without jumps rows must be allowed to leave; set --allow-exit or --readouts, or leave --no-jumps out")
         if not 1 <= self.max_jump <= longest:
             raise UserError(f"the longest jump must lie in 1..{longest} for {depth} layers, got {self.max_jump}; set --max-jump or --layers")
-        if not self.jumps and not (self.allow_exit and self.max_jump == longest):
-            raise UserError("without jumps rows must be allowed to leave from every layer; set --allow-exit or --readouts, and leave --max-jump out")
+        if not self.jumps and self.max_jump < longest:
+            raise UserError("without jumps rows must be allowed to leave from every layer; leave --max-jump out")
+        if self.scope == "input" and self.layout.reads:
+            raise UserError("a policy that looks at the input alone sees nothing of what the network would answer; set --feature hidden")
         if self.hidden < 1:
             raise UserError(f"the policy's hidden layer needs a width of at least 1, got {self.hidden}; set --policy-hidden")
         if self.scope not in get_args(PolicyScope):

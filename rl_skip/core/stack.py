@@ -145,10 +145,15 @@ class LayerStack(nn.Module):
             raise UserError(f"a {type(self).__name__} has no head that could be copied after each layer; leave --readouts out")
         self.readouts = Readouts(head, self.depth, flops).to(next(head.parameters()).device)
         if example is not None:
-            with torch.no_grad():
-                carry = self.begin(example)
-            self.readouts.count(lambda readout: self.read(readout, carry.hidden, carry.mask), carry.hidden.shape[0])
+            self.count_readouts(example)
         return self.readouts
+
+    def count_readouts(self, example: Inputs) -> None:
+        """Counts the operations of one of its readouts for one row, on inputs of a few rows."""
+        assert self.readouts is not None
+        with torch.no_grad():
+            carry = self.begin(example)
+        self.readouts.count(lambda readout: self.read(readout, carry.hidden, carry.mask), carry.hidden.shape[0])
 
     def head_modules(self) -> list[nn.Module]:
         """The modules that turn the last hidden state into outputs, for training them alone; empty where they are not known."""

@@ -104,6 +104,12 @@ def save(
         raise ValueError("a JumpPolicy is saved with the stack it was trained on and its price: save(folder, policy, stack=…, price=…)")
     if (policy.rules.layout.depth, policy.rules.layout.width) != (stack.depth, stack.width):
         raise ValueError(f"the policy does not fit the stack of {stack.depth} layers of width {stack.width}")
+    readout_flops = 0.0 if stack.readouts is None else stack.readouts.flops
+    if policy.rules.layout.readout_flops != readout_flops or (stack.readouts is not None and not readout_flops):
+        raise ValueError(
+            f"the policy knows of readouts of {policy.rules.layout.readout_flops:g} operations, the stack's have {readout_flops:g}; count them, "
+            "add_readouts(example), and give ObservationLayout readout_flops=stack.readouts.flops"
+        )
     description = Description(
         rules=policy.rules,
         layer_costs=tuple(stack.layer_costs.tolist()),
@@ -119,7 +125,7 @@ def save(
         save_weights(new / POLICY, policy.state_dict())
         if weights:
             save_weights(new / MODEL, stack.network_state())
-        if stack.readouts is not None and policy.rules.layout.readout_flops:
+        if stack.readouts is not None:
             save_weights(new / READOUTS, stack.readouts.state_dict())
         (new / CARD).write_text(model_card(description, weights), encoding="utf-8")
 

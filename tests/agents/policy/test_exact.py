@@ -96,7 +96,7 @@ def test_the_gradient_is_the_mean_of_many_sampled_ones() -> None:
 def small(**options: object) -> TrainConfig:
     network = NetworkConfig(layers=4, width=16, heads=2)
     schedule = ScheduleConfig(warmup_epochs=1, epochs=1)
-    return TrainConfig(network=network, schedule=schedule, policy=PolicyConfig(readouts=True, jumps=False), **options)  # type: ignore[arg-type]
+    return TrainConfig(**{"network": network, "schedule": schedule, "policy": PolicyConfig(readouts=True, jumps=False)} | options)  # type: ignore[arg-type]
 
 
 def test_one_update_calls_each_layer_once_and_moves_network_readouts_and_policy() -> None:
@@ -159,10 +159,106 @@ def test_policy_and_baselines_learn_from_the_same_teacher(agent: str) -> None:
 
 
 def test_the_exact_gradient_is_refused_where_rows_jump() -> None:
-    config = small(agent_config=ReinforceConfig(gradient="exact"))
-    config = TrainConfig(network=config.network, policy=PolicyConfig(readouts=True), agent_config=config.agent_config)
+    config = small(agent_config=ReinforceConfig(gradient="exact"), policy=PolicyConfig(readouts=True))
     with pytest.raises(UserError, match="set --readouts --no-jumps, or --gradient sampled"):
         Reinforce(Learner(config, load_task("digits"), torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    ("agent", "options"),
+    [
+        ("examples/own_agent.py:MovingAverage", {}),
+        ("reinforce", {"baseline": "value"}),
+        ("reinforce", {"baseline": "value", "imitation_weight": 1.0}),
+    ],
+)
+def test_what_needs_sampled_routes_samples_them(agent: str, options: dict[str, object]) -> None:
+    kind = AGENTS.find(agent)
+    learner = Learner(small(agent=agent, agent_config=kind.config_class(**options)), load_task("digits"), torch.device("cpu"))
+    trained = kind(learner)
+    assert isinstance(trained, Reinforce) and not trained.exact
+    learner = Learner(small(agent=agent, agent_config=kind.config_class(gradient="exact", **options)), load_task("digits"), torch.device("cpu"))
+    with pytest.raises(UserError, match="the exact gradient .*, or --gradient sampled"):
+        kind(learner)
+
+
+@pytest.mark.parametrize("agent", ["reinforce", "ppo"])
+def test_policies_on_sampled_routes_learn_from_the_teacher(agent: str) -> None:
+    kind = AGENTS.find(agent)
+    config = small(agent=agent, agent_config=kind.config_class(), policy=PolicyConfig(readouts=True))
+    learner = Learner(config, load_task("digits"), torch.device("cpu"))
+    trained = kind(learner)
+    learner.end_warm_up()
+    seen: list[torch.Tensor] = []
+    taught = learner.taught_loss
+    learner.taught_loss = lambda outputs, batch, rows: (seen.append(rows), taught(outputs, batch, rows))[1]  # type: ignore[method-assign]
+    trained.update(learner.warmup_updates)
+    assert seen and all(torch.equal(rows, learner.batch_rows(learner.warmup_updates)) for rows in seen)
+
+
+def test_the_loss_on_a_route_is_that_of_labels_and_teacher() -> None:
+    learner = Learner(small(policy=PolicyConfig(readouts=True)), load_task("digits"), torch.device("cpu"))
+    learner.end_warm_up()
+    assert learner.teacher is not None
+    batch, rows, route = learner.batch(0), learner.batch_rows(0), torch.tensor([True, False, True, False])
+    loss, outputs = learner.network_loss(batch, rows, route)
+    full = routed_forward(learner.stack, learner.full_route, batch.inputs).outputs
+    teacher, schedule = learner.teacher[rows].softmax(dim=1), learner.config.schedule
+
+    def lessons(said: torch.Tensor) -> torch.Tensor:
+        lesson = -(teacher * said.log_softmax(dim=1)).sum(dim=1).mean()
+        return torch.nn.functional.cross_entropy(said, batch.labels) + schedule.distillation_weight * lesson
+
+    torch.testing.assert_close(loss, lessons(outputs) + schedule.full_depth_weight * lessons(full))
+
+
+@pytest.mark.parametrize("jumps", [False, True])
+def test_only_readouts_that_have_not_learned_begin_as_the_head(jumps: bool) -> None:
+    policy = PolicyConfig(readouts=True, jumps=jumps)
+
+    def changed(learner: Learner) -> bool:
+        readout = learner.stack.readouts.each[0]  # type: ignore[union-attr]
+        before = [parameter.detach().add_(1).clone() for parameter in readout.parameters()]
+        learner.end_warm_up()
+        return any(not torch.equal(now, old) for now, old in zip(readout.parameters(), before, strict=True))
+
+    own = Learner(small(policy=policy), load_task("digits"), torch.device("cpu"))
+    assert changed(own) is not jumps, "random routes have taught them"
+    assert not changed(Learner(small(policy=policy), load_task("digits"), torch.device("cpu"), own.stack)), "they came with the stack"
+
+
+def test_a_given_stack_with_readouts_asks_for_them_and_has_them_counted() -> None:
+    stack = Learner(small(), load_task("digits"), torch.device("cpu")).stack
+    with pytest.raises(UserError, match="the given stack has readouts.*; set --readouts"):
+        Learner(small(policy=PolicyConfig()), load_task("digits"), torch.device("cpu"), stack)
+    assert stack.readouts is not None
+    counted, stack.readouts.flops = stack.readouts.flops, 0.0
+    assert Learner(small(), load_task("digits"), torch.device("cpu"), stack).rules.layout.readout_flops == counted
+
+
+PRICE_SEEN = """
+from rl_skip import Feature
+
+class PriceSeen(Feature):
+    name = "price_seen"
+    low, high = -10.0, 10.0
+
+    def size(self, width):
+        return 1
+
+    def read(self, view):
+        return view.price.log().unsqueeze(1)
+"""
+
+
+def test_a_feature_that_sees_the_price_is_refused_where_it_would_be_read_once(tmp_path: Path) -> None:
+    (tmp_path / "seen.py").write_text(PRICE_SEEN, encoding="utf-8")
+    policy = PolicyConfig(readouts=True, jumps=False, feature=("entropy", f"{tmp_path / 'seen.py'}:PriceSeen"))
+    with pytest.raises(UserError, match="a feature differs with the price.*set --policy-epochs 0"):
+        Reinforce(Learner(small(policy=policy), load_task("digits"), torch.device("cpu")))
+    config = small(policy=policy, agent_config=ReinforceConfig(policy_epochs=0))
+    agent = Reinforce(Learner(config, load_task("digits"), torch.device("cpu")))
+    assert agent.exact and agent.update(agent.learner.warmup_updates)
 
 
 def test_a_run_is_resumed_exported_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

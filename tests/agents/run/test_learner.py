@@ -122,7 +122,7 @@ def test_the_network_learns_from_labels_and_from_itself_at_full_depth(tiny_learn
     """The loss by torch's own cross-entropy and divergence; the teacher gets no gradient from its pupil."""
     learner = tiny_learner(schedule=ScheduleConfig(batch_size=32, full_depth_weight=0.0, distillation_weight=2.0))
     batch, route = learner.batch(0), torch.tensor([True, False, False, True])
-    loss, outputs = learner.network_loss(batch, route)
+    loss, outputs = learner.network_loss(batch, learner.batch_rows(0), route)
     full = routed_forward(learner.stack, learner.full_route, batch.inputs).outputs.detach()
     own = torch.nn.functional.kl_div(outputs.log_softmax(1), full.softmax(1), reduction="batchmean")
     entropy = torch.distributions.Categorical(logits=full).entropy().mean()
@@ -131,7 +131,7 @@ def test_the_network_learns_from_labels_and_from_itself_at_full_depth(tiny_learn
     assert all(parameter.grad is None for layer in (1, 2) for parameter in learner.stack.layers[layer].parameters())
 
     learner = tiny_learner(schedule=ScheduleConfig(batch_size=32, full_depth_weight=0.5, distillation_weight=0.0))
-    loss, outputs = learner.network_loss(batch, route)
+    loss, outputs = learner.network_loss(batch, learner.batch_rows(0), route)
     full = routed_forward(learner.stack, learner.full_route, batch.inputs).outputs
     cross_entropy = torch.nn.functional.cross_entropy
     torch.testing.assert_close(loss, cross_entropy(outputs, batch.labels) + 0.5 * cross_entropy(full, batch.labels))

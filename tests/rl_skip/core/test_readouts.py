@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import rl_skip
 from envs import SkipCore
+from envs.options import EnvOptions
 from rl_skip import Examples, Feature, FixedRoute, JumpPolicy, JumpRules, ModuleStack, ObservationLayout, PolicyRouter, RoutingState, UserError, View
 from rl_skip.core.features import CONFIDENCES, FEATURES, find_features
 from rl_skip.core.forward import routed_forward
@@ -165,6 +166,34 @@ def test_readouts_are_saved_with_the_policy_and_come_back(tmp_path: Path) -> Non
     (tmp_path / "policy" / "readouts.safetensors").unlink()
     with pytest.raises(UserError, match=r"there is no readouts\.safetensors"):
         rl_skip.load(tmp_path / "policy", make_stack(readouts=False))
+
+
+def test_readouts_that_the_policy_does_not_know_are_not_dropped_in_silence(tmp_path: Path) -> None:
+    stack = make_stack()
+    policy = JumpPolicy(JumpRules.reaching(ObservationLayout(WIDTH, DEPTH), allow_exit=True))
+    with pytest.raises(ValueError, match=r"readouts of 0 operations, the stack's have \d+; .*readout_flops=stack\.readouts\.flops"):
+        rl_skip.save(tmp_path / "policy", policy, stack=stack, price=PRICE)
+    assert not (tmp_path / "policy").exists()
+    with pytest.raises(ValueError, match="the stack's have 0"):
+        rl_skip.save(tmp_path / "policy", make_policy(stack), stack=make_stack(readouts=False), price=PRICE)
+
+
+def test_environments_see_the_readouts_of_a_stack() -> None:
+    stack, examples = make_stack(), Examples(torch.randn(ROWS, 4), torch.randint(CLASSES, (ROWS,)))
+    assert stack.readouts is not None
+    for options, names in (({}, [f.name for f in CONFIDENCES]), ({"features": ["entropy"]}, ["entropy"]), ({"policy_scope": "input"}, ["hidden"])):
+        core = EnvOptions(stack=stack, examples=examples, allow_exit=True, **options).core(2)  # type: ignore[arg-type]
+        layout = core.rules.layout
+        assert [feature.name for feature in layout.features] == names
+        assert layout.readout_flops == stack.readouts.flops
+        assert core.reset().shape == (2, layout.size)
+
+
+def test_a_look_at_the_input_alone_sees_no_answer() -> None:
+    stack = make_stack()
+    layout = ObservationLayout(WIDTH, DEPTH, features=CONFIDENCES, readout_flops=stack.readouts.flops)  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="sees nothing of what the network would answer; set --feature hidden"):
+        JumpRules.reaching(layout, allow_exit=True, scope="input")
 
 
 def test_a_stack_without_a_head_of_its_own_has_no_readouts() -> None:
