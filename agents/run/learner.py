@@ -191,13 +191,14 @@ class Learner:
         schedule = self.config.schedule
         outputs = routed_forward(self.stack, route, batch.inputs).outputs
         loss = self.taught_loss(outputs, batch, rows)
-        if schedule.full_depth_weight == 0 and schedule.distillation_weight == 0:
+        from_itself = schedule.distillation_weight > 0 and self.teacher is None
+        if schedule.full_depth_weight == 0 and not from_itself:
             return loss, outputs
         with torch.set_grad_enabled(schedule.full_depth_weight > 0):
             full = routed_forward(self.stack, self.full_route, batch.inputs).outputs
         if schedule.full_depth_weight > 0:
             loss = loss + schedule.full_depth_weight * self.taught_loss(full, batch, rows)
-        if schedule.distillation_weight > 0 and self.teacher is None:
+        if from_itself:
             loss = loss + schedule.distillation_weight * distillation(outputs, full.detach())
         return loss, outputs
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.core.errors import UserError
-from rl_skip.core.plugins import Registry, own_code
+from rl_skip.core.plugins import Registry, made
 
 __all__ = ["ALWAYS", "FEATURES", "STATE_BOUND", "Feature", "View", "as_feature", "check_features", "default_features", "find_features"]
 
@@ -281,7 +281,9 @@ def default_features(has_memory: bool, has_readouts: bool = False) -> tuple[Feat
 
 def as_feature(given: "Feature | type[Feature] | str") -> Feature:
     """A feature as it is, one of a class that needs no arguments, or the one of a name."""
-    return given if isinstance(given, Feature) else _made(given, given.__name__) if isinstance(given, type) else find_features((given,))[0]
+    if isinstance(given, str):
+        return find_features((given,))[0]
+    return _named(given, getattr(given, "__name__", repr(given)))
 
 
 def find_features(references: Sequence[str], given: Sequence[Feature] = ()) -> tuple[Feature, ...]:
@@ -293,22 +295,15 @@ def find_features(references: Sequence[str], given: Sequence[Feature] = ()) -> t
     by_name = {feature.name: feature for feature in given}
     for reference in references:
         _refuse_always(reference)
-    return tuple(by_name[reference] if reference in by_name else _found(reference) for reference in references)
+    return tuple(by_name[reference] if reference in by_name else _named(FEATURES.find(reference), reference) for reference in references)
 
 
-def _found(reference: str) -> Feature:
-    return _made(FEATURES.find(reference), reference)
-
-
-def _made(found: Any, reference: str) -> Feature:
-    with own_code(f"the feature {reference}"):
-        made = found() if isinstance(found, type) else found
-    if not isinstance(made, Feature):
-        raise UserError(f"{reference} is {type(made).__name__}, not a rl_skip.Feature; set --feature to one, or to a class of one")
-    name = getattr(made, "name", None)
+def _named(found: object, reference: str) -> Feature:
+    feature = made(found, Feature, FEATURES.kind, FEATURES.flag, reference)
+    name = getattr(feature, "name", None)
     if not (isinstance(name, str) and name.isidentifier()):
         raise UserError(f"the feature {reference} needs a name of letters, digits and underscores, got {name!r}; set name = \"…\" in it")
-    return made
+    return feature
 
 
 def _refuse_always(name: str) -> None:

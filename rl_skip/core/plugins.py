@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["Registry", "absolute_reference", "is_own", "label_of", "load_own", "own_code"]
+__all__ = ["Registry", "absolute_reference", "is_own", "label_of", "load_own", "made", "own_code"]
 
 T = TypeVar("T")
 _modules: dict[Path, ModuleType] = {}
@@ -110,6 +110,25 @@ def own_code(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # a person's own code can fail in any way
         raise UserError(f"{what} failed: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def made(found: object, base: type[T], kind: str, flag: str, reference: str) -> T:
+    """A thing as it was found, or one of the class that was found, which needs no arguments.
+
+    Args:
+        base: the public class of `rl_skip` that it must be of.
+        kind: what is expected, for messages.
+        flag: the option that named it, for messages.
+        reference: what named it, for messages.
+
+    Raises:
+        UserError: if it fails when made, or is something else.
+    """
+    with own_code(f"the {kind} {reference}"):
+        thing = found() if isinstance(found, type) else found
+    if not isinstance(thing, base):
+        raise UserError(f"{reference} is {type(thing).__name__}, not a rl_skip.{base.__name__}; set {flag} to one, or to a class of one")
+    return thing
 
 
 def load_own(reference: str, kind: str, flag: str) -> T:  # type: ignore[type-var]

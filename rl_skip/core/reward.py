@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from rl_skip.core.errors import UserError
-from rl_skip.core.plugins import Registry, own_code
+from rl_skip.core.plugins import Registry, made
 
 __all__ = ["REWARDS", "LINEAR", "BudgetReward", "Reward", "as_reward", "find_reward"]
 
@@ -87,7 +86,9 @@ REWARDS.register("linear", LINEAR)
 
 def as_reward(given: "Reward | type[Reward] | str") -> Reward:
     """A reward as it is, one of a class that needs no arguments, or the one of a name."""
-    return given if isinstance(given, Reward) else _made(given, given.__name__) if isinstance(given, type) else find_reward(given)
+    if isinstance(given, str):
+        return find_reward(given)
+    return made(given, Reward, REWARDS.kind, REWARDS.flag, getattr(given, "__name__", repr(given)))
 
 
 def find_reward(reference: str) -> Reward:
@@ -96,12 +97,4 @@ def find_reward(reference: str) -> Reward:
     Raises:
         UserError: if there is none.
     """
-    return _made(REWARDS.find(reference), reference)
-
-
-def _made(found: object, reference: str) -> Reward:
-    with own_code(f"the reward {reference}"):
-        made = found() if isinstance(found, type) else found
-    if not isinstance(made, Reward):
-        raise UserError(f"{reference} is {type(made).__name__}, not a rl_skip.Reward; set --reward to one, or to a class of one")
-    return made
+    return made(REWARDS.find(reference), Reward, REWARDS.kind, REWARDS.flag, reference)

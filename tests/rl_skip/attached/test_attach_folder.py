@@ -91,13 +91,13 @@ def test_a_model_that_moved_or_serves_another_task_is_not_another_model(folder: 
 def test_how_a_model_is_used_or_trained_makes_no_other_model_of_it(folder: Path, change: dict[str, Any]) -> None:
     model = build("bert")
     model.config.update(change)
-    rl_skip.attach(model, folder)
+    assert _routes(model, folder).shape == _routes(build("bert"), folder).shape
 
 
 def test_more_words_make_no_other_model(folder: Path) -> None:
     model = build("bert")
     model.resize_token_embeddings(72)
-    rl_skip.attach(model, folder)
+    assert _routes(model, folder).shape == _routes(build("bert"), folder).shape
 
 
 def test_another_digest_of_the_weights_makes_another_model(folder: Path) -> None:

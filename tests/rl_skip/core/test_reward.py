@@ -1,13 +1,15 @@
 """Rewards: an episode earns the same in one piece and in steps, and a budget's penalty is what it says."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from rl_skip import Reward, UserError
-from rl_skip.core.reward import LINEAR, BudgetReward, find_reward
+from rl_skip.core.features import as_feature
+from rl_skip.core.reward import LINEAR, BudgetReward, as_reward, find_reward
 
 
 class Squared(Reward):
@@ -52,3 +54,12 @@ def test_a_reward_is_found_by_name_and_in_a_file(tmp_path: Path) -> None:
         find_reward(f"{file}:not_one")
     with pytest.raises(UserError, match="there is no reward 'quadratic'; set --reward to linear, or file.py:name"):
         find_reward("quadratic")
+
+
+@pytest.mark.parametrize("given", [3, None, Tensor])
+def test_what_is_no_reward_or_feature_is_refused_in_one_line(given: Any) -> None:
+    with pytest.raises(UserError, match="not a rl_skip.Reward; set --reward"):
+        as_reward(given)
+    with pytest.raises(UserError, match="not a rl_skip.Feature; set --feature"):
+        as_feature(given)
+    assert as_reward("linear") is as_reward(LINEAR) is LINEAR
