@@ -120,7 +120,7 @@ class RelaxedStack(LayerStack):
     def __init__(self, stack: LayerStack, gates: Gates, temperature: float) -> None:
         super().__init__()
         self.stack, self.gates, self.temperature = stack, gates, temperature
-        self.depth, self.width, self.layer_flops = stack.depth, stack.width, stack.layer_flops
+        self.depth, self.width, self.layer_flops, self.autocast = stack.depth, stack.width, stack.layer_flops, stack.autocast
         self.opened: list[Tensor] = []
         """For each layer that was run, its gates (B,), 0 or 1, with the straight-through gradient."""
         self.compute: Tensor | float = 0.0

@@ -89,6 +89,8 @@ class Learner:
         self.policy_optimizer = torch.optim.Adam(deciding, lr=schedule.policy_learning_rate)
         self.teacher: Tensor | None = None
         """(N, ...), what the network said of the training rows at full depth when the warm-up had ended, for readouts to learn from."""
+        self.precision = torch.bfloat16 if schedule.precision == "bf16" else None
+        """The number format of the network's updates; None: single precision."""
         self.full_route = torch.ones(self.stack.depth, dtype=torch.bool, device=device)
         self.updates_per_epoch = max(len(self.train) // schedule.batch_size, 1)
         self.updates = (schedule.warmup_epochs + schedule.epochs) * self.updates_per_epoch

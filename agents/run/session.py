@@ -191,7 +191,9 @@ class Session:
                 warming = update < learner.warmup_updates
                 if update == learner.warmup_updates:
                     self._end_warm_up(folder, console)
-                averages.add(self.warm_up.update(update) if warming else self.agent.update(update))
+                with learner.stack.computing_in(learner.precision):
+                    metrics = self.warm_up.update(update) if warming else self.agent.update(update)
+                averages.add(metrics)
                 samples += self.config.schedule.batch_size
                 self.done, self.seconds = update + 1, time.monotonic() - begun
                 last = self.done == learner.updates

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["Inputs", "by_length", "lengths", "map_inputs", "row_count", "take_rows", "trimmed"]
+__all__ = ["Inputs", "by_length", "device_of", "lengths", "map_inputs", "row_count", "take_rows", "trimmed"]
 
 Inputs = Tensor | dict[str, Tensor]
 
@@ -21,6 +21,12 @@ def row_count(inputs: Inputs) -> int:
     """B, the number of rows."""
     tensor = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
     return tensor.shape[0]
+
+
+def device_of(inputs: Inputs) -> torch.device:
+    """Where the inputs are."""
+    tensor = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+    return tensor.device
 
 
 def take_rows(inputs: Inputs, rows: Tensor | slice) -> Inputs:

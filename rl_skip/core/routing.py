@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rl_skip.core.features import View
-from rl_skip.core.inputs import Inputs, row_count
+from rl_skip.core.inputs import Inputs, device_of, row_count
 from rl_skip.core.policy import JumpRules, ObservationLayout
 from rl_skip.core.stack import Carry, LayerStack
 
@@ -76,7 +76,10 @@ class RoutingState:
 
     def __init__(self, stack: LayerStack, rules: JumpRules | None, inputs: Inputs, price: Tensor | float, carry: Carry | None = None) -> None:
         self.stack, self.rules = stack, rules
-        self.carry = stack.begin(inputs) if carry is None else carry
+        if carry is None:
+            with stack.computing(device_of(inputs)):
+                carry = stack.begin(inputs)
+        self.carry = carry
         B, L, device = row_count(inputs), stack.depth, self.carry.hidden.device
         self.price = torch.as_tensor(price, dtype=torch.float32, device=device).expand(B).clone()  # (B,)
         self.next_layer = torch.zeros(B, dtype=torch.long, device=device)  # L: left; WAITING: for a decision
@@ -112,7 +115,8 @@ class RoutingState:
         rows = (self.next_layer == i).nonzero().squeeze(1)
         if rows.shape[0] == 0:
             return None
-        counted = self.stack.run(i, self.carry, self._some(rows)).detach().float()
+        with self.stack.computing(rows.device):
+            counted = self.stack.run(i, self.carry, self._some(rows)).detach().float()
         self.spent[rows, i] = self.stack.costs.layer(i, counted)
         self.route[rows, i] = True
         self.position[rows] = i
@@ -144,7 +148,9 @@ class RoutingState:
             raise ValueError("the stack has no readouts: call its add_readouts() first")
         if i == self.stack.depth - 1:
             return self.finish(rows)
-        return self.stack.read(readouts.each[i], *self.hidden(rows))
+        with self.stack.computing(rows.device):
+            said = self.stack.read(readouts.each[i], *self.hidden(rows))
+        return said if self.stack.autocast is None else said.float()
 
     def observe(self, rows: Tensor) -> Tensor:
         """(R, S), what the policy sees of rows that wait for a decision."""
@@ -178,7 +184,7 @@ class RoutingState:
     def outputs(self) -> Tensor:
         """(B, ...), the outputs of all rows, once they have left: answers of their own, or those of the stack's `finish`."""
         if self.answers is None:
-            return self.stack.finish(self.carry)
+            return self._finish(self.carry)
         rest = (~self.answered).nonzero().squeeze(1)
         return self.answers if rest.shape[0] == 0 else self.answers.index_copy(0, rest, self.finish(rest).to(self.answers.dtype))
 
@@ -193,14 +199,20 @@ class RoutingState:
     def finish(self, rows: Tensor) -> Tensor:
         """(R, ...), the stack's outputs for the named rows as they are."""
         some = self._some(rows)
-        return self.stack.finish(self.carry if some is None else self.carry.take(some))
+        return self._finish(self.carry if some is None else self.carry.take(some))
+
+    def _finish(self, carry: Carry) -> Tensor:
+        with self.stack.computing(carry.hidden.device):
+            outputs = self.stack.finish(carry)
+        return outputs if self.stack.autocast is None else outputs.float()
 
     def hidden(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """The hidden state (R, T, D) of the named rows, and which of their tokens are real, (R, T); None where all are."""
         carry, some = self.carry, self._some(rows)
+        hidden = carry.hidden if self.stack.autocast is None else carry.hidden.float()
         if some is None:
-            return carry.hidden, carry.mask
-        return carry.hidden.index_select(0, some), None if carry.mask is None else carry.mask.index_select(0, some)
+            return hidden, carry.mask
+        return hidden.index_select(0, some), None if carry.mask is None else carry.mask.index_select(0, some)
 
     def fork(self) -> "RoutingState":
         """A copy of the state, which can take another route."""

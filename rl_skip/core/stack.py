@@ -1,6 +1,7 @@
 """The contract between a model and everything else: a stack of layers that rows may skip."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class Carry:
     def put(self, rows: Tensor, other: "Carry") -> None:
         """Overwrites the named rows with those of `other`, which has exactly these rows, in order."""
         for name, tensor in self._tensors().items():
-            setattr(self, name, tensor.index_copy(0, rows, getattr(other, name)))
+            setattr(self, name, tensor.index_copy(0, rows, getattr(other, name).to(tensor.dtype)))
 
     def _tensors(self) -> dict[str, Tensor]:
         return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)}
@@ -73,11 +74,26 @@ class LayerStack(nn.Module):
     """Whether there is a working memory, so that `memory` returns one."""
     costs: CostModel = CostModel()
     """What running a layer, or deciding, costs."""
+    autocast: torch.dtype | None = None
+    """The number format in which matrices are multiplied (`torch.autocast`); None: that of the weights."""
 
     def __init__(self) -> None:
         super().__init__()
         self.readouts: Readouts | None = None
         """What answers rows that leave early; None: what comes after the last layer answers all."""
+
+    def computing(self, device: torch.device) -> AbstractContextManager[None]:
+        """Within it, the network computes in the number format that `autocast` names; every pass enters it."""
+        return nullcontext() if self.autocast is None else torch.autocast(device.type, self.autocast)  # type: ignore[return-value]
+
+    @contextmanager
+    def computing_in(self, dtype: torch.dtype | None) -> Iterator[None]:
+        """Within it, `autocast` is `dtype`."""
+        before, self.autocast = self.autocast, dtype
+        try:
+            yield
+        finally:
+            self.autocast = before
 
     @property
     def layer_costs(self) -> Tensor:
