@@ -6,20 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rl_skip.core.batches import in_batches
 from rl_skip.core.errors import UserError
-from rl_skip.core.forward import routed_forward
 from rl_skip.core.plugins import Registry, own_code
 from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.random_routes import random_routes_at
 from rl_skip.core.reward import LINEAR, Reward
-from rl_skip.core.routing import Decision, Router, RoutingState
+from rl_skip.core.routing import Router
 from rl_skip.core.stack import LayerStack
-from rl_skip.core.task import Examples, Task
+from rl_skip.core.task import Task
 from rl_skip.export.policy_folder import SkipModel
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.book import RouteBook
 from rl_skip.measure.compare.curves import Curve, Point, price_label
+from rl_skip.measure.compare.leaving import EntropyExits, Patience, exit_table, one_threshold, threshold_for_each_exit
 from rl_skip.measure.compare.result import BEST_FIXED, FULL_DEPTH, ORACLE, RANDOM, SHUFFLED
 from rl_skip.measure.compare.rows import Rows
 from rl_skip.measure.compare.style import GREEN, GREY, INK, ORANGE, PURPLE, SKY
@@ -30,7 +29,7 @@ __all__ = ["BASELINES", "Bench", "MeasuredBaseline", "measured_curve"]
 ORACLE_PRICES = tuple(10.0 ** (k / 4) for k in range(-12, 3))
 """0.001 to 3.2, at which the oracle's curve is drawn."""
 RANDOM_DRAWS = 4
-THRESHOLD, THRESHOLDS = "threshold", 25
+THRESHOLD, EACH_THRESHOLD, PATIENCE = "threshold", "each-threshold", "patience"
 SEARCH_ROWS = 500
 """Validation rows of the beam search, where not all routes can be tried."""
 
@@ -186,53 +185,25 @@ def _beside_policy(bench: Bench, run: Callable[[RouteBook, Evaluation], tuple[Te
     return splits[0], splits[1]
 
 
-class EntropyExits(Router):
-    """A row leaves after the first layer whose readout has an entropy below `threshold`, in nats: nobody learned when."""
-
-    def __init__(self, threshold: float) -> None:
-        self.threshold = threshold
-
-    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
-        following = torch.full_like(rows, i + 1)
-        if i == state.stack.depth - 1:
-            return Decision(following)
-        assert state.stack.readouts is not None
-        sure = entropy(state.said(rows)) < self.threshold
-        return Decision(torch.where(sure, state.stack.depth, following), state.stack.readouts.flops, "readout", read=True)
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """(R, C) → (R,), −Σ p log p in nats; of tokens (R, T, C) the mean."""
-    log_probs = torch.log_softmax(logits.float(), dim=-1)
-    return -(log_probs.exp() * log_probs).sum(dim=-1).reshape(len(logits), -1).mean(dim=1)
-
-
-class _Entropies(Router):
-    """All rows run all layers, and every readout's entropy is kept, (R,) for each layer but the last."""
-
-    def __init__(self) -> None:
-        self.found: list[Tensor] = []
-
-    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
-        if i < state.stack.depth - 1:
-            self.found.append(entropy(state.said(rows)))
-        return Decision(torch.full_like(rows, i + 1))
-
-
-def _thresholds(bench: Bench) -> dict[str, Way] | None:
-    """Thresholds at quantiles of the entropies of all readouts on validation rows, and those of no row and of every row."""
+def _one_threshold(bench: Bench) -> dict[str, Way] | None:
     if bench.stack.readouts is None:
         return None
+    table = exit_table(bench.stack, bench.task, bench.rows.validation)
+    return {f"threshold {threshold:.4g}": EntropyExits(threshold) for threshold in one_threshold(table.entropy)}
 
-    def entropies(batch: Examples, _rows: Tensor) -> tuple[Tensor]:
-        router = _Entropies()
-        routed_forward(bench.stack, router, batch.inputs)
-        return (torch.stack(router.found, dim=1),)
 
-    (seen,) = in_batches(entropies, bench.rows.validation, 256, bench.stack)  # (N, L - 1)
-    quantiles = seen.flatten().double().quantile(torch.linspace(0, 1, THRESHOLDS - 2, dtype=torch.float64)).tolist()
-    thresholds = sorted({0.0, *(float(f"{quantile:.4g}") for quantile in quantiles), float("inf")})
-    return {f"threshold {threshold:.4g}": EntropyExits(threshold) for threshold in thresholds}
+def _threshold_for_each(bench: Bench) -> dict[str, Way] | None:
+    if bench.stack.readouts is None:
+        return None
+    table = exit_table(bench.stack, bench.task, bench.rows.validation)
+    found = {f"price {price:.4g}": threshold_for_each_exit(table, price) for price in ORACLE_PRICES}
+    return {label: EntropyExits(thresholds) for label, thresholds in found.items()}
+
+
+def _patience(bench: Bench) -> dict[str, Way] | None:
+    if bench.stack.readouts is None or bench.rows.validation.labels.dim() > 1:  # which is about classes
+        return None
+    return {f"patience {steps}": Patience(steps) for steps in range(1, bench.stack.depth - 1)} or None
 
 
 def _random(bench: Bench) -> Points:
@@ -279,7 +250,37 @@ BASELINES.register(
             marker="X",
             line=(1, 1),
         ),
-        _thresholds,
+        _one_threshold,
+    ),
+)
+BASELINES.register(
+    EACH_THRESHOLD,
+    MeasuredBaseline(
+        BaselineRecord(
+            EACH_THRESHOLD,
+            "a threshold for each exit",
+            about="on the same network: chosen on validation rows, for several prices, for the most score less price times compute",
+            advice="leave by the entropy of its readouts",
+            colour=SKY,
+            marker="P",
+            line="--",
+        ),
+        _threshold_for_each,
+    ),
+)
+BASELINES.register(
+    PATIENCE,
+    MeasuredBaseline(
+        BaselineRecord(
+            PATIENCE,
+            "patience",
+            about="on the same network: a row leaves once several readouts in a row agree",
+            advice="leave when its readouts agree",
+            colour=SKY,
+            marker="p",
+            line=":",
+        ),
+        _patience,
     ),
 )
 BASELINES.register(

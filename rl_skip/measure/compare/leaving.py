@@ -1,0 +1,178 @@
+"""Leaving without a policy: thresholds on the entropies of the readouts, one or one for each exit, and patience."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rl_skip.core.batches import in_batches
+from rl_skip.core.forward import routed_forward
+from rl_skip.core.routing import Decision, Router, RoutingState
+from rl_skip.core.stack import LayerStack
+from rl_skip.core.task import Examples, Task
+
+__all__ = ["EntropyExits", "ExitTable", "Patience", "agreed", "exit_table", "left_at", "one_threshold", "threshold_for_each_exit"]
+
+BATCH = 256
+CANDIDATES = 23
+"""Thresholds that are tried, or that a curve has: quantiles of the entropies, and those of no row and of every row."""
+ROUNDS = 5
+"""Most passes over the exits while a threshold for each is sought."""
+
+
+class EntropyExits(Router):
+    """A row leaves after the first layer whose readout has an entropy below its threshold, in nats: nobody learned when.
+
+    Args:
+        thresholds: one for all exits, or one for each of the L - 1.
+    """
+
+    def __init__(self, thresholds: float | Sequence[float]) -> None:
+        self.thresholds = thresholds
+
+    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
+        if i == state.stack.depth - 1:
+            return Decision(torch.full_like(rows, i + 1))
+        threshold = self.thresholds if isinstance(self.thresholds, int | float) else self.thresholds[i]
+        return _leave(state, i, rows, entropy(state.said(rows)) < threshold)
+
+
+class Patience(Router):
+    """A row leaves once so many readouts in a row have given the same class as the one before (Zhou et al. 2020, "BERT Loses Patience").
+
+    Args:
+        patience: how many, 1 … L - 2.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self._class = self._agreed = torch.empty(0)  # (B,) each, of the batch whose layer 0 ran last
+
+    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
+        if i == state.stack.depth - 1:
+            return Decision(torch.full_like(rows, i + 1))
+        said = state.said(rows).argmax(dim=-1)  # (R,)
+        if i == 0:
+            self._class, self._agreed = said, torch.zeros_like(said)
+            return _leave(state, i, rows, torch.zeros_like(said, dtype=torch.bool))
+        agreed = torch.where(said == self._class[rows], self._agreed[rows] + 1, 0)
+        self._class[rows], self._agreed[rows] = said, agreed
+        return _leave(state, i, rows, agreed >= self.patience)
+
+
+def _leave(state: RoutingState, i: int, rows: Tensor, leaving: Tensor) -> Decision:
+    assert state.stack.readouts is not None
+    return Decision(torch.where(leaving, state.stack.depth, torch.full_like(rows, i + 1)), state.stack.readouts.flops, "readout", read=True)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """(R, C) → (R,), −Σ p log p in nats; of tokens (R, T, C) the mean."""
+    log_probs = torch.log_softmax(logits.float(), dim=-1)
+    return -(log_probs.exp() * log_probs).sum(dim=-1).reshape(len(logits), -1).mean(dim=1)
+
+
+@dataclass(frozen=True)
+class ExitTable:
+    """What leaving after each of the L layers would give each of N rows."""
+
+    score: Tensor
+    """(N, L)."""
+    entropy: Tensor
+    """(N, L - 1), of the readouts, in nats."""
+    answer: Tensor
+    """(N, L, ...) long, the likeliest class."""
+    layers: Tensor
+    """(N, L), relative compute of the layers alone."""
+    readout: Tensor
+    """(N, 1), relative compute of one readout."""
+
+    @property
+    def alone(self) -> Tensor:
+        """(N, L), relative compute where only the readout that answers is asked."""
+        return self.layers + self.readout * (torch.arange(self.layers.shape[1]) < self.layers.shape[1] - 1)
+
+    @property
+    def asked(self) -> Tensor:
+        """(N, L), relative compute where a readout is asked after each layer on the way."""
+        depth = self.layers.shape[1]
+        return self.layers + self.readout * torch.arange(1, depth + 1).clamp(max=depth - 1)
+
+
+class _EveryReadout(Router):
+    """All rows run all layers, and what every readout says is kept."""
+
+    def __init__(self) -> None:
+        self.said: list[Tensor] = []
+        self.readout = torch.empty(0)
+
+    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
+        if i < state.stack.depth - 1:
+            self.said.append(state.said(rows))
+        elif state.stack.readouts is not None:
+            self.readout = state.stack.costs.part("readout", state.stack.readouts.flops / state.carry.full_flops)  # (B,)
+        return Decision(torch.full_like(rows, i + 1))
+
+
+def exit_table(stack: LayerStack, task: Task, examples: Examples) -> ExitTable:
+    """One pass of all rows through all layers of a stack with readouts."""
+
+    def run(batch: Examples, _rows: Tensor) -> tuple[Tensor, ...]:
+        router = _EveryReadout()
+        rollout = routed_forward(stack, router, batch.inputs)
+        said = [*router.said, rollout.outputs]
+        scores = torch.stack([task.score(outputs, batch.labels) for outputs in said], dim=1)
+        answers = torch.stack([outputs.argmax(dim=-1) for outputs in said], dim=1)
+        entropies = torch.stack([entropy(outputs) for outputs in router.said], dim=1)
+        return scores, entropies, answers, rollout.spent.cumsum(dim=1), router.readout.unsqueeze(1)
+
+    return ExitTable(*in_batches(run, examples, BATCH, stack))
+
+
+def left_at(leaves: Tensor) -> Tensor:
+    """(N,) long, the first of the L - 1 layers after which a row `leaves`, (N, L - 1) bool; the last layer where it leaves after none."""
+    last = torch.full_like(leaves[:, 0], leaves.shape[1], dtype=torch.long)
+    return torch.where(leaves.any(dim=1), leaves.int().argmax(dim=1), last)
+
+
+def one_threshold(entropies: Tensor, count: int = CANDIDATES) -> list[float]:
+    """Thresholds for all exits alike: quantiles of the entropies (N, L - 1) on validation rows, and those of no row and of every row."""
+    return _candidates(entropies.flatten(), count)
+
+
+def _candidates(entropies: Tensor, count: int = CANDIDATES) -> list[float]:
+    quantiles = entropies.double().quantile(torch.linspace(0, 1, count, dtype=torch.float64)).tolist()
+    return sorted({0.0, *(float(f"{quantile:.4g}") for quantile in quantiles), float("inf")})
+
+
+def threshold_for_each_exit(table: ExitTable, price: float) -> list[float]:
+    """L - 1 thresholds that earn the most on validation rows, score − price · compute.
+
+    The best single threshold, and then one exit after the other until none gains: they are few, and their reward is no smooth function.
+    """
+    rewards, entropies = (table.score - price * table.asked).double(), table.entropy  # (N, L), (N, L - 1)
+
+    def earned(tried: list[float]) -> float:
+        return rewards.gather(1, left_at(entropies < torch.tensor(tried)).unsqueeze(1)).mean().item()
+
+    exits = entropies.shape[1]
+    thresholds = max(([threshold] * exits for threshold in one_threshold(entropies)), key=earned)
+    best = earned(thresholds)
+    for _ in range(ROUNDS):
+        before = best
+        for k in range(exits):
+            for candidate in _candidates(entropies[:, k]):
+                tried = [*thresholds[:k], candidate, *thresholds[k + 1 :]]
+                if (reward := earned(tried)) > best:
+                    best, thresholds = reward, tried
+        if best == before:
+            break
+    return thresholds
+
+
+def agreed(answer: Tensor) -> Tensor:
+    """(N, L) classes → (N, L) long, how many exits in a row up to each have given the class of the one before."""
+    count = torch.zeros_like(answer)
+    for k in range(1, answer.shape[1]):
+        count[:, k] = torch.where(answer[:, k] == answer[:, k - 1], count[:, k - 1] + 1, 0)
+    return count
