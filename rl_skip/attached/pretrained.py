@@ -112,8 +112,9 @@ def load_model(folder: str, classes: Sequence[str] | None = None, *, processor: 
 def takes_token_types(config: Any) -> bool:
     """Whether the model of a configuration can be told which of two texts a token belongs to, by `token_type_ids`."""
     transformers = require()
-    model_class = getattr(transformers, next(iter(config.architectures or ()), ""), None) or transformers.MODEL_MAPPING[type(config)]
-    return "token_type_ids" in inspect.signature(model_class.forward).parameters and getattr(config, "type_vocab_size", 2) > 1
+    model_class = getattr(transformers, next(iter(config.architectures or ()), ""), None) or transformers.MODEL_MAPPING.get(type(config), None)
+    forward = getattr(model_class, "forward", None)
+    return forward is not None and "token_type_ids" in inspect.signature(forward).parameters and getattr(config, "type_vocab_size", 2) > 1
 
 
 def name_classes(config: Any, classes: Sequence[str]) -> None:

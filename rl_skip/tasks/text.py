@@ -66,7 +66,7 @@ def text(path: Path, options: TaskOptions) -> Task:
         assert isinstance(examples.inputs, dict)
         if options.pair_column is None:
             return tokenizer.batch_decode(examples.inputs["input_ids"], skip_special_tokens=True)
-        return ["\n".join(_texts_of_pair(tokenizer, row)) for row in examples.inputs["input_ids"].tolist()]
+        return ["\n– ".join(_texts_of_pair(tokenizer, row)) for row in examples.inputs["input_ids"].tolist()]
 
     return Task("text", classes, load, no_embedding, limit, in_words, network=network)
 
@@ -81,10 +81,10 @@ def _check_pairs(tokenizer: Any, limit: int, options: TaskOptions) -> None:
 
 
 def _texts_of_pair(tokenizer: Any, ids: list[int]) -> list[str]:
-    """The texts between the tokens that stand around and between those of a pair."""
+    """The texts between the tokens that stand around and between those of a pair, each in one line."""
     bounds = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     runs = [list(run) for bound, run in groupby(ids, key=bounds.__contains__) if not bound]
-    return [tokenizer.decode(run, skip_special_tokens=True).strip() for run in runs]
+    return [text for run in runs if (text := " ".join(tokenizer.decode(run, skip_special_tokens=True).split()))]
 
 
 def _fresh_network(size: NetworkConfig, tokenizer: Any, classes: tuple[str, ...], limit: int) -> LayerStack:
