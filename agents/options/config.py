@@ -15,7 +15,7 @@ from rl_skip.core.plugins import absolute_reference, label_of
 from rl_skip.core.policy import JumpRules, ObservationLayout, PolicyScope
 from rl_skip.measure.runs import CONFIG, FORMAT_VERSION, TRAIN_ANEW
 from rl_skip.nets.network import NetworkConfig
-from rl_skip.tasks.options import TaskOptions
+from rl_skip.tasks.options import TaskOptions, read_task_options
 
 __all__ = ["PRICE_BOUNDS", "CheckpointConfig", "PolicyConfig", "PriceConfig", "ScheduleConfig", "TrainConfig", "Tune", "positive"]
 
@@ -330,7 +330,7 @@ class TrainConfig:
         fields = Fields.read(file, FORMAT_VERSION, oldest=FORMAT_VERSION, anew=TRAIN_ANEW)
         del fields.values["format_version"]
         task = fields.object("task")
-        options = read_dataclass(TaskOptions, task.object("options"))
+        options = read_task_options(task.object("options"))
         try:
             config_class = find_agent(fields.text("agent")).config_class
         except UserError as error:

@@ -1,5 +1,6 @@
 """Models from transformers in folders: read with their head, and their tokenizers. transformers is imported on first use."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,16 @@ from rl_skip.core.kinds import NetworkKind
 from rl_skip.core.stack import LayerStack
 from rl_skip.export.weights import read_weights
 
-__all__ = ["ATTACHED", "load_model", "name_classes", "order_of_model", "read_config", "read_extractor", "read_tokenizer"]
+__all__ = [
+    "ATTACHED",
+    "load_model",
+    "name_classes",
+    "order_of_model",
+    "read_config",
+    "read_extractor",
+    "read_tokenizer",
+    "takes_token_types",
+]
 
 CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification", "ForAudioClassification")
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.model")
@@ -97,6 +107,14 @@ def load_model(folder: str, classes: Sequence[str] | None = None, *, processor: 
     stack = HuggingFaceStack(model, **options)
     stack.processor = processor
     return stack
+
+
+def takes_token_types(config: Any) -> bool:
+    """Whether the model of a configuration can be told which of two texts a token belongs to, by `token_type_ids`."""
+    transformers = require()
+    model_class = getattr(transformers, next(iter(config.architectures or ()), ""), None) or transformers.MODEL_MAPPING.get(type(config), None)
+    forward = getattr(model_class, "forward", None)
+    return forward is not None and "token_type_ids" in inspect.signature(forward).parameters and getattr(config, "type_vocab_size", 2) > 1
 
 
 def name_classes(config: Any, classes: Sequence[str]) -> None:

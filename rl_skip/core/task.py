@@ -84,7 +84,7 @@ class Task:
     tokens: int
     """T, tokens of one row, for the cost of a layer."""
     in_words: Callable[[Examples], list[str]] | None = None
-    """A text for each row, for figures; None: rows are drawn, as images or sounds."""
+    """A text for each row, for figures, the two of a pair in lines of their own; None: rows are drawn, as images or sounds."""
     required_depth: Callable[[Examples], Tensor] | None = None
     """(N,) long, how many layers each row needs, where the task knows; the warm-up trains a network on just these."""
     network: Callable[[Any], LayerStack] | None = None

@@ -10,13 +10,13 @@ import torch
 
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature, check_features, find_features
-from rl_skip.core.fields import Fields, read_dataclass
+from rl_skip.core.fields import Fields
 from rl_skip.core.reward import Reward, find_reward
 from rl_skip.core.task import Task
 from rl_skip.export.policy_folder import SkipModel, load, read_description
 from rl_skip.nets.network import NetworkConfig, read_network_config
 from rl_skip.tasks import DEFAULTS, load_task
-from rl_skip.tasks.options import TaskOptions
+from rl_skip.tasks.options import TaskOptions, read_task_options
 
 __all__ = ["CONFIG", "FORMAT_VERSION", "MODEL", "Run", "is_run", "load_run", "read_run"]
 
@@ -94,7 +94,7 @@ def read_run(folder: Path | str) -> Run:
         raise UserError(f"{folder} is not a run, it has no {CONFIG}; name the folder that train.py wrote")
     fields = Fields.read(folder / CONFIG, FORMAT_VERSION, FORMAT_VERSION, TRAIN_ANEW)
     task = fields.object("task")
-    options = read_dataclass(TaskOptions, task.object("options"))
+    options = read_task_options(task.object("options"))
     if (folder / MODEL).is_dir():
         options = replace(options, model=str(folder / MODEL))
     run = Run(

@@ -63,6 +63,8 @@ def load_task(name: str, data: str | None = None, options: TaskOptions = DEFAULT
         raise UserError(f"the task {name!r} brings its own data and does not read {data}; leave out --data, or set --task")
     if options.pretrained and (bundled is None or not bundled.needs_data):
         raise UserError(f"the task {name!r} builds its network itself and does not take {options.model}; leave out --model, or set --task")
+    if options.pair_column is not None and name != "text":
+        raise UserError(f"the task {name!r} has no pairs of texts; leave out --pair-column, or set --task text")
     if bundled is None:
         return _own_task(name, data)
     if bundled.needs_data and data is None:

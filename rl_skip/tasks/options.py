@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rl_skip.core.errors import UserError
+from rl_skip.core.fields import Fields, read_dataclass
 
-__all__ = ["NO_MODEL", "TaskOptions", "model_defaults"]
+__all__ = ["NO_MODEL", "TaskOptions", "model_defaults", "read_task_options"]
 
 NO_MODEL = "none"
 
@@ -19,6 +20,8 @@ class TaskOptions:
     """Folder of a model from transformers to train on text, speech or images; "none": a network is built and trained from scratch."""
     text_column: str | None = None
     """text: the column of the texts. Default: sentence or text."""
+    pair_column: str | None = None
+    """text: the column of the second texts, where a class belongs to a pair of them. Default: each row has one text."""
     label_column: str = "label"
     """text: the column of the labels."""
     train_file: str | None = None
@@ -28,7 +31,8 @@ class TaskOptions:
     test_file: str | None = None
     """text: the file to test on. Default: test; without one, a part of the training file."""
     max_tokens: int = 128
-    """text: tokens of a text after which it is cut off; language: tokens of a row. More sees further and costs more; 64 to 512."""
+    """text: tokens of a text after which it is cut off, of a pair the longer one first; language: tokens of a row. More sees further and costs more;
+    64 to 512."""
     prompt_tokens: int = 32
     """language: how many tokens of a row the policy looks at. The loss is counted on those that follow; 8 to half of a row."""
 
@@ -42,6 +46,15 @@ class TaskOptions:
     def pretrained(self) -> bool:
         """Whether a model is given."""
         return self.model != NO_MODEL
+
+
+def read_task_options(fields: Fields) -> TaskOptions:
+    """The options that `config.json` holds.
+
+    Raises:
+        UserError: if a field is missing or wrong, by name.
+    """
+    return read_dataclass(TaskOptions, fields, may_lack=("pair_column",))
 
 
 def model_defaults(given: Mapping[str, str]) -> dict[str, Any]:

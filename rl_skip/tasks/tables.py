@@ -5,6 +5,7 @@ import gzip
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -25,15 +26,19 @@ HELD_OUT = 1 / 6
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """The texts of one split, and the class of each by its number."""
+    """The texts of one split, or its pairs of texts, and the class of each by its number."""
 
     texts: list[str]
     labels: torch.Tensor
     """(N,) long."""
+    second_texts: list[str] | None = None
+    """The other text of each pair; None where rows have one text."""
 
     def take(self, rows: torch.Tensor) -> "LabelledTexts":
         """The named rows."""
-        return LabelledTexts([self.texts[row] for row in rows.tolist()], self.labels[rows])
+        texts, second = (None if column is None else [column[row] for row in rows.tolist()] for column in (self.texts, self.second_texts))
+        assert texts is not None
+        return LabelledTexts(texts, self.labels[rows], second)
 
 
 def read_tables(path: Path, options: TaskOptions) -> tuple[tuple[str, ...], dict[Split, LabelledTexts]]:
@@ -51,8 +56,11 @@ def read_tables(path: Path, options: TaskOptions) -> tuple[tuple[str, ...], dict
     """
     files = _files(path, options)
     read = {split: _read(file, options) for split, file in files.items()}
-    classes = class_names(read["train"][1], files["train"])
-    splits = {split: LabelledTexts(texts, class_indices(labels, classes, files[split])) for split, (texts, labels) in read.items()}
+    classes = class_names(read["train"].labels, files["train"])
+    splits = {
+        split: LabelledTexts(columns.texts, class_indices(columns.labels, classes, files[split]), columns.second_texts)
+        for split, columns in read.items()
+    }
     if len(splits) == 1:
         rows = split_rows(splits["train"].labels, files["train"])
         return classes, {split: splits["train"].take(chosen) for split, chosen in rows.items()}
@@ -85,23 +93,36 @@ def _files(path: Path, options: TaskOptions) -> dict[Split, Path]:
     return files
 
 
-def _read(file: Path, options: TaskOptions) -> tuple[list[str], list[str]]:
-    """The texts and the labels of a file."""
+class _Columns(NamedTuple):
+    """What is read of a file, as it stands there."""
+
+    texts: list[str]
+    labels: list[str]
+    second_texts: list[str] | None
+
+
+def _read(file: Path, options: TaskOptions) -> _Columns:
     rows = _rows(file)
     if not rows:
         raise UserError(f"{file} is empty; set --data to {EXPECTED} with a line of column names first")
     header = rows[0]
     text = next((name for name in TEXT_COLUMNS if name in header), TEXT_COLUMNS[0]) if options.text_column is None else options.text_column
-    for name, flag in ((text, "--text-column"), (options.label_column, "--label-column")):
+    named = {"--text-column": text, "--label-column": options.label_column}
+    if options.pair_column is not None:
+        for flag, name in named.items():
+            if name == options.pair_column:
+                raise UserError(f"{flag} and --pair-column both name {name!r}; set --pair-column to the column of the second texts")
+        named["--pair-column"] = options.pair_column
+    for flag, name in named.items():
         if name not in header:
             raise UserError(f"{file} has no column {name!r}, its columns are {', '.join(header)}; set {flag}")
-    columns = header.index(text), header.index(options.label_column)
     for line, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
             raise UserError(f"{file} has {len(row)} columns in row {line}, its first row names {len(header)}; set --data to a whole table")
     if len(rows) == 1:
         raise UserError(f"{file} holds no rows below its column names; set --data to {EXPECTED}")
-    return [row[columns[0]] for row in rows[1:]], [row[columns[1]] for row in rows[1:]]
+    texts, labels, *second = ([row[place] for row in rows[1:]] for place in map(header.index, named.values()))
+    return _Columns(texts, labels, second[0] if second else None)
 
 
 def _rows(file: Path) -> list[list[str]]:

@@ -1,11 +1,12 @@
 """Texts with classes, for a pretrained model or for a small one that is trained from scratch with its tokenizer."""
 
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from rl_skip.attached.library import require
-from rl_skip.attached.pretrained import load_model, name_classes, order_of_model, read_config, read_tokenizer
+from rl_skip.attached.pretrained import load_model, name_classes, order_of_model, read_config, read_tokenizer, takes_token_types
 from rl_skip.core.errors import UserError
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
@@ -19,7 +20,7 @@ __all__ = ["TEXT", "text"]
 
 
 def text(path: Path, options: TaskOptions) -> Task:
-    """The task `text`: each row a text with a class, padded to the longest of its batch.
+    """The task `text`: each row a text or a pair of texts with a class, padded to the longest of its batch.
 
     Args:
         path: a TSV or CSV file, or a folder with one for each split; see `read_tables`.
@@ -32,20 +33,26 @@ def text(path: Path, options: TaskOptions) -> Task:
     config = read_config(options.model) if options.pretrained else None
     classes, tables = read_tables(path, options)
     if config is None:
-        tokenizer = trained_tokenizer(tables["train"].texts, vocabulary_for(tables["train"].texts))
+        corpus = [*tables["train"].texts, *(tables["train"].second_texts or ())]
+        tokenizer = trained_tokenizer(corpus, vocabulary_for(corpus))
     else:
         tokenizer = read_tokenizer(options.model)
         tables_order, classes = order_of_model(classes, config)
     limit = min(options.max_tokens, tokenizer.model_max_length, getattr(config, "max_position_embeddings", options.max_tokens))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if options.pair_column is not None:
+        _check_pairs(tokenizer, limit, options)
+    token_types = options.pair_column is not None and config is not None and takes_token_types(config)
 
     @cache
     def load(split: Split) -> Examples:
         table = tables[split]
-        encoded = tokenizer(table.texts, truncation=True, max_length=limit, padding=False)["input_ids"]
-        labels = table.labels if config is None else tables_order[table.labels]
-        return Examples(padded(encoded, tokenizer.pad_token_id), labels)
+        encoded = tokenizer(table.texts, table.second_texts, truncation=True, max_length=limit, padding=False)
+        columns = {"input_ids": (encoded["input_ids"], tokenizer.pad_token_id)}
+        if token_types and "token_type_ids" in encoded:
+            columns["token_type_ids"] = encoded["token_type_ids"], tokenizer.pad_token_type_id
+        return Examples(padded(columns), table.labels if config is None else tables_order[table.labels])
 
     def network(size: NetworkConfig) -> LayerStack:
         if config is None:
@@ -57,9 +64,27 @@ def text(path: Path, options: TaskOptions) -> Task:
 
     def in_words(examples: Examples) -> list[str]:
         assert isinstance(examples.inputs, dict)
-        return tokenizer.batch_decode(examples.inputs["input_ids"], skip_special_tokens=True)
+        if options.pair_column is None:
+            return tokenizer.batch_decode(examples.inputs["input_ids"], skip_special_tokens=True)
+        return ["\n– ".join(_texts_of_pair(tokenizer, row)) for row in examples.inputs["input_ids"].tolist()]
 
     return Task("text", classes, load, no_embedding, limit, in_words, network=network)
+
+
+def _check_pairs(tokenizer: Any, limit: int, options: TaskOptions) -> None:
+    """Refuses a tokenizer that glues the texts of a pair, and rows with no room for both."""
+    around, within_pair = (tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True))
+    if within_pair <= around:
+        raise UserError(f"the tokenizer in {options.model} puts nothing between the texts of a pair; set --model to one that does")
+    if limit < within_pair + 2:
+        raise UserError(f"{limit} tokens leave no room for two texts and the {within_pair} tokens around them; set --max-tokens higher")
+
+
+def _texts_of_pair(tokenizer: Any, ids: list[int]) -> list[str]:
+    """The texts between the tokens that stand around and between those of a pair, each in one line."""
+    bounds = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    runs = [list(run) for bound, run in groupby(ids, key=bounds.__contains__) if not bound]
+    return [text for run in runs if (text := " ".join(tokenizer.decode(run, skip_special_tokens=True).split()))]
 
 
 def _fresh_network(size: NetworkConfig, tokenizer: Any, classes: tuple[str, ...], limit: int) -> LayerStack:

@@ -1,6 +1,6 @@
 """Tokens of texts: tokenizers trained on the data, and rows padded to one length."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,9 @@ def trained_tokenizer(texts: Sequence[str], vocabulary: int, *, for_language: bo
     trained.train_from_iterator(texts, trainer)
     if not for_language:
         ends = [(special[name], trained.token_to_id(special[name])) for name in ("cls_token", "sep_token")]
-        trained.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+        trained.post_processor = tokenizers.processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+        )
     return transformers.PreTrainedTokenizerFast(tokenizer_object=trained, **special)
 
 
@@ -63,10 +65,19 @@ def character_tokenizer(text: str) -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=built, unk_token="[UNK]", clean_up_tokenization_spaces=False)
 
 
-def padded(rows: Sequence[Sequence[int]], padding: int) -> dict[str, Tensor]:
-    """Rows of token ids, padded on the right: `input_ids` and `attention_mask`, (N, T) long."""
-    counts = torch.tensor([len(row) for row in rows])
+def padded(columns: Mapping[str, tuple[Sequence[Sequence[int]], int]]) -> dict[str, Tensor]:
+    """Rows of numbers of tokens, padded on the right to the longest.
+
+    Args:
+        columns: names, such as `input_ids`; to each its N rows, as long as those of the others, and what they are padded with.
+
+    Returns:
+        The columns and their `attention_mask`, (N, T) long each.
+    """
+    first, _ = next(iter(columns.values()))
+    counts = torch.tensor([len(row) for row in first])
     mask = torch.arange(int(counts.max())) < counts.unsqueeze(1)
-    ids = torch.full(mask.shape, padding)
-    ids[mask] = torch.tensor([token for row in rows for token in row])
-    return {"input_ids": ids, "attention_mask": mask.long()}
+    filled = {name: torch.full(mask.shape, padding) for name, (_, padding) in columns.items()}
+    for name, (rows, _) in columns.items():
+        filled[name][mask] = torch.tensor([number for row in rows for number in row])
+    return {**filled, "attention_mask": mask.long()}

@@ -46,6 +46,16 @@ def write_table(file: Path, count: int, *, seed: int = 0, names: tuple[str, str]
     return file
 
 
+def write_pairs(file: Path, count: int) -> Path:
+    """A TSV file of pairs of `sentences` in the columns first and second; the class says whether both sentences have the same."""
+    rows, others = sentences(count), sentences(count, seed=1)
+    drawn = random.Random(2)
+    drawn.shuffle(others)
+    lines = [f"{first}\t{second}\t{int(a == b)}" for (first, a), (second, b) in zip(rows, others, strict=True)]
+    file.write_text("\n".join(["first\tsecond\tlabel", *lines]) + "\n")
+    return file
+
+
 def save_bert(folder: Path, *, head: bool = False, names: tuple[str, ...] = ("0", "1"), tokenizer: bool = True) -> Path:
     """A BERT with a tokenizer trained on sentences, with or without a classifier."""
     torch.manual_seed(0)

@@ -145,8 +145,18 @@ def _draw_input(axes: "Axes", inputs: Inputs, row: int, texts: list[str] | None)
 
 
 def _shortened(text: str) -> str:
-    shown = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
-    return "\n".join(line for paragraph in shown.splitlines() for line in textwrap.wrap(paragraph, LINE))
+    """The beginning of a text, or of both texts of a pair, in lines that fit beside a route."""
+    lines = text.splitlines()
+    if len(lines) == 2:  # a pair: a long text leaves the other at least half of the room
+        rooms = [LONGEST_TEXT - min(len(other), LONGEST_TEXT // 2) for other in reversed(lines)]
+        lines = [_cut(line, room) for line, room in zip(lines, rooms, strict=True)]
+    else:
+        lines = _cut(text, LONGEST_TEXT).splitlines()
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, LINE))
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _image(pixels: Tensor) -> Tensor:

@@ -185,6 +185,17 @@ def test_all_kinds_of_inputs_are_drawn(tmp_path: Path, inputs: Inputs, words: li
     assert computes == sorted(f"compute {found.taken.compute[n]:.2f}" for n in [*easy, *hard])
 
 
+def test_of_a_pair_both_texts_are_shown() -> None:
+    found = comparison((curve("policy", [(0.4, 0.9), (0.6, 0.95)]), curve(FULL_DEPTH, [(1.0, 0.97)])))
+    pairs = ["long " * 100 + "\nshort second", "short first\n" + "long " * 100, "many " * 100 + "\n" + "more " * 100, ""]
+    test = Examples(torch.randint(9, (ROWS, 4)), found.taken.labels)
+    drawn = texts(draw_examples(found.taken, task([pairs[n % 4] for n in range(ROWS)]), test))
+    for start, end in (("long", "…\nshort second"), ("short first\nlong", "…"), ("many", "…")):
+        shown = [text for text in drawn if text.startswith(start)]
+        assert shown and all(text.endswith(end) and len(text) <= 152 for text in shown)
+    assert all("…\nmore" in text for text in drawn if text.startswith("many"))
+
+
 def test_without_matplotlib_the_user_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match="pip install matplotlib"):
