@@ -9,10 +9,10 @@ from typing import Any, get_args
 
 import torch
 
-from rl_skip.core.dial import Guarantee, PricePoint, PriceTable
+from rl_skip.core.dial import Guarantee, GuaranteeKind, PricePoint, PriceTable
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import ALWAYS, FEATURES, Feature, find_features
-from rl_skip.core.fields import Fields, read_dataclass
+from rl_skip.core.fields import Fields
 from rl_skip.core.kinds import kind_of, read_network
 from rl_skip.core.policy import JumpRules, ObservationLayout, PolicyScope, longest_jump
 from rl_skip.core.reward import LINEAR
@@ -192,9 +192,14 @@ def _read_costs(fields: Fields, depth: int) -> tuple[float, ...]:
 
 
 def _read_guarantee(fields: Fields) -> Guarantee | None:
-    if fields.values.get("guarantee") is None:  # which files of before do not know
+    if fields.values.get("guarantee") is None:  # files of before do not know it
         return None
-    return read_dataclass(Guarantee, fields.object("guarantee"))
+    promise = fields.object("guarantee")
+    kind: GuaranteeKind = "expectation" if promise.text("kind", get_args(GuaranteeKind)) == "expectation" else "confidence"
+    tolerance = promise.number("tolerance")
+    if not 0 < tolerance < 1:
+        raise promise.wrong("tolerance", "a number in (0, 1)")
+    return Guarantee(kind, tolerance, promise.number("price"), promise.integer("rows"))
 
 
 def _read_table(fields: Fields) -> PriceTable:
