@@ -144,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run")
     parser.add_argument("--tolerance", type=float, default=0.01)
-    parser.add_argument("--rows", type=int, nargs="+", default=[100, 200, 360, 872, 1666], help="validation rows to draw; at most half of all")
+    parser.add_argument("--rows", type=int, nargs="+", default=[100, 200, 350, 872, 1666], help="validation rows to draw; at most half of all")
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--data", help="where the data are, if not where the runs read them")
     parser.add_argument("--cache", type=Path, help="a folder where what was measured is kept")

@@ -94,8 +94,8 @@ class PriceConfig:
     guarantee: float | None = None
     """After training, runs at the smallest compute that loses at most so much accuracy against full depth; 0.01 is one point."""
     guarantee_kind: GuaranteeKind = "confidence"
-    """What is promised: "confidence" that the loss is at most that, 95% over the draw of validation rows, of which it takes 268 for one point at
-    the least; or "expectation", a loss of at most that on average over the draw, which takes 99, and which any score in [0, 1] can be given."""
+    """What is promised: "confidence", that the price picked loses no more, 95%; or "expectation", that what is picked loses no more on average over
+    draws of validation rows, which takes 99 of them for one point in place of 268, and any score in [0, 1]."""
     budget_price: float = 0.02
     """Start of a controlled price."""
     budget_integral: float = 0.05
