@@ -152,6 +152,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object a line and nothing else")
     options = parser.parse_args()
+    if not 0 < options.tolerance < 1:
+        parser.error(f"a tolerance is a loss of score in (0, 1), 0.01 being one point, got {options.tolerance}; set --tolerance")
     torch.set_num_threads(options.threads)
     if not options.json:
         print("| run, rows in all | validation rows | kind | refused | exceeded, other rows | exceeded, all rows | mean loss | rows lost | compute |")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import train
+from agents.baselines.training import ONE_SHOT, baselines_of
 from benchmarks.kill import SMALL
 from rl_skip.core.dial import Guarantee
 from rl_skip.export.policy_folder import load
@@ -25,6 +26,8 @@ def test_a_run_keeps_the_kind_that_was_asked_for(tmp_path: Path, capsys: pytest.
     said = f"guaranteed at price {model.price:.4g}: {expected.in_words('accuracy')}"
     assert said in capsys.readouterr().out
     assert expected.in_words("accuracy") in (folder / "policy" / "README.md").read_text()
+    _, one_shot = baselines_of(folder)[ONE_SHOT.name]  # is set beside the run, and needs no promise of its own
+    assert one_shot.pricing.guarantee is None
 
 
 def test_a_run_whose_data_support_no_guarantee_says_so_and_promises_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
