@@ -10,6 +10,7 @@ from rl_skip.core.version import __version__
 if TYPE_CHECKING:
     from rl_skip.attached import Handle, HuggingFaceStack, attach
     from rl_skip.core.costs import CostModel
+    from rl_skip.core.dial import Guarantee
     from rl_skip.core.features import FEATURES, Feature, View
     from rl_skip.core.forward import Rollout, routed_forward
     from rl_skip.core.policy import JumpPolicy, JumpRules, ObservationLayout
@@ -41,6 +42,7 @@ __all__ = [
     "Feature",
     "FixedRoute",
     "FrameEmbedding",
+    "Guarantee",
     "Handle",
     "HuggingFaceStack",
     "JumpPolicy",
@@ -78,6 +80,7 @@ __all__ = [
 _NAMES = {
     "attached": ("Handle", "HuggingFaceStack", "attach"),
     "core.costs": ("CostModel",),
+    "core.dial": ("Guarantee",),
     "core.features": ("FEATURES", "Feature", "View"),
     "core.policy": ("JumpPolicy", "JumpRules", "ObservationLayout"),
     "core.reward": ("REWARDS", "Reward"),

@@ -41,7 +41,7 @@ def baselines_of(folder: Path, budgets: Iterable[float] = BUDGETS) -> dict[str, 
         name: (record, replace(run, agent=record.name, agent_config=AgentConfig(), pricing=pricing)) for name, record, pricing in [*each, *once]
     }
     if run.policy.policy_scope != "input":
-        pricing = replace(run.pricing, guarantee=None)
+        pricing = replace(run.pricing, guarantee=None, guarantee_kind=unpriced.guarantee_kind)
         baselines[ONE_SHOT.name] = ONE_SHOT, replace(run, policy=replace(run.policy, policy_scope="input"), pricing=pricing)
     parent = folder / BASELINES_FOLDER
     return {name: (record, replace(config, out=str(parent / name))) for name, (record, config) in baselines.items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from agents.agent import AGENTS, Agent, AgentConfig, find_agent
+from rl_skip.core.dial import GuaranteeKind, checked_tolerance
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import default_features, find_features
 from rl_skip.core.fields import Fields, flat, read_dataclass
@@ -91,7 +92,10 @@ class PriceConfig:
     budget: float | None = None
     """Mean compute allowed, in (0, 1]: the price is controlled until the routes cost that much."""
     guarantee: float | None = None
-    """After training, runs at the smallest compute whose validation accuracy is below full depth by no more than this, with 95% confidence."""
+    """After training, runs at the smallest compute that loses at most so much accuracy against full depth; 0.01 is one point."""
+    guarantee_kind: GuaranteeKind = "confidence"
+    """What is promised: "confidence", that the price picked loses no more, 95%; or "expectation", that what is picked loses no more on average over
+    draws of validation rows, which takes 99 of them for one point in place of 268, and any score in [0, 1]."""
     budget_price: float = 0.02
     """Start of a controlled price."""
     budget_integral: float = 0.05
@@ -107,8 +111,10 @@ class PriceConfig:
             raise UserError("a price and a budget exclude each other; set one of --price and --budget")
         if self.budget is not None and not 0 < self.budget <= 1:
             raise UserError(f"a budget is a mean compute in (0, 1], got {self.budget}; set --budget")
-        if self.guarantee is not None and not 0 < self.guarantee < 1:
-            raise UserError(f"a guarantee is a loss of accuracy in (0, 1), got {self.guarantee}; set --guarantee, 0.01 for one point")
+        if self.guarantee is not None:
+            checked_tolerance(self.guarantee)
+        elif self.guarantee_kind != "confidence":
+            raise UserError(f"without a tolerance there is no guarantee in {self.guarantee_kind}; set --guarantee, 0.01 for one point")
         positive("the price a budget starts from", self.budget_price, "--budget-price")
         positive("budget_integral", self.budget_integral, "--budget-integral")
         positive("budget_proportional", self.budget_proportional, "--budget-proportional", zero=True)

@@ -18,7 +18,7 @@ from agents.run.learner import Learner
 from agents.run.pictures import show_routes
 from agents.run.report import final_report, print_report
 from rl_skip.core.batches import deployed
-from rl_skip.core.dial import PriceTable
+from rl_skip.core.dial import Guarantee, PriceTable
 from rl_skip.core.errors import UserError
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.plugins import label_of, own_code
@@ -132,25 +132,30 @@ class PolicyAgent(Agent):
         learner = self.learner
         learner.merge_adapters()
         table, price = calibrate(learner, self.prices)
-        price = self._guaranteed(table, price, run.console)
-        self._export(run, table, price)
+        promise = self._guarantee(table, price, run.console)
+        price = price if promise is None else promise.price
+        self._export(run, table, price, promise)
         report = final_report(learner, table, price, seconds=run.seconds, reward=self.reward)
         print_report(report, run.folder, run.console, learner.task.score_name, own_stack=run.own_stack)
         show_routes(run.writer, learner, price)
         return Results(report, {name: report["policy"][name] for name in (score_key(learner.task.score_name), "compute", "reward")})
 
-    def _guaranteed(self, table: PriceTable, price: float, console: Console) -> float:
-        """The price that keeps the guarantee that is set; where the data do not support it, the price stays, with a message."""
-        learner, tolerance = self.learner, self.learner.config.pricing.guarantee
-        if tolerance is None:
-            return price
+    def _guarantee(self, table: PriceTable, price: float, console: Console) -> Guarantee | None:
+        """The guarantee that is set, and at which price it holds; None, with a message, where the data do not support it."""
+        learner, pricing = self.learner, self.learner.config.pricing
+        if pricing.guarantee is None:
+            return None
         try:
-            return guarantee(learner.stack, learner.policy, learner.task, learner.validation, table, price, tolerance).price
+            promise = guarantee(
+                learner.stack, learner.policy, learner.task, learner.validation, table, price, pricing.guarantee, pricing.guarantee_kind
+            )
+            said = f"guaranteed at price {promise.price:.4g}: {promise.in_words(learner.task.score_name)}"
         except UserError as refusal:
-            console.print(f"no guarantee: {refusal}", soft_wrap=True, markup=False, highlight=False)
-            return price
+            promise, said = None, f"no guarantee: {refusal}"
+        console.print(said, soft_wrap=True, markup=False, highlight=False)
+        return promise
 
-    def _export(self, run: TrainedRun, table: PriceTable, price: float) -> None:
+    def _export(self, run: TrainedRun, table: PriceTable, price: float, promise: Guarantee | None) -> None:
         learner, task, config = self.learner, self.learner.task, self.learner.config
         trained_on: dict[str, Any] = {"task": task.name, "rows": len(learner.train), "seed": config.seed, "agent": label_of(config.agent)}
         stack, network, weights = learner.stack, None, True
@@ -159,7 +164,7 @@ class PolicyAgent(Agent):
             trained_on |= {"model": Path(config.options.model).name} if config.options.pretrained else {}
         elif not run.own_stack:
             network = network_to_json(config.network, task.embedding, task.tokens, len(task.classes))
-        options: dict[str, Any] = {"price": price, "price_table": table, "trained_on": trained_on, "reward": self.reward}
+        options: dict[str, Any] = {"price": price, "price_table": table, "trained_on": trained_on, "reward": self.reward, "guarantee": promise}
         save(run.folder / "policy", learner.policy, stack=stack, weights=weights, network=network, overwrite=True, **options)
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,12 +8,13 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import torch
 
 from rl_skip.cli.generate import generate
 from rl_skip.core.devices import pick_device
+from rl_skip.core.dial import GuaranteeKind
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.core.task import Split, score_key
@@ -92,8 +93,10 @@ def _parser() -> Parser:
     text = "the price λ, in score per unit of relative compute; higher skips more (default: the policy's operating price)"
     dial.add_argument("--price", type=_price, help=text)
     dial.add_argument("--budget", type=_budget, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
-    text = "the smallest compute that loses at most so much accuracy against full depth (0.01: one point), with 95%% confidence on validation data"
+    text = "the smallest compute that loses at most so much accuracy against full depth (0.01: one point), found on validation data"
     dial.add_argument("--guarantee", type=_tolerance, metavar="TOLERANCE", help=text)
+    text = "confidence: kept for all but one draw of validation rows in twenty; expectation: kept on average, with fewer rows (default: confidence)"
+    measure.add_argument("--guarantee-kind", choices=get_args(GuaranteeKind), help=text)
     measure.add_argument("--batch-size", type=_count, default=256, help="rows that run together (default: %(default)s)")
     measure.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run (default: %(default)s)")
 
@@ -178,10 +181,13 @@ def _eval(arguments: argparse.Namespace) -> Report:
     split: Split = arguments.split
     promise: Report = {}
     if arguments.guarantee is not None:
-        rows = task.load("validation").to(device)
-        guaranteed = guarantee(model.stack, model.policy, task, rows, model.table, model.price, arguments.guarantee, arguments.batch_size)
-        model.price = guaranteed.price
-        promise = {"guarantee": guaranteed.tolerance, "guarantee_price": guaranteed.price, "guarantee_rows": guaranteed.rows}
+        kind: GuaranteeKind = arguments.guarantee_kind or "confidence"
+        rows, options = task.load("validation").to(device), {"kind": kind, "batch_size": arguments.batch_size}
+        given = guarantee(model.stack, model.policy, task, rows, model.table, model.price, arguments.guarantee, **options)
+        model.price = given.price
+        promise = {"guarantee": given.tolerance, "guarantee_kind": given.kind, "guarantee_price": given.price, "guarantee_rows": given.rows}
+    elif arguments.guarantee_kind is not None:
+        raise UserError(f"without a tolerance there is no guarantee in {arguments.guarantee_kind}; set --guarantee, 0.01 for one point")
     examples = task.load(split).to(device)
     options = {"price": model.price, "reward": read_run(arguments.run).reward, "batch_size": arguments.batch_size}
     measured, full_depth = beside_full_depth(model.stack, model.policy, task, examples, **options)

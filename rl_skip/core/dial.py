@@ -1,17 +1,20 @@
-"""The budget dial: which price led to which compute, measured on validation data, and back."""
+"""The budget dial: which price led to which compute, measured on validation data, and back; and what is guaranteed of a price."""
 
 import bisect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["Dial", "PricePoint", "PriceTable", "checked_price", "price_grid"]
+__all__ = ["CONFIDENCE", "Dial", "Guarantee", "GuaranteeKind", "PricePoint", "PriceTable", "checked_price", "checked_tolerance", "price_grid"]
 
 GRID_POINTS = 17
+CONFIDENCE = 0.95
+"""Of the guarantee that has one."""
+GuaranteeKind = Literal["confidence", "expectation"]
 
 
 def checked_price(price: float) -> float:
@@ -23,6 +26,48 @@ def checked_price(price: float) -> float:
     if not (math.isfinite(price) and price >= 0):
         raise UserError(f"a price is a finite number of at least 0, got {price}; set --price, or price=")
     return float(price)
+
+
+def checked_tolerance(tolerance: float) -> float:
+    """The tolerance of a guarantee itself.
+
+    Raises:
+        UserError: unless it lies in (0, 1).
+    """
+    if not 0 < tolerance < 1:
+        raise UserError(f"a guarantee is a loss of accuracy in (0, 1), 0.01 being one point, got {tolerance}; set --guarantee")
+    return tolerance
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """What is promised of a price: that at most so much score is lost against full depth.
+
+    Example:
+        >>> Guarantee("expectation", 0.01, price=0.1, rows=360).in_words("accuracy")
+        'at most 0.01 of accuracy is lost against full depth, on average over the draw of 360 validation rows and of the row that is met'
+
+    Raises:
+        UserError: if the tolerance is not in (0, 1).
+    """
+
+    kind: GuaranteeKind
+    """"confidence": all but one draw of validation rows in twenty lead to a price that keeps it; "expectation": they do on average."""
+    tolerance: float
+    """The largest loss allowed: 0.01 is one point."""
+    price: float
+    """Of which it is promised."""
+    rows: int
+    """Validation rows that it rests on."""
+
+    def __post_init__(self) -> None:
+        checked_tolerance(self.tolerance)
+
+    def in_words(self, score_name: str) -> str:
+        """One clause, for reports."""
+        drawn = f"the draw of {self.rows} validation rows"
+        how = f"with {CONFIDENCE:.0%} confidence over {drawn}" if self.kind == "confidence" else f"on average over {drawn} and of the row that is met"
+        return f"at most {self.tolerance:g} of {score_name} is lost against full depth, {how}"
 
 
 def price_grid(low: float, high: float) -> list[float]:

@@ -26,7 +26,7 @@ def model_card(description: Description, weights: bool) -> str:
         f"## {description.table.score_name.capitalize()} and compute",
         _table(description),
         f"Operating price: {description.price:.4g}. Reward is {description.reward}; compute is 1 for all layers of the network, "
-        "and the policy's own operations are counted in.",
+        "and the policy's own operations are counted in." + _guarantee(description),
         "## Use",
         *_use(description),
         "Written with " + ", ".join(f"{name} {version}" for name, version in description.versions.items()) + ".",
@@ -54,6 +54,12 @@ def _use(description: Description) -> list[str]:
         f"`model.price = 0.1` sets the price{budget.format('model')}; `model.last.route` says which layers each row ran."
         + stack,
     ]
+
+
+def _guarantee(description: Description) -> str:
+    if (promise := description.guarantee) is None:
+        return ""
+    return f" Guaranteed at price {promise.price:.4g} ({promise.kind}): {promise.in_words(description.table.score_name)}."
 
 
 def _table(description: Description) -> str:

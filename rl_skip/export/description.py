@@ -3,13 +3,13 @@
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
-from rl_skip.core.dial import PricePoint, PriceTable
+from rl_skip.core.dial import Guarantee, GuaranteeKind, PricePoint, PriceTable
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import ALWAYS, FEATURES, Feature, find_features
 from rl_skip.core.fields import Fields
@@ -44,6 +44,8 @@ class Description:
     network: dict[str, Any] | None = None
     """What the network is rebuilt from; None where only its maker can."""
     versions: dict[str, str] = field(default_factory=lambda: _versions())
+    guarantee: Guarantee | None = None
+    """What is promised of a price, mostly of the operating price; None: nothing."""
 
     @property
     def attached(self) -> bool:
@@ -77,6 +79,7 @@ class Description:
             "hidden": rules.hidden,
             "layer_costs": list(self.layer_costs),
             "price": self.price,
+            "guarantee": None if self.guarantee is None else asdict(self.guarantee),
             "score_name": self.table.score_name,
             "price_table": [{"price": point.price, "compute": point.compute, key: point.score} for point in self.table.points],
             "reward": self.reward,
@@ -125,6 +128,7 @@ class Description:
             reward=fields.text("reward"),
             network=None if fields.get("network") is None else read_network(fields.object("network"), width, depth),
             versions={name: fields.object("versions").text(name) for name in _versions()},
+            guarantee=_read_guarantee(fields),
         )
 
 
@@ -185,6 +189,17 @@ def _read_costs(fields: Fields, depth: int) -> tuple[float, ...]:
     if abs(sum(costs) - 1) > COST_TOLERANCE:
         raise fields.wrong("layer_costs", "shares that sum to 1")
     return costs
+
+
+def _read_guarantee(fields: Fields) -> Guarantee | None:
+    if fields.values.get("guarantee") is None:  # files of before do not know it
+        return None
+    promise = fields.object("guarantee")
+    kind: GuaranteeKind = "expectation" if promise.text("kind", get_args(GuaranteeKind)) == "expectation" else "confidence"
+    tolerance = promise.number("tolerance")
+    if not 0 < tolerance < 1:
+        raise promise.wrong("tolerance", "a number in (0, 1)")
+    return Guarantee(kind, tolerance, promise.number("price"), promise.integer("rows"))
 
 
 def _read_table(fields: Fields) -> PriceTable:

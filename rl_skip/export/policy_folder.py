@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rl_skip.core.dial import Dial, PriceTable, checked_price
+from rl_skip.core.dial import Dial, Guarantee, PriceTable, checked_price
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature, as_feature
 from rl_skip.core.files import atomic_replace
@@ -47,10 +47,14 @@ class SkipModel(Dial, nn.Module):
         torch.Size([5, 4])
     """
 
-    def __init__(self, stack: LayerStack, policy: JumpPolicy, *, price: float, table: PriceTable | None = None) -> None:
+    def __init__(
+        self, stack: LayerStack, policy: JumpPolicy, *, price: float, table: PriceTable | None = None, guarantee: Guarantee | None = None
+    ) -> None:
         super().__init__()
         self.stack, self.policy, self.table = stack, policy, PriceTable() if table is None else table
         self.price = price
+        self.guarantee = guarantee
+        """What is promised of its price, `guarantee.price`; of other prices nothing is."""
         self.last: Rollout | None = None
         """The last call's rollout, without its outputs and without gradients."""
 
@@ -77,6 +81,7 @@ def save(
     price_table: PriceTable | Iterable[tuple[float, float, float]] = (),
     trained_on: dict[str, Any] | None = None,
     reward: Reward | str = LINEAR,
+    guarantee: Guarantee | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes an export, all of it or nothing.
@@ -91,6 +96,7 @@ def save(
         price_table: measured (price, compute, score) on validation data; dominated points are dropped.
         trained_on: task, rows, seed, agent and whatever else is worth knowing; plain JSON.
         reward: what the policy was rewarded for, or its formula alone, which stands in the model card.
+        guarantee: what was promised of a price.
         overwrite: replaces an export that exists.
 
     Raises:
@@ -118,6 +124,7 @@ def save(
         trained_on=trained_on or {},
         reward=reward if isinstance(reward, str) else reward.formula,
         network=network or stack.described(),
+        guarantee=guarantee,
     )
 
     def fill(new: Path) -> None:
@@ -216,7 +223,8 @@ def load(
     _check_costs(description, stack, folder)
     _load_readouts(description, stack, Path(folder, READOUTS))
     stack.take_policy(policy, description.price)
-    model = SkipModel(stack, policy, price=description.price if price is None else price, table=description.table)
+    operating = description.price if price is None else price
+    model = SkipModel(stack, policy, price=operating, table=description.table, guarantee=description.guarantee)
     if budget is not None:
         model.budget = budget
     return model.to(device).eval()

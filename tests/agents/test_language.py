@@ -65,6 +65,8 @@ def test_a_run_learns_and_tells_bits_per_character(run: Path, capsys: pytest.Cap
     assert found["bits_per_character"] == pytest.approx(report["policy"]["bits_per_character"])
     assert main(["eval", str(run), "--guarantee", "0.1", "--threads", "1"]) == 2
     assert "a guarantee counts rows that are right" in capsys.readouterr().err
+    assert main(["eval", str(run), "--guarantee", "0.9", "--guarantee-kind", "expectation", "--json", "--threads", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["guarantee_kind"] == "expectation"
     assert main(["compare", str(run), "--rows", "6", "--json", "--threads", "1"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 6
 

@@ -24,6 +24,7 @@ from rl_skip.nets.gated import AdapterBody
 from rl_skip.nets.network import NetworkConfig, build_network, network_to_json
 
 WIDTH, DEPTH, PRICE = 16, 4, 0.1
+PROMISE = rl_skip.Guarantee("expectation", 0.01, PRICE, rows=360)
 TABLE = [(1.0, 0.3, 0.8), (0.1, 0.5, 0.9), (0.01, 0.9, 0.95)]
 IMAGES = PatchEmbedding(height=8, image_width=8, channels=1, patch=1, patch_width=8, overlap=1)
 FRAMES = FrameEmbedding(frames=10, features=3, stride=2)
@@ -85,7 +86,8 @@ KINDS = ["blocks", "blocks-exit-input", "headed-attention", "headed-adapter", "s
 def pristine(tmp_path_factory):
     stack, network, policy, _ = make_case("blocks")
     folder = tmp_path_factory.mktemp("pristine") / "policy"
-    rl_skip.save(folder, policy, stack=stack, network=network, price=PRICE, price_table=TABLE, trained_on={"task": "digits", "seed": 0})
+    trained_on = {"task": "digits", "seed": 0}
+    rl_skip.save(folder, policy, stack=stack, network=network, price=PRICE, price_table=TABLE, trained_on=trained_on, guarantee=PROMISE)
     return folder
 
 
@@ -227,7 +229,7 @@ def test_the_folder_holds_no_pickle_and_its_json_has_the_documented_fields(expor
     assert described["network"]["embedding"]["kind"] == "patches"
     assert described.keys() == {
         "format_version", "observation", "depth", "width", "max_jump", "allow_exit", "jumps", "policy_scope", "hidden",
-        "layer_costs", "price", "score_name", "price_table", "reward", "trained_on", "versions", "network",
+        "layer_costs", "price", "guarantee", "score_name", "price_table", "reward", "trained_on", "versions", "network",
     }  # fmt: skip
 
 
@@ -236,6 +238,20 @@ def test_the_card_tells_the_trade_off_and_how_to_load(export):
     assert "| 0.01 | 0.900 | 0.9500 |" in card
     assert "- task: digits" in card
     assert 'rl_skip.load("path/to/this/folder")' in card
+
+
+def test_a_guarantee_is_kept_with_its_kind(tmp_path, export):
+    model = rl_skip.load(export, price=0.5)
+    assert model.guarantee == PROMISE and json.loads((export / "policy.json").read_text())["guarantee"] == asdict(PROMISE)
+    promised = "Guaranteed at price 0.1 (expectation): at most 0.01 of accuracy is lost against full depth, on average over the draw of 360"
+    assert promised in (export / "README.md").read_text()
+    confident = replace(PROMISE, kind="confidence")
+    rl_skip.save(tmp_path / "confident", model.policy, stack=model.stack, price=PRICE, guarantee=confident)
+    assert rl_skip.load(tmp_path / "confident", model.stack).guarantee == confident
+    card = (tmp_path / "confident" / "README.md").read_text()
+    assert "(confidence): at most 0.01 of accuracy is lost against full depth, with 95% confidence" in card
+    rl_skip.save(tmp_path / "none", model.policy, stack=model.stack, price=PRICE)
+    assert "uarantee" not in (tmp_path / "none" / "README.md").read_text()
 
 
 def test_saving_refuses_a_folder_that_exists_and_overwrites_only_exports(tmp_path, export):
@@ -317,6 +333,11 @@ def field_paths():
     yield ("jumps",), flag
     yield ("policy_scope",), [*text, "both"]
     yield ("price",), number
+    yield ("guarantee",), [[], "expectation", 0.01]
+    yield ("guarantee", "kind"), [*text, "certainty"]
+    yield ("guarantee", "tolerance"), [*number, 0, 1.0]
+    yield ("guarantee", "price"), number
+    yield ("guarantee", "rows"), whole
     yield ("layer_costs",), [None, "x", [0.25] * 3, [0.25] * 5, {}, [0.5] * 4]
     yield ("layer_costs", 2), number
     yield ("observation",), [None, []]
@@ -352,7 +373,7 @@ def field_paths():
 
 
 PATHS = list(field_paths())
-YOUNGER = [("network", "tied"), ("score_name",)]
+YOUNGER = [("network", "tied"), ("score_name",), ("guarantee",)]
 """Fields that files of the first version do not have, and need not."""
 
 
@@ -373,9 +394,10 @@ def test_every_field_that_is_missing_is_named(export, path):
 
 def test_a_file_without_a_younger_field_is_read_as_it_was_meant(export):
     before = rl_skip.load(export).stack.state_dict().keys()
-    edit(export, lambda described: (described["network"].pop("tied"), described.pop("score_name")))
+    edit(export, lambda described: [parent_of(described, path).pop(path[-1]) for path in YOUNGER])
     assert rl_skip.load(export).stack.state_dict().keys() == before
     assert rl_skip.load(export).table.score_name == "accuracy"
+    assert rl_skip.load(export).guarantee is None
 
 
 @pytest.mark.parametrize(("path", "values"), PATHS, ids=[str(path) for path, _ in PATHS])
