@@ -2,10 +2,10 @@
 
     python benchmarks/exits.py RUN [RUN ...] [--computes 0.25 0.33 0.5 0.67]
 
-
 Of each way the setting that spends the most within a compute on validation data is chosen, for each seed, and looked up on test data; of settings
 that spend the same the one of the best score there. A pass through all layers of each split says what every exit answers, so no other pass is
 needed; it is kept in the run's folder. Trained baselines are those in RUN/baselines.
+"""
 
 import argparse
 import sys
