@@ -72,7 +72,7 @@ def learners(config: TrainConfig) -> tuple[Learner, Reinforce]:
     joint = Reinforce(Learner(config, task, device))
     joint.learner.end_warm_up()
     if joint.learner.teacher is None or not joint.exact:
-        raise SystemExit("the joint update is that of the exact gradient with a teacher; leave --gradient, --warmup-epochs and --distillation-weight out")
+        raise SystemExit("the joint update has the exact gradient and a teacher; leave --gradient, --warmup-epochs, --distillation-weight out")
     return plain, joint
 
 

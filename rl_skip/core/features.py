@@ -65,17 +65,17 @@ class View:
     @cached_property
     def position(self) -> Tensor:
         """(R,) long, the last layer that ran; 0 before any did."""
-        return self.state.position[self.rows]
+        return self._of_rows(self.state.position)
 
     @cached_property
     def compute(self) -> Tensor:
         """(R,), the relative compute spent so far."""
-        return self.state.spent[self.rows].sum(dim=1)
+        return self._of_rows(self.state.spent).sum(dim=1)
 
     @cached_property
     def price(self) -> Tensor:
         """(R,), what a unit of compute costs."""
-        return self.state.price[self.rows]
+        return self._of_rows(self.state.price)
 
     @cached_property
     def probabilities(self) -> Tensor:
@@ -93,6 +93,9 @@ class View:
             (R, K). Looking twice after the same layer gives the same.
         """
         return self.state.previous(name, self.rows, value)
+
+    def _of_rows(self, values: Tensor) -> Tensor:
+        return values if self._gathered is None else values[self.rows]
 
     @property
     def _gathered(self) -> Tensor | None:
