@@ -3,7 +3,8 @@
 The plain update is what a training loop without any of this package does: the layers one after the other, cross-entropy, backward, clipping
 and AdamW on all parameters of a network without readouts. The joint update is the agent's whole update with the exact gradient: teacher, the losses
 of all exits, observations, policy, both optimisers and the metrics. Batches, batch size, rates and optimiser settings are the same. The two take
-turns in one process, and each pair has a ratio of its own. Flags that are not its own go to train.py.
+turns in one process, and each pair has a ratio of its own: of the time that passed, and of the time on the processor, which a machine with
+other work disturbs less. Flags that are not its own go to train.py.
 
     python benchmarks/updates.py
     python benchmarks/updates.py --task text --model MODEL --data DATA --batch-size 32 --precision bf16 --pairs 30
@@ -55,7 +56,6 @@ def plain_update(learner: Learner, update: int) -> None:
     """One supervised update at full depth."""
     learner.set_learning_rates(update)
     batch, stack, optimizer = learner.batch(update), learner.stack, learner.network_optimizer
-    stack.train()
     with torch.autocast(learner.device.type, learner.precision, enabled=learner.precision is not None):
         outputs = plain_forward(stack, batch.inputs)
     loss = learner.task.loss(outputs.float(), batch.labels).mean()
@@ -76,11 +76,11 @@ def learners(config: TrainConfig) -> tuple[Learner, Reinforce]:
     return plain, joint
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """How long a call takes."""
-    begun = time.perf_counter()
+def seconds(call: Callable[[], object]) -> tuple[float, float]:
+    """How long a call takes, by the clock and on the processor, all threads together."""
+    begun = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - begun
+    return time.perf_counter() - begun[0], time.process_time() - begun[1]
 
 
 def quartiles(values: Tensor) -> list[float]:
@@ -98,6 +98,7 @@ def main() -> None:
     torch.set_num_threads(config.threads or 1)
     plain, joint = learners(config)
     first = joint.learner.warmup_updates
+    plain.stack.train()
 
     def joint_update(update: int) -> None:
         with joint.learner.stack.computing_in(joint.learner.precision):
@@ -109,11 +110,12 @@ def main() -> None:
         order = (0, 1) if update % 2 else (1, 0)
         taken = {way: seconds(ways[way]) for way in order}
         pairs.append((taken[0], taken[1]))
-    times = torch.tensor(pairs[WARMING:], dtype=torch.float64)  # (pairs, 2)
+    times = 1e3 * torch.tensor(pairs[WARMING:], dtype=torch.float64)  # (pairs, plain and joint, clock and processor)
     print(f"{config.task}, batches of {config.schedule.batch_size}, precision {config.schedule.precision}, {options.pairs} pairs")
-    for name, values, digits in (("plain, ms", 1e3 * times[:, 0], 2), ("joint, ms", 1e3 * times[:, 1], 2), ("ratio", times[:, 1] / times[:, 0], 3)):
-        low, median, high = quartiles(values)
-        print(f"  {name:10} {median:8.{digits}f}   quartiles {low:.{digits}f} to {high:.{digits}f}")
+    for kind, (plain_ms, joint_ms) in (("clock", times[:, :, 0].T), ("processor", times[:, :, 1].T)):
+        for name, values, digits in (("plain, ms", plain_ms, 2), ("joint, ms", joint_ms, 2), ("joint / plain", joint_ms / plain_ms, 3)):
+            low, median, high = quartiles(values)
+            print(f"  {kind:10} {name:14} {median:8.{digits}f}   quartiles {low:.{digits}f} to {high:.{digits}f}")
 
 
 if __name__ == "__main__":
