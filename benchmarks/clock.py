@@ -1,9 +1,9 @@
 """A finished run with readouts by the clock: how many times as fast as the bare fine-tuned model at given computes.
 
 For each compute the price of the best accuracy within it is chosen on validation data. The bare model is the one in the run's `model`
-folder, called as transformers calls it, tokens made beforehand. All ways get the same batches of test rows, padded to the longest row of the batch, and take turns on
-each. `--order random` deals the rows as they come; `length` puts rows of like length together, as a server that waits for more requests would.
-Times as fast: the bare model's time for all batches over the policy's, with a 95% interval over batches.
+folder, called as transformers calls it, tokens made beforehand. All ways get the same batches of test rows, padded to the longest row of the
+batch, and take turns on each. `--order random` deals the rows as they come; `length` puts rows of like length together, as a server that waits
+for more requests would. Times as fast: the bare model's time for all batches over the policy's, with a 95% interval over batches.
 
     python benchmarks/clock.py RUN [--computes 0.33 0.5] [--batches 1 8 32] [--threads 2] [--order random]
 """
