@@ -1,10 +1,13 @@
 """The exact gradient of when to leave: one pass through all layers shows what every exit earns, so nothing has to be sampled."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from rl_skip.core.features import View
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.policy import JumpPolicy
@@ -12,6 +15,46 @@ from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.core.stack import LayerStack
 
 __all__ = ["EveryExit", "ExitPass", "Leaving", "exit_pass", "leaving"]
+
+
+class _Looks(View):
+    """What there is to see of B rows after each of K layers, which all of them ran: K · B looks, layer by layer.
+
+    Reading a feature of all at once gives what reading it after one layer and the next does, in fewer and larger operations.
+
+    Args:
+        views: of the K layers, in order, of all rows; what of them changes with the layer has been looked at.
+        answers: (K, B, ...), what the readouts said.
+    """
+
+    def __init__(self, views: list[View], answers: Tensor) -> None:
+        super().__init__(views[0].state, torch.cat([view.rows for view in views]))
+        self.views, self.answers = views, answers
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        return torch.cat([view.hidden for view in self.views])
+
+    @cached_property
+    def memory(self) -> Tensor | None:
+        memories = [view.memory for view in self.views]
+        return None if memories[0] is None else torch.cat(memories)  # type: ignore[arg-type]
+
+    @cached_property
+    def position(self) -> Tensor:
+        return torch.arange(len(self.views), device=self.rows.device).repeat_interleave(self.answers.shape[1])
+
+    @cached_property
+    def compute(self) -> Tensor:
+        return torch.cat([view.compute for view in self.views])
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        return torch.softmax(self.answers.detach().flatten(0, 1).float(), dim=-1)
+
+    def previous(self, name: str, value: Tensor) -> Tensor:
+        by_layer = value.view(len(self.views), -1, *value.shape[1:])
+        return torch.cat([torch.zeros_like(by_layer[:1]), by_layer[:-1]]).view_as(value)
 
 
 class EveryExit(Router):
@@ -23,8 +66,10 @@ class EveryExit(Router):
 
     def __init__(self, policy: JumpPolicy) -> None:
         self.rules = policy.rules
-        self.observations: list[Tensor] = []
-        """(B, S) for each layer but the last."""
+        self.flops = policy.rules.decision_flops
+        self.at_once = self.rules.scope == "state" and all(feature.at_once for feature in self.rules.layout.parts)
+        self.views: list[View] = []
+        self.observed: list[Tensor] = []
         self.answers: list[Tensor] = []
         """(B, ...) for each layer but the last."""
 
@@ -33,21 +78,38 @@ class EveryExit(Router):
         following = torch.full_like(rows, i + 1)
         if i == state.stack.depth - 1:
             return Decision(following)
-        self.observations.append(state.observe(rows))
         self.answers.append(state.said(rows))
-        return Decision(following, self.rules.decision_flops)
+        if self.at_once:
+            view = View(state, rows)
+            _ = view.hidden, view.memory, view.compute  # which are other ones after the next layer
+            self.views.append(view)
+        else:
+            self.observed.append(state.observe(rows))
+        return Decision(following, self.flops)
+
+    def observations(self, answers: Tensor) -> Tensor:
+        """(B, L - 1, S), after each layer but the last; `answers` are what was said there, (L - 1, B, ...)."""
+        assert self.rules is not None
+        if not self.at_once:
+            return torch.stack(self.observed, dim=1)
+        return self.rules.layout.read(_Looks(self.views, answers)).view(*answers.shape[:2], -1).transpose(0, 1)
 
 
 @dataclass(frozen=True)
 class ExitPass:
     """What one pass through all layers shows of leaving after each of them."""
 
-    answers: list[Tensor]
-    """For each layer (B, ...), what the network answers where a row leaves after it."""
+    answers: Tensor
+    """(L, B, ...), what the network answers where a row leaves after each layer."""
     observations: Tensor
     """(B, L - 1, S), what the policy sees after each layer but the last."""
     compute: Tensor
     """(B, L), the relative compute of leaving after each layer, decisions and readouts included."""
+
+    def scores(self, score: Callable[[Tensor, Tensor], Tensor], labels: Tensor) -> Tensor:
+        """(B, L), what `score`, outputs and labels of rows → (rows,), makes of every exit's answers; without a gradient."""
+        L, B = self.answers.shape[:2]
+        return score(self.answers.detach().flatten(0, 1), labels.repeat(L, *[1] * (labels.dim() - 1))).view(L, B).T
 
 
 def exit_pass(stack: LayerStack, policy: JumpPolicy, inputs: Inputs, price: Tensor) -> ExitPass:
@@ -66,7 +128,8 @@ def exit_pass(stack: LayerStack, policy: JumpPolicy, inputs: Inputs, price: Tens
         assert stack.readouts is not None
         full = stack.begin(inputs).full_flops
         compute[:, :-1] += stack.costs.part("readout", stack.readouts.flops / full).unsqueeze(1)
-    return ExitPass([*router.answers, rollout.outputs], torch.stack(router.observations, dim=1), compute)
+    answers = torch.stack([*router.answers, rollout.outputs])  # (L, B, ...)
+    return ExitPass(answers, router.observations(answers[:-1]), compute)
 
 
 @dataclass(frozen=True)

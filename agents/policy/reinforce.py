@@ -213,9 +213,7 @@ class Reinforce(PolicyAgent):
         learner.prepare(learns=learner.tunes)
         exits = exit_pass(learner.stack, learner.policy, batch.inputs, price)
         leaves = leaving(learner.policy, exits.observations)
-        with torch.no_grad():
-            scores = torch.stack([self.score(outputs, batch.labels) for outputs in exits.answers], dim=1)  # (B, L)
-            shown = torch.stack([learner.task.score(outputs, batch.labels) for outputs in exits.answers], dim=1)  # (B, L)
+        scores, shown = (exits.scores(score, batch.labels) for score in (self.score, learner.task.score))  # (B, L) each
         expected = (leaves.probability * reward.total(scores, exits.compute, price.unsqueeze(1))).sum(dim=1)  # (B,)
         policy_loss = -expected.mean()
         loss = policy_loss - entropy_weight(config, learner.joint_progress(update)) * leaves.entropy.mean()
@@ -238,7 +236,7 @@ class Reinforce(PolicyAgent):
 
         def seen(batch: Examples, _rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             exits = exit_pass(learner.stack, policy, batch.inputs, torch.ones(len(batch), device=learner.device))
-            return exits.observations, torch.stack([self.score(outputs, batch.labels) for outputs in exits.answers], dim=1), exits.compute
+            return exits.observations, exits.scores(self.score, batch.labels), exits.compute
 
         observations, scores, compute = (part.to(learner.device) for part in in_batches(seen, learner.train, PASS_BATCH, learner.stack))
         optimizer = torch.optim.Adam(policy.parameters(), lr=learner.config.schedule.policy_learning_rate)

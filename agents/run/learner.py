@@ -169,7 +169,8 @@ class Learner:
 
     def prepare(self, learns: bool) -> None:
         """Makes the network ready to learn, or to run as deployed: in evaluation mode and without gradients."""
-        self.stack.train(learns)
+        if self.stack.training != learns:
+            self.stack.train(learns)
         for parameter in self.trainable:
             parameter.requires_grad_(learns)
 
@@ -204,22 +205,22 @@ class Learner:
             loss = loss + schedule.distillation_weight * distillation(outputs, full.detach())
         return loss, outputs
 
-    def exits_loss(self, batch: Examples, rows: Tensor, answers: list[Tensor]) -> Tensor:
+    def exits_loss(self, batch: Examples, rows: Tensor, answers: Tensor) -> Tensor:
         """What the network learns from where every exit answered, a scalar: labels, and what the teacher says.
 
         Args:
             batch: B rows.
             rows: (B,), which training rows they are.
-            answers: for each layer (B, ...), the last layer's weigh 1, the others' `exit_weight`.
+            answers: (L, B, ...), of each layer; the last layer's weigh 1, the others' `exit_weight`.
         """
-        schedule = self.config.schedule
+        schedule, K = self.config.schedule, len(answers) - 1
+        early = answers[:-1].flatten(0, 1)  # (K B, ...)
+        again = torch.arange(len(batch), device=rows.device).repeat(K)  # (K B,), the batch once for each layer
         loss = self.taught_loss(answers[-1], batch, rows)
-        for outputs in answers[:-1]:
-            lesson = self.taught_loss(outputs, batch, rows)
-            if self.teacher is None and schedule.distillation_weight > 0:
-                lesson = lesson + schedule.distillation_weight * distillation(outputs, answers[-1].detach())
-            loss = loss + schedule.exit_weight * lesson
-        return loss
+        lesson = self.taught_loss(early, Examples(batch.inputs, batch.labels[again]), rows[again])
+        if self.teacher is None and schedule.distillation_weight > 0:
+            lesson = lesson + schedule.distillation_weight * distillation(early, answers[-1].detach()[again])
+        return loss + schedule.exit_weight * K * lesson
 
     def taught_loss(self, outputs: Tensor, batch: Examples, rows: Tensor) -> Tensor:
         """Mean loss of outputs on the labels and, where there is a teacher, on what it said of these rows; a scalar.

@@ -65,17 +65,17 @@ class View:
     @cached_property
     def position(self) -> Tensor:
         """(R,) long, the last layer that ran; 0 before any did."""
-        return self.state.position[self.rows]
+        return self._of_rows(self.state.position)
 
     @cached_property
     def compute(self) -> Tensor:
         """(R,), the relative compute spent so far."""
-        return self.state.spent[self.rows].sum(dim=1)
+        return self._of_rows(self.state.spent).sum(dim=1)
 
     @cached_property
     def price(self) -> Tensor:
         """(R,), what a unit of compute costs."""
-        return self.state.price[self.rows]
+        return self._of_rows(self.state.price)
 
     @cached_property
     def probabilities(self) -> Tensor:
@@ -93,6 +93,9 @@ class View:
             (R, K). Looking twice after the same layer gives the same.
         """
         return self.state.previous(name, self.rows, value)
+
+    def _of_rows(self, values: Tensor) -> Tensor:
+        return values if self._gathered is None else values[self.rows]
 
     @property
     def _gathered(self) -> Tensor | None:
@@ -123,6 +126,8 @@ class Feature:
 
     reads = False
     """Whether it looks at what the network would answer, by `View.probabilities`: then a decision costs a readout too."""
+    at_once = False
+    """Whether it reads a view's own properties alone, and nothing of `View.state` that changes: then all layers' looks can be read in one call."""
 
     def size(self, width: int) -> int:
         """How many numbers it has, for a stack of that width."""
@@ -146,7 +151,7 @@ class Feature:
 class HiddenState(Feature):
     """The hidden state, averaged over the real tokens."""
 
-    name, normalised = "hidden", True
+    name, normalised, at_once = "hidden", True, True
 
     def size(self, width: int) -> int:
         return width
@@ -158,7 +163,7 @@ class HiddenState(Feature):
 class WorkingMemory(Feature):
     """The working memory of a stack that has one, averaged likewise."""
 
-    name, normalised = "memory", True
+    name, normalised, at_once = "memory", True, True
 
     def size(self, width: int) -> int:
         return width
@@ -172,7 +177,7 @@ class WorkingMemory(Feature):
 class _Answer(Feature):
     """A number that says how sure the network would be here, and the same at the last look; 0 at the first."""
 
-    low, high, reads = 0.0, 1.0, True
+    low, high, reads, at_once = 0.0, 1.0, True, True
 
     def size(self, width: int) -> int:
         return 2
@@ -218,7 +223,7 @@ class Margin(_Answer):
 class Agreement(Feature):
     """Whether the network would answer as it would have at the last look; of tokens, the share. 0 at the first look."""
 
-    name, low, high, reads = "agreement", 0.0, 1.0, True
+    name, low, high, reads, at_once = "agreement", 0.0, 1.0, True, True
 
     def read(self, view: View) -> Tensor:
         answer = 1 + view.probabilities.argmax(dim=-1).flatten(1 if view.probabilities.dim() > 2 else 0).view(len(view.rows), -1)
@@ -228,7 +233,7 @@ class Agreement(Feature):
 class Moved(Feature):
     """How far the hidden state has moved since the last look, as a share of its norm, up to 2; 1 at the first look."""
 
-    name, low, high = "moved", 0.0, 2.0
+    name, low, high, at_once = "moved", 0.0, 2.0, True
 
     def read(self, view: View) -> Tensor:
         moved = (view.hidden - view.previous(self.name, view.hidden)).norm(dim=1, keepdim=True)
@@ -238,7 +243,7 @@ class Moved(Feature):
 class Position(Feature):
     """Where the row is: i / L after layer i."""
 
-    name, low, high, of_state = "position", 0.0, 1.0, False
+    name, low, high, of_state, at_once = "position", 0.0, 1.0, False, True
 
     def read(self, view: View) -> Tensor:
         return (view.position.to(view.compute.dtype) / view.state.stack.depth).unsqueeze(1)
@@ -247,7 +252,7 @@ class Position(Feature):
 class Compute(Feature):
     """What the row has spent so far, in units of the whole stack at full depth."""
 
-    name, low, of_state = "compute", 0.0, False
+    name, low, of_state, at_once = "compute", 0.0, False, True
 
     def read(self, view: View) -> Tensor:
         return view.compute.unsqueeze(1)
@@ -256,7 +261,7 @@ class Compute(Feature):
 class Price(Feature):
     """The logarithm of the price, scaled so that the range of prices is −1 … 1."""
 
-    name, low, high, of_state = "price", -1.0, 1.0, False
+    name, low, high, of_state, at_once = "price", -1.0, 1.0, False, True
 
     def read(self, view: View) -> Tensor:
         return view.state.layout.scale_price(view.price).unsqueeze(1)

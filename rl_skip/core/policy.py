@@ -225,8 +225,10 @@ class JumpPolicy(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         layout = self.rules.layout
-        parts = zip(layout.parts, observation.split(layout.sizes, dim=1), strict=True)
         layer = layout.layer_of(observation)
-        seen = torch.cat([self.norms[feature.name](values) if feature.normalised else values for feature, values in parts], dim=1)
+        seen = observation
+        if self.norms:
+            parts = zip(layout.parts, observation.split(layout.sizes, dim=1), strict=True)
+            seen = torch.cat([self.norms[feature.name](values) if feature.normalised else values for feature, values in parts], dim=1)
         logits = self.fc_out(torch.relu(self.fc_in(seen) + self.layer_bias(layer)))  # (R, J + 1)
         return logits.masked_fill(~self.legal[layer], ILLEGAL)

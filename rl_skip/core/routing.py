@@ -115,12 +115,14 @@ class RoutingState:
         rows = (self.next_layer == i).nonzero().squeeze(1)
         if rows.shape[0] == 0:
             return None
+        some = self._some(rows)
         with self.stack.computing(rows.device):
-            counted = self.stack.run(i, self.carry, self._some(rows)).detach().float()
-        self.spent[rows, i] = self.stack.costs.layer(i, counted)
-        self.route[rows, i] = True
-        self.position[rows] = i
-        self.next_layer[rows] = WAITING
+            counted = self.stack.run(i, self.carry, some).detach().float()
+        where = slice(None) if some is None else rows  # writing to all rows takes no index
+        self.spent[where, i] = self.stack.costs.layer(i, counted)
+        self.route[where, i] = True
+        self.position[where] = i
+        self.next_layer[where] = WAITING
         self._visited, self._said = (i, rows), None
         return rows
 
@@ -162,20 +164,24 @@ class RoutingState:
 
         Rows that leave without an answer of their own are marked as jumping.
         """
+        everyone, at = self._some(rows) is None, self._at(rows)
         if isinstance(decision.flops, Tensor) or decision.flops > 0:
-            counted = decision.flops / self.carry.full_flops[rows]
-            self.spent[rows, self.position[rows]] += self.stack.costs.part(decision.part, counted)
+            counted = decision.flops / (self.carry.full_flops if everyone else self.carry.full_flops[rows])
+            self.spent[slice(None) if everyone and isinstance(at, int) else rows, at] += self.stack.costs.part(decision.part, counted)
         following = decision.next_layer
         if following.shape != rows.shape:
             raise ValueError(f"a decision has a next layer for each of {rows.shape[0]} rows, got shape {tuple(following.shape)}; mend the router")
-        self.next_layer[rows] = following
+        self.next_layer[slice(None) if everyone else rows] = following
         if decision.answers is not None or self.stack.readouts is not None:
             leaving = following == self.stack.depth
             if decision.answers is None:
-                leaving &= self.position[rows] < self.stack.depth - 1  # after the last layer the stack's own head answers
-            self._leave(rows, leaving, decision)
-            rows, following = rows[~leaving], following[~leaving]
-        self.stack.on_jump(self.carry, rows, following - self.position[rows] - 1)
+                leaving = leaving & (at < self.stack.depth - 1)  # after the last layer the stack's own head answers
+            left = rows[leaving]
+            if left.shape[0] > 0:
+                self._leave(rows, left, leaving, decision)
+                rows, following = rows[~leaving], following[~leaving]
+                at = at if isinstance(at, int) else at[~leaving]
+        self.stack.on_jump(self.carry, rows, following - (at + 1))
 
     def pass_over(self, i: int) -> None:
         """Moves rows whose next layer lies before `i` on to `i`, where the model itself leaves out the layers between."""
@@ -249,11 +255,8 @@ class RoutingState:
         now[rows], at[rows] = value.detach(), self.position[rows]
         return before[rows]
 
-    def _leave(self, rows: Tensor, leaving: Tensor, decision: Decision) -> None:
-        """Answers those of `rows` (R,) that are `leaving`, (R,) bool, by the decision's answers or by their readouts."""
-        left = rows[leaving]
-        if left.shape[0] == 0:
-            return
+    def _leave(self, rows: Tensor, left: Tensor, leaving: Tensor, decision: Decision) -> None:
+        """Answers `left`, those of `rows` (R,) that are `leaving`, (R,) bool, by the decision's answers or by their readouts."""
         if decision.answers is not None:
             self._answer(left, decision.answers[leaving])
             return
@@ -277,6 +280,10 @@ class RoutingState:
         """The features of the hidden state before layer 0, (B, size) each by name."""
         view = View(self, torch.arange(self.price.shape[0], device=self.price.device))
         return {feature.name: self.layout.read_feature(feature, view) for feature in self.layout.parts if feature.of_state}
+
+    def _at(self, rows: Tensor) -> Tensor | int:
+        """The last layer that `rows` (R,) have run: one number where it has just been visited with them, else (R,)."""
+        return self._visited[0] if self._visited is not None and self._visited[1] is rows else self.position[rows]
 
     def _some(self, rows: Tensor) -> Tensor | None:
         """The rows to gather; None where they are all rows."""

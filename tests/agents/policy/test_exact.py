@@ -29,7 +29,8 @@ def make() -> tuple[ModuleStack, JumpPolicy, torch.Tensor]:
     layers = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(DEPTH)]
     stack = ModuleStack(nn.Linear(4, WIDTH), layers, nn.Linear(WIDTH, CLASSES), width=WIDTH, layer_flops=[2000.0] * DEPTH)
     readouts = stack.add_readouts(torch.randn(2, 4))
-    policy = JumpPolicy(JumpRules.reaching(ObservationLayout(WIDTH, DEPTH, 0.01, 1.0, CONFIDENCES, readouts.flops), allow_exit=True, jumps=False))
+    layout = ObservationLayout(WIDTH, DEPTH, 0.01, 1.0, CONFIDENCES, readouts.flops)
+    policy = JumpPolicy(JumpRules.reaching(layout, allow_exit=True, jumps=False, hidden=24))
     policy.fc_out.weight.data.normal_(std=0.5)
     return stack, policy, torch.randn(5, 4)
 
@@ -48,49 +49,66 @@ def test_probabilities_and_computes_are_those_of_all_routes_enumerated() -> None
             torch.testing.assert_close(exits.answers[k], rollout.outputs)
 
 
-def test_the_gradient_is_that_of_finite_differences() -> None:
+def in_double() -> tuple[JumpPolicy, torch.Tensor, torch.Tensor]:
+    """A policy, what it sees of five rows after each layer but the last, (5, L - 1, S), and what each exit earns them, (5, L)."""
     stack, policy, x = make()
     with torch.no_grad():
         observations = exit_pass(stack, policy, x, torch.full((5,), PRICE)).observations.double()
-    policy, reward = policy.double(), torch.rand(5, DEPTH, dtype=torch.float64)
-
-    def expected() -> torch.Tensor:
-        return (leaving(policy, observations).probability * reward).sum(dim=1).mean()
-
-    expected().backward()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in (policy.fc_in.weight, policy.fc_out.weight, policy.fc_out.bias, policy.layer_bias.weight):
-        for n in torch.randint(parameter.numel(), (12,), generator=generator).tolist():
-            with torch.no_grad():
-                flat, values = parameter.view(-1), []
-                for step in (1e-5, -2e-5):
-                    flat[n] += step
-                    values.append(expected().item())
-                flat[n] += 1e-5
-            assert parameter.grad is not None
-            assert parameter.grad.view(-1)[n].item() == pytest.approx((values[0] - values[1]) / 2e-5, abs=1e-7)
+    reward = torch.rand(5, DEPTH, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    return policy.double(), observations, reward
 
 
-def test_the_gradient_is_the_mean_of_many_sampled_ones() -> None:
-    stack, policy, x = make()
-    samples, label = 20_000, torch.tensor([0, 1, 2, 0, 1])
-    price = torch.full((5,), PRICE)
+def expected(policy: JumpPolicy, observations: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
+    return (leaving(policy, observations).probability * reward).sum(dim=1).mean()
 
-    def score(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return torch.softmax(outputs, dim=1).gather(1, labels.unsqueeze(1)).squeeze(1)
 
-    exits = exit_pass(stack, policy, x, price)
-    scores = torch.stack([score(outputs, label) for outputs in exits.answers], dim=1).detach()
-    exact = (leaving(policy, exits.observations).probability * (scores - PRICE * exits.compute)).sum(dim=1).mean()
-    (gradient,) = torch.autograd.grad(exact, policy.fc_out.weight)
-    drawn = torch.arange(5).repeat_interleave(samples)
-    rollout = routed_forward(stack, PolicyRouter(policy, sample=True, generator=torch.Generator().manual_seed(2)), x[drawn], price=PRICE)
-    reward = score(rollout.outputs, label[drawn]).detach() - PRICE * rollout.compute
-    parts = (rollout.log_probs.sum(dim=1) * reward).view(5, 10, -1).mean(dim=(0, 2))  # ten estimates
-    estimates = torch.stack([torch.autograd.grad(part, policy.fc_out.weight, retain_graph=True)[0] for part in parts])
-    error = estimates.std(dim=0) / math.sqrt(10)
-    assert ((estimates.mean(dim=0) - gradient).abs() <= 5 * error + 1e-6).all()
-    assert gradient.abs().max() > 10 * error.max()
+def test_the_gradient_is_that_of_finite_differences() -> None:
+    policy, observations, reward = in_double()
+    exact = torch.autograd.grad(expected(policy, observations, reward), list(policy.parameters()))
+    step = 1e-5
+    for parameter, gradient in zip(policy.parameters(), exact, strict=True):
+        differences = torch.zeros_like(gradient).view(-1)
+        with torch.no_grad():
+            for n, value in enumerate(parameter.view(-1).tolist()):
+                ends = []
+                for moved in (value + step, value - step):
+                    parameter.view(-1)[n] = moved
+                    ends.append(expected(policy, observations, reward).item())
+                parameter.view(-1)[n] = value
+                differences[n] = (ends[0] - ends[1]) / (2 * step)
+        torch.testing.assert_close(gradient.view(-1), differences, rtol=1e-4, atol=1e-9)
+        assert gradient.abs().max() > 1e-4
+
+
+def test_the_gradient_is_the_mean_of_a_hundred_thousand_sampled_ones() -> None:
+    """REINFORCE, decision by decision: log π of what was drawn times what the row then earned; a hundred means of a thousand."""
+    policy, observations, reward = in_double()
+    blocks, samples, generator = 100, 1_000, torch.Generator().manual_seed(4)
+    rows = torch.randint(5, (blocks, samples), generator=generator)
+    alive, earned = torch.ones(blocks, samples, dtype=torch.bool), reward[rows, DEPTH - 1]
+    taken, log_probs = [], []
+    for k in range(DEPTH - 1):
+        legal = policy(observations[:, k])[:, [0, DEPTH - 1 - k]]  # go on, leave
+        log_prob = legal - legal.logsumexp(dim=1, keepdim=True)  # (5, 2)
+        leaves = alive & (torch.rand(blocks, samples, generator=generator) < log_prob[:, 1].exp()[rows])
+        taken.append(torch.where(alive, leaves.long(), -1))
+        log_probs.append(log_prob)
+        earned = torch.where(leaves, reward[rows, k], earned)
+        alive = alive & ~leaves
+    estimates = []
+    for block in range(blocks):
+        total = torch.zeros((), dtype=torch.float64)
+        for action, log_prob in zip(taken, log_probs, strict=True):
+            decided = action[block] >= 0
+            total = total + (log_prob[rows[block][decided], action[block][decided]] * earned[block][decided]).sum()
+        estimate = torch.autograd.grad(total / samples, list(policy.parameters()), retain_graph=True)
+        estimates.append(torch.cat([part.flatten() for part in estimate]))
+    sampled, error = torch.stack(estimates).mean(dim=0), torch.stack(estimates).std(dim=0) / math.sqrt(blocks)
+    exact = torch.cat([part.flatten() for part in torch.autograd.grad(expected(policy, observations, reward), list(policy.parameters()))])
+    assert ((sampled - exact).abs() <= 5 * error + 1e-12).all()
+    learns = error > 0
+    assert ((sampled - exact).abs() <= 2 * error)[learns].double().mean() > 0.85
+    assert exact.norm() > 10 * error.norm() and learns.double().mean() > 0.5, "the error is small enough to tell"
 
 
 def small(**options: object) -> TrainConfig:

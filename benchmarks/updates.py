@@ -1,0 +1,122 @@
+"""One joint update of network, readouts and policy over one plain supervised update of the same batch at full depth.
+
+The plain update is what a training loop without any of this package does: the layers one after the other, cross-entropy, backward, clipping
+and AdamW on all parameters of a network without readouts. The joint update is the agent's whole update with the exact gradient: teacher, the losses
+of all exits, observations, policy, both optimisers and the metrics. Batches, batch size, rates and optimiser settings are the same. The two take
+turns in one process, and each pair has a ratio of its own: of the time that passed, and of the time on the processor, which a machine with
+other work disturbs less. Flags that are not its own go to train.py.
+
+    python benchmarks/updates.py
+    python benchmarks/updates.py --task text --model MODEL --data DATA --batch-size 32 --precision bf16 --pairs 30
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import train
+from agents.options.config import PolicyConfig, TrainConfig
+from agents.policy.reinforce import Reinforce
+from agents.run.learner import Learner
+from rl_skip.attached.huggingface import HuggingFaceStack
+from rl_skip.core.inputs import Inputs
+from rl_skip.core.stack import LayerStack, masked_mean
+from rl_skip.nets.module_stack import ModuleStack
+from rl_skip.tasks import load_task
+
+JOINT = ("--readouts", "--no-jumps", "--agent", "reinforce")
+WARMING = 5
+"""Pairs that are not counted."""
+
+
+def plain_forward(stack: LayerStack, inputs: Inputs) -> Tensor:
+    """The outputs at full depth, without anything of routing."""
+    if isinstance(stack, HuggingFaceStack):
+        assert isinstance(inputs, dict)
+        outputs = stack.model(**inputs)
+        return outputs.logits if stack.head is None else stack.head(masked_mean(outputs.last_hidden_state, inputs["attention_mask"]))
+    assert isinstance(stack, ModuleStack) and stack.layers_take_mask
+    embedded = stack.embed(inputs)
+    hidden, mask = embedded if isinstance(embedded, tuple) else (embedded, None)
+    for layer in stack.layers:
+        hidden = layer(hidden, mask)
+    outputs: Tensor = stack.head(hidden, mask)
+    return outputs
+
+
+def plain_update(learner: Learner, update: int) -> None:
+    """One supervised update at full depth."""
+    learner.set_learning_rates(update)
+    batch, stack, optimizer = learner.batch(update), learner.stack, learner.network_optimizer
+    with torch.autocast(learner.device.type, learner.precision, enabled=learner.precision is not None):
+        outputs = plain_forward(stack, batch.inputs)
+    loss = learner.task.loss(outputs.float(), batch.labels).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(stack.parameters(), learner.config.schedule.max_grad_norm)
+    optimizer.step()
+
+
+def learners(config: TrainConfig) -> tuple[Learner, Reinforce]:
+    """A network alone, and an agent that trains the same one with readouts and policy, once it has its teacher."""
+    task, device = load_task(config.task, config.data, config.options), torch.device("cpu")
+    plain = Learner(replace(config, policy=PolicyConfig()), task, device)
+    joint = Reinforce(Learner(config, task, device))
+    joint.learner.end_warm_up()
+    if joint.learner.teacher is None or not joint.exact:
+        raise SystemExit("the joint update has the exact gradient and a teacher; leave --gradient, --warmup-epochs, --distillation-weight out")
+    return plain, joint
+
+
+def seconds(call: Callable[[], object]) -> tuple[float, float]:
+    """How long a call takes, by the clock and on the processor, all threads together."""
+    begun = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - begun[0], time.process_time() - begun[1]
+
+
+def quartiles(values: Tensor) -> list[float]:
+    """First quartile, median and third quartile."""
+    found: list[float] = values.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=values.dtype)).tolist()
+    return found
+
+
+def main() -> None:
+    """Prints both times and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=300)
+    options, flags = parser.parse_known_args()
+    config = train.read_options([*flags, *JOINT])
+    torch.set_num_threads(config.threads or 1)
+    plain, joint = learners(config)
+    first = joint.learner.warmup_updates
+    plain.stack.train()
+
+    def joint_update(update: int) -> None:
+        with joint.learner.stack.computing_in(joint.learner.precision):
+            joint.update(update)
+
+    pairs = []
+    for update in range(first, first + WARMING + options.pairs):
+        ways = [lambda: plain_update(plain, update), lambda: joint_update(update)]  # noqa: B023, called here
+        order = (0, 1) if update % 2 else (1, 0)
+        taken = {way: seconds(ways[way]) for way in order}
+        pairs.append((taken[0], taken[1]))
+    times = 1e3 * torch.tensor(pairs[WARMING:], dtype=torch.float64)  # (pairs, plain and joint, clock and processor)
+    print(f"{config.task}, batches of {config.schedule.batch_size}, precision {config.schedule.precision}, {options.pairs} pairs")
+    for kind, (plain_ms, joint_ms) in (("clock", times[:, :, 0].T), ("processor", times[:, :, 1].T)):
+        for name, values, digits in (("plain, ms", plain_ms, 2), ("joint, ms", joint_ms, 2), ("joint / plain", joint_ms / plain_ms, 3)):
+            low, median, high = quartiles(values)
+            print(f"  {kind:10} {name:14} {median:8.{digits}f}   quartiles {low:.{digits}f} to {high:.{digits}f}")
+
+
+if __name__ == "__main__":
+    main()
