@@ -27,6 +27,8 @@ class EveryExit(Router):
         """(B, S) for each layer but the last."""
         self.answers: list[Tensor] = []
         """(B, ...) for each layer but the last."""
+        self.leaving: list[Tensor] = []
+        """(B,) for each layer but the last, the relative compute of being answered there, beyond that of the decision."""
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
         assert self.rules is not None
@@ -34,7 +36,10 @@ class EveryExit(Router):
         if i == state.stack.depth - 1:
             return Decision(following)
         self.observations.append(state.observe(rows))
-        self.answers.append(state.said(rows))
+        self.answers.append(state.answer(rows))
+        assert state.stack.readouts is not None
+        flops = state.stack.answer_flops(state.stack.readouts, state.carry, rows, self.rules.layout.reads)
+        self.leaving.append(state.stack.costs.part("readout", flops / state.carry.full_flops))
         return Decision(following, self.rules.decision_flops)
 
 
@@ -62,10 +67,7 @@ def exit_pass(stack: LayerStack, policy: JumpPolicy, inputs: Inputs, price: Tens
     router = EveryExit(policy)
     rollout = routed_forward(stack, router, inputs, price=price)
     compute = rollout.spent.cumsum(dim=1)  # (B, L)
-    if not policy.rules.layout.reads:  # then a readout is asked by rows that leave alone
-        assert stack.readouts is not None
-        full = stack.begin(inputs).full_flops
-        compute[:, :-1] += stack.costs.part("readout", stack.readouts.flops / full).unsqueeze(1)
+    compute[:, :-1] += torch.stack(router.leaving, dim=1)
     return ExitPass([*router.answers, rollout.outputs], torch.stack(router.observations, dim=1), compute)
 
 

@@ -42,15 +42,8 @@ class PrunedNetwork(nn.Module):
         self.layers = checked_layers(layers, stack.depth)
         self.jumps = [following - layer - 1 for layer, following in pairwise([*self.layers, stack.depth])]
         """After each layer, how many were taken out: a stack that marks its jumps goes on marking them."""
-        self._take_readout(stack)
+        stack.take_readout(self.layers[-1])
         self.stack = stack.keep(self.layers)
-
-    def _take_readout(self, stack: LayerStack) -> None:
-        """Where the route leaves early, the head gets the weights of the readout that answers there, a copy of it once; readouts are taken out."""
-        head, last = stack.readout(), self.layers[-1]
-        if stack.readouts is not None and head is not None and last < stack.depth - 1:
-            head.load_state_dict(stack.readouts.each[last].state_dict())
-        stack.readouts = None
 
     def forward(self, inputs: Inputs) -> Tensor:
         carry = self.stack.begin(inputs)
