@@ -75,7 +75,7 @@ class AnsweringStack(CalledStack):
     ) -> None:
         super().__init__(layers, **options)
         if len(readouts.each) != self.depth - 1:
-            raise UserError(f"there are readouts for {len(readouts.each) + 1} layers, {path} has {self.depth}; take those that were trained with the policy")
+            raise UserError(f"these are readouts for {len(readouts.each) + 1} layers, {path} has {self.depth}; take those trained with the policy")
         self.readouts = readouts.eval().requires_grad_(False)
         self.speaks = speaks(model, self.causal)
         self.now = _Call()
@@ -156,9 +156,10 @@ class AnsweringStack(CalledStack):
         if self.speaks:
             hidden = self.last_seen(carry, rows)
             token = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)  # any: no layer runs
-            inputs, before = {self._model[0].main_input_name: token}, {}
+            inputs, before = {str(self._model[0].main_input_name): token}, {}
         elif now.inputs is None:
-            raise UserError(f"the policy looks at what {type(self._model[0]).__name__} would answer: call it, and not a part of it, or disable the policy")
+            whole = type(self._model[0]).__name__
+            raise UserError(f"the policy looks at what {whole} would answer: call it, and not a part of it, or disable the policy")
         else:
             hidden, _ = self.gathered(carry, rows)
             inputs = {name: _some(value, rows, B, name) for name, value in now.inputs.items()}
@@ -208,7 +209,7 @@ class AnsweringStack(CalledStack):
         B = sum(len(rows) for _, rows in left)
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if not tensors or tensors[0].shape[0] != B:
-            raise UserError(f"{name} is not called with a tensor of the {B} rows first, so they cannot be answered by readouts of their own: use adapters")
+            raise UserError(f"{name} is not called with a tensor of the {B} rows, so they cannot be answered by readouts of their own: use adapters")
         parts = [run(*rows_of(args, rows, B, name), **rows_of(kwargs, rows, B, name)) for run, (_, rows) in zip(runs, left, strict=True)]
         return _merged(name, parts, torch.cat([rows for _, rows in left]).argsort())
 

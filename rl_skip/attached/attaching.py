@@ -75,13 +75,14 @@ def attach(
     width = width_of(model) if standard else None
     if policy is not None:
         check_fit(policy.rules, len(routed), width, path)
-    prefix = path.removesuffix(saved.get("layers", path))
-    if description is not None and description.readouts is not None:
-        readouts = _saved_readouts(model.get_submodule(prefix.rstrip(".")), description, file)
-    _check_readouts(policy, readouts)
     flops = None if width is None else transformer_flops(model, routed, width)
     if description is not None:
         check_identity(description, model, path, None if flops is None else flops.shares(), file)
+    within = saved.get("layers", path)
+    prefix = path.removesuffix(within) if path.endswith(within) else ""  # of what was put around the model, such as peft's adapters
+    if description is not None and description.readouts is not None:
+        readouts = _saved_readouts(model.get_submodule(prefix.rstrip(".")), description, file)
+    _check_readouts(policy, readouts)
     return Handle(
         model,
         routed,
@@ -118,7 +119,7 @@ def _check_readouts(policy: JumpPolicy | None, readouts: Readouts | None) -> Non
     """Refuses a policy that knows of readouts without them, and readouts without a policy that knows of them."""
     known = 0.0 if policy is None else policy.rules.layout.readout_flops
     if known and readouts is None:
-        raise UserError("the policy was trained with readouts, which are not here: attach(model, policy, readouts=stack.readouts), or attach its folder")
+        raise UserError("the policy was trained with readouts, which are not here: attach(model, policy, readouts=stack.readouts), or its folder")
     if policy is not None and readouts is not None and known != readouts.flops:
         raise UserError(f"the policy knows of readouts of {known:g} operations, these have {readouts.flops:g}; take those that were trained with it")
 

@@ -107,8 +107,8 @@ class Handle(Dial):
             self.stack = CalledStack(layers, **options)
         else:
             looks = policy is not None and policy.rules.layout.reads
-            self.stack = AnsweringStack(layers, model=model, path=path, readouts=readouts, looks=looks, prefix=prefix, **options)
-            self._stand_ins += self.stack.stand_ins(self)
+            answering = AnsweringStack(layers, model=model, path=path, readouts=readouts, looks=looks, prefix=prefix, **options)
+            self.stack, self._stand_ins = answering, [*routed, *answering.stand_ins(self)]
         self.stack.prompt_tokens = prompt_tokens
         self._enabled = self._attached = True
         self._forced: Tensor | None = None
@@ -134,6 +134,11 @@ class Handle(Dial):
     def last_compute(self) -> Tensor:
         """(B,), compute of each row of the last call."""
         return self._last(self._spent).sum(dim=1)
+
+    @property
+    def _answering(self) -> AnsweringStack | None:
+        """The stack, where it has readouts."""
+        return self.stack if isinstance(self.stack, AnsweringStack) else None
 
     @property
     def routing(self) -> bool:
@@ -212,10 +217,9 @@ class Handle(Dial):
 
     def call_layer(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs layer `i` on the rows whose next layer it is, and sends them on."""
-        stack = self.stack
-        answering = isinstance(stack, AnsweringStack)
-        if answering and stack.looking:
-            return stack.pass_by(i, args, kwargs)
+        stack, answering = self.stack, self._answering
+        if answering is not None and answering.looking:
+            return answering.pass_by(i, args, kwargs)
         hidden, call = LayerCall.of(self.stack.names[i], args, kwargs)
         call.check()
         progress = self._progress
@@ -236,8 +240,8 @@ class Handle(Dial):
             with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
                 state.follow(rows, progress.router.decide(state, i, rows))
         if i == stack.depth - 1:
-            if answering:
-                stack.leave(state)
+            if answering is not None:
+                answering.leave(state)
             self._end(state, call)
         return stack.returned(i, carry)
 
@@ -257,8 +261,8 @@ class Handle(Dial):
             router = PolicyRouter(self.policy.to(hidden.device))
         else:
             router = FixedRoute(route)
-        if isinstance(self.stack, AnsweringStack):
-            self.stack.adopt(hidden)
+        if self._answering is not None:
+            self._answering.adopt(hidden)
         state = RoutingState(self.stack, router.rules, hidden, self.price, self.stack.carry_of(hidden, call, self.flops))
         self._progress.state, self._progress.router, self._progress.at = state, router, -1
         self._route, self._spent = state.route, state.spent

@@ -140,6 +140,7 @@ class HuggingFaceStack(CalledStack):
     def _answered(self, carry: Carry, readout: nn.Module) -> Tensor:
         """The model's outputs with the hidden state of the carry in the place of its layers; by copies of its modules where `readout` has some."""
         assert isinstance(carry, _ModelCarry) and carry.inputs is not None
+        inputs = carry.inputs
         carry = replace(carry, hidden=readout(carry.hidden)) if isinstance(readout, Adapter) else carry
 
         def pass_by(i: int, *args: Any, **kwargs: Any) -> Any:
@@ -148,9 +149,9 @@ class HuggingFaceStack(CalledStack):
 
         copies = readout.by_name() if isinstance(readout, Tail) else {}
         modules = [*self.routed, *(self.beside[name] for name in copies)]
-        forwards = [*(partial(pass_by, i) for i in range(self.depth)), *(copy.__call__ for copy in copies.values())]
+        forwards: list[Callable[..., Any]] = [*(partial(pass_by, i) for i in range(self.depth)), *(copy.__call__ for copy in copies.values())]
         with self._replaying(carry.before), standing_in(modules, forwards):
-            outputs = self._call(carry.inputs)
+            outputs = self._call(inputs)
         if self.head is not None:
             return self.head(masked_mean(outputs.last_hidden_state, real_tokens(carry.calls[0], carry.hidden.shape[1])))
         logits = getattr(outputs, "logits", None)
@@ -170,7 +171,7 @@ class HuggingFaceStack(CalledStack):
         if not self.speaks:
             return self.read(readout, carry, rows)
         hidden = self.last_seen(carry, rows)
-        token = {self.model.main_input_name: torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)}  # any: no layer runs
+        token = {str(self.model.main_input_name): torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)}  # any: no layer runs
         return self._answered(_ModelCarry(hidden=hidden, full_flops=carry.full_flops, inputs=token), readout).squeeze(1)
 
     def plan_readouts(self, example: Inputs | None) -> dict[str, Any]:

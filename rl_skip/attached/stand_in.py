@@ -50,7 +50,7 @@ class StandIn:
 def install(stand_ins: list[StandIn]) -> None:
     """Puts each in its place."""
     for one in stand_ins:
-        one.module.forward = one  # type: ignore[assignment]
+        one.module.forward = one
 
 
 def remove(stand_ins: list[StandIn]) -> None:
@@ -65,4 +65,4 @@ def remove(stand_ins: list[StandIn]) -> None:
     for one in stand_ins:
         del one.module.forward
         if one.was_own:
-            one.module.forward = one.original  # type: ignore[method-assign]
+            one.module.forward = one.original

@@ -35,7 +35,8 @@ class Tail(nn.Module):
             try:
                 self.copies[name.replace(".", "/")] = deepcopy(model.get_submodule(name))
             except AttributeError:
-                raise UserError(f"the readouts copy a module {name}, which {type(model).__name__} lacks; load the model they were saved for") from None
+                advice = "load the model that they were saved for"
+                raise UserError(f"the readouts copy a module {name}, which {type(model).__name__} lacks; {advice}") from None
 
     def by_name(self) -> dict[str, nn.Module]:
         """The copies by the paths of what they are copies of."""

@@ -60,8 +60,8 @@ class LayerStack(nn.Module):
     `pooled`, `memory` and `on_jump` have defaults that suit hidden states of shape (B, T, D).
 
     All other methods are optional: what else can be done with the network. By default it cannot be done: `head_modules` and
-    `readout` (its head; without one readouts are adapters), `keep` (without some of its layers), `add_adapters`, `described` (rebuilding it from a file),
-    `network_state` and `write_model` (how it is saved), `take_policy`.
+    `readout` (its head; without one readouts are adapters), `keep` (without some of its layers), `add_adapters`, `described`
+    (rebuilding it from a file), `network_state` and `write_model` (how it is saved), `take_policy`.
     """
 
     depth: int
@@ -90,7 +90,7 @@ class LayerStack(nn.Module):
 
     def computing(self, device: torch.device) -> AbstractContextManager[None]:
         """Within it, the network computes in the number format that `autocast` names; every pass enters it."""
-        return nullcontext() if self.autocast is None else torch.autocast(device.type, self.autocast)  # type: ignore[return-value]
+        return nullcontext() if self.autocast is None else torch.autocast(device.type, self.autocast)
 
     @contextmanager
     def computing_in(self, dtype: torch.dtype | None) -> Iterator[None]:
@@ -194,7 +194,7 @@ class LayerStack(nn.Module):
             return Adapter(self.width, plan["rank"], self.channel_dim)
         head = self.readout()
         if head is None:
-            raise UserError(f"a {type(self).__name__} has no head that could be copied after each layer; load the policy with the stack it was saved with")
+            raise UserError(f"a {type(self).__name__} has no head of which readouts could be copies; load them with the stack they were saved for")
         return head
 
     def new_readouts(self, example: Inputs | None = None, *, plan: dict[str, Any] | None = None, flops: float = 0.0) -> Readouts:
@@ -230,7 +230,7 @@ class LayerStack(nn.Module):
         if readouts is None or i == self.depth - 1:
             return
         if head is None or "rank" in readouts.plan:
-            raise UserError("an adapter answers where this route ends, which is no part of a pruned network; set --layers to a route with the last layer")
+            raise UserError("an adapter answers where this route ends, and a pruned network has none; set --layers to a route with the last layer")
         head.load_state_dict(readouts.each[i].state_dict())
 
     def _device(self) -> torch.device:
