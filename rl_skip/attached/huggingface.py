@@ -188,6 +188,13 @@ class HuggingFaceStack(CalledStack):
     def make_readout(self, plan: dict[str, Any]) -> nn.Module:
         return Tail(self.model, plan["modules"]) if "modules" in plan else super().make_readout(plan)
 
+    def answer_as(self, readout: nn.Module) -> None:
+        if not isinstance(readout, Tail):
+            super().answer_as(readout)
+            return
+        for name, copy in readout.by_name().items():
+            self.beside[name].load_state_dict(copy.state_dict())
+
     def count_readouts(self, example: Inputs, readouts: Readouts) -> None:
         super().count_readouts(example, readouts)
         if self.speaks:

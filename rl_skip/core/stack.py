@@ -223,15 +223,26 @@ class LayerStack(nn.Module):
         with counting(self):
             readouts.count(lambda readout: self.read(readout, carry, None), carry.hidden.shape[0])
 
-    def take_readout(self, i: int) -> None:
-        """Makes what the readout after layer `i` answers the stack's own answer, for a network that ends there; its readouts are taken out."""
-        readouts, head = self.readouts, self.readout()
-        self.readouts = None
+    def take_readout(self, i: int) -> Adapter | None:
+        """Takes the readouts out, and lets the stack itself answer as the one after layer `i` did, for a network that ends there.
+
+        Returns:
+            The adapter that must stand before `finish` for that; None where none is needed.
+        """
+        readouts, self.readouts = self.readouts, None
         if readouts is None or i == self.depth - 1:
-            return
-        if head is None or "rank" in readouts.plan:
-            raise UserError("an adapter answers where this route ends, and a pruned network has none; set --layers to a route with the last layer")
-        head.load_state_dict(readouts.each[i].state_dict())
+            return None
+        readout = readouts.each[i]
+        if isinstance(readout, Adapter):
+            return readout
+        self.answer_as(readout)
+        return None
+
+    def answer_as(self, readout: nn.Module) -> None:
+        """Gives the stack's own head the weights of a copy of it."""
+        head = self.readout()
+        assert head is not None
+        head.load_state_dict(readout.state_dict())
 
     def _device(self) -> torch.device:
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
