@@ -3,27 +3,24 @@
 Teerapittayanon et al. 2016, "BranchyNet: Fast Inference via Early Exiting from Deep Neural Networks".
 """
 
-from copy import deepcopy
-from functools import partial
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.agent import AGENTS
-from agents.baselines.baseline import Baseline, Setting, Unsuited, batch_metrics
+from agents.baselines.baseline import Baseline, Setting, batch_metrics
 from agents.policy.calibration import CALIBRATION_ROWS
 from agents.run.learner import Learner
 from agents.run.telemetry import score_metric
 from rl_skip.core.batches import deployed, in_batches
-from rl_skip.core.costs import count_flops, counting
 from rl_skip.core.forward import routed_forward
+from rl_skip.core.readouts import Readouts
 from rl_skip.core.routing import Decision, Router, RoutingState
-from rl_skip.core.stack import Carry, LayerStack
 from rl_skip.core.task import Examples
 from rl_skip.measure.compare.baseline import BaselineRecord
+from rl_skip.measure.compare.leaving import entropy
 from rl_skip.measure.compare.style import GREEN
 
-__all__ = ["ConfidenceExits", "EveryHead", "ExitHeads", "Exits", "entropy"]
+__all__ = ["ConfidenceExits", "EveryHead", "Exits"]
 
 BATCH = 256
 THRESHOLDS = 25
@@ -31,77 +28,39 @@ WATCHED = 0.1
 """The threshold, in nats, at which a run in progress is validated."""
 
 
-def entropy(logits: Tensor) -> Tensor:
-    """(R, C) → (R,), −Σ p log p in nats."""
-    log_probs = torch.log_softmax(logits, dim=1)
-    return -(log_probs.exp() * log_probs).sum(dim=1)
-
-
-class ExitHeads(nn.Module):
-    """A copy of the stack's own head after each layer but the last, whose head is the stack's own.
-
-    Raises:
-        Unsuited: if the stack has no head that reads a hidden state of any layer.
-    """
-
-    def __init__(self, stack: LayerStack) -> None:
-        super().__init__()
-        own = own_head(stack)
-        self.read = stack.read
-        self.each = nn.ModuleList(deepcopy(own).requires_grad_(True) for _ in range(stack.depth - 1))
-        self.flops = 0.0
-        """Operations of one head for one row."""
-
-    def logits(self, i: int, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """(R, C), the outputs of the head after layer `i`."""
-        return self.read(self.each[i], hidden, mask)
-
-    def begin_as(self, stack: LayerStack) -> None:
-        """Gives all heads the weights of the stack's own."""
-        for head in self.each:
-            head.load_state_dict(own_head(stack).state_dict())
-
-    def count(self, carry: Carry) -> None:
-        """Counts the operations of a head, on the rows of a carry."""
-        with counting(self):
-            self.flops = count_flops(partial(self.logits, 0, carry.hidden, carry.mask)) / carry.hidden.shape[0]
-
-
-def own_head(stack: LayerStack) -> nn.Module:
-    """The module of a stack that turns a hidden state into outputs."""
-    readout = stack.readout()
-    if readout is None:
-        raise Unsuited(f"a {type(stack).__name__} has no head of its own that could be copied after each layer; leave --agent exits out")
-    return readout
-
-
 class ConfidenceExits(Router):
     """A row leaves after the first layer whose head has an entropy below `threshold`, in nats, and is computed no further."""
 
-    def __init__(self, heads: ExitHeads, threshold: float) -> None:
+    def __init__(self, heads: Readouts, threshold: float) -> None:
         self.heads, self.threshold = heads, threshold
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
         if i == state.stack.depth - 1:
             return Decision(torch.full_like(rows, i + 1))
-        logits = self.heads.logits(i, *state.hidden(rows))  # (R, C)
+        head, depth = self.heads.each[i], state.stack.depth
+        logits = state.look(head, rows)  # (R, ..., C)
         confident = entropy(logits) < self.threshold
-        return Decision(torch.where(confident, state.stack.depth, i + 1), self.heads.flops, "readout", answers=logits)
+        following = torch.where(confident, depth, i + 1)
+        if state.stack.looks_at_answers:
+            return Decision(following, self.heads.flops, "readout", answers=logits)
+        flops = self.heads.flops + confident * state.stack.answer_flops(self.heads, state.carry, rows, looked=True)
+        return Decision(following, flops, "readout", answers=state.read(head, rows) if confident.any() else None)
 
 
 class EveryHead(Router):
-    """All rows run all layers, and every head computes its outputs.
+    """All rows run all layers, and every head computes its outputs, or with `looks` what its entropy is taken of.
 
-    `logits` holds those, (B, C), of each layer's head but the last, once the pass is done.
+    `logits` holds those, (B, ..., C), of each layer's head but the last, once the pass is done.
     """
 
-    def __init__(self, heads: ExitHeads) -> None:
-        self.heads = heads
+    def __init__(self, heads: Readouts, looks: bool = False) -> None:
+        self.heads, self.looks = heads, looks
         self.logits: list[Tensor] = []
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
         if i < state.stack.depth - 1:
-            self.logits.append(self.heads.logits(i, *state.hidden(rows)))
+            ask = state.look if self.looks else state.read
+            self.logits.append(ask(self.heads.each[i], rows))
         return Decision(torch.full_like(rows, i + 1))
 
 
@@ -120,17 +79,16 @@ class Exits(Baseline):
     )
 
     def __init__(self, learner: Learner) -> None:
-        self.heads = ExitHeads(learner.stack)
-        super().__init__(learner, self.heads)
         with deployed(learner.stack):
-            self.heads.count(learner.stack.begin(learner.validation.take(slice(0, 2)).inputs))
+            self.heads = learner.stack.new_readouts(learner.validation.take(slice(0, 2)).inputs)
+        super().__init__(learner, self.heads)
         self.thresholds: list[float] = []
 
     def update(self, update: int) -> dict[str, Tensor]:
         """One update of network and heads."""
         learner, task = self.learner, self.learner.task
         if update == learner.warmup_updates:
-            self.heads.begin_as(learner.stack)
+            self.heads.begin_as(learner.stack.make_readout(self.heads.plan).to(learner.device))
         rows = learner.batch_rows(update)
         batch = learner.train.take(rows)
         learner.prepare(learns=learner.tunes)
@@ -146,7 +104,7 @@ class Exits(Baseline):
         stack, validation = self.learner.stack, self.learner.validation.some(CALIBRATION_ROWS)
 
         def entropies(batch: Examples, _rows: Tensor) -> tuple[Tensor]:
-            router = EveryHead(self.heads)
+            router = EveryHead(self.heads, looks=True)
             routed_forward(stack, router, batch.inputs)
             return (torch.stack([entropy(logits) for logits in router.logits], dim=1),)
 

@@ -70,16 +70,21 @@ class EveryExit(Router):
         self.at_once = self.rules.scope == "state" and all(feature.at_once for feature in self.rules.layout.parts)
         self.views: list[View] = []
         self.observed: list[Tensor] = []
+        self.said: list[Tensor] = []
         self.answers: list[Tensor] = []
         """(B, ...) for each layer but the last."""
+        self.leaving: list[Tensor | float] = []
+        """For each layer but the last, see `_answering`."""
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
         assert self.rules is not None
         following = torch.full_like(rows, i + 1)
         if i == state.stack.depth - 1:
             return Decision(following)
-        self.answers.append(state.said(rows))
+        self.answers.append(state.answer(rows))
+        self.leaving.append(self._answering(state, rows))
         if self.at_once:
+            self.said.append(state.said(rows))
             view = View(state, rows)
             _ = view.hidden, view.memory, view.compute  # which are other ones after the next layer
             self.views.append(view)
@@ -87,12 +92,20 @@ class EveryExit(Router):
             self.observed.append(state.observe(rows))
         return Decision(following, self.flops)
 
-    def observations(self, answers: Tensor) -> Tensor:
-        """(B, L - 1, S), after each layer but the last; `answers` are what was said there, (L - 1, B, ...)."""
+    def _answering(self, state: RoutingState, rows: Tensor) -> Tensor | float:
+        """(B,) or one for all, the relative compute of being answered, beyond that of the decision."""
+        stack, carry = state.stack, state.carry
+        assert self.rules is not None and stack.readouts is not None
+        flops = stack.answer_flops(stack.readouts, carry, rows, self.rules.layout.reads)
+        return flops if isinstance(flops, float) and flops == 0 else stack.costs.part("readout", flops / carry.full_flops)
+
+    def observations(self) -> Tensor:
+        """(B, L - 1, S), after each layer but the last."""
         assert self.rules is not None
         if not self.at_once:
             return torch.stack(self.observed, dim=1)
-        return self.rules.layout.read(_Looks(self.views, answers)).view(*answers.shape[:2], -1).transpose(0, 1)
+        said = torch.stack(self.said)  # (L - 1, B, ...)
+        return self.rules.layout.read(_Looks(self.views, said)).view(*said.shape[:2], -1).transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -124,12 +137,9 @@ def exit_pass(stack: LayerStack, policy: JumpPolicy, inputs: Inputs, price: Tens
     router = EveryExit(policy)
     rollout = routed_forward(stack, router, inputs, price=price)
     compute = rollout.spent.cumsum(dim=1)  # (B, L)
-    if not policy.rules.layout.reads:  # then a readout is asked by rows that leave alone
-        assert stack.readouts is not None
-        full = stack.begin(inputs).full_flops
-        compute[:, :-1] += stack.costs.part("readout", stack.readouts.flops / full).unsqueeze(1)
-    answers = torch.stack([*router.answers, rollout.outputs])  # (L, B, ...)
-    return ExitPass(answers, router.observations(answers[:-1]), compute)
+    if any(isinstance(spent, Tensor) for spent in router.leaving):
+        compute[:, :-1] += torch.stack(router.leaving, dim=1)  # type: ignore[arg-type]
+    return ExitPass(torch.stack([*router.answers, rollout.outputs]), router.observations(), compute)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ __all__ = ["Critic", "Learner", "distillation"]
 
 RISE_UPDATES = 50
 TEACHER_BATCH = 256
+LARGEST_TEACHER = 2**28
+"""Numbers that a teacher's outputs of all training rows may hold, 1 GB; beyond, the readouts learn from the network's own full depth instead."""
 BUCKET = 32
 """Batches among whose rows those of like length are put together: more pads less, fewer mixes better."""
 
@@ -107,7 +109,7 @@ class Learner:
         with deployed(self.stack):
             readouts = self.stack.readouts or self.stack.add_readouts(example)
             if not readouts.flops:
-                self.stack.count_readouts(example)
+                self.stack.count_readouts(example, readouts)
         return readouts.flops
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
@@ -241,14 +243,20 @@ class Learner:
         Readouts that have not learned yet begin as the head that the warm-up made. In a run with readouts what the network says now of the
         training rows is the teacher of all that follows, of a policy's network and of the baselines alike.
         """
-        head = self.stack.readout()
-        if head is None or self.stack.readouts is None:
+        readouts = self.stack.readouts
+        if readouts is None:
             return
         if self.new_readouts and not (self.rules.jumps and self.config.schedule.random_route_weight > 0):  # random routes have taught them
-            self.stack.readouts.begin_as(head)
-        if self.warmup_updates > 0 and self.config.schedule.distillation_weight > 0:
+            readouts.begin_as(self.stack.make_readout(readouts.plan).to(self.device))
+        if self.warmup_updates > 0 and self.config.schedule.distillation_weight > 0 and self._outputs_fit():
             run = partial(_outputs, self.stack, self.full_route)
             (self.teacher,) = in_batches(run, self.train, TEACHER_BATCH, self.stack)
+
+    def _outputs_fit(self) -> bool:
+        """Whether the outputs of all training rows can be kept: those of a language model with many tokens cannot."""
+        row = self.train.take(slice(0, 1))
+        with deployed(self.stack):
+            return routed_forward(self.stack, self.full_route, row.inputs).outputs.numel() * len(self.train) <= LARGEST_TEACHER
 
     def random_routes(self, rows: int) -> Tensor:
         """(B, L) bool: each row keeps its layers with a probability of its own, even from the smallest allowed to 1."""

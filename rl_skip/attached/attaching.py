@@ -10,11 +10,15 @@ from rl_skip.attached.finding import find_layers, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.handle import Handle, RoutedForward
 from rl_skip.attached.identity import check_identity, saved_identity
+from rl_skip.attached.tail import Tail
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature
 from rl_skip.core.policy import JumpPolicy, JumpRules
+from rl_skip.core.readouts import Adapter, Readouts
 from rl_skip.core.reward import LINEAR
-from rl_skip.export.policy_folder import DESCRIPTION, load_policy, read_description
+from rl_skip.export.description import Description
+from rl_skip.export.policy_folder import DESCRIPTION, READOUTS, load_policy, read_description
+from rl_skip.export.weights import read_weights
 
 __all__ = ["attach", "check_fit", "check_layers"]
 
@@ -27,6 +31,7 @@ def attach(
     channel_dim: int | None = None,
     prompt_tokens: int | None = None,
     features: Sequence[Feature] = (),
+    readouts: Readouts | None = None,
 ) -> Handle:
     """Lets every row of a batch skip layers of `model`, in place: its calls, `generate`, weights' names and class stay as they were.
 
@@ -41,6 +46,7 @@ def attach(
             when the route is chosen; while generating with a cache, that is the prompt. Name it where the first call holds
             less or more than the prompt (a prefill in chunks, prompt lookup, an assistant), or where there is no cache.
         features: those of one's own that a saved policy sees; registered ones need not be named.
+        readouts: what answers rows that leave early, of a `HuggingFaceStack`; a saved policy brings its own along.
 
     Raises:
         UserError: if the layers are not found, were attached before, or do not fit the policy.
@@ -64,8 +70,6 @@ def attach(
         policy, saved = load_policy(policy, features), saved_identity(description, file)
     elif isinstance(policy, JumpRules):
         policy = JumpPolicy(policy).eval()
-    if policy is not None and policy.rules.layout.readout_flops:
-        raise UserError("a policy with readouts is not attached to a model yet: rl_skip.load(folder, HuggingFaceStack(model, head=…)) runs it")
     path, routed, standard = _find(model, layers, saved.get("layers"))
     check_layers(path, routed)
     width = width_of(model) if standard else None
@@ -74,6 +78,11 @@ def attach(
     flops = None if width is None else transformer_flops(model, routed, width)
     if description is not None:
         check_identity(description, model, path, None if flops is None else flops.shares(), file)
+    within = saved.get("layers", path)
+    prefix = path.removesuffix(within) if path.endswith(within) else ""  # of what was put around the model, such as peft's adapters
+    if description is not None and description.readouts is not None:
+        readouts = _saved_readouts(model.get_submodule(prefix.rstrip(".")), description, file)
+    _check_readouts(policy, readouts)
     return Handle(
         model,
         routed,
@@ -87,7 +96,32 @@ def attach(
         reward=LINEAR.formula if description is None else description.reward,
         channel_dim=saved.get("channel_dim", -1) if channel_dim is None else channel_dim,
         prompt_tokens=saved.get("prompt_tokens") if prompt_tokens is None else prompt_tokens,
+        readouts=readouts,
+        prefix=prefix,
     )
+
+
+def _saved_readouts(model: nn.Module, description: Description, file: Path) -> Readouts:
+    """Those in the folder of a saved policy; `model` is what they were trained with."""
+    plan, layout = description.readouts or {}, description.rules.layout
+    first = Tail(model, plan["modules"]) if "modules" in plan else Adapter(layout.width, plan["rank"]) if "rank" in plan else None
+    if first is None:
+        raise UserError(
+            f"the readouts beside {file} are copies of a head that is not the model's own but was put beside it, so the model alone cannot answer "
+            "with them: rl_skip.load(folder, stack) runs the policy, with the run's model as its stack"
+        )
+    readouts = Readouts(first, layout.depth, plan, layout.readout_flops)
+    readouts.load_state_dict(read_weights(file.parent / READOUTS, readouts.state_dict()))
+    return readouts
+
+
+def _check_readouts(policy: JumpPolicy | None, readouts: Readouts | None) -> None:
+    """Refuses a policy that knows of readouts without them, and readouts without a policy that knows of them."""
+    known = 0.0 if policy is None else policy.rules.layout.readout_flops
+    if known and readouts is None:
+        raise UserError("the policy was trained with readouts, which are not here: attach(model, policy, readouts=stack.readouts), or its folder")
+    if policy is not None and readouts is not None and known != readouts.flops:
+        raise UserError(f"the policy knows of readouts of {known:g} operations, these have {readouts.flops:g}; take those that were trained with it")
 
 
 def _find(model: nn.Module, layers: str, saved: str | None) -> tuple[str, Sequence[nn.Module], bool]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from rl_skip.attached.calls import HIDDEN, RETURNS, LayerCall, parameter_names, real_tokens, split_returned
 from rl_skip.attached.flops import LayerFlops
 from rl_skip.core.inputs import Inputs, map_inputs
+from rl_skip.core.readouts import Readouts
 from rl_skip.core.stack import Carry, LayerStack
 
 __all__ = ["CalledCarry", "CalledStack"]
@@ -29,6 +30,8 @@ class CalledCarry(Carry):
     """What the model was called with; None where the model itself calls its layers."""
     causal: bool = False
     """Whether no token sees a later one."""
+    lengths: Tensor | None = None
+    """(B,), how many real tokens each row has."""
 
     def take(self, rows: Tensor) -> "CalledCarry":
         taken = super().take(rows)
@@ -66,6 +69,9 @@ class CalledStack(LayerStack):
         self.names = [parameter_names(layer.forward) for layer in layers]
         self.depth, self.width, self.channel_dim = len(self.routed), width, channel_dim
         self.prompt_tokens: int | None = None
+        self.causal = any(getattr(module, "is_causal", False) for module in self.routed[0].modules())
+        self.speaks = False
+        """Whether the outputs are what may follow each token (B, T, V): then a look is at the last token that may be seen, not at all of them."""
 
     def carry_of(self, hidden: Tensor, call: LayerCall, flops: LayerFlops) -> CalledCarry:
         """The carry of a batch before layer 0, which is called with `call`."""
@@ -76,8 +82,27 @@ class CalledStack(LayerStack):
         if self.prompt_tokens is not None:
             mask = hidden.new_ones(hidden.shape[:2], dtype=torch.bool) if mask is None else mask
             mask = mask & (mask.cumsum(dim=1) <= self.prompt_tokens)
-        spending = flops.of(lengths.clamp(min=1))  # (B, L); of a row without a real token as if it had one
-        return CalledCarry(hidden=hidden, full_flops=spending.sum(dim=1), mask=mask, spending=spending)
+        lengths = lengths.clamp(min=1)  # a row without a real token counts as if it had one
+        spending = flops.of(lengths)  # (B, L)
+        return CalledCarry(hidden=hidden, full_flops=spending.sum(dim=1), mask=mask, spending=spending, lengths=lengths)
+
+    @property
+    def looks_at_answers(self) -> bool:  # type: ignore[override]
+        return not self.speaks
+
+    def last_seen(self, carry: Carry, rows: Tensor | None) -> Tensor:
+        """(R, 1, D), the hidden state of the last token that a policy may look at, of the named rows (None: all)."""
+        hidden, mask = self.gathered(carry, rows)
+        if mask is None:
+            return hidden[:, -1:]
+        last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1).clamp(min=1) - 1  # (R,)
+        return hidden.gather(1, last.view(-1, 1, 1).expand(-1, 1, hidden.shape[2]))
+
+    def answer_flops(self, readouts: Readouts, carry: Carry, rows: Tensor, looked: bool) -> Tensor | float:
+        if not self.speaks:
+            return super().answer_flops(readouts, carry, rows, looked)
+        assert isinstance(carry, CalledCarry) and carry.lengths is not None
+        return carry.lengths.index_select(0, rows) * readouts.flops  # a look is at one token, an answer is of all
 
     def run(self, i: int, carry: Carry, rows: Tensor | None) -> Tensor:
         assert isinstance(carry, CalledCarry) and carry.spending is not None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["HIDDEN", "RETURNS", "LayerCall", "RowsOfCache", "is_cache", "parameter_names", "real_tokens", "split_returned"]
+__all__ = ["HIDDEN", "RETURNS", "LayerCall", "RowsOfCache", "is_cache", "parameter_names", "real_tokens", "rows_of", "split_returned"]
 
 HIDDEN = "hidden"
 RETURNS: dict[str, tuple[str | None, ...]] = {
@@ -76,8 +76,8 @@ class LayerCall:
 
     def take(self, rows: Tensor) -> "LayerCall":
         """The call for the named rows alone."""
-        arguments = {name: _take(value, rows, self.row_count, name) for name, value in self.arguments.items()}
-        extra = tuple(_take(value, rows, self.row_count, "") for value in self.extra)
+        arguments = {name: rows_of(value, rows, self.row_count, name) for name, value in self.arguments.items()}
+        extra = tuple(rows_of(value, rows, self.row_count, "") for value in self.extra)
         return replace(self, arguments=arguments, extra=extra, row_count=rows.shape[0])
 
     def put(self, rows: Tensor, other: "LayerCall", causal: bool) -> "LayerCall":
@@ -166,13 +166,14 @@ def parameter_names(forward: Callable[..., Any]) -> list[str]:
     return [name for name, parameter in inspect.signature(forward).parameters.items() if parameter.kind in kinds]
 
 
-def _take(value: Any, rows: Tensor, B: int, name: str) -> Any:
+def rows_of(value: Any, rows: Tensor, B: int, name: str) -> Any:
+    """An argument, or part of one, of a call with B rows, for the named rows alone; what has no rows stays as it is."""
     if isinstance(value, Tensor):
         return value.index_select(0, rows) if _has_rows(value, B, name) else value
     if type(value) in (tuple, list):
-        return type(value)(_take(item, rows, B, name) for item in value)
+        return type(value)(rows_of(item, rows, B, name) for item in value)
     if type(value) is dict:
-        return {key: _take(item, rows, B, key) for key, item in value.items()}
+        return {key: rows_of(item, rows, B, key) for key, item in value.items()}
     return RowsOfCache(value, rows, B) if is_cache(value) else value
 
 

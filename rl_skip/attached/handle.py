@@ -3,22 +3,23 @@
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import update_wrapper
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rl_skip.attached.answering import AnsweringStack, Beside
 from rl_skip.attached.caches import check_forced, check_off, fill_caches, keep_route, kept_route
 from rl_skip.attached.called import CalledCarry, CalledStack
 from rl_skip.attached.calls import LayerCall
 from rl_skip.attached.flops import LayerFlops, counted_flops
 from rl_skip.attached.identity import identity
+from rl_skip.attached.stand_in import StandIn, install, remove
 from rl_skip.core.dial import Dial, PriceTable
 from rl_skip.core.errors import UserError
 from rl_skip.core.policy import JumpPolicy
+from rl_skip.core.readouts import Readouts
 from rl_skip.core.reward import LINEAR
 from rl_skip.core.routers import FixedRoute, PolicyRouter
 from rl_skip.core.routing import Router, RoutingState
@@ -27,13 +28,12 @@ from rl_skip.export.policy_folder import save
 __all__ = ["Handle", "RoutedForward"]
 
 
-class RoutedForward:
+class RoutedForward(StandIn):
     """What stands in the place of a layer's `forward` while a policy is attached."""
 
     def __init__(self, handle: "Handle", index: int, layer: nn.Module) -> None:
-        self.handle, self.index, self.layer = handle, index, layer
-        self.original, self.was_own = layer.forward, "forward" in vars(layer)
-        update_wrapper(self, self.original)
+        super().__init__(handle, layer, f"layer {index}")
+        self.index = index
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.handle.routing:
@@ -44,16 +44,6 @@ class RoutedForward:
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the layer."""
         return self.original(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the layer's own method, which a pickle would look up by its name, and so find this object instead."""
-        return {name: value for name, value in vars(self).items() if name != "__wrapped__" and (self.was_own or name != "original")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        if not self.was_own:
-            self.original = MethodType(type(self.layer).forward, self.layer)
-        self.__wrapped__ = self.original
 
 
 class _Progress(threading.local):
@@ -82,6 +72,8 @@ class Handle(Dial):
         channel_dim: where the D channels of the hidden state are.
         prompt_tokens: how many real tokens, from the first, a decision may look at; None: all that are there when the
             route is chosen.
+        readouts: what answers rows that leave early; None: what the model does after its last layer.
+        prefix: see `AnsweringStack`.
         trained_on: what the policy was trained on; plain JSON.
         reward: what it was rewarded for, in words.
     """
@@ -99,6 +91,8 @@ class Handle(Dial):
         table: PriceTable | None = None,
         channel_dim: int = -1,
         prompt_tokens: int | None = None,
+        readouts: Readouts | None = None,
+        prefix: str = "",
         trained_on: dict[str, Any] | None = None,
         reward: str = LINEAR.formula,
     ) -> None:
@@ -106,16 +100,22 @@ class Handle(Dial):
         self.table = PriceTable() if table is None else table
         self.price = price
         self.flops, self.reward = flops, reward
-        self._routed = [RoutedForward(self, i, layer) for i, layer in enumerate(layers)]
-        self.stack = CalledStack(layers, width=width or 0, forwards=[routed.run for routed in self._routed], channel_dim=channel_dim)
+        routed = [RoutedForward(self, i, layer) for i, layer in enumerate(layers)]
+        options: dict[str, Any] = {"width": width or 0, "forwards": [one.run for one in routed], "channel_dim": channel_dim}
+        self._stand_ins: list[StandIn] = [*routed]
+        if readouts is None:
+            self.stack = CalledStack(layers, **options)
+        else:
+            looks = policy is not None and policy.rules.layout.reads
+            answering = AnsweringStack(layers, model=model, path=path, readouts=readouts, looks=looks, prefix=prefix, **options)
+            self.stack, self._stand_ins = answering, [*routed, *answering.stand_ins(self)]
         self.stack.prompt_tokens = prompt_tokens
         self._enabled = self._attached = True
         self._forced: Tensor | None = None
         self._progress = _Progress()
         self._route: Tensor | None = None
         self._spent: Tensor | None = None
-        for layer, routed in zip(layers, self._routed, strict=True):
-            layer.forward = routed
+        install(self._stand_ins)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is not in the middle of a call."""
@@ -134,6 +134,11 @@ class Handle(Dial):
     def last_compute(self) -> Tensor:
         """(B,), compute of each row of the last call."""
         return self._last(self._spent).sum(dim=1)
+
+    @property
+    def _answering(self) -> AnsweringStack | None:
+        """The stack, where it has readouts."""
+        return self.stack if isinstance(self.stack, AnsweringStack) else None
 
     @property
     def routing(self) -> bool:
@@ -193,21 +198,28 @@ class Handle(Dial):
         )
 
     def detach(self) -> None:
-        """Gives the model's layers their own `forward` back; the handle is of no use afterwards."""
+        """Gives the model and its modules their own `forward` back; the handle is of no use afterwards."""
         if not self._attached:
             raise UserError(f"the policy was detached from {self.path} already")
-        for layer, routed in zip(self.stack.routed, self._routed, strict=True):
-            if vars(layer).get("forward") is not routed:
-                raise UserError(f"the forward of layer {routed.index} was replaced after the policy was attached: undo that first, then detach")
-        for layer, routed in zip(self.stack.routed, self._routed, strict=True):
-            del layer.forward
-            if routed.was_own:
-                layer.forward = routed.original
+        remove(self._stand_ins)
         self._enabled = self._attached = False
         self._progress = _Progress()
 
+    def check_standing(self) -> None:
+        """Refuses a model of which a module was replaced, so that it would not be answered by the readouts.
+
+        Raises:
+            UserError: naming the module.
+        """
+        for one in self._stand_ins:
+            if isinstance(one, Beside) and self.model.get_submodule(one.name) is not one.module:
+                raise UserError(f"{one.name} was replaced after the policy was attached: detach() first, and attach once the model is as it shall be")
+
     def call_layer(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs layer `i` on the rows whose next layer it is, and sends them on."""
+        stack, answering = self.stack, self._answering
+        if answering is not None and answering.looking:
+            return answering.pass_by(i, args, kwargs)
         hidden, call = LayerCall.of(self.stack.names[i], args, kwargs)
         call.check()
         progress = self._progress
@@ -227,10 +239,11 @@ class Handle(Dial):
             assert progress.router is not None
             with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
                 state.follow(rows, progress.router.decide(state, i, rows))
-        returned = self.stack.returned(i, carry)
-        if i == self.stack.depth - 1:
+        if i == stack.depth - 1:
+            if answering is not None:
+                answering.leave(state)
             self._end(state, call)
-        return returned
+        return stack.returned(i, carry)
 
     def _begin(self, hidden: Tensor, call: LayerCall) -> RoutingState:
         """A new call of the model."""
@@ -248,6 +261,8 @@ class Handle(Dial):
             router = PolicyRouter(self.policy.to(hidden.device))
         else:
             router = FixedRoute(route)
+        if self._answering is not None:
+            self._answering.adopt(hidden)
         state = RoutingState(self.stack, router.rules, hidden, self.price, self.stack.carry_of(hidden, call, self.flops))
         self._progress.state, self._progress.router, self._progress.at = state, router, -1
         self._route, self._spent = state.route, state.spent
@@ -277,7 +292,7 @@ class Handle(Dial):
     def _check_device(self, hidden: Tensor) -> None:
         """A copy of a layer that `nn.DataParallel` makes would run the layer that it was copied from."""
         weight = next(self.stack.routed[0].parameters(), None)
-        if weight is not None and weight.device != hidden.device and not self._routed[0].was_own:  # as accelerate's hooks are, which move rows
+        if weight is not None and weight.device != hidden.device and not self._stand_ins[0].was_own:  # as accelerate's hooks are, which move rows
             raise UserError(
                 f"the layers of {self.path} are on {weight.device} and were called on {hidden.device}: use one process for each device, "
                 "the copies of nn.DataParallel do not take a policy along"

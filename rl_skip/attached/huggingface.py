@@ -4,7 +4,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,16 @@ from rl_skip.attached.finding import find_layers, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.identity import DIGEST, identity
 from rl_skip.attached.library import quiet, require
+from rl_skip.attached.tail import Recorded, Tail, called_after, copied, modules_beside, shares_weights, speaks, standing_in, taken
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_replace
 from rl_skip.core.inputs import Inputs
+from rl_skip.core.readouts import RANK, Adapter, Readouts
 from rl_skip.core.stack import Carry, masked_mean
 from rl_skip.export.weights import save_weights
 
 __all__ = ["HEAD", "HuggingFaceStack"]
 
-Recorded = dict[str, list[Any]]
 HEAD = "head.safetensors"
 """Beside a saved backbone, the head that it has got."""
 LINEAR = ("Linear", "Conv1D")  # the latter in GPT-2
@@ -43,10 +44,10 @@ class _ModelCarry(CalledCarry):
     """What the modules before layer 0 returned, by name, so that they need not run again to finish."""
 
     def take(self, rows: Tensor) -> "_ModelCarry":
-        taken = super().take(rows)
-        assert isinstance(taken, _ModelCarry)
-        taken.before = {}
-        return taken
+        some = super().take(rows)
+        assert isinstance(some, _ModelCarry)
+        some.before = taken(self.before, rows, self.hidden.shape[0])
+        return some
 
     def put(self, rows: Tensor, other: Carry) -> None:
         super().put(rows, other)
@@ -98,10 +99,10 @@ class HuggingFaceStack(CalledStack):
         self.model, self.head, self.path, self.prompt_tokens, self.prepare = model, head, path, prompt_tokens, prepare
         self.flops = transformer_flops(model, routed, width)
         self.register_buffer("layer_flops", self.flops.nominal(), persistent=False)
-        self.causal = any(getattr(module, "is_causal", False) for module in routed[0].modules())
+        self.speaks = head is None and speaks(model, self.causal)
         parameters = inspect.signature(model.forward).parameters
         self.options = {name: value for name, value in (("use_cache", False), ("return_dict", True)) if name in parameters}
-        self.beside = _modules_beside(model, path)
+        self.beside = modules_beside(model, path)
         for module in model.modules():
             for holder in (module, getattr(module, "config", None)):
                 for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
@@ -124,7 +125,7 @@ class HuggingFaceStack(CalledStack):
             return self.returned(i, CalledCarry(hidden=hidden, full_flops=hidden, calls=calls))
 
         before: Recorded = {}
-        with self._recording(before, reached), _standing_in(self.routed, [partial(record, i) for i in range(self.depth)]), suppress(_Reached):
+        with self._recording(before, reached), standing_in(self.routed, [partial(record, i) for i in range(self.depth)]), suppress(_Reached):
             self._call(inputs)
         calls[0].check()
         carry = _ModelCarry(**vars(self.carry_of(reached[0], calls[0], self.flops)))
@@ -134,14 +135,23 @@ class HuggingFaceStack(CalledStack):
         return carry
 
     def finish(self, carry: Carry) -> Tensor:
+        return self._answered(carry, nn.Identity())
+
+    def _answered(self, carry: Carry, readout: nn.Module) -> Tensor:
+        """The model's outputs with the hidden state of the carry in the place of its layers; by copies of its modules where `readout` has some."""
         assert isinstance(carry, _ModelCarry) and carry.inputs is not None
+        inputs = carry.inputs
+        carry = replace(carry, hidden=readout(carry.hidden)) if isinstance(readout, Adapter) else carry
 
         def pass_by(i: int, *args: Any, **kwargs: Any) -> Any:
             _, call = LayerCall.of(self.names[i], args, kwargs)
             return self.returned(i, CalledCarry(hidden=carry.hidden, full_flops=carry.full_flops, calls={i: call}))
 
-        with _standing_in(self.routed, [partial(pass_by, i) for i in range(self.depth)]), self._replaying(carry.before):
-            outputs = self._call(carry.inputs)
+        copies = readout.by_name() if isinstance(readout, Tail) else {}
+        modules = [*self.routed, *(self.beside[name] for name in copies)]
+        forwards: list[Callable[..., Any]] = [*(partial(pass_by, i) for i in range(self.depth)), *(copy.__call__ for copy in copies.values())]
+        with self._replaying(carry.before), standing_in(modules, forwards):
+            outputs = self._call(inputs)
         if self.head is not None:
             return self.head(masked_mean(outputs.last_hidden_state, real_tokens(carry.calls[0], carry.hidden.shape[1])))
         logits = getattr(outputs, "logits", None)
@@ -152,8 +162,43 @@ class HuggingFaceStack(CalledStack):
     def readout(self) -> nn.Module | None:
         return self.head
 
-    def read(self, readout: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        return readout(masked_mean(hidden, mask))
+    def read(self, readout: nn.Module, carry: Carry, rows: Tensor | None) -> Tensor:
+        if self.head is not None and not isinstance(readout, Adapter):
+            return readout(masked_mean(*self.gathered(carry, rows)))
+        return self._answered(carry if rows is None else carry.take(rows), readout)
+
+    def look(self, readout: nn.Module, carry: Carry, rows: Tensor | None) -> Tensor:
+        if not self.speaks:
+            return self.read(readout, carry, rows)
+        hidden = self.last_seen(carry, rows)
+        token = {str(self.model.main_input_name): torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)}  # any: no layer runs
+        return self._answered(_ModelCarry(hidden=hidden, full_flops=carry.full_flops, inputs=token), readout).squeeze(1)
+
+    def plan_readouts(self, example: Inputs | None) -> dict[str, Any]:
+        if self.head is not None:
+            return super().plan_readouts(example)
+        if example is None:
+            raise ValueError("which modules come after the layers is found on an example: add_readouts(example), or give a plan")
+        with torch.no_grad():
+            carry = self.begin(example)
+            names = called_after(lambda: self.finish(carry), self.routed[-1], self.beside)
+        modules = [self.beside[name] for name in names]
+        return {"rank": RANK} if not names or shares_weights(self.model, names) or self.too_large(modules) else {"modules": names}
+
+    def make_readout(self, plan: dict[str, Any]) -> nn.Module:
+        return Tail(self.model, plan["modules"]) if "modules" in plan else super().make_readout(plan)
+
+    def answer_as(self, readout: nn.Module) -> None:
+        if not isinstance(readout, Tail):
+            super().answer_as(readout)
+            return
+        for name, copy in readout.by_name().items():
+            self.beside[name].load_state_dict(copy.state_dict())
+
+    def count_readouts(self, example: Inputs, readouts: Readouts) -> None:
+        super().count_readouts(example, readouts)
+        if self.speaks:
+            readouts.flops /= self.begin(example).hidden.shape[1]
 
     def head_modules(self) -> list[nn.Module]:
         if self.head is not None:
@@ -236,10 +281,10 @@ class HuggingFaceStack(CalledStack):
         """Within it, modules return what they returned before, as often as they did, and then run again."""
 
         def replay(left: list[Any], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            return _copied(left.pop(0)) if left else original(*args, **kwargs)
+            return copied(left.pop(0)) if left else original(*args, **kwargs)
 
         modules = [self.beside[name] for name in before]
-        with _standing_in(modules, [partial(replay, list(before[name]), self.beside[name].forward) for name in before]):
+        with standing_in(modules, [partial(replay, list(before[name]), self.beside[name].forward) for name in before]):
             yield
 
 
@@ -248,37 +293,3 @@ def _digest(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8 if tensor.dim() else tensor.dtype).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _copied(output: Any) -> Any:
-    """The same tensors in memory of their own: a model may write into what its modules return, as wav2vec2 does when it trains."""
-    if isinstance(output, Tensor):
-        return output.clone()
-    return type(output)(_copied(item) for item in output) if type(output) in (tuple, list) else output
-
-
-@contextmanager
-def _standing_in(modules: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
-    """Within it, each module runs the forward given for it."""
-    own = [vars(module).get("forward") for module in modules]
-    try:
-        for module, forward in zip(modules, forwards, strict=True):
-            module.forward = forward
-        yield
-    finally:
-        for module, before in zip(modules, own, strict=True):
-            vars(module).pop("forward", None)
-            if before is not None:
-                module.forward = before
-
-
-def _modules_beside(model: nn.Module, path: str) -> dict[str, nn.Module]:
-    """The modules that lie beside the way from the model to its layers, such as the embeddings; each once."""
-    way = path.split(".")
-    beside: dict[str, nn.Module] = {}
-    for depth, name in enumerate(way):
-        parent = ".".join(way[:depth])
-        for child_name, child in model.get_submodule(parent).named_children():
-            if child_name != name and not any(child is other for other in beside.values()):
-                beside[f"{parent}.{child_name}".lstrip(".")] = child
-    return beside

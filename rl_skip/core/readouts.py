@@ -1,35 +1,65 @@
-"""Readouts: what a network answers where a row leaves early, a head of its own after each layer but the last."""
+"""Readouts: what a network answers where a row leaves early, one after each layer but the last."""
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 from torch import Tensor, nn
 
 from rl_skip.core.costs import count_flops, counting
 
-__all__ = ["Readouts"]
+__all__ = ["LARGEST", "RANK", "Adapter", "Readouts"]
+
+RANK = 16
+LARGEST = 4_000_000
+"""Numbers that the readouts of all depths may hold together as copies of the network's own head, 16 MB in single precision; beyond, they are
+adapters: they are saved with every policy."""
+
+
+class Adapter(nn.Module):
+    """A readout that is small whatever the head: hidden + up(down(hidden)), which the network's own head then reads (Houlsby et al. 2019).
+
+    It begins as the identity, so it answers at first as the head would.
+
+    Args:
+        width: D.
+        rank: the width between the two maps.
+        channel_dim: where the D channels of the hidden state are.
+    """
+
+    def __init__(self, width: int, rank: int = RANK, channel_dim: int = -1) -> None:
+        super().__init__()
+        self.down, self.up, self.channel_dim = nn.Linear(width, rank, bias=False), nn.Linear(rank, width), channel_dim
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """A hidden state → one of the same shape."""
+        moved: Tensor = self.up(self.down(hidden.movedim(self.channel_dim, -1)))
+        return hidden + moved.movedim(-1, self.channel_dim)
 
 
 class Readouts(nn.Module):
-    """A copy of a stack's own head after each layer but the last, whose head is the stack's own.
+    """A readout after each layer but the last, whose answer is the stack's own.
 
     Args:
-        head: what turns the hidden state after any layer into outputs.
+        first: what each is a copy of: the stack's own head, or an adapter.
         depth: L.
-        flops: operations of one readout for one row; 0: not counted yet.
+        plan: what they are, in plain JSON, from which `LayerStack.make_readout` makes one anew.
+        flops: operations of looking at what one of them answers, for one row; 0: not counted yet.
     """
 
-    def __init__(self, head: nn.Module, depth: int, flops: float = 0.0) -> None:
+    def __init__(self, first: nn.Module, depth: int, plan: dict[str, Any] | None = None, flops: float = 0.0) -> None:
         super().__init__()
-        self.each = nn.ModuleList(deepcopy(head).requires_grad_(True) for _ in range(depth - 1))
-        self.flops = flops
+        self.each = nn.ModuleList(deepcopy(first).requires_grad_(True) for _ in range(depth - 1))
+        self.plan, self.flops = plan or {}, flops
 
-    def begin_as(self, head: nn.Module) -> None:
-        """Gives all readouts the weights of `head`."""
+    def begin_as(self, first: nn.Module) -> None:
+        """Gives all readouts the weights of `first`."""
         for readout in self.each:
-            readout.load_state_dict(head.state_dict())
+            readout.load_state_dict(first.state_dict())
 
     def count(self, call: Callable[[nn.Module], Tensor], rows: int) -> None:
-        """Counts the operations of one readout for one row, on `call(readout)` for so many rows."""
+        """Counts the operations of one readout for one row, on `call(readout)` for so many rows; to be called within `counting`."""
         with counting(self):
             self.flops = count_flops(lambda: call(self.each[0])) / rows

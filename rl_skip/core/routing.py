@@ -1,11 +1,12 @@
 """Routing: where the rows of a batch are in a stack, and what a router decides after each layer."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rl_skip.core.features import View
 from rl_skip.core.inputs import Inputs, device_of, row_count
@@ -30,7 +31,7 @@ class Decision:
     answers: Tensor | None = None
     """(R, ...), with which the rows that leave are answered; None: by the stack's readout of that depth, or else what it makes of them in the end."""
     read: bool = False
-    """Whether `flops` holds a readout already, which else is added for rows that leave early."""
+    """Whether `flops` holds a look at a readout already, which else is added for rows that leave early."""
     observation: Tensor | None = None
     """(R, S), what a policy saw; None without one."""
     logits: Tensor | None = None
@@ -127,32 +128,54 @@ class RoutingState:
         return rows
 
     def said(self, rows: Tensor) -> Tensor:
-        """(R, ...), what the network would answer for rows that wait for a decision, by the readout after their last layer.
+        """(R, ..., C), what a policy sees of what the network would answer rows that wait for a decision, by the readout after their last layer.
 
         Raises:
             ValueError: if the stack has no readouts.
         """
         if self._said is None or self._said[0] is not rows:
-            self._said = rows, self._said_after(rows)
+            self._said = rows, self._after(rows, self._look)
         return self._said[1]
 
-    def _said_after(self, rows: Tensor) -> Tensor:
+    def answer(self, rows: Tensor) -> Tensor:
+        """(R, ...), what rows that wait for a decision are answered where they leave now."""
+        return self.said(rows) if self.stack.looks_at_answers else self._after(rows, self._read)
+
+    def read(self, readout: nn.Module, rows: Tensor) -> Tensor:
+        """(R, ...), what a readout answers the named rows as they are."""
+        return self._asked(self.stack.read, readout, rows)
+
+    def look(self, readout: nn.Module, rows: Tensor) -> Tensor:
+        """(R, ..., C), what a policy sees of it."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.stack.looks_at_answers):  # what is an answer too is learned from
+            return self._asked(self.stack.look, readout, rows)
+
+    def _asked(self, ask: Callable[[nn.Module, Carry, Tensor | None], Tensor], readout: nn.Module, rows: Tensor) -> Tensor:
+        with self.stack.computing(rows.device):
+            said = ask(readout, self.carry, self._some(rows))
+        return said if self.stack.autocast is None else said.float()
+
+    def _after(self, rows: Tensor, ask: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """What `ask(i, rows)` says of rows that wait, each after its last layer i."""
         if self._visited is not None and self._visited[1] is rows:
-            return self._read(self._visited[0], rows)
+            return ask(self._visited[0], rows)
         position = self.position[rows]  # the rows of an environment are at different layers
-        parts = [(there, self._read(i, rows[there])) for i in position.unique().tolist() for there in ((position == i).nonzero().squeeze(1),)]
+        parts = [(there, ask(i, rows[there])) for i in position.unique().tolist() for there in ((position == i).nonzero().squeeze(1),)]
         order = torch.cat([there for there, _ in parts]).argsort()
         return torch.cat([logits for _, logits in parts])[order]
 
     def _read(self, i: int, rows: Tensor) -> Tensor:
-        readouts = self.stack.readouts
-        if readouts is None:
+        return self.finish(rows) if i == self.stack.depth - 1 else self.read(self._readout(i), rows)
+
+    def _look(self, i: int, rows: Tensor) -> Tensor:
+        if i < self.stack.depth - 1:
+            return self.look(self._readout(i), rows)
+        return self.finish(rows) if self.stack.looks_at_answers else self.look(nn.Identity(), rows)
+
+    def _readout(self, i: int) -> nn.Module:
+        if self.stack.readouts is None:
             raise ValueError("the stack has no readouts: call its add_readouts() first")
-        if i == self.stack.depth - 1:
-            return self.finish(rows)
-        with self.stack.computing(rows.device):
-            said = self.stack.read(readouts.each[i], *self.hidden(rows))
-        return said if self.stack.autocast is None else said.float()
+        return self.stack.readouts.each[i]
 
     def observe(self, rows: Tensor) -> Tensor:
         """(R, S), what the policy sees of rows that wait for a decision."""
@@ -214,11 +237,7 @@ class RoutingState:
 
     def hidden(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """The hidden state (R, T, D) of the named rows, and which of their tokens are real, (R, T); None where all are."""
-        carry, some = self.carry, self._some(rows)
-        hidden = carry.hidden if self.stack.autocast is None else carry.hidden.float()
-        if some is None:
-            return hidden, carry.mask
-        return hidden.index_select(0, some), None if carry.mask is None else carry.mask.index_select(0, some)
+        return self.stack.gathered(self.carry, self._some(rows))
 
     def fork(self) -> "RoutingState":
         """A copy of the state, which can take another route."""
@@ -260,15 +279,17 @@ class RoutingState:
         if decision.answers is not None:
             self._answer(left, decision.answers[leaving])
             return
-        readouts, visited = self.stack.readouts, self._visited
-        assert readouts is not None
-        if not decision.read:
-            counted = readouts.flops / self.carry.full_flops[left]
-            self.spent[left, self.position[left]] += self.stack.costs.part("readout", counted)
-        if self._said is not None and self._said[0] is rows:
+        assert self.stack.readouts is not None
+        flops = self.stack.answer_flops(self.stack.readouts, self.carry, left, decision.read)
+        if isinstance(flops, Tensor) or flops > 0:
+            self.spent[left, self.position[left]] += self.stack.costs.part("readout", flops / self.carry.full_flops[left])
+        if self.stack.answers_late:
+            return
+        visited = self._visited
+        if self.stack.looks_at_answers and self._said is not None and self._said[0] is rows:
             self._answer(left, self._said[1][leaving])
         else:
-            self._answer(left, self._read(visited[0], left) if visited is not None and visited[1] is rows else self._said_after(left))
+            self._answer(left, self._read(visited[0], left) if visited is not None and visited[1] is rows else self._after(left, self._read))
 
     def _answer(self, rows: Tensor, answers: Tensor) -> None:
         if self.answers is None:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_skip.core.costs import CostModel
+from rl_skip.core.costs import CostModel, counting
 from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs
-from rl_skip.core.readouts import Readouts
+from rl_skip.core.readouts import LARGEST, RANK, Adapter, Readouts
 
 __all__ = ["Carry", "LayerStack", "masked_mean"]
 
@@ -60,8 +60,8 @@ class LayerStack(nn.Module):
     `pooled`, `memory` and `on_jump` have defaults that suit hidden states of shape (B, T, D).
 
     All other methods are optional: what else can be done with the network. By default it cannot be done: `head_modules` and
-    `readout` (its head), `keep` (without some of its layers), `add_adapters`, `described` (rebuilding it from a file),
-    `network_state` and `write_model` (how it is saved), `take_policy`.
+    `readout` (its head; without one readouts are adapters), `keep` (without some of its layers), `add_adapters`, `described`
+    (rebuilding it from a file), `network_state` and `write_model` (how it is saved), `take_policy`.
     """
 
     depth: int
@@ -74,6 +74,12 @@ class LayerStack(nn.Module):
     """Whether there is a working memory, so that `memory` returns one."""
     costs: CostModel = CostModel()
     """What running a layer, or deciding, costs."""
+    channel_dim: int = -1
+    """Where the D channels of the hidden state are."""
+    looks_at_answers: bool = True
+    """Whether what a policy sees of a readout is what the readout answers; else a look is another, cheaper call of it."""
+    answers_late: bool = False
+    """Whether rows that left are answered outside of the routing, by a model that goes on once its layers are done."""
     autocast: torch.dtype | None = None
     """The number format in which matrices are multiplied (`torch.autocast`); None: that of the weights."""
 
@@ -141,35 +147,105 @@ class LayerStack(nn.Module):
         """The module that turns the hidden state after any layer into outputs, for copies of it; `read` calls it. None: there is none."""
         return None
 
-    def read(self, readout: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """The outputs of `readout`, or of a copy of it, on a hidden state and its mask, rows first."""
-        outputs: Tensor = readout(hidden, mask)
+    def read(self, readout: nn.Module, carry: Carry, rows: Tensor | None) -> Tensor:
+        """(R, ...), what the named rows (None: all) are answered by a readout: a copy of `readout()`, or an adapter before `finish`."""
+        if isinstance(readout, Adapter):
+            some = carry if rows is None else carry.take(rows)
+            return self.finish(replace(some, hidden=readout(some.hidden)))
+        outputs: Tensor = readout(*self.gathered(carry, rows))
         return outputs
 
-    def add_readouts(self, example: Inputs | None = None, *, flops: float = 0.0) -> Readouts:
-        """Gives the stack a readout after each layer but the last, each begun as its own head.
+    def look(self, readout: nn.Module, carry: Carry, rows: Tensor | None) -> Tensor:
+        """(R, ..., C), the logits of a readout that a policy sees of the named rows (None: all); by default all that `read` answers."""
+        return self.read(readout, carry, rows)
+
+    def answer_flops(self, readouts: Readouts, carry: Carry, rows: Tensor, looked: bool) -> Tensor | float:
+        """(R,) or one for all, operations of answering the named rows by a readout, beyond those of a look where they were `looked` at."""
+        return 0.0 if looked else readouts.flops
+
+    def gathered(self, carry: Carry, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The hidden state (R, ...) of the named rows (None: all), and which of their tokens are real, (R, T); None where all are."""
+        hidden = carry.hidden if self.autocast is None else carry.hidden.float()
+        if rows is None:
+            return hidden, carry.mask
+        return hidden.index_select(0, rows), None if carry.mask is None else carry.mask.index_select(0, rows)
+
+    def plan_readouts(self, example: Inputs | None) -> dict[str, Any]:
+        """What readouts suit the stack, in plain JSON: {}, copies of its head; {"rank": …}, adapters where it has none to copy or a large one.
+
+        Args:
+            example: inputs of a few rows, for stacks that must be watched to know it.
+        """
+        head = self.readout()
+        return {"rank": RANK} if head is None or self.too_large([head]) else {}
+
+    def too_large(self, copied: Sequence[nn.Module]) -> bool:
+        """Whether copies of these modules for all depths hold too much to be saved with a policy."""
+        numbers = sum(parameter.numel() for module in copied for parameter in module.parameters())
+        return numbers * (self.depth - 1) > LARGEST
+
+    def make_readout(self, plan: dict[str, Any]) -> nn.Module:
+        """A readout as a plan says, that answers as the stack's own head does now.
+
+        Raises:
+            UserError: if the stack has no such head.
+        """
+        if "rank" in plan:
+            return Adapter(self.width, plan["rank"], self.channel_dim)
+        head = self.readout()
+        if head is None:
+            raise UserError(f"a {type(self).__name__} has no head of which readouts could be copies; load them with the stack they were saved for")
+        return head
+
+    def new_readouts(self, example: Inputs | None = None, *, plan: dict[str, Any] | None = None, flops: float = 0.0) -> Readouts:
+        """A readout after each layer but the last, each begun as the stack's own head.
 
         Args:
             example: inputs of a few rows, on which a readout's operations are counted.
+            plan: what they are, such as {"rank": 8}; None: as `plan_readouts` finds.
             flops: the operations of a readout for one row, where they are known already.
-
-        Raises:
-            UserError: if the stack has no head that reads a hidden state of any layer.
         """
-        head = self.readout()
-        if head is None:
-            raise UserError(f"a {type(self).__name__} has no head that could be copied after each layer; leave --readouts out")
-        self.readouts = Readouts(head, self.depth, flops).to(next(head.parameters()).device)
+        plan = self.plan_readouts(example) if plan is None else plan
+        readouts = Readouts(self.make_readout(plan), self.depth, plan, flops).to(self._device())
         if example is not None:
-            self.count_readouts(example)
+            self.count_readouts(example, readouts)
+        return readouts
+
+    def add_readouts(self, example: Inputs | None = None, *, plan: dict[str, Any] | None = None, flops: float = 0.0) -> Readouts:
+        """Gives the stack readouts, as `new_readouts` makes them, and returns them."""
+        self.readouts = self.new_readouts(example, plan=plan, flops=flops)
         return self.readouts
 
-    def count_readouts(self, example: Inputs) -> None:
-        """Counts the operations of one of its readouts for one row, on inputs of a few rows."""
-        assert self.readouts is not None
+    def count_readouts(self, example: Inputs, readouts: Readouts) -> None:
+        """Counts the operations of looking at one of these readouts for one row, on inputs of a few rows."""
         with torch.no_grad():
             carry = self.begin(example)
-        self.readouts.count(lambda readout: self.read(readout, carry.hidden, carry.mask), carry.hidden.shape[0])
+        with counting(self):
+            readouts.count(lambda readout: self.read(readout, carry, None), carry.hidden.shape[0])
+
+    def take_readout(self, i: int) -> Adapter | None:
+        """Takes the readouts out, and lets the stack itself answer as the one after layer `i` did, for a network that ends there.
+
+        Returns:
+            The adapter that must stand before `finish` for that; None where none is needed.
+        """
+        readouts, self.readouts = self.readouts, None
+        if readouts is None or i == self.depth - 1:
+            return None
+        readout = readouts.each[i]
+        if isinstance(readout, Adapter):
+            return readout
+        self.answer_as(readout)
+        return None
+
+    def answer_as(self, readout: nn.Module) -> None:
+        """Gives the stack's own head the weights of a copy of it."""
+        head = self.readout()
+        assert head is not None
+        head.load_state_dict(readout.state_dict())
+
+    def _device(self) -> torch.device:
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
     def head_modules(self) -> list[nn.Module]:
         """The modules that turn the last hidden state into outputs, for training them alone; empty where they are not known."""

@@ -43,6 +43,8 @@ class Description:
     """What the policy was rewarded for, in words."""
     network: dict[str, Any] | None = None
     """What the network is rebuilt from; None where only its maker can."""
+    readouts: dict[str, Any] | None = None
+    """What the readouts are, `Readouts.plan`; None without any."""
     versions: dict[str, str] = field(default_factory=lambda: _versions())
     guarantee: Guarantee | None = None
     """What is promised of a price, mostly of the operating price; None: nothing."""
@@ -86,6 +88,7 @@ class Description:
             "trained_on": self.trained_on,
             "versions": self.versions,
             "network": self.network,
+            **({} if self.readouts is None else {"readouts": self.readouts}),
         }
 
     def write(self, file: Path) -> None:
@@ -127,6 +130,7 @@ class Description:
             trained_on=fields.object("trained_on").values,
             reward=fields.text("reward"),
             network=None if fields.get("network") is None else read_network(fields.object("network"), width, depth),
+            readouts=_read_plan(fields) if layout.readout_flops else None,
             versions={name: fields.object("versions").text(name) for name in _versions()},
             guarantee=_read_guarantee(fields),
         )
@@ -182,6 +186,19 @@ def _known(fields: Fields, names: Sequence[str], given: Sequence[Feature]) -> tu
                 f"{fields.source}: the policy sees the feature {name!r}, which is not known here; pass it with features=[…], or register it first"
             )
     return find_features(names, given)
+
+
+def _read_plan(fields: Fields) -> dict[str, Any]:
+    """What readouts are; a file of before does not say, and its readouts are copies of the network's head."""
+    if fields.values.get("readouts") is None:
+        return {}
+    plan = fields.object("readouts")
+    if "rank" in plan.values:
+        plan.integer("rank")
+    modules = plan.values.get("modules", ["head"])
+    if not isinstance(modules, list) or not modules or not all(isinstance(name, str) for name in modules):
+        raise plan.wrong("modules", "a list of the modules that are copied")
+    return plan.values
 
 
 def _read_costs(fields: Fields, depth: int) -> tuple[float, ...]:

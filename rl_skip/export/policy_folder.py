@@ -26,7 +26,7 @@ from rl_skip.export.weights import build, read_weights, save_weights
 if TYPE_CHECKING:
     from rl_skip.nets.skip_layer import SkipLayer
 
-__all__ = ["DESCRIPTION", "FILES", "MODEL", "POLICY", "SkipModel", "copy_export", "load", "load_policy", "read_description", "save"]
+__all__ = ["DESCRIPTION", "FILES", "MODEL", "POLICY", "READOUTS", "SkipModel", "copy_export", "load", "load_policy", "read_description", "save"]
 
 RIGHT_NETWORK = "the policy goes with the network that it was trained on"
 DESCRIPTION, POLICY, MODEL, READOUTS, CARD = FILES = ("policy.json", "policy.safetensors", "model.safetensors", "readouts.safetensors", "README.md")
@@ -125,6 +125,7 @@ def save(
         reward=reward if isinstance(reward, str) else reward.formula,
         network=network or stack.described(),
         guarantee=guarantee,
+        readouts=None if stack.readouts is None else stack.readouts.plan,
     )
 
     def fill(new: Path) -> None:
@@ -244,7 +245,11 @@ def _load_readouts(description: Description, stack: LayerStack, file: Path) -> N
     if not flops:
         stack.readouts = None
         return
-    readouts = stack.readouts or stack.add_readouts(flops=flops)
+    plan = description.readouts or {}
+    if stack.readouts is None or stack.readouts.plan != plan:
+        stack.add_readouts(plan=plan)
+    readouts = stack.readouts
+    assert readouts is not None
     readouts.flops = flops
     readouts.load_state_dict(read_weights(file, readouts.state_dict()))
 

@@ -11,6 +11,7 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.kinds import kind_of, read_network
+from rl_skip.core.readouts import Adapter
 from rl_skip.core.stack import LayerStack
 from rl_skip.export.weights import build, read_weights
 
@@ -28,6 +29,7 @@ class PrunedNetwork(nn.Module):
     Args:
         stack: the whole network, which must not be used afterwards: the other layers are taken out of it.
         layers: the layers that stay, ascending, layer 0 first.
+        rank: of an adapter before the head, which is loaded afterwards; None: the stack's own readout, if it is one, where the route leaves early.
 
     Example:
         >>> from rl_skip.nets.module_stack import ModuleStack
@@ -37,20 +39,14 @@ class PrunedNetwork(nn.Module):
         (2, torch.Size([5, 2]))
     """
 
-    def __init__(self, stack: LayerStack, layers: Sequence[int]) -> None:
+    def __init__(self, stack: LayerStack, layers: Sequence[int], rank: int | None = None) -> None:
         super().__init__()
         self.layers = checked_layers(layers, stack.depth)
         self.jumps = [following - layer - 1 for layer, following in pairwise([*self.layers, stack.depth])]
         """After each layer, how many were taken out: a stack that marks its jumps goes on marking them."""
-        self._take_readout(stack)
+        answering = stack.take_readout(self.layers[-1])
+        self.adapter = answering if rank is None else Adapter(stack.width, rank, stack.channel_dim)
         self.stack = stack.keep(self.layers)
-
-    def _take_readout(self, stack: LayerStack) -> None:
-        """Where the route leaves early, the head gets the weights of the readout that answers there, a copy of it once; readouts are taken out."""
-        head, last = stack.readout(), self.layers[-1]
-        if stack.readouts is not None and head is not None and last < stack.depth - 1:
-            head.load_state_dict(stack.readouts.each[last].state_dict())
-        stack.readouts = None
 
     def forward(self, inputs: Inputs) -> Tensor:
         carry = self.stack.begin(inputs)
@@ -59,6 +55,8 @@ class PrunedNetwork(nn.Module):
             if jump > 0:
                 rows = torch.arange(carry.hidden.shape[0], device=carry.hidden.device)
                 self.stack.on_jump(carry, rows, torch.full_like(rows, jump))
+        if self.adapter is not None:
+            carry.hidden = self.adapter(carry.hidden)
         return self.stack.finish(carry)
 
 
@@ -95,10 +93,11 @@ def load_pruned(folder: Path | str, stack: LayerStack | None = None, *, device: 
     fields = Fields.read(folder / DESCRIPTION, FORMAT_VERSION)
     depth = fields.integer("depth")
     layers = _read_layers(fields, depth)
+    rank = fields.integer("adapter_rank") if "adapter_rank" in fields.values else None
     if stack is not None:
         if stack.depth != depth:
             raise UserError(f"{fields.source}: depth is {depth}, the given stack has {stack.depth}; pass the network that was pruned")
-        network = PrunedNetwork(stack, layers)
+        network = PrunedNetwork(stack, layers, rank)
         network.load_state_dict(read_weights(folder / WEIGHTS, network.state_dict(), same_dtype=True))
         return network.to(device).eval()
     if fields.get("network") is None:
@@ -107,12 +106,14 @@ def load_pruned(folder: Path | str, stack: LayerStack | None = None, *, device: 
     kind = kind_of(described)
     if kind.read_model is not None:
         whole = kind.read_model(folder / MODEL)
-        network = PrunedNetwork(whole, range(whole.depth))
+        network = PrunedNetwork(whole, range(whole.depth), rank)
         network.layers = layers
+        if network.adapter is not None:
+            network.adapter.load_state_dict(read_weights(folder / WEIGHTS, network.adapter.state_dict()))
         return network.to(device).eval()
     if (missing := kind.missing(described)) is not None:
         raise UserError(f"{folder} {missing}")
-    return build(folder / WEIGHTS, lambda: PrunedNetwork(kind.build(described), layers), DESCRIPTION).to(device)
+    return build(folder / WEIGHTS, lambda: PrunedNetwork(kind.build(described), layers, rank), DESCRIPTION).to(device)
 
 
 def _read_layers(fields: Fields, depth: int) -> tuple[int, ...]:

@@ -87,12 +87,15 @@ def prune(
     if not same:
         raise UserError("the model does more after its layers than a readout does, so it is not pruned to a route that leaves early; set --layers")
     weights = sum(parameter.numel() for parameter in pruned.parameters())
+    if pruned.adapter is not None:
+        description["adapter_rank"] = pruned.adapter.down.out_features
 
     def fill(new: Path) -> None:
         (new / DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         wrote_model = pruned.stack.write_model(new / MODEL)
-        if not wrote_model:
-            save_weights(new / WEIGHTS, pruned.state_dict())
+        beside_model = pruned.adapter if wrote_model else pruned
+        if beside_model is not None:
+            save_weights(new / WEIGHTS, beside_model.state_dict())
         takes_stack = origin.missing is not None and not wrote_model
         (new / CARD).write_text(_card(description, removed, takes_stack, task.score_name), encoding="utf-8")
 
@@ -178,7 +181,8 @@ def _card(description: dict[str, Any], removed: list[int], takes_stack: bool, sc
         ),
         "## Use",
         f"```python\n{use}\n```",
+        "Before its head it has an adapter, which the folder `model` alone does not." if "adapter_rank" in description else "",
         "`network` is an ordinary `torch.nn.Module`." + (argument and " `stack` is the whole network that it was cut from, a `rl_skip.LayerStack`."),
         "Written with " + ", ".join(f"{name} {version}" for name, version in description["versions"].items()) + ".",
     ]  # fmt: skip
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"

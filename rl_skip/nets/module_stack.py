@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from rl_skip.core.costs import count_flops, counting
 from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs
+from rl_skip.core.readouts import Adapter
 from rl_skip.core.stack import Carry, LayerStack
 
 __all__ = ["ModuleStack"]
@@ -125,7 +126,7 @@ class ModuleStack(LayerStack):
         return self.layer_costs[i].expand(rows.shape[0])
 
     def finish(self, carry: Carry) -> Tensor:
-        return self.read(self.head, carry.hidden, carry.mask)
+        return self._caller(self.head)(carry.hidden, carry.mask)
 
     def pooled(self, carry: Carry, rows: Tensor | None) -> Tensor:
         if carry.mask is not None:
@@ -137,7 +138,10 @@ class ModuleStack(LayerStack):
     def readout(self) -> nn.Module:
         return self.head
 
-    def read(self, readout: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    def read(self, readout: nn.Module, carry: Carry, rows: Tensor | None) -> Tensor:
+        hidden, mask = self.gathered(carry, rows)
+        if isinstance(readout, Adapter):
+            hidden, readout = readout(hidden), self.head
         return self._caller(readout)(hidden, mask)
 
     def keep(self, layers: Sequence[int]) -> "ModuleStack":

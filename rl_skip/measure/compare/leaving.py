@@ -12,7 +12,7 @@ from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Task
 
-__all__ = ["EntropyExits", "ExitTable", "Patience", "agreed", "exit_table", "left_at", "one_threshold", "threshold_for_each_exit"]
+__all__ = ["EntropyExits", "ExitTable", "Patience", "agreed", "entropy", "exit_table", "left_at", "one_threshold", "threshold_for_each_exit"]
 
 BATCH = 256
 CANDIDATES = 23
@@ -81,36 +81,46 @@ class ExitTable:
     entropy: Tensor
     """(N, L - 1), of the readouts, in nats."""
     answer: Tensor
-    """(N, L, ...) long, the likeliest class."""
+    """(N, L, ...), what the task predicts of it, such as the likeliest class."""
     layers: Tensor
     """(N, L), relative compute of the layers alone."""
-    readout: Tensor
-    """(N, 1), relative compute of one readout."""
+    look: Tensor
+    """(N, 1), relative compute of looking at one readout."""
+    looked: Tensor
+    """(N, 1), relative compute of being answered by a readout that was looked at."""
+    unlooked: Tensor
+    """(N, 1), relative compute of being answered by one that was not."""
 
     @property
     def alone(self) -> Tensor:
         """(N, L), relative compute where only the readout that answers is asked."""
-        return self.layers + self.readout * (torch.arange(self.layers.shape[1]) < self.layers.shape[1] - 1)
+        return self.layers + self.unlooked * (torch.arange(self.layers.shape[1]) < self.layers.shape[1] - 1)
 
     @property
     def asked(self) -> Tensor:
-        """(N, L), relative compute where a readout is asked after each layer on the way."""
-        depth = self.layers.shape[1]
-        return self.layers + self.readout * torch.arange(1, depth + 1).clamp(max=depth - 1)
+        """(N, L), relative compute where the readouts after all layers on the way are looked at, and the last of them answers."""
+        layer, last = torch.arange(self.layers.shape[1]), self.layers.shape[1] - 1
+        return self.layers + self.look * (layer + 1).clamp(max=last) + self.looked * (layer < last)
 
 
 class _EveryReadout(Router):
     """All rows run all layers, and what every readout says is kept."""
 
     def __init__(self) -> None:
-        self.said: list[Tensor] = []
-        self.readout = torch.empty(0)
+        self.entropies: list[Tensor] = []
+        self.answers: list[Tensor] = []
+        self.compute: list[Tensor] = []
+        """(B, 1) of looking, of being answered after a look, and without one."""
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
-        if i < state.stack.depth - 1:
-            self.said.append(state.said(rows))
-        elif state.stack.readouts is not None:
-            self.readout = state.stack.costs.part("readout", state.stack.readouts.flops / state.carry.full_flops)  # (B,)
+        stack, readouts = state.stack, state.stack.readouts
+        assert readouts is not None
+        if i < stack.depth - 1:
+            self.entropies.append(entropy(state.said(rows)))
+            self.answers.append(state.answer(rows))
+        else:
+            flops = (readouts.flops, *(stack.answer_flops(readouts, state.carry, rows, looked) for looked in (True, False)))
+            self.compute = [stack.costs.part("readout", part / state.carry.full_flops).unsqueeze(1) for part in flops]
         return Decision(torch.full_like(rows, i + 1))
 
 
@@ -120,11 +130,10 @@ def exit_table(stack: LayerStack, task: Task, examples: Examples) -> ExitTable:
     def run(batch: Examples, _rows: Tensor) -> tuple[Tensor, ...]:
         router = _EveryReadout()
         rollout = routed_forward(stack, router, batch.inputs)
-        said = [*router.said, rollout.outputs]
+        said = [*router.answers, rollout.outputs]
         scores = torch.stack([task.score(outputs, batch.labels) for outputs in said], dim=1)
-        answers = torch.stack([outputs.argmax(dim=-1) for outputs in said], dim=1)
-        entropies = torch.stack([entropy(outputs) for outputs in router.said], dim=1)
-        return scores, entropies, answers, rollout.spent.cumsum(dim=1), router.readout.unsqueeze(1)
+        answers = torch.stack([task.prediction(outputs) for outputs in said], dim=1)
+        return scores, torch.stack(router.entropies, dim=1), answers, rollout.spent.cumsum(dim=1), *router.compute
 
     return ExitTable(*in_batches(run, examples, BATCH, stack))
 

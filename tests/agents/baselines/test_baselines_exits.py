@@ -7,21 +7,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.baselines.baseline import Unsuited
-from agents.baselines.exits import ConfidenceExits, ExitHeads, Exits
+from agents.baselines.exits import ConfidenceExits, Exits
 from agents.options.config import ScheduleConfig
 from agents.run.warmup import warm_up_for
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import take_rows
+from rl_skip.core.readouts import Readouts
 from rl_skip.core.stack import LayerStack
-from rl_skip.nets.gated import GatedStack
 from tests.agents.baseline_stacks import CLASSES, DEPTH, KINDS, ROWS, WIDTH, Calls, alone, build
 
 HEAD = 2 * WIDTH * CLASSES
 
 
-def opinionated(stack: LayerStack) -> ExitHeads:
-    heads = ExitHeads(stack)
+def opinionated(stack: LayerStack) -> Readouts:
+    heads = stack.new_readouts()
     for k, head in enumerate(heads.each):
         head.linear.weight.data.normal_(std=1.0, generator=torch.Generator().manual_seed(k))
     heads.flops = float(HEAD)
@@ -118,9 +117,3 @@ def test_where_the_network_is_frozen_the_heads_learn_alone(tiny_learner) -> None
     exits.update(learner.warmup_updates)
     assert all(tensor.equal(before[name]) for name, tensor in learner.stack.state_dict().items())
     assert all(not head.linear.weight.equal(before["head.linear.weight"]) for head in exits.heads.each)
-
-
-def test_a_stack_without_a_head_is_refused_in_one_line() -> None:
-    with pytest.raises(Unsuited, match="a GatedStack has no head of its own that could be copied") as refused:
-        ExitHeads(GatedStack(8, 2, 3))
-    assert "\n" not in str(refused.value)

@@ -157,7 +157,7 @@ def test_a_readout_reads_as_the_stack_itself_does(takes_mask: bool) -> None:
     stack = ModuleStack(nn.Identity(), layers, head, width=6, tokens=4, layers_take_mask=takes_mask)
     carry = stack.begin(torch.randn(5, 4, 6))
     assert stack.head_modules() == [head]
-    assert torch.equal(stack.read(deepcopy(stack.readout()), carry.hidden, carry.mask), stack.finish(carry))
+    assert torch.equal(stack.read(deepcopy(stack.readout()), carry, None), stack.finish(carry))
 
 
 def test_costs_are_counted_for_a_number_of_tokens_as_on_an_example() -> None:

@@ -1,0 +1,264 @@
+"""Readouts on an attached model: its own call goes on after the layers, and answers each row by the readout of the depth at which it left.
+
+An adapter changes the hidden state that the last layer hands on. Copies of the modules after the layers are run in their place, on
+the rows of their depth alone. So whatever the model makes of it all, logits, a loss, a beam search, is made of the right rows.
+What the policy looks at is found by calling the model once more, from within the layer: its layers then hand on the hidden state that
+there is, and what came before them is not computed again.
+"""
+
+import inspect
+import threading
+from collections.abc import Sequence
+from contextvars import Context
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rl_skip.attached.called import CalledCarry, CalledStack
+from rl_skip.attached.calls import LayerCall, is_cache, rows_of
+from rl_skip.attached.stand_in import StandIn
+from rl_skip.attached.tail import Recorded, Tail, copied, modules_beside, speaks, taken
+from rl_skip.core.errors import UserError
+from rl_skip.core.readouts import Adapter, Readouts
+from rl_skip.core.routing import RoutingState
+from rl_skip.core.stack import Carry
+
+if TYPE_CHECKING:
+    from rl_skip.attached.handle import Handle
+
+__all__ = ["AnsweringStack", "Beside"]
+
+QUIET = {"labels": None, "return_dict": True, "use_cache": False, "output_hidden_states": False, "output_attentions": False}
+"""Arguments with which a model says what it would answer, and nothing else."""
+
+
+class _Call(threading.local):
+    """What is known of the call of the model that goes on; each thread has its own."""
+
+    inputs: dict[str, Any] | None = None
+    """Its arguments; None where the model is not called."""
+    before: Recorded
+    """What the modules beside the layers returned so far."""
+    left: list[tuple[int, Tensor]] | None = None
+    """Once the layers are done: each depth at which rows left, and the rows."""
+    shown: Tensor | None = None
+    """During a look: the hidden state that stands in the place of the layers."""
+    copies: dict[str, nn.Module]
+    """During a look: the modules of the readout."""
+    replayed: Recorded
+    """During a look: what the modules before the layers have still to return."""
+    autocast: torch.dtype | None = None
+    """The number format that the caller's `torch.autocast` asks for."""
+
+
+class AnsweringStack(CalledStack):
+    """The layers of an attached model, and readouts with which the model answers rows that leave early.
+
+    Args:
+        model: the model.
+        path: where its layers are.
+        readouts: adapters, or copies of modules of the model.
+        looks: whether a policy looks at what they answer.
+        prefix: where in `model`, which adapters may have been put around, the model is whose modules were copied; it ends with a dot.
+        layers, width, forwards, channel_dim: as `CalledStack` takes them.
+
+    Raises:
+        UserError: if the readouts are copies of a head that the model does not have.
+    """
+
+    answers_late = True
+
+    def __init__(
+        self, layers: Sequence[nn.Module], *, model: nn.Module, path: str, readouts: Readouts, looks: bool, prefix: str = "", **options: Any
+    ) -> None:
+        super().__init__(layers, **options)
+        if len(readouts.each) != self.depth - 1:
+            raise UserError(f"these are readouts for {len(readouts.each) + 1} layers, {path} has {self.depth}; take those trained with the policy")
+        self.readouts = readouts.eval().requires_grad_(False)
+        self.speaks = speaks(model, self.causal)
+        self.now = _Call()
+        self._model, self._original = (model,), model.forward  # a tuple: the model is not a part of its layers
+        first = readouts.each[0]
+        if not isinstance(first, Tail | Adapter):
+            raise UserError(
+                "these readouts are copies of a head that is not the model's own but was put beside it, so the model alone cannot answer with "
+                "them: rl_skip.load(folder, stack) runs the policy, with the run's model as its stack"
+            )
+        self._tail = [prefix + name for name in first.by_name()] if isinstance(first, Tail) else []
+        self._prefix, self._records = prefix, looks and not self.speaks
+        self._watched = {name: module for name, module in modules_beside(model, path).items() if self._records or name in self._tail}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is not in the middle of a call."""
+        return {name: value for name, value in vars(self).items() if name != "now"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.now = _Call()
+
+    @property
+    def autocast(self) -> torch.dtype | None:  # type: ignore[override]
+        return self.now.autocast
+
+    @property
+    def looking(self) -> bool:
+        """Whether the model is being asked what it would answer."""
+        return self.now.shown is not None
+
+    def stand_ins(self, handle: "Handle") -> list[StandIn]:
+        """What must stand in for the model's `forward` and for those of its modules beside the layers."""
+        return [_ModelCall(handle, self._model[0], "the model"), *(Beside(handle, module, name) for name, module in self._watched.items())]
+
+    def adopt(self, hidden: Tensor) -> None:
+        """Called at the first layer of a call: the readouts follow the model to its device and number format."""
+        in_autocast = torch.is_autocast_enabled(hidden.device.type)
+        self.now.autocast = torch.get_autocast_dtype(hidden.device.type) if in_autocast else None
+        assert self.readouts is not None
+        self.readouts.to(hidden.device, None if in_autocast else hidden.dtype)
+
+    def call_model(self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Calls the model for its user."""
+        bound = inspect.signature(forward).bind_partial(*args, **kwargs)
+        now = self.now
+        now.inputs, now.before, now.left = _flat(bound), {}, None
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            now.inputs, now.left, now.before = None, None, {}
+
+    def call_beside(self, name: str, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Calls a module beside the layers: as it is before them, and after them by the readout of each row."""
+        now = self.now
+        if now.shown is not None:
+            if now.replayed.get(name):
+                return copied(now.replayed[name].pop(0))
+            return now.copies.get(name, original)(*args, **kwargs)
+        if now.inputs is None:
+            return original(*args, **kwargs)
+        if now.left is not None:
+            return self._answered(name, original, args, kwargs) if name in self._tail else original(*args, **kwargs)
+        output = original(*args, **kwargs)
+        if self._records:
+            now.before.setdefault(name, []).append(output)
+        return output
+
+    def pass_by(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What layer `i` returns while the model is asked what it would answer."""
+        shown = self.now.shown
+        assert shown is not None
+        _, call = LayerCall.of(self.names[i], args, kwargs)
+        return self.returned(i, CalledCarry(hidden=shown, full_flops=shown, calls={i: call}))
+
+    def look(self, readout: nn.Module, carry: Carry, rows: Tensor | None) -> Tensor:
+        now, B = self.now, carry.hidden.shape[0]
+        if self.speaks:
+            hidden = self.last_seen(carry, rows)
+            token = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)  # any: no layer runs
+            inputs, before = {str(self._model[0].main_input_name): token}, {}
+        elif now.inputs is None:
+            whole = type(self._model[0]).__name__
+            raise UserError(f"the policy looks at what {whole} would answer: call it, and not a part of it, or disable the policy")
+        else:
+            hidden, _ = self.gathered(carry, rows)
+            inputs = {name: _some(value, rows, B, name) for name, value in now.inputs.items()}
+            before = now.before if rows is None else taken(now.before, rows, B)
+        hidden = readout(hidden) if isinstance(readout, Adapter) else hidden
+        logits = self._said(hidden, self._copies(readout), inputs, {name: list(outputs) for name, outputs in before.items()})
+        return logits.squeeze(1) if self.speaks else logits
+
+    def leave(self, state: RoutingState) -> None:
+        """Called when the last layer was: adapters change the hidden state that it hands on, and the rows wait for the modules after it."""
+        carry, last = state.carry, self.depth - 1
+        left = [(i, (state.position == i).nonzero().squeeze(1)) for i in state.position.unique().tolist()]
+        assert self.readouts is not None
+        for i, rows in left:
+            adapter = self.readouts.each[i] if i < last else None
+            if isinstance(adapter, Adapter):
+                adapted = adapter(carry.hidden.index_select(0, rows)).to(carry.hidden.dtype)
+                carry.hidden = carry.hidden.index_copy(0, rows, adapted)
+        self.now.left = left if self.now.inputs is not None else None
+
+    def _said(self, hidden: Tensor, copies: dict[str, nn.Module], inputs: dict[str, Any], before: Recorded) -> Tensor:
+        """The model's logits with a hidden state in the place of its layers."""
+        parameters = inspect.signature(self._original).parameters
+        open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        quiet = {name: value for name, value in QUIET.items() if name in parameters or name in inputs or (name == "return_dict" and open_ended)}
+        now = self.now
+        now.shown, now.copies, now.replayed = hidden, copies, before
+        try:  # in a context of its own: the call that goes on may be collecting the hidden states of its layers there
+            outputs = Context().run(partial(self._original, **inputs | quiet))
+        finally:
+            now.shown, now.copies, now.replayed = None, {}, {}
+        logits = getattr(outputs, "logits", outputs)
+        if not isinstance(logits, Tensor):
+            raise UserError(f"{type(self._model[0]).__name__} returns no logits for the policy to look at: attach to a model with a head")
+        return logits
+
+    def _copies(self, readout: nn.Module) -> dict[str, nn.Module]:
+        return {self._prefix + name: copy for name, copy in readout.by_name().items()} if isinstance(readout, Tail) else {}
+
+    def _answered(self, name: str, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the module of that name returns, each row by the copy for the depth at which it left."""
+        left = self.now.left
+        assert left is not None and self.readouts is not None
+        runs = [original if i == self.depth - 1 else self._copies(self.readouts.each[i])[name] for i, _ in left]
+        if len(runs) == 1:
+            return runs[0](*args, **kwargs)
+        B = sum(len(rows) for _, rows in left)
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if not tensors or tensors[0].shape[0] != B:
+            raise UserError(f"{name} is not called with a tensor of the {B} rows, so they cannot be answered by readouts of their own: use adapters")
+        parts = [run(*rows_of(args, rows, B, name), **rows_of(kwargs, rows, B, name)) for run, (_, rows) in zip(runs, left, strict=True)]
+        return _merged(name, parts, torch.cat([rows for _, rows in left]).argsort())
+
+
+class _ModelCall(StandIn):
+    """Stands in for the model's own `forward`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        stack = self.handle.stack
+        if not self.handle.routing or not isinstance(stack, AnsweringStack):
+            return self.original(*args, **kwargs)
+        self.handle.check_standing()
+        return stack.call_model(self.original, args, kwargs)
+
+
+class Beside(StandIn):
+    """Stands in for the `forward` of a module beside the layers."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        stack = self.handle.stack
+        assert isinstance(stack, AnsweringStack)
+        return stack.call_beside(self.name, self.original, args, kwargs)
+
+
+def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """The arguments by name, those beyond the named ones among them."""
+    named: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            named |= value
+        else:
+            named[name] = value
+    return named
+
+
+def _some(value: Any, rows: Tensor | None, B: int, name: str) -> Any:
+    """An argument of the model for the named rows (None: all), without what it would keep for later calls."""
+    if is_cache(value):
+        return None
+    return value if rows is None else rows_of(value, rows, B, name)
+
+
+def _merged(name: str, parts: list[Any], order: Tensor) -> Any:
+    """What a module returned for groups of rows, put together in the order of the batch."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts).index_select(0, order)
+    if type(first) in (tuple, list):
+        return type(first)(_merged(name, list(items), order) for items in zip(*parts, strict=True))
+    if first is None:
+        return None
+    raise UserError(f"{name} returns a {type(first).__name__}, so rows cannot be answered by readouts of their own: use adapters")

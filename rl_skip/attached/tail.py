@@ -1,0 +1,119 @@
+"""What a model does after its layers, for readouts: its modules found and copied, and the modules that lie beside the way to its layers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+from torch import Tensor, nn
+
+from rl_skip.attached.calls import rows_of
+from rl_skip.attached.finding import configured
+from rl_skip.core.errors import UserError
+
+__all__ = ["Recorded", "Tail", "called_after", "copied", "modules_beside", "shares_weights", "speaks", "standing_in", "taken"]
+
+Recorded = dict[str, list[Any]]
+"""What the modules before layer 0 returned, by name, in the order of their calls."""
+
+
+class Tail(nn.Module):
+    """Copies of the modules that a model calls after its layers, with which it answers rows that leave after one layer.
+
+    Args:
+        model: the model.
+        names: the modules' paths in it, such as "bert.pooler".
+
+    Raises:
+        UserError: if the model has no module of such a path.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.copies = nn.ModuleDict()
+        for name in names:
+            try:
+                self.copies[name.replace(".", "/")] = deepcopy(model.get_submodule(name))
+            except AttributeError:
+                advice = "load the model that they were saved for"
+                raise UserError(f"the readouts copy a module {name}, which {type(model).__name__} lacks; {advice}") from None
+
+    def by_name(self) -> dict[str, nn.Module]:
+        """The copies by the paths of what they are copies of."""
+        return {name.replace("/", "."): copy for name, copy in self.copies.items()}
+
+
+def modules_beside(model: nn.Module, path: str) -> dict[str, nn.Module]:
+    """The modules that lie beside the way from the model to its layers, such as the embeddings; each once."""
+    way = path.split(".")
+    beside: dict[str, nn.Module] = {}
+    for depth, name in enumerate(way):
+        parent = ".".join(way[:depth])
+        for child_name, child in model.get_submodule(parent).named_children():
+            if child_name != name and not any(child is other for other in beside.values()):
+                beside[f"{parent}.{child_name}".lstrip(".")] = child
+    return beside
+
+
+def called_after(call: Callable[[], object], last: nn.Module, beside: dict[str, nn.Module]) -> list[str]:
+    """Which of the modules beside the layers `call` runs after the last layer and never before; those without weights are left out."""
+    done: list[bool] = []
+    before, after = set(), []
+
+    def watch(name: str) -> Callable[..., None]:
+        def called(*_: Any) -> None:
+            if not done:
+                before.add(name)
+            elif name not in after:
+                after.append(name)
+
+        return called
+
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in beside.items()]
+    hooks.append(last.register_forward_hook(lambda *_: done.append(True)))
+    try:
+        call()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [name for name in after if name not in before and next(beside[name].parameters(), None) is not None]
+
+
+def shares_weights(model: nn.Module, names: Sequence[str]) -> bool:
+    """Whether the named modules have weights that are others' too, such as a language model's head those of the embedding."""
+    inside = {id(module) for name in names for module in model.get_submodule(name).modules()}
+    weights = {id(weight) for name in names for weight in model.get_submodule(name).parameters()}
+    return any(id(weight) in weights for other in model.modules() if id(other) not in inside for weight in other.parameters(recurse=False))
+
+
+def speaks(model: nn.Module, causal: bool) -> bool:
+    """Whether the model says, of each of its tokens alone, what may follow it: a language model whose tokens see no later ones."""
+    can_generate = getattr(model, "can_generate", None)
+    return causal and can_generate is not None and can_generate() and not configured(model, "is_encoder_decoder")
+
+
+def taken(recorded: Recorded, rows: Tensor, row_count: int) -> Recorded:
+    """What was recorded, of the named rows alone."""
+    return {name: [rows_of(output, rows, row_count, name) for output in outputs] for name, outputs in recorded.items()}
+
+
+def copied(output: Any) -> Any:
+    """The same tensors in memory of their own: a model may write into what its modules return, as wav2vec2 does when it trains."""
+    if isinstance(output, Tensor):
+        return output.clone()
+    return type(output)(copied(item) for item in output) if type(output) in (tuple, list) else output
+
+
+@contextmanager
+def standing_in(modules: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
+    """Within it, each module runs the forward given for it."""
+    own = [vars(module).get("forward") for module in modules]
+    try:
+        for module, forward in zip(modules, forwards, strict=True):
+            module.forward = forward
+        yield
+    finally:
+        for module, before in zip(modules, own, strict=True):
+            vars(module).pop("forward", None)
+            if before is not None:
+                module.forward = before
