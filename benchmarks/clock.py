@@ -1,6 +1,6 @@
 """A finished run with readouts by the clock: how many times as fast as the bare fine-tuned model at given computes.
 
-For each compute the price of the best accuracy within it is chosen on validation data. The bare model is the one in the run's `model`
+For each compute the price that spends the most within it on validation data is chosen. The bare model is the one in the run's `model`
 folder, called as transformers calls it, tokens made beforehand. All ways get the same batches of test rows, padded to the longest row of the
 batch, and take turns on each. `--order random` deals the rows as they come; `length` puts rows of like length together, as a server that waits
 for more requests would. Times as fast: the bare model's time for all batches over the policy's, with a 95% interval over batches.
@@ -19,32 +19,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from benchmarks.exits import PRICES, Exits, exits_of
+from benchmarks.exits import PRICES, SLACK
 from benchmarks.updates import plain_forward
 from rl_skip.attached.pretrained import load_model
 from rl_skip.core.inputs import Inputs, by_length
-from rl_skip.core.task import Examples
+from rl_skip.core.task import Examples, Task
 from rl_skip.export.policy_folder import SkipModel
 from rl_skip.measure.evaluation import seconds_per_batch
+from rl_skip.measure.every_price import evaluate_prices
 from rl_skip.measure.runs import MODEL, load_run
 
 RESAMPLES = 2_000
 Way = Callable[[Inputs], Tensor]
 
 
-def price_within(model: SkipModel, exits: Exits, allowed: float) -> float:
-    """The price at which the policy is best among those that keep the mean compute within `allowed`, on the rows of `exits`."""
-    best: tuple[float, float, float] | None = None
-    for price in PRICES:
-        observations = exits.observations.clone()
-        observations[..., -1] = model.rules.layout.scale_price(torch.tensor(price))
-        leaves = model.policy(observations.flatten(0, 1)).argmax(dim=1).view(observations.shape[:2]) > 0
-        score, compute = exits.at(leaves, exits.policy_compute)
-        if compute <= allowed:
-            best = max(best or (score, -compute, price), (score, -compute, price))
-    if best is None:
+def price_within(model: SkipModel, task: Task, allowed: float) -> float:
+    """The price at which the policy spends the most within `allowed` on validation rows."""
+    measured = evaluate_prices(model.stack, model.policy, task, task.load("validation"), PRICES)
+    within = [at for at in measured if at.compute <= allowed + SLACK]
+    if not within:
         raise SystemExit(f"no price brings the policy's compute down to {allowed:g} on validation data; leave it out of --computes")
-    return best[2]
+    return max(within, key=lambda at: (round(at.compute, 4), at.score)).price
 
 
 def batches_of(test: Examples, size: int, rows: int, order: str, generator: torch.Generator) -> list[Inputs]:
@@ -87,7 +82,7 @@ def main() -> None:
         raise SystemExit(f"{options.run} has no readouts, or no model from transformers; name a run of --task text --readouts")
     bare = load_model(str(options.run / MODEL), task.classes).eval()
     model.eval()
-    exits, test = exits_of(model, task.load("validation"), task.score), task.load("test")
+    test = task.load("test")
     spent: dict[str, list[Tensor]] = {}
 
     def routed(name: str, price: float, inputs: Inputs) -> Tensor:
@@ -99,7 +94,7 @@ def main() -> None:
 
     ways: dict[str, Way] = {"bare": partial(plain_forward, bare)}
     for allowed in options.computes:
-        ways[f"{allowed:g}"] = partial(routed, f"{allowed:g}", price_within(model, exits, allowed))
+        ways[f"{allowed:g}"] = partial(routed, f"{allowed:g}", price_within(model, task, allowed))
     print(f"{options.threads} threads, rows in {options.order} order, medians of {options.repeats}\n")
     print("| rows in a batch | bare model, ms |", " | ".join(f"times as fast at {allowed:g} | its compute" for allowed in options.computes), "|")
     print("| ---: | ---: |" + " ---: | ---: |" * len(options.computes))

@@ -19,20 +19,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from agents.policy.exact import exit_pass
 from agents.run.start import START
-from rl_skip.core.batches import in_batches
-from rl_skip.core.task import Examples
-from rl_skip.export.policy_folder import SkipModel
+from rl_skip.core.exits import left_at
 from rl_skip.measure.compare.curves import Point
-from rl_skip.measure.compare.leaving import ExitTable, agreed, exit_table, left_at, one_threshold, threshold_for_each_exit
+from rl_skip.measure.compare.leaving import ExitTable, agreed, exit_table, one_threshold, threshold_for_each_exit
 from rl_skip.measure.compare.rows import Rows
 from rl_skip.measure.compare.statistics import Bootstrap, p_value
 from rl_skip.measure.compare.trained import baseline_folders, read_baselines
 from rl_skip.measure.evaluation import evaluate
+from rl_skip.measure.every_price import ExitOutcomes, exit_outcomes
 from rl_skip.measure.runs import load_run, read_run
 
-BATCH = 64
 PRICES = [0.002 * 1.06**n for n in range(145)]
 """Of the dial; 0.002 to 9."""
 BASELINE_PRICES = [0.01 * 1.35**n for n in range(20)]
@@ -44,17 +41,6 @@ SLACK = 0.005
 POLICY = "policy"
 Curve = tuple[list[Point], list[Point]]
 """The same ways to run a network on validation and on test rows."""
-
-
-def looked(model: SkipModel, examples: Examples) -> tuple[Tensor, Tensor]:
-    """(N, L - 1, S) what the policy sees after each layer but the last, and (N, L) the relative compute of leaving there by its decisions."""
-
-    def run(batch: Examples, _rows: Tensor) -> tuple[Tensor, ...]:
-        exits = exit_pass(model.stack, model.policy, batch.inputs, torch.ones(len(batch), device=batch.labels.device))
-        return exits.observations, exits.compute
-
-    observations, compute = in_batches(run, examples, BATCH, model.stack, model.policy)
-    return observations, compute
 
 
 def passed(folder: Path, data: str | None) -> tuple[dict[str, Tensor], Rows, str]:
@@ -72,7 +58,10 @@ def passed(folder: Path, data: str | None) -> tuple[dict[str, Tensor], Rows, str
     for split, examples in zip(("validation", "test"), rows.both(), strict=True):
         table = exit_table(model.stack, task, examples)
         kept |= {f"{split}.{field.name}": getattr(table, field.name).contiguous() for field in fields(table)}
-        kept[f"{split}.observations"], kept[f"{split}.compute"] = looked(model, examples)
+        outcomes = exit_outcomes(model.stack, model.policy, task, examples)
+        if outcomes is None:
+            raise SystemExit(f"the policy of {folder} does more than leaving; set it beside others with python -m rl_skip compare {folder}")
+        kept |= {f"{split}.policy.{name}": column.contiguous() for name, column in vars(outcomes).items()}
     if (folder / START).is_file():
         weights = {name.removeprefix("stack."): tensor for name, tensor in load_file(folder / START).items() if name.startswith("stack.")}
         model.stack.load_state_dict(weights)
@@ -86,6 +75,7 @@ def curves_of(folder: Path, data: str | None) -> tuple[dict[str, Curve], Tensor 
     """Every way to run a run's network, and its trained baselines, by their titles."""
     kept, rows, score_name = passed(folder, data)
     tables = [ExitTable(*(kept[f"{split}.{field.name}"] for field in fields(ExitTable))) for split in ("validation", "test")]
+    seen = [ExitOutcomes(*(kept[f"{split}.policy.{field.name}"] for field in fields(ExitOutcomes))) for split in ("validation", "test")]
     model, _ = load_run(folder, data=data)
 
     def points(label: str, layers: Sequence[Tensor], compute: Sequence[Tensor]) -> list[Point]:
@@ -96,20 +86,16 @@ def curves_of(folder: Path, data: str | None) -> tuple[dict[str, Curve], Tensor 
     def curve(ways: list[list[Point]]) -> Curve:
         return [way[0] for way in ways], [way[1] for way in ways]
 
-    def by_policy(price: float) -> list[Tensor]:
-        layers = []
-        for split in ("validation", "test"):
-            observations = kept[f"{split}.observations"].clone()
-            observations[..., -1] = model.rules.layout.scale_price(torch.tensor(price))
-            layers.append(left_at(model.policy(observations.flatten(0, 1)).argmax(dim=1).view(observations.shape[:2]) > 0))
-        return layers
+    def by_policy(price: float) -> list[Point]:
+        measured = [outcomes.evaluation(model.policy, price) for outcomes in seen]
+        return [Point(f"price {price:.4g}", price, None, at.correct, at.compute_by_row) for at in measured]
 
-    asked, alone, decided = [t.asked for t in tables], [t.alone for t in tables], [kept[f"{split}.compute"] for split in ("validation", "test")]
+    asked, alone = [t.asked for t in tables], [t.alone for t in tables]
     depth = tables[0].score.shape[1]
     thresholds = [[threshold] * (depth - 1) for threshold in one_threshold(tables[0].entropy, 150)]
     each = [threshold_for_each_exit(tables[0], price) for price in BASELINE_PRICES]
     named = {
-        POLICY: [points(f"price {price:.4g}", by_policy(price), decided) for price in PRICES],
+        POLICY: [by_policy(price) for price in PRICES],
         "one threshold for all exits": [points("", [left_at(t.entropy < torch.tensor(limit)) for t in tables], asked) for limit in thresholds],
         "a threshold for each exit": [points("", [left_at(t.entropy < torch.tensor(limits)) for t in tables], asked) for limits in each],
         "patience": [points("", [left_at(agreed(t.answer)[:, :-1] >= steps) for t in tables], asked) for steps in range(1, depth - 1)],

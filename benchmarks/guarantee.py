@@ -24,13 +24,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agents.policy.exact import exit_pass
-from rl_skip.core.batches import in_batches
 from rl_skip.core.dial import GuaranteeKind, price_grid
 from rl_skip.core.errors import UserError
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.export.policy_folder import DESCRIPTION, POLICY, SkipModel
 from rl_skip.measure.evaluation import evaluate
+from rl_skip.measure.every_price import evaluate_prices
 from rl_skip.measure.guarantee import smallest_guaranteed
 from rl_skip.measure.runs import load_run, read_run
 
@@ -72,28 +71,12 @@ class Record:
     """Mean compute on the rows that were not drawn."""
 
 
-@torch.no_grad()
 def outcomes_of(model: SkipModel, task: Task, examples: Examples, prices: list[float]) -> Outcomes:
-    """Scores and computes at each price: from one pass if the policy can but leave, and every exit shows what it answers."""
-    if model.rules.jumps or not model.rules.layout.readout_flops or model.rules.scope == "input":
-        full = evaluate(model.stack, torch.ones(model.stack.depth, dtype=torch.bool), task, examples).correct
-        at_prices = [evaluate(model.stack, model.policy, task, examples, price=price) for price in prices]
-        scores, computes = ([getattr(at, name) for at in at_prices] for name in ("correct", "compute_by_row"))
-        return Outcomes(full, torch.stack(scores, dim=1), torch.stack(computes, dim=1))
-
-    def run(batch: Examples, _rows: Tensor) -> tuple[Tensor, ...]:
-        exits = exit_pass(model.stack, model.policy, batch.inputs, torch.ones(len(batch)))
-        score = torch.stack([task.score(outputs, batch.labels) for outputs in exits.answers], dim=1)  # (B, L)
-        layers = []
-        for price in prices:
-            looked = exits.observations.clone()  # (B, L - 1, S)
-            looked[..., -1] = model.rules.layout.scale_price(torch.tensor(price))
-            leaves = model.policy(looked.flatten(0, 1)).argmax(dim=1).view(looked.shape[:2]) > 0  # (B, L - 1)
-            layers.append(torch.cat([leaves, torch.ones(len(batch), 1, dtype=torch.bool)], dim=1).float().argmax(dim=1))
-        layer = torch.stack(layers, dim=1)  # (B, K), after which a row leaves
-        return score[:, -1], score.gather(1, layer), exits.compute.gather(1, layer)
-
-    return Outcomes(*in_batches(run, examples, BATCH, model.stack, model.policy))
+    """Scores and computes at each price."""
+    full = evaluate(model.stack, torch.ones(model.stack.depth, dtype=torch.bool), task, examples).correct
+    at_prices = evaluate_prices(model.stack, model.policy, task, examples, prices)
+    scores, computes = ([getattr(at, name) for at in at_prices] for name in ("correct", "compute_by_row"))
+    return Outcomes(full, torch.stack(scores, dim=1), torch.stack(computes, dim=1))
 
 
 def measured(folder: Path, data: str | None, cache: Path | None) -> tuple[list[float], Outcomes]:

@@ -8,7 +8,7 @@ import torch
 from agents.policy.prices import BudgetPrice, PriceRange
 from agents.run.learner import Learner
 from rl_skip.core.dial import PricePoint, PriceTable, price_grid
-from rl_skip.measure.evaluation import evaluate
+from rl_skip.measure.every_price import at_any_price, evaluate_prices
 
 __all__ = ["CALIBRATION_ROWS", "calibrate", "logit_bias_within"]
 
@@ -33,10 +33,8 @@ def calibrate(learner: Learner, prices: PriceRange | BudgetPrice) -> tuple[Price
         return PriceTable(score_name=learner.task.score_name), low
     if isinstance(prices, BudgetPrice):
         calibrate_to_budget(learner, prices.validation_price, prices.budget)
-    measured = []
-    for price in price_grid(low, high):
-        evaluation = evaluate(learner.stack, learner.policy, learner.task, learner.validation, price=price)
-        measured.append(PricePoint(price, evaluation.compute, evaluation.score))
+    at_prices = evaluate_prices(learner.stack, learner.policy, learner.task, learner.validation, price_grid(low, high))
+    measured = [PricePoint(at.price, at.compute, at.score) for at in at_prices]
     table = PriceTable.monotone(measured, learner.task.score_name)
     if isinstance(prices, BudgetPrice):
         return table, prices.validation_price
@@ -54,11 +52,11 @@ def calibrate_to_budget(learner: Learner, price: float, budget: float) -> None:
     """
     bias = learner.policy.fc_out.bias
     trained, jumps = bias.clone(), torch.arange(len(bias), device=bias.device, dtype=bias.dtype)
-    validation = learner.validation.some(CALIBRATION_ROWS)
+    measured = at_any_price(learner.stack, learner.policy, learner.task, learner.validation.some(CALIBRATION_ROWS))
 
     def compute(logit_bias: float) -> float:
         bias.copy_(trained + logit_bias * jumps)
-        return evaluate(learner.stack, learner.policy, learner.task, validation, price=price).compute
+        return measured(price).compute
 
     bias.copy_(trained + logit_bias_within(compute, budget) * jumps)
 

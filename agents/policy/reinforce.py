@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agents.agent import AGENTS, Results, TrainedRun
-from agents.policy.exact import Leaving, exit_pass, leaving
+from agents.policy.exact import Leaving, leaving
 from agents.policy.imitation import imitation_loss, imitation_weight
 from agents.policy.policy_agent import PolicyAgent, PolicyAgentConfig, entropy_weight
 from agents.policy.prices import BudgetPrice, PriceRange
@@ -16,6 +16,7 @@ from agents.run.learner import Learner
 from agents.run.telemetry import rollout_metrics, score_metric
 from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.errors import UserError
+from rl_skip.core.exits import exit_pass
 from rl_skip.core.forward import Rollout, routed_forward
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routers import PolicyRouter

@@ -14,7 +14,8 @@ from rl_skip.core.forward import routed_forward
 from rl_skip.core.random_routes import random_routes_at
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.task import score_key
-from rl_skip.measure.evaluation import beside_full_depth, best_fixed_route, evaluate, seconds_per_batch
+from rl_skip.measure.evaluation import best_fixed_route, evaluate, seconds_per_batch
+from rl_skip.measure.every_price import at_any_price
 
 __all__ = ["final_report", "print_report"]
 
@@ -33,7 +34,8 @@ def final_report(learner: Learner, table: PriceTable, price: float, seconds: flo
     """
     stack, task, rules = learner.stack, learner.task, learner.rules
     test = task.load("test").to(learner.device)
-    policy, full = beside_full_depth(stack, learner.policy, task, test, price=price, reward=reward)
+    measured = at_any_price(stack, learner.policy, task, test, reward=reward)
+    policy, full = measured(price), evaluate(stack, learner.full_route, task, test, price=price, reward=reward)
     searched = learner.validation.some(SEARCH_ROWS)
     fixed = best_fixed_route(stack, task, searched, max_compute=policy.compute, allow_exit=rules.allow_exit)
     random = random_routes_at(policy.compute, len(test), stack.layer_costs, rules, full=full.compute)
@@ -48,7 +50,7 @@ def final_report(learner: Learner, table: PriceTable, price: float, seconds: flo
         report[name] |= task.measures(evaluation.correct)
     report["policy"]["distinct_routes"] = policy.distinct_routes
     report["best fixed route"]["layers"] = fixed.nonzero().squeeze(1).tolist()
-    dial = [evaluate(stack, learner.policy, task, test, price=point.price) for point in table.points]
+    dial = [measured(point.price) for point in table.points]
     report["dial"] = [{"price": at.price, key: at.score, "compute": at.compute} for at in dial]
     return report | {"price": price, "seconds": seconds, "rows": len(test), "split": "test", "timed_rows": min(TIMED_ROWS, len(test))}
 

@@ -127,7 +127,8 @@ class Feature:
     reads = False
     """Whether it looks at what the network would answer, by `View.probabilities`: then a decision costs a readout too."""
     at_once = False
-    """Whether it reads a view's own properties alone, and nothing of `View.state` that changes: then all layers' looks can be read in one call."""
+    """Whether it reads a view's own properties alone but the price, and nothing of `View.state` that changes: then all layers' looks can be read in
+    one call, and stand for every price."""
 
     def size(self, width: int) -> int:
         """How many numbers it has, for a stack of that width."""

@@ -14,6 +14,7 @@ from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Task
 from rl_skip.measure.evaluation import evaluate
+from rl_skip.measure.every_price import at_any_price
 
 __all__ = ["PairedTest", "RiskBound", "guarantee", "smallest_guaranteed", "tango_z"]
 
@@ -193,15 +194,18 @@ def guarantee(
         UserError: if not even the lowest price passes, the tolerance is not in (0, 1), or the scores are not what the kind takes.
     """
 
-    def measured(router: JumpPolicy | Tensor, price: float = 0.0) -> tuple[Tensor, Tensor]:
-        evaluation = evaluate(stack, router, task, validation, price=price, batch_size=batch_size)
+    measured = at_any_price(stack, policy, task, validation, batch_size=batch_size)
+
+    def measured_at(price: float) -> tuple[Tensor, Tensor]:
+        evaluation = measured(price)
         _check_scores(evaluation.correct, task, kind)
         return evaluation.correct, evaluation.compute_by_row
 
-    full_depth, _ = measured(torch.ones(stack.depth, dtype=torch.bool))
+    full_depth = evaluate(stack, torch.ones(stack.depth, dtype=torch.bool), task, validation, batch_size=batch_size).correct
+    _check_scores(full_depth, task, kind)
     layout = policy.rules.layout
     prices = price_grid(layout.price_low, layout.price_high) if table.points else [price]
-    return smallest_guaranteed(prices, lambda price: measured(policy, price), full_depth, tolerance, kind)
+    return smallest_guaranteed(prices, measured_at, full_depth, tolerance, kind)
 
 
 def _check_scores(score: Tensor, task: Task, kind: GuaranteeKind) -> None:

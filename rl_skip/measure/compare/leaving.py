@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from rl_skip.core.batches import in_batches
+from rl_skip.core.exits import left_at
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Task
 
-__all__ = ["EntropyExits", "ExitTable", "Patience", "agreed", "entropy", "exit_table", "left_at", "one_threshold", "threshold_for_each_exit"]
+__all__ = ["EntropyExits", "ExitTable", "Patience", "agreed", "entropy", "exit_table", "one_threshold", "threshold_for_each_exit"]
 
 BATCH = 256
 CANDIDATES = 23
@@ -136,12 +137,6 @@ def exit_table(stack: LayerStack, task: Task, examples: Examples) -> ExitTable:
         return scores, torch.stack(router.entropies, dim=1), answers, rollout.spent.cumsum(dim=1), *router.compute
 
     return ExitTable(*in_batches(run, examples, BATCH, stack))
-
-
-def left_at(leaves: Tensor) -> Tensor:
-    """(N,) long, the first of the L - 1 layers after which a row `leaves`, (N, L - 1) bool; the last layer where it leaves after none."""
-    last = torch.full_like(leaves[:, 0], leaves.shape[1], dtype=torch.long)
-    return torch.where(leaves.any(dim=1), leaves.int().argmax(dim=1), last)
 
 
 def one_threshold(entropies: Tensor, count: int = CANDIDATES) -> list[float]:

@@ -18,7 +18,8 @@ from rl_skip.measure.compare.measured import BASELINES, Bench, MeasuredBaseline,
 from rl_skip.measure.compare.result import BEST_FIXED, POLICY, RoutesTaken
 from rl_skip.measure.compare.rows import Rows
 from rl_skip.measure.compare.style import BLUE
-from rl_skip.measure.evaluation import Evaluation, evaluate
+from rl_skip.measure.evaluation import Evaluation
+from rl_skip.measure.every_price import evaluate_prices
 
 __all__ = ["AtBudget", "Measurement", "measure", "policy_curve"]
 
@@ -83,7 +84,7 @@ def measure(
     points = [(None, model.price), *((budget, _price_for(model, budget)) for budget in (budgets if model.table.points else ()))]
     prices = sorted({*(price for _, price in points), *_prices(model)}, reverse=True)
     validation, test = (
-        {price: evaluate(model.stack, model.policy, task, split, price=price, reward=reward) for price in prices} for split in rows.both()
+        {at.price: at for at in evaluate_prices(model.stack, model.policy, task, split, prices, reward=reward)} for split in rows.both()
     )
     books = [RouteBook(model.stack, task, split, allow_exit=model.rules.allow_exit) for split in rows.both()]
     bench = Bench(model, task, rows, (books[0], books[1]), (validation, test), reward)
@@ -114,7 +115,7 @@ def measure(
 def policy_curve(model: SkipModel, task: Task, rows: Rows, seed: int, record: BaselineRecord) -> Curve:
     """The curve of another trained policy on its own network, such as a one-shot policy."""
     prices = sorted({model.price, *_prices(model)}, reverse=True)
-    evaluations = [{price: evaluate(model.stack, model.policy, task, split, price=price) for price in prices} for split in rows.both()]
+    evaluations = [{at.price: at for at in evaluate_prices(model.stack, model.policy, task, split, prices)} for split in rows.both()]
     return _policy_points(evaluations, seed, record)
 
 

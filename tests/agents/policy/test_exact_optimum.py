@@ -59,11 +59,11 @@ class ShowingStack(LayerStack):
     def readout(self) -> nn.Module:
         return self.spell
 
-    def read(self, readout: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        return readout(hidden)
+    def read(self, readout: nn.Module, carry: Carry, rows: Tensor | None) -> Tensor:
+        return readout(self.gathered(carry, rows)[0])
 
     def finish(self, carry: Carry) -> Tensor:
-        return self.read(self.spell, carry.hidden, None)
+        return self.spell(carry.hidden)
 
 
 class TableTask(Task):
