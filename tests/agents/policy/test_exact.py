@@ -16,8 +16,8 @@ from agents.policy.reinforce import Reinforce, ReinforceConfig
 from agents.run.learner import Learner
 from rl_skip import JumpPolicy, JumpRules, ModuleStack, ObservationLayout, PolicyRouter, UserError, load_task
 from rl_skip.cli.main import main as rl_skip_main
-from rl_skip.core.exits import exit_pass
-from rl_skip.core.features import CONFIDENCES
+from rl_skip.core.exits import EveryExit, exit_pass
+from rl_skip.core.features import CONFIDENCES, FEATURES
 from rl_skip.core.forward import routed_forward
 from rl_skip.nets.network import NetworkConfig
 from train import main
@@ -48,6 +48,27 @@ def test_probabilities_and_computes_are_those_of_all_routes_enumerated() -> None
             torch.testing.assert_close(leaves.probability[:, k], rollout.log_probs.sum(dim=1).exp())
             torch.testing.assert_close(exits.compute[:, k], rollout.compute)
             torch.testing.assert_close(exits.answers[k], rollout.outputs)
+
+
+def test_features_read_of_all_layers_at_once_are_those_read_after_each() -> None:
+    """Of answers for each token too, and with the bundled features of the state."""
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(DEPTH)]
+    stack = ModuleStack(nn.Linear(4, WIDTH), layers, nn.Linear(WIDTH, CLASSES), width=WIDTH, layer_flops=[2000.0] * DEPTH)
+    x = torch.randn(5, 7, 4)
+    readouts = stack.add_readouts(x[:2])
+    layout = ObservationLayout(WIDTH, DEPTH, 0.01, 1.0, (*CONFIDENCES, FEATURES.find("hidden")), readouts.flops)
+    policy = JumpPolicy(JumpRules.reaching(layout, allow_exit=True, jumps=False))
+    observed = []
+    for at_once in (True, False):
+        router = EveryExit(policy)
+        assert router.at_once
+        router.at_once = at_once
+        with torch.no_grad():
+            routed_forward(stack, router, x, price=torch.linspace(0.02, 0.5, 5))
+            observed.append(router.observations(torch.stack(router.answers)))
+    assert observed[0].shape == (5, DEPTH - 1, layout.size)
+    torch.testing.assert_close(observed[0], observed[1])
 
 
 def in_double() -> tuple[JumpPolicy, torch.Tensor, torch.Tensor]:
