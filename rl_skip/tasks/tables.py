@@ -18,7 +18,7 @@ __all__ = ["LabelledTexts", "read_tables"]
 EXPECTED = "a .tsv or .csv file, plain or .gz, or a folder of them"
 SUFFIXES = (".tsv", ".csv", ".tsv.gz", ".csv.gz")
 NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-TEXT_COLUMNS = ("sentence", "text")
+TEXT_COLUMNS, LABEL_COLUMNS = ("sentence", "text"), ("label", "category")
 HELD_OUT = 1 / 6
 """The share of the training rows of each class that becomes a split which has no file."""
 
@@ -91,17 +91,22 @@ def _read(file: Path, options: TaskOptions) -> tuple[list[str], list[str]]:
     if not rows:
         raise UserError(f"{file} is empty; set --data to {EXPECTED} with a line of column names first")
     header = rows[0]
-    text = next((name for name in TEXT_COLUMNS if name in header), TEXT_COLUMNS[0]) if options.text_column is None else options.text_column
-    for name, flag in ((text, "--text-column"), (options.label_column, "--label-column")):
+    text, label = _column(options.text_column, TEXT_COLUMNS, header), _column(options.label_column, LABEL_COLUMNS, header)
+    for name, flag in ((text, "--text-column"), (label, "--label-column")):
         if name not in header:
             raise UserError(f"{file} has no column {name!r}, its columns are {', '.join(header)}; set {flag}")
-    columns = header.index(text), header.index(options.label_column)
+    columns = header.index(text), header.index(label)
     for line, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
             raise UserError(f"{file} has {len(row)} columns in row {line}, its first row names {len(header)}; set --data to a whole table")
     if len(rows) == 1:
         raise UserError(f"{file} holds no rows below its column names; set --data to {EXPECTED}")
     return [row[columns[0]] for row in rows[1:]], [row[columns[1]] for row in rows[1:]]
+
+
+def _column(given: str | None, usual: tuple[str, ...], header: list[str]) -> str:
+    """The column that is given, or else the first of the usual ones that is there; the usual one where none is."""
+    return next((name for name in usual if name in header), usual[0]) if given is None else given
 
 
 def _rows(file: Path) -> list[list[str]]:
