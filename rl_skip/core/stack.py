@@ -84,7 +84,7 @@ class LayerStack(nn.Module):
 
     def computing(self, device: torch.device) -> AbstractContextManager[None]:
         """Within it, the network computes in the number format that `autocast` names; every pass enters it."""
-        return nullcontext() if self.autocast is None else torch.autocast(device.type, self.autocast)  # type: ignore[return-value]
+        return nullcontext() if self.autocast is None else torch.autocast(device.type, self.autocast)
 
     @contextmanager
     def computing_in(self, dtype: torch.dtype | None) -> Iterator[None]:
