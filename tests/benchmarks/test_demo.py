@@ -49,7 +49,7 @@ def test_every_point_is_what_evaluation_finds(run: Path) -> None:
 def test_table_and_picture_are_written(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main([str(run)]) == 0
     told, written = capsys.readouterr().out, (run / "demo.md").read_text()
-    assert written.strip() in told and "all rows leave after the same layer" in written and "| 0.33 |" in written
+    assert written.strip() in told and "all rows leave after the same layer" in written and "| 0.34 |" in written
     with Image.open(run / "demo.png") as picture:
         assert picture.width > 1000
 
