@@ -44,7 +44,7 @@ COMPUTES = (0.18, 0.26, 0.34, 0.51, 0.68, 1.01)
 """A sixth, a quarter, a third, a half, two thirds and all of the layers; the rest is for readouts and decisions, so that a fixed layer fits in."""
 OPERATING = 0.34
 """The compute at which the policy is set beside the others in words."""
-APART = 0.02
+APART = 0.04
 """How much two points of a drawn curve differ in compute at least: they are more settings than can be seen."""
 LAYER = BaselineRecord("layer", "all rows leave after the same layer", colour=ORANGE, marker="s", line="--")
 FINE_TUNED = BaselineRecord("fine-tuned", "fine-tuned model, as it began", colour=VERMILLION, marker="P", line="")
