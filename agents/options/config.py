@@ -17,6 +17,7 @@ from rl_skip.core.policy import JumpRules, ObservationLayout, PolicyScope
 from rl_skip.measure.runs import CONFIG, FORMAT_VERSION, TRAIN_ANEW
 from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks.options import TaskOptions, read_task_options
+from rl_skip.tasks.shipped import is_shipped
 
 __all__ = ["PRICE_BOUNDS", "CheckpointConfig", "PolicyConfig", "PriceConfig", "ScheduleConfig", "TrainConfig", "Tune", "positive"]
 
@@ -213,7 +214,7 @@ class TrainConfig:
     task: str = "digits"
     """digits, hops, hops-16, speech, images, text, language, or file.py:function for a task of your own. Some bring options of their own."""
     data: str | None = None
-    """Where the task's data are; digits and hops need none."""
+    """Where the task's data are, or banking77, which comes along, for text; a file or folder of that name wins. Digits and hops need none."""
     train_rows: int | None = None
     """Rows to train on, drawn at random but always the same. Default: all."""
     out: str | None = None
@@ -317,9 +318,10 @@ class TrainConfig:
         del described["resume"]
         data = described.pop("data")
         described["agent"] = absolute_reference(self.agent)
-        model = str(Path(self.options.model).resolve()) if self.options.pretrained else self.options.model
-        options = {**described.pop("options"), "model": model}
-        described["task"] = {"name": absolute_reference(self.task), "data": None if data is None else str(Path(data).resolve()), "options": options}
+        model = self.options.model
+        options = {**described.pop("options"), "model": str(Path(model).resolve()) if self.options.pretrained and Path(model).is_dir() else model}
+        place = data if data is None or is_shipped(data) else str(Path(data).resolve())
+        described["task"] = {"name": absolute_reference(self.task), "data": place, "options": options}
         return {"format_version": FORMAT_VERSION, **described}
 
     @classmethod

@@ -25,7 +25,7 @@ from rl_skip.core.task import Examples, score_key
 __all__ = ["Reinforce", "ReinforceConfig", "estimated_advantage", "leave_one_out_advantage", "reinforce_loss"]
 
 BaselineName = Literal["value", "leave-one-out"]
-PASS_BATCH, POLICY_BATCH = 256, 512
+PASS_BATCH, POLICY_BATCH = 256, 256
 GradientName = Literal["auto", "exact", "sampled"]
 Advantage = Callable[[Rollout, Tensor, Tensor], Tensor]
 """Rollout of N rows, reward of each route (N,), reward to go of each decision (N, L) → advantage, (N, L) or (N, 1)."""
@@ -42,7 +42,7 @@ class ReinforceConfig(PolicyAgentConfig):
     gradient: GradientName = "auto"
     """"exact": of the expected reward over all exits, from one pass, where a row goes on or leaves (--readouts --no-jumps); "sampled": from routes
     that were drawn. Default: exact where it can be: not with a critic, imitation, or an advantage of one's own."""
-    policy_epochs: int = 40
+    policy_epochs: int = 60
     """With the exact gradient: passes of the policy alone over what the finished network says of the training rows; they take seconds."""
 
     def __post_init__(self) -> None:
@@ -243,6 +243,8 @@ class Reinforce(PolicyAgent):
         optimizer = torch.optim.Adam(policy.parameters(), lr=learner.config.schedule.policy_learning_rate)
         for epoch in range(config.policy_epochs):
             weight = entropy_weight(config, epoch / config.policy_epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = learner.config.schedule.policy_learning_rate * (1 - 0.9 * epoch / config.policy_epochs)
             for rows in torch.randperm(len(scores), generator=generator).to(learner.device).split(POLICY_BATCH):
                 price = self.prices.draw(len(rows), generator).to(learner.device)  # (R,)
                 looked = observations[rows].clone()  # (R, L - 1, S)

@@ -10,10 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from rl_skip.attached.names import model_folder
 from rl_skip.core.errors import UserError
 from rl_skip.core.plugins import Registry, is_own, load_own
 from rl_skip.core.task import Defaults, Task
-from rl_skip.tasks.options import TaskOptions
+from rl_skip.tasks.options import TaskOptions, leaving_defaults
+from rl_skip.tasks.shipped import find_data
 
 __all__ = ["TASKS", "BundledTask", "defaults_of", "load_task"]
 
@@ -50,15 +52,14 @@ def load_task(name: str, data: str | None = None, options: TaskOptions = DEFAULT
     """The task `name`: a bundled one, such as "digits" or "text", or "file.py:function" for one of your own.
 
     Args:
-        data: where its data are; digits and hops need none.
+        data: where its data are, or the name of data that come with the package; digits and hops need none.
         options: the model, and which columns or files of the data are read.
 
     Raises:
         UserError: if there is no such task, or the data cannot be read.
     """
     bundled = None if is_own(name) else TASKS.find(name)
-    if bundled is not None and data is not None and not Path(data).exists():  # a person's own task reads it as it likes
-        raise UserError(f"there is nothing at {data}; set --data to a path that exists")
+    place = None if bundled is None or data is None else find_data(data)  # a person's own task reads its data as it likes
     if bundled is not None and not bundled.needs_data and data is not None:
         raise UserError(f"the task {name!r} brings its own data and does not read {data}; leave out --data, or set --task")
     if options.pretrained and (bundled is None or not bundled.needs_data):
@@ -67,14 +68,16 @@ def load_task(name: str, data: str | None = None, options: TaskOptions = DEFAULT
         raise UserError(f"the task {name!r} has no pairs of texts; leave out --pair-column, or set --task text")
     if bundled is None:
         return _own_task(name, data)
-    if bundled.needs_data and data is None:
+    if bundled.needs_data and place is None:
         raise UserError(f"the task {name!r} needs data; set --data PATH")
-    task = bundled.make(Path(data), options) if data is not None else bundled.make()  # type: ignore[call-arg]
+    if options.pretrained:
+        options = replace(options, model=model_folder(options.model))
+    task = bundled.make(place, options) if place is not None else bundled.make()  # type: ignore[call-arg]
     return replace(task, defaults=bundled.defaults)
 
 
 def defaults_of(name: str, data: str | None, given: Mapping[str, str]) -> Mapping[str, Any]:
-    """The defaults of a task's options. Of a bundled task no data are read for them.
+    """The defaults of a task's options, those that all tasks share among them. Of a bundled task no data are read for them.
 
     Args:
         name, data: as `load_task` takes them.
@@ -82,9 +85,10 @@ def defaults_of(name: str, data: str | None, given: Mapping[str, str]) -> Mappin
     """
     if not is_own(name):
         defaults = TASKS.find(name).defaults
-        return defaults(given) if callable(defaults) else defaults
+        return leaving_defaults(given) | dict(defaults(given) if callable(defaults) else defaults)
     defaults, place = _own_task(name, data).defaults, Path(name.rpartition(":")[0]).parent
-    return {option: _from(place, value) for option, value in (defaults(given) if callable(defaults) else defaults).items()}
+    own = {option: _from(place, value) for option, value in (defaults(given) if callable(defaults) else defaults).items()}
+    return leaving_defaults(given) | own
 
 
 def _from(place: Path, value: Any) -> Any:

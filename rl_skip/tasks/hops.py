@@ -86,6 +86,8 @@ def _defaults(given: Mapping[str, str], **sizes: int) -> dict[str, Any]:
     return {
         "heads": 2,
         "tied": True,
+        "readouts": False,  # the tied layers answer through one head, whatever the depth
+        "jumps": True,
         "allow_exit": True,
         "policy_hidden": 64,
         "price_range": (0.01, 0.5 if learns_on else 0.1),

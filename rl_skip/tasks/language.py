@@ -155,6 +155,8 @@ def _fresh_network(size: NetworkConfig, tokenizer: Any, prompt: int) -> LayerSta
 
 
 FROM_SCRATCH = {
+    "readouts": False,
+    "jumps": True,
     "layers": 8,
     "width": 128,
     "max_tokens": 128,

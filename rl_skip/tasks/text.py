@@ -117,5 +117,5 @@ def _fresh_network(size: NetworkConfig, tokenizer: Any, classes: tuple[str, ...]
     return stack
 
 
-FROM_SCRATCH = {"layers": 6, "width": 128, "dropout": 0.1, "price_range": (0.01, 1.0), "warmup_epochs": 4, "epochs": 8, "eval_epochs": 2}
+FROM_SCRATCH = {"layers": 6, "width": 128, "dropout": 0.1, "warmup_epochs": 4, "epochs": 8, "eval_epochs": 2}
 TEXT = BundledTask(text, lambda given: FROM_SCRATCH | model_defaults(given))

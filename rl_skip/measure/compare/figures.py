@@ -9,14 +9,14 @@ from torch import Tensor
 
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.measure.compare.examples import draw_examples
-from rl_skip.measure.compare.result import FULL_DEPTH, POLICY, BaselineCurve, Comparison, RoutesTaken
+from rl_skip.measure.compare.result import FULL_DEPTH, POLICY, Comparison, RoutesTaken, ScoreCurve
 from rl_skip.measure.compare.style import BLUE, GREY, INK, VERMILLION, new_figure, plain, save, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_all", "draw_curve", "draw_flow", "draw_run_rate"]
+__all__ = ["draw_all", "draw_curve", "draw_flow", "draw_panel", "draw_run_rate", "label_beside"]
 
 CURVE, RUN_RATE, FLOW, EXAMPLES = "curve.png", "run_rate.png", "flow.png", "examples.png"
 CELL_TEXT = 26
@@ -70,22 +70,27 @@ def draw_curve(comparison: Comparison) -> "Figure":
         f"{comparison.rows} test rows, {seeds}; each point was chosen on validation data; bands are 95% intervals",
     )
     for panel, (name, curves) in zip(axes, panels, strict=True):
-        for curve in curves:
-            _draw_one_curve(panel, curve)
+        draw_panel(panel, curves)
         panel.set_title(name, loc="left", color=INK)
-        panel.set_xlabel("mean compute (1 = every layer for every row)")
-        panel.set_xlim(0, max(1.05, *(point.compute for curve in curves for point in curve.points)))
-        panel.grid(axis="y", color="#e6e6e6", linewidth=0.6)
-        panel.set_axisbelow(True)
-        plain(panel)
-        panel.yaxis.set_major_formatter(lambda value, _place: f"{100 * value:g}%")
     axes[0].set_ylabel(f"{comparison.score_name} on test data")
-    for panel, (_, curves) in zip(axes, panels, strict=True):
-        _label_beside(panel, curves)
+    for panel, (_, curves) in zip(axes, panels, strict=True):  # once all curves are drawn: the panels share an axis
+        label_beside(panel, curves)
     return figure
 
 
-def _draw_one_curve(axes: "Axes", curve: BaselineCurve) -> None:
+def draw_panel(axes: "Axes", curves: Sequence[ScoreCurve]) -> None:
+    """Draws curves with their bands into one panel, without their names; `label_beside` adds these."""
+    for curve in curves:
+        _draw_one_curve(axes, curve)
+    axes.set_xlabel("mean compute (1 = every layer for every row)")
+    axes.set_xlim(0, max(1.05, *(point.compute for curve in curves for point in curve.points)))
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    plain(axes)
+    axes.yaxis.set_major_formatter(lambda value, _place: f"{100 * value:g}%")
+
+
+def _draw_one_curve(axes: "Axes", curve: ScoreCurve) -> None:
     colour, marker, line = curve.record.colour, curve.record.marker, curve.record.line
     compute = [point.compute for point in curve.points]
     scores = [point.score for point in curve.points]
@@ -103,7 +108,7 @@ def _draw_one_curve(axes: "Axes", curve: BaselineCurve) -> None:
     axes.plot(compute, values, linestyle=dashes, marker=marker, color=colour, mfc=inside, lw=width, ms=size, mew=1.3, zorder=front)
 
 
-def _label_beside(axes: "Axes", curves: Sequence[BaselineCurve]) -> None:
+def label_beside(axes: "Axes", curves: Sequence[ScoreCurve]) -> None:
     """Names each curve at the right edge, in the order of their ends, with a thin line to its last point."""
     bottom, top = axes.get_ylim()
     ends = [(curve.points[-1].compute, curve.points[-1].score.value) for curve in curves]

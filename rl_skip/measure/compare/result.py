@@ -24,6 +24,7 @@ __all__ = [
     "Interval",
     "Operating",
     "RoutesTaken",
+    "ScoreCurve",
     "Verdict",
 ]
 
@@ -58,12 +59,18 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
-class BaselineCurve:
-    """The curve of the policy, or of a baseline."""
+class ScoreCurve:
+    """Score over compute of one way to run a network: what a figure draws."""
 
     record: BaselineRecord
     points: tuple[CurvePoint, ...]
     """By ascending compute, those that validation data chose at some budget; at least one."""
+
+
+@dataclass(frozen=True)
+class BaselineCurve(ScoreCurve):
+    """The curve of the policy, or of a baseline."""
+
     area: Interval
     """Mean score over all budgets between 0.2 and 1."""
 

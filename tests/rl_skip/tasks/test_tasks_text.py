@@ -60,6 +60,15 @@ def test_quotes_enclose_in_csv_and_are_literal_in_tsv(tmp_path: Path) -> None:
     assert all(text.startswith('"a film" ') for text in parts["train"].texts)
 
 
+def test_the_usual_columns_are_found_and_a_named_one_wins(tmp_path: Path) -> None:
+    rows = "".join(f"text {n},{n % 2},{n % 3}\n" for n in range(30))
+    (tmp_path / "a.csv").write_text("text,category,label\n" + rows)
+    assert read_tables(tmp_path / "a.csv", TaskOptions())[0] == ("0", "1", "2")
+    assert read_tables(tmp_path / "a.csv", TaskOptions(label_column="category"))[0] == ("0", "1")
+    (tmp_path / "b.csv").write_text("text,category,other\n" + rows)
+    assert read_tables(tmp_path / "b.csv", TaskOptions())[0] == ("0", "1")
+
+
 @pytest.mark.parametrize(
     ("content", "options", "told"),
     [
