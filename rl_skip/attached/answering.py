@@ -10,23 +10,21 @@ import inspect
 import threading
 from collections.abc import Sequence
 from contextvars import Context
+from copy import deepcopy
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rl_skip.attached.called import CalledCarry, CalledStack
 from rl_skip.attached.calls import LayerCall, is_cache, rows_of
-from rl_skip.attached.stand_in import StandIn
+from rl_skip.attached.stand_in import Attached, StandIn
 from rl_skip.attached.tail import Recorded, Tail, copied, modules_beside, speaks, taken
 from rl_skip.core.errors import UserError
 from rl_skip.core.readouts import Adapter, Readouts
 from rl_skip.core.routing import RoutingState
 from rl_skip.core.stack import Carry
-
-if TYPE_CHECKING:
-    from rl_skip.attached.handle import Handle
 
 __all__ = ["AnsweringStack", "Beside"]
 
@@ -61,7 +59,7 @@ class AnsweringStack(CalledStack):
         path: where its layers are.
         readouts: adapters, or copies of modules of the model.
         looks: whether a policy looks at what they answer.
-        prefix: where in `model`, which adapters may have been put around, the model is whose modules were copied; it ends with a dot.
+        prefix: where in `model`, around which adapters may have been put, the model is whose modules were copied; it ends with a dot.
         layers, width, forwards, channel_dim: as `CalledStack` takes them.
 
     Raises:
@@ -76,7 +74,7 @@ class AnsweringStack(CalledStack):
         super().__init__(layers, **options)
         if len(readouts.each) != self.depth - 1:
             raise UserError(f"these are readouts for {len(readouts.each) + 1} layers, {path} has {self.depth}; take those trained with the policy")
-        self.readouts = readouts.eval().requires_grad_(False)
+        self.readouts = deepcopy(readouts).eval().requires_grad_(False)  # they go where the model goes
         self.speaks = speaks(model, self.causal)
         self.now = _Call()
         self._model, self._original = (model,), model.forward  # a tuple: the model is not a part of its layers
@@ -107,7 +105,7 @@ class AnsweringStack(CalledStack):
         """Whether the model is being asked what it would answer."""
         return self.now.shown is not None
 
-    def stand_ins(self, handle: "Handle") -> list[StandIn]:
+    def stand_ins(self, handle: Attached) -> list[StandIn]:
         """What must stand in for the model's `forward` and for those of its modules beside the layers."""
         return [_ModelCall(handle, self._model[0], "the model"), *(Beside(handle, module, name) for name, module in self._watched.items())]
 

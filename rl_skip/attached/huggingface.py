@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rl_skip.attached.attaching import check_layers
 from rl_skip.attached.called import CalledCarry, CalledStack
 from rl_skip.attached.calls import LayerCall, real_tokens
-from rl_skip.attached.finding import find_layers, width_of
+from rl_skip.attached.finding import configured, find_layers, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.identity import DIGEST, identity
 from rl_skip.attached.library import quiet, require
@@ -183,7 +183,10 @@ class HuggingFaceStack(CalledStack):
             carry = self.begin(example)
             names = called_after(lambda: self.finish(carry), self.routed[-1], self.beside)
         modules = [self.beside[name] for name in names]
-        return {"rank": RANK} if not names or shares_weights(self.model, names) or self.too_large(modules) else {"modules": names}
+        decodes = configured(self.model, "is_encoder_decoder")  # what comes after the encoder is the whole decoder
+        if not names or decodes or shares_weights(self.model, names) or self.too_large(modules):
+            return {"rank": RANK}
+        return {"modules": names}
 
     def make_readout(self, plan: dict[str, Any]) -> nn.Module:
         return Tail(self.model, plan["modules"]) if "modules" in plan else super().make_readout(plan)

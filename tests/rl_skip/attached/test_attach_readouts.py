@@ -1,6 +1,7 @@
 """Rows that leave an attached model early, by the readout of their depth, against models cut there by hand."""
 
 import copy
+import inspect
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -220,7 +221,7 @@ def test_copies_pickles_and_files_of_the_model(family: str, kind: str, tmp_path:
         assert list(model.state_dict()) == names
         model.save_pretrained(tmp_path)
         assert type(model).from_pretrained(tmp_path)(**inputs).logits.equal(bare)
-        for parameter in (*model.parameters(), *readouts.parameters()):
+        for parameter in (*model.parameters(), *handle.stack.readouts.parameters()):
             parameter.zero_()
         for other in copies:
             assert other(**inputs).logits.equal(expected)
@@ -344,3 +345,84 @@ def test_what_cannot_be_answered_is_refused_in_one_line(tmp_path: Path) -> None:
     handle.save_pretrained(tmp_path / "policy")
     with pytest.raises(UserError, match="model_class is BertForSequenceClassification"):
         rl_skip.attach(build("electra"), tmp_path / "policy")
+
+def test_an_encoder_that_rows_leave_early_hands_its_decoder_what_their_adapters_make_of_it() -> None:
+    model = build("t5")
+    stack = HuggingFaceStack(model)
+    readouts = stack.add_readouts(batch(model))
+    assert readouts.plan == {"rank": 16}, "what comes after an encoder is a whole decoder"
+    for parameter in readouts.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    inputs = {name: x for name, x in batch(model).items() if name != "decoder_input_ids"}
+    settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    expected = []
+    for row in range(ROWS):
+        short, left = copy.deepcopy(model), int(EXITS[row].sum()) - 1
+        layers = short.encoder.block
+        del layers[left + 1 :]
+        if left < DEPTH - 1:
+            layers[left].register_forward_hook(lambda _module, _args, out, weights=_weights(readouts, left): _adapted(out, *weights))
+        expected.append(short.generate(**row_of(inputs, row), **settings))
+    handle = rl_skip.attach(model, readouts=readouts)
+    with handle.forced(EXITS):
+        generated = model.generate(**inputs, **settings)
+    assert generated.equal(torch.cat(expected))
+    handle.detach()
+    assert not generated.equal(model.generate(**inputs, **settings))
+
+
+def _weights(readouts: Readouts, i: int) -> tuple[Tensor, Tensor, Tensor]:
+    weights = readouts.each[i].state_dict()
+    return weights["down.weight"], weights["up.weight"], weights["up.bias"]
+
+
+def _adapted(out: tuple[Any, ...], down: Tensor, up: Tensor, bias: Tensor) -> tuple[Any, ...]:
+    return (out[0] + out[0] @ down.T @ up.T + bias, *out[1:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_and_autocast(kind: str) -> None:
+    model, readouts, policy = with_readouts("bert", kind)
+    inputs = batch(model)
+    handle = rl_skip.attach(model, policy, readouts=readouts)
+    with torch.no_grad(), handle.forced(EXITS):
+        expected = model(**inputs).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(model(**inputs).logits.float(), expected, atol=0.1, rtol=0.1)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert model(**inputs).logits.shape == expected.shape
+    with torch.no_grad(), handle.forced(EXITS):
+        torch.testing.assert_close(model.bfloat16()(**inputs).logits.float(), expected, atol=0.1, rtol=0.1)
+    assert all(parameter.dtype is torch.float32 for parameter in readouts.parameters()), "those that were given stay as they are"
+    with torch.no_grad():
+        assert model(**inputs).logits.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_policy_is_taken_up_on_a_model_with_adapters_in_its_layers(kind: str, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model, readouts, policy = with_readouts("bert", kind)
+    inputs = batch(model)
+    with torch.no_grad():
+        handle = rl_skip.attach(model, policy, readouts=readouts)
+        handle.price = PRICE
+        expected = model(**inputs).logits
+        handle.save_pretrained(tmp_path / "policy")
+        handle.detach()
+        adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"]))  # which begins as the model that it adapts
+        again = rl_skip.attach(adapted, tmp_path / "policy")
+        torch.testing.assert_close(adapted(**inputs).logits, expected)
+        again.save_pretrained(tmp_path / "again")
+        again.detach()
+        merged = adapted.merge_and_unload()
+        rl_skip.attach(merged, tmp_path / "again")
+        torch.testing.assert_close(merged(**inputs).logits, expected)
+
+
+def test_a_model_is_called_as_before() -> None:
+    model, readouts, policy = with_readouts("bert", "copies")
+    before = inspect.signature(model.forward)
+    rl_skip.attach(model, policy, readouts=readouts)
+    assert inspect.signature(model.forward) == before
+    returned = model(**batch(model), return_dict=False)
+    assert isinstance(returned, tuple) and returned[0].shape == (ROWS, 2)
