@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -361,7 +362,7 @@ def test_an_encoder_that_rows_leave_early_hands_its_decoder_what_their_adapters_
         layers = short.encoder.block
         del layers[left + 1 :]
         if left < DEPTH - 1:
-            layers[left].register_forward_hook(lambda _module, _args, out, weights=_weights(readouts, left): _adapted(out, *weights))
+            layers[left].register_forward_hook(partial(_adapted, readouts.each[left].state_dict()))
         expected.append(short.generate(**row_of(inputs, row), **settings))
     handle = rl_skip.attach(model, readouts=readouts)
     with handle.forced(EXITS):
@@ -371,13 +372,8 @@ def test_an_encoder_that_rows_leave_early_hands_its_decoder_what_their_adapters_
     assert not generated.equal(model.generate(**inputs, **settings))
 
 
-def _weights(readouts: Readouts, i: int) -> tuple[Tensor, Tensor, Tensor]:
-    weights = readouts.each[i].state_dict()
-    return weights["down.weight"], weights["up.weight"], weights["up.bias"]
-
-
-def _adapted(out: tuple[Any, ...], down: Tensor, up: Tensor, bias: Tensor) -> tuple[Any, ...]:
-    return (out[0] + out[0] @ down.T @ up.T + bias, *out[1:])
+def _adapted(weights: dict[str, Tensor], _module: nn.Module, _args: Any, out: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (out[0] + out[0] @ weights["down.weight"].T @ weights["up.weight"].T + weights["up.bias"], *out[1:])
 
 
 @pytest.mark.parametrize("kind", KINDS)
