@@ -26,8 +26,12 @@ from rl_skip.core.readouts import Adapter, Readouts
 from rl_skip.core.routing import RoutingState
 from rl_skip.core.stack import Carry
 
-__all__ = ["AnsweringStack", "Beside"]
+__all__ = ["HEAD_BESIDE", "AnsweringStack", "Beside"]
 
+HEAD_BESIDE = (
+    "the readouts are copies of a head that is not the model's own but was put beside it, so the model alone cannot answer with them: "
+    "rl_skip.load(folder, stack) runs the policy, where stack = rl_skip.attached.pretrained.load_model(RUN/model)"
+)
 QUIET = {"labels": None, "return_dict": True, "use_cache": False, "output_hidden_states": False, "output_attentions": False}
 """Arguments with which a model says what it would answer, and nothing else."""
 
@@ -80,10 +84,7 @@ class AnsweringStack(CalledStack):
         self._model, self._original = (model,), model.forward  # a tuple: the model is not a part of its layers
         first = readouts.each[0]
         if not isinstance(first, Tail | Adapter):
-            raise UserError(
-                "these readouts are copies of a head that is not the model's own but was put beside it, so the model alone cannot answer with "
-                "them: rl_skip.load(folder, stack) runs the policy, with the run's model as its stack"
-            )
+            raise UserError(HEAD_BESIDE)
         self._tail = [prefix + name for name in first.by_name()] if isinstance(first, Tail) else []
         self._prefix, self._records = prefix, looks and not self.speaks
         self._watched = {name: module for name, module in modules_beside(model, path).items() if self._records or name in self._tail}

@@ -422,3 +422,20 @@ def test_a_model_is_called_as_before() -> None:
     assert inspect.signature(model.forward) == before
     returned = model(**batch(model), return_dict=False)
     assert isinstance(returned, tuple) and returned[0].shape == (ROWS, 2)
+
+
+def test_a_backbone_that_was_given_a_head_has_no_logits_to_answer_with(tmp_path: Path) -> None:
+    model, policy = build("bert").bert, with_readouts("bert", "copies")[2]
+    stack = HuggingFaceStack(model, head=nn.Linear(WIDTH, 2))
+    readouts = stack.add_readouts(batch(model))
+    assert readouts.plan == {} and readouts.flops == 2 * WIDTH * 2
+    layout = ObservationLayout(WIDTH, DEPTH, features=CONFIDENCES, readout_flops=readouts.flops)
+    policy = JumpPolicy(JumpRules.reaching(layout, allow_exit=True, jumps=False))
+    rl_skip.save(tmp_path / "policy", policy, stack=stack, weights=False, price=PRICE)
+    for attached in (tmp_path / "policy", policy):
+        with pytest.raises(UserError, match=r"copies of a head that is not the model's own .*: rl_skip\.load\(folder, ") as refused:
+            rl_skip.attach(model, attached, readouts=readouts if attached is policy else None)
+        assert "\n" not in str(refused.value)
+    assert not any("forward" in vars(part) for part in model.modules())
+    loaded = rl_skip.load(tmp_path / "policy", HuggingFaceStack(model, head=stack.head))
+    assert loaded(batch(model)).shape == (ROWS, 2)
