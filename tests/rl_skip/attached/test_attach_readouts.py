@@ -216,16 +216,17 @@ def test_copies_pickles_and_files_of_the_model(family: str, kind: str, tmp_path:
         bare = model(**inputs).logits
         names = list(model.state_dict())
         handle = rl_skip.attach(model, policy, readouts=readouts)
-        with handle.forced(EXITS):
-            expected = model(**inputs).logits
-            copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        handle.price = PRICE
+        expected, routes = model(**inputs).logits, handle.last_routes
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copy.deepcopy(handle).model]
         assert list(model.state_dict()) == names
         model.save_pretrained(tmp_path)
         assert type(model).from_pretrained(tmp_path)(**inputs).logits.equal(bare)
-        for parameter in (*model.parameters(), *handle.stack.readouts.parameters()):
+        for parameter in (*model.parameters(), *handle.stack.readouts.parameters(), *policy.parameters()):
             parameter.zero_()
         for other in copies:
             assert other(**inputs).logits.equal(expected)
+            assert other.forward.handle.last_routes.equal(routes) and not routes.all()
             other.forward.handle.detach()
             assert other(**inputs).logits.equal(bare)
 

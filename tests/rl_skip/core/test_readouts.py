@@ -1,5 +1,6 @@
 """Leaving early: rows are answered by the readout of their depth, on every way through the stack, and pay for it."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -235,6 +236,21 @@ def test_a_head_that_cannot_be_copied_is_read_through_adapters(case: str, monkey
     loaded = rl_skip.load(tmp_path / "policy", other).stack
     with torch.no_grad():
         torch.testing.assert_close(routed_forward(loaded, route, x).outputs, expected)
+
+
+@pytest.mark.parametrize("plan", [3, {"rank": 0}, {"rank": "4"}, {"modules": []}, {"modules": [3]}, {"modules": "head"}])
+def test_what_readouts_are_is_checked_when_it_is_read(plan: object, tmp_path: Path) -> None:
+    stack = make_stack()
+    rl_skip.save(tmp_path / "policy", make_policy(stack), stack=stack, price=PRICE)
+    file = tmp_path / "policy" / "policy.json"
+    described = json.loads(file.read_text())
+    assert described["readouts"] == {}
+    file.write_text(json.dumps(described | {"readouts": plan}))
+    with pytest.raises(UserError, match=r"policy\.json: (readouts|rank|modules)"):
+        rl_skip.load(tmp_path / "policy", make_stack(readouts=False))
+    file.write_text(json.dumps(described | {"readouts": {"rank": 3}}))
+    with pytest.raises(UserError, match=r"readouts\.safetensors: the weight each\.0\.down\.weight is missing"):
+        rl_skip.load(tmp_path / "policy", make_stack(readouts=False))
 
 
 def test_an_adapter_knows_where_the_channels_are() -> None:
