@@ -90,7 +90,7 @@ def curves_of(folder: Path, data: str | None = None) -> list[Curve]:
     tables = [ExitTable(*(kept[f"{split}.{field.name}"] for field in fields(ExitTable))) for split in SPLITS]
     seen = [ExitOutcomes(*(kept[f"{split}.policy.{field.name}"] for field in fields(ExitOutcomes))) for split in SPLITS]
     seed, (model, _), depth = seed_of(folder), load_run(folder, data=data), tables[0].score.shape[1]
-    asked, alone, everything = [t.asked for t in tables], [t.alone for t in tables], [torch.ones_like(t.layers) for t in tables]
+    asked, alone = [t.asked for t in tables], [t.alone for t in tables]
 
     def by_policy(price: float) -> list[Point]:
         measured = [outcomes.evaluation(model.policy, price) for outcomes in seen]
@@ -118,7 +118,7 @@ def curves_of(folder: Path, data: str | None = None) -> list[Curve]:
         curve(BASELINES.find(THRESHOLD).record, [below(*way) for way in limits]),
         curve(BASELINES.find(EACH_THRESHOLD).record, [below(*way) for way in each]),
         curve(LAYER, [leaving(f"layer {k + 1}", after[k], alone) for k in range(depth - 1)]),
-        curve(BASELINES.find(FULL_DEPTH).record, [leaving("every layer", after[depth - 1], everything)]),
+        curve(BASELINES.find(FULL_DEPTH).record, [leaving("every layer", after[depth - 1], alone)]),
     ]
     if depth > 2 and tables[0].answer.dim() == 2:
         patient = [leaving(f"patience {n}", [left_at(agreed(t.answer)[:, :-1] >= n) for t in tables], asked) for n in range(1, depth - 1)]

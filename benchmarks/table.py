@@ -1,9 +1,12 @@
 """Trains every policy and every baseline of a study, three seeds of each, and prints the table of the README.
 
 What is trained already is not trained again, and a command that was stopped goes on, with the same flags. Flags that are not its own go to train.py.
+Of policies that can but leave, benchmarks/exits.py prints the tables; the others are compared as train.py compare does.
 
     python benchmarks/table.py digits hops
-    python benchmarks/table.py digits speech images hops --data speech=recordings.tar.gz images=fashion-mnist --each-budget digits
+    python benchmarks/table.py speech images --data speech=recordings.tar.gz images=fashion-mnist --each-budget speech
+    python benchmarks/table.py sst2 --data sst2=sentences --model minilm --precision bf16
+    python benchmarks/table.py banking77 --model minilm --computes 0.2 0.27 0.33 0.5 --baselines shallow
 """
 
 import argparse
@@ -19,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from agents.baselines.training import train_baselines
 from agents.options.config import TrainConfig
+from benchmarks.exits import print_tables
 from rl_skip.measure.compare.command import compare_and_write
 from rl_skip.measure.compare.comparison import BUDGETS
 from rl_skip.measure.compare.plan import BASELINES_FOLDER
@@ -30,9 +34,12 @@ TRAIN = ROOT / "train.py"
 STUDIES = {
     "digits": ["--task", "digits"],
     "speech": ["--task", "speech"],
-    "images": ["--task", "images", "--train-rows", "20000", "--batch-size", "128", "--warmup-epochs", "4", "--epochs", "5", "--allow-exit"],
+    "images": ["--task", "images", "--train-rows", "20000", "--batch-size", "128", "--warmup-epochs", "4", "--epochs", "5"],
     "hops": ["--task", "hops"],
     "hops-joint": ["--task", "hops", "--tune", "all"],
+    "sst2": ["--task", "text"],
+    "sick": ["--task", "text", "--text-column", "sentence_a", "--pair-column", "sentence_b", "--warmup-epochs", "4", "--epochs", "4"],
+    "banking77": ["--task", "text", "--data", "banking77", "--learning-rate", "1e-4", "--warmup-epochs", "3", "--epochs", "4"],
 }
 SLACK = 0.03
 """How far over a budget counts as within it."""
@@ -51,12 +58,12 @@ def train(run: Path, flags: list[str]) -> None:
     subprocess.run([sys.executable, str(TRAIN), *resumed], check=True, stdout=subprocess.DEVNULL)
 
 
-def trained(study: str, seed: int, out: Path, flags: list[str], each_budget: bool) -> Path:
+def trained(study: str, seed: int, out: Path, flags: list[str], budgets: Iterable[float], each_budget: bool) -> Path:
     """The run of a seed; with `each_budget` a policy for each budget is among its baselines."""
     run = out / f"{study}-{seed}"
     flags = [*STUDIES[study], "--seed", str(seed), *flags]
     train(run, flags)
-    for budget in BUDGETS if each_budget else ():
+    for budget in budgets if each_budget else ():
         train(run / BASELINES_FOLDER / f"budget-{budget:g}", [*flags, "--budget", str(budget)])
     return run
 
@@ -97,9 +104,11 @@ def main() -> None:
     """Trains what is missing, compares, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("studies", nargs="+", choices=list(STUDIES))
-    parser.add_argument("--data", nargs="+", default=[], metavar="TASK=PATH", help="where the data of speech and images are")
+    parser.add_argument("--data", nargs="+", default=[], metavar="TASK=PATH", help="where the data are, of studies that do not bring their own")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/table"), help="where the run folders go")
+    parser.add_argument("--computes", nargs="+", type=float, default=BUDGETS, help="budgets of baselines and of the table")
+    parser.add_argument("--baselines", nargs="+", help="which baselines are trained, as --agent names them; default: all")
     parser.add_argument("--each-budget", nargs="+", default=[], choices=list(STUDIES), help="studies with a policy for each budget besides")
     parser.add_argument("--rows", type=int, help="rows of each split to measure on; default: all")
     parser.add_argument("--train-only", action="store_true", help="train what is missing, and leave the comparison to another call")
@@ -109,11 +118,17 @@ def main() -> None:
     comparisons: dict[str, Comparison] = {}
     for study in arguments.studies:
         flags = [*(["--data", data[study]] if study in data else []), *more_flags]
-        runs = [trained(study, seed, arguments.out, flags, study in arguments.each_budget) for seed in arguments.seeds]
+        runs = [trained(study, seed, arguments.out, flags, arguments.computes, study in arguments.each_budget) for seed in arguments.seeds]
         for run in runs:
-            train_baselines(run, budgets=BUDGETS)
-        if not arguments.train_only:
-            comparisons[study] = compare_and_write(runs, rows=arguments.rows)[0]
+            train_baselines(run, budgets=arguments.computes, only=arguments.baselines, as_exported=arguments.baselines is None)
+        if arguments.train_only:
+            continue
+        policy = TrainConfig.from_json(runs[0]).policy
+        if policy.readouts and not policy.jumps:
+            print(f"## {study}\n")
+            print_tables(runs, arguments.computes)
+        else:
+            comparisons[study] = compare_and_write(runs, rows=arguments.rows, budgets=arguments.computes)[0]
     if not comparisons:
         return
     names = columns(comparisons)

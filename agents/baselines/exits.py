@@ -80,7 +80,8 @@ class Exits(Baseline):
 
     def __init__(self, learner: Learner) -> None:
         with deployed(learner.stack):
-            self.heads = learner.stack.new_readouts(learner.validation.take(slice(0, 2)).inputs)
+            example = learner.validation.take(slice(0, 2)).inputs
+            self.heads = learner.stack.new_readouts(example, plan=learner.config.policy.readout_plan)
         super().__init__(learner, self.heads)
         self.thresholds: list[float] = []
 

@@ -1,6 +1,6 @@
 """Trains every baseline of a run, with the run's own options, from the run's own start, into `RUN/baselines`."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,7 +47,15 @@ def baselines_of(folder: Path, budgets: Iterable[float] = BUDGETS) -> dict[str, 
     return {name: (record, replace(config, out=str(parent / name))) for name, (record, config) in baselines.items()}
 
 
-def train_baselines(folder: Path, *, budgets: Iterable[float] = BUDGETS, data: str | None = None, console: Console | None = None) -> None:
+def train_baselines(
+    folder: Path,
+    *,
+    budgets: Iterable[float] = BUDGETS,
+    only: Collection[str] | None = None,
+    as_exported: bool = True,
+    data: str | None = None,
+    console: Console | None = None,
+) -> None:
     """Trains the baselines of a finished run that are not finished; those that were stopped go on.
 
     A baseline that this network cannot have is left out, with a message. What was to be trained, and what was left out, is
@@ -55,8 +63,9 @@ def train_baselines(folder: Path, *, budgets: Iterable[float] = BUDGETS, data: s
 
     Args:
         folder: RUN.
-        budgets: the mean computes for which those are trained that are trained for one; what the policy spends as exported
-            is added where none is near it.
+        budgets: the mean computes for which those are trained that are trained for one.
+        only: the names of those that are trained, as `--agent` takes them; None: all.
+        as_exported: whether what the policy spends as exported is added to the budgets where none is near it.
         data: where the data are, if not where the run read them.
         console: where progress is shown; the standard error by default.
 
@@ -65,14 +74,10 @@ def train_baselines(folder: Path, *, budgets: Iterable[float] = BUDGETS, data: s
         SystemExit: on Ctrl-C or SIGTERM, once a checkpoint is written; the same call goes on there.
     """
     console = console or Console(stderr=True)
-    model, task = load_run(folder, data=data)
-    own = model.budget
-    if own is None:
-        own = evaluate(model.stack, model.policy, task, task.load("validation"), price=model.price).compute
     wanted = tuple(dict.fromkeys(budgets))
-    if min((abs(own - budget) for budget in wanted), default=1.0) > NEAR:  # what the policy spends as exported is compared too
+    if as_exported and min((abs((own := _spent(folder, data)) - budget) for budget in wanted), default=1.0) > NEAR:
         wanted = (*wanted, min(round(own, 2), 1.0))
-    baselines = baselines_of(folder, wanted)
+    baselines = {name: found for name, found in baselines_of(folder, wanted).items() if only is None or found[0].name in only}
     plan = read_plan(folder) | {name: Planned(record.title) for name, (record, _) in baselines.items()}
     write_plan(folder, plan)
     threads = torch.get_num_threads()
@@ -84,6 +89,14 @@ def train_baselines(folder: Path, *, budgets: Iterable[float] = BUDGETS, data: s
                 write_plan(folder, plan)
     finally:
         torch.set_num_threads(threads)
+
+
+def _spent(folder: Path, data: str | None) -> float:
+    """What a run's policy spends as exported."""
+    model, task = load_run(folder, data=data)
+    if model.budget is not None:
+        return model.budget
+    return evaluate(model.stack, model.policy, task, task.load("validation"), price=model.price).compute
 
 
 def _train_one(folder: Path, title: str, config: TrainConfig, data: str | None, console: Console) -> str | None:

@@ -46,6 +46,9 @@ class PolicyConfig:
     """Lets a jump leave the stack before the last layer, which otherwise always runs."""
     readouts: bool = False
     """Gives the network a head of its own after each layer, with which rows that leave early are answered; implies --allow-exit."""
+    readout_rank: int | None = None
+    """Makes the readouts adapters of this rank before the network's own head. Default: copies of the head, where they are small, or else adapters of
+    rank 16. More answers better and costs more; 4 to 64."""
     jumps: bool = True
     """Lets the policy jump over layers in the middle; without, a row goes on to the next layer or leaves, which takes --readouts or --allow-exit."""
     policy_scope: PolicyScope = "state"
@@ -61,6 +64,13 @@ class PolicyConfig:
         object.__setattr__(self, "feature", tuple(map(absolute_reference, self.feature)))  # which hold from every folder
         if self.readouts:
             object.__setattr__(self, "allow_exit", True)
+        if self.readout_rank is not None and self.readout_rank < 1:
+            raise UserError(f"readout_rank must be at least 1, got {self.readout_rank}; set --readout-rank")
+
+    @property
+    def readout_plan(self) -> dict[str, Any] | None:
+        """What readouts are to be, as `LayerStack.make_readout` takes it; None: as suits the stack."""
+        return None if self.readout_rank is None else {"rank": self.readout_rank}
 
     def rules(
         self, depth: int, width: int, price_range: tuple[float, float], has_memory: bool = False, readout_flops: float = 1.0

@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecMonitor
 from torch import Tensor, nn
 
-from agents.agent import AGENTS
+from agents.agent import AGENTS, Results, TrainedRun
 from agents.policy.imitation import imitation_loss, imitation_weight
 from agents.policy.policy_agent import PolicyAgent, PolicyAgentConfig, entropy_weight
 from agents.policy.prices import BudgetPrice, PriceRange, PriceSource
@@ -21,9 +21,11 @@ from agents.run.learner import Critic, Learner
 from agents.run.telemetry import rollout_metrics, score_metric
 from envs import Price, SB3SkipVecEnv, SkipCore
 from rl_skip.core.errors import UserError
+from rl_skip.core.exits import exit_pass
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.routers import PolicyRouter
+from rl_skip.measure.every_price import leaves_only
 
 __all__ = ["MaskablePpo", "Ppo", "PpoConfig", "actor_critic"]
 
@@ -40,6 +42,8 @@ class PpoConfig(PolicyAgentConfig):
     """Decisions of one gradient step of PPO; at most num_envs times steps."""
     passes: int = 4
     """Times that PPO goes over what it collected. More squeezes it harder; 2 to 10."""
+    finished_rollouts: int = 40
+    """Where rows can but leave: rollouts on the finished network, of the policy alone, after the training; 10 to 100."""
     gae_lambda: float = 0.95
     """1 trusts the rewards alone, lower trusts the critic more; 0.9 to 1."""
     clip_range: float = 0.2
@@ -52,6 +56,8 @@ class PpoConfig(PolicyAgentConfig):
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}; set --{name.replace('_', '-')}")
         if self.num_envs * self.steps % self.minibatch:
             raise UserError(f"{self.num_envs} x {self.steps} decisions do not divide into minibatches of {self.minibatch}; set --minibatch")
+        if self.finished_rollouts < 0:
+            raise UserError(f"finished_rollouts must be at least 0, got {self.finished_rollouts}; set --finished-rollouts")
         for name in ("gae_lambda", "clip_range"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{name} must lie in (0, 1], got {getattr(self, name)}; set --{name.replace('_', '-')}")
@@ -138,12 +144,20 @@ class Ppo(PolicyAgent):
         learner = self.learner
         learner.prepare(learns=False)
         first = (update - learner.warmup_updates) % learner.updates_per_epoch == 0
-        metrics = self._improve_policy(update) if first or not learner.tunes else {}
+        metrics = self._improve_policy(update, learner.joint_progress(update)) if first or not learner.tunes else {}
         return metrics | self._improve_network(update)
 
-    def _improve_policy(self, update: int) -> dict[str, Tensor]:
+    def finish(self, run: TrainedRun) -> Results:
+        learner, rollouts = self.learner, self.config.finished_rollouts
+        if leaves_only(learner.stack, learner.policy) and learner.tunes:
+            learner.prepare(learns=False)
+            for n in range(rollouts):
+                self._improve_policy(learner.updates + n, n / rollouts)
+        return super().finish(run)
+
+    def _improve_policy(self, update: int, progress: float) -> dict[str, Tensor]:
+        """One rollout of PPO and its training, after a share `progress` of all that it will have."""
         learner, model = self.learner, self.model
-        progress = learner.joint_progress(update)
         rate = learner.config.schedule.policy_learning_rate * (1 - 0.9 * progress)
         model.lr_schedule = lambda _remaining: rate
         model.ent_coef = entropy_weight(self.config, progress)
@@ -168,7 +182,11 @@ class Ppo(PolicyAgent):
         metrics = {"train/learning_rate": torch.tensor(rate)}
         if learner.tunes:
             learner.prepare(learns=True)
-            supervised, outputs = learner.network_loss(batch, rows, route.route)
+            if leaves_only(learner.stack, learner.policy):  # then one pass teaches every exit
+                answers = exit_pass(learner.stack, learner.policy, batch.inputs, price).answers
+                supervised = learner.exits_loss(batch, rows, answers)
+            else:
+                supervised, outputs = learner.network_loss(batch, rows, route.route)
             loss, metrics["train/supervised_loss"] = loss + supervised, supervised
         if loss.requires_grad:
             metrics["train/grad_norm"] = learner.apply(loss)

@@ -107,7 +107,7 @@ class Learner:
             return 0.0
         example = self.validation.take(slice(0, 2)).inputs
         with deployed(self.stack):
-            readouts = self.stack.readouts or self.stack.add_readouts(example)
+            readouts = self.stack.readouts or self.stack.add_readouts(example, plan=self.config.policy.readout_plan)
             if not readouts.flops:
                 self.stack.count_readouts(example, readouts)
         return readouts.flops

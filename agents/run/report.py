@@ -1,27 +1,35 @@
-"""The table at the end of a run: the policy beside full depth, the best fixed route and random routes, on test data."""
+"""The table at the end of a run: the policy beside what a person could run in its place, on test data."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from agents.run.learner import Learner
 from rl_skip.core.dial import PriceTable
+from rl_skip.core.exits import left_at
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.random_routes import random_routes_at
 from rl_skip.core.reward import LINEAR, Reward
-from rl_skip.core.task import score_key
-from rl_skip.measure.evaluation import best_fixed_route, evaluate, seconds_per_batch
-from rl_skip.measure.every_price import at_any_price
+from rl_skip.core.routing import Router
+from rl_skip.core.task import Examples, score_key
+from rl_skip.measure.compare.leaving import EntropyExits, exit_table, one_threshold
+from rl_skip.measure.compare.statistics import Bootstrap
+from rl_skip.measure.evaluation import Evaluation, best_fixed_route, evaluate, seconds_per_batch
+from rl_skip.measure.every_price import at_any_price, leaves_only
 
 __all__ = ["final_report", "print_report"]
 
 TIMED_ROWS = 64
 COLUMNS = ("compute", "reward", "milliseconds", "distinct_routes")
 """What is reported of every task besides its score; some have measures of their own too."""
+FULL, FIXED, ONE_THRESHOLD, RANDOM = "full depth", "best fixed route", "one threshold", "random routes"
+THRESHOLDS = 100
 SEARCH_ROWS = 1000
 """Validation rows on which the best fixed route is searched: 1,000 tell routes apart that differ by two points, and end soon."""
 
@@ -30,41 +38,93 @@ def final_report(learner: Learner, table: PriceTable, price: float, seconds: flo
     """Measures on test data at the operating price; everything in it was chosen on validation data before.
 
     Returns:
-        For each way of running: score, compute, reward, and milliseconds for a batch; and the dial's points.
+        For each way of running: score, compute, reward, and milliseconds for a batch; the dial's points; and by how much the policy leads.
     """
-    stack, task, rules = learner.stack, learner.task, learner.rules
+    stack, task = learner.stack, learner.task
     test = task.load("test").to(learner.device)
     measured = at_any_price(stack, learner.policy, task, test, reward=reward)
-    policy, full = measured(price), evaluate(stack, learner.full_route, task, test, price=price, reward=reward)
-    searched = learner.validation.some(SEARCH_ROWS)
-    fixed = best_fixed_route(stack, task, searched, max_compute=policy.compute, allow_exit=rules.allow_exit)
-    random = random_routes_at(policy.compute, len(test), stack.layer_costs, rules, full=full.compute)
-    routes = {"full depth": learner.full_route, "best fixed route": fixed.to(learner.device), "random routes": random.to(learner.device)}
-    others = {name: evaluate(stack, routes[name], task, test, price=price, reward=reward) for name in ("best fixed route", "random routes")}
-    evaluations = {"policy": policy, "full depth": full} | others
-    times, key = _milliseconds(learner, price, routes), score_key(task.score_name)
+    policy = measured(price)
+    ways = _leaving(learner, test, policy, reward) if leaves_only(stack, learner.policy) else _on_routes(learner, test, policy, reward)
+    times, key = _milliseconds(learner, price, {way.name: way.router for way in ways}), score_key(task.score_name)
+    evaluations = {"policy": policy} | {way.name: way.on_test for way in ways}
     report: dict[str, Any] = {
         name: {key: at.score, "compute": at.compute, "reward": at.reward, "milliseconds": times[name]} for name, at in evaluations.items()
     }
     for name, evaluation in evaluations.items():
         report[name] |= task.measures(evaluation.correct)
     report["policy"]["distinct_routes"] = policy.distinct_routes
-    report["best fixed route"]["layers"] = fixed.nonzero().squeeze(1).tolist()
-    dial = [measured(point.price) for point in table.points]
-    report["dial"] = [{"price": at.price, key: at.score, "compute": at.compute} for at in dial]
+    report[FIXED]["layers"] = evaluations[FIXED].route[0].nonzero().squeeze(1).tolist()
+    report["dial"] = [{"price": at.price, key: at.score, "compute": at.compute} for at in (measured(point.price) for point in table.points)]
+    report["leads"] = _leads(policy, {way.name: way.on_test for way in ways if way.rivals})
     return report | {"price": price, "seconds": seconds, "rows": len(test), "split": "test", "timed_rows": min(TIMED_ROWS, len(test))}
 
 
-def _milliseconds(learner: Learner, price: float, routes: dict[str, Tensor]) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Way:
+    """A way to run the network beside the policy."""
+
+    name: str
+    on_test: Evaluation
+    router: Router | Tensor
+    """For the clock: a router, or a route (L,) or (N, L) bool."""
+    rivals: bool = True
+    """Whether a person could run it in place of the policy at its compute."""
+
+
+def _on_routes(learner: Learner, test: Examples, policy: Evaluation, reward: Reward) -> list[_Way]:
+    stack, task, rules = learner.stack, learner.task, learner.rules
+    fixed = best_fixed_route(stack, task, learner.validation.some(SEARCH_ROWS), max_compute=policy.compute, allow_exit=rules.allow_exit)
+    full = evaluate(stack, learner.full_route, task, test, price=policy.price, reward=reward)
+    random = random_routes_at(policy.compute, len(test), stack.layer_costs, rules, full=full.compute)
+    found = [_Way(FULL, full, learner.full_route, rivals=False)]
+    for name, route, rivals in ((FIXED, fixed, True), (RANDOM, random, False)):
+        on_device = route.to(learner.device)
+        found.append(_Way(name, evaluate(stack, on_device, task, test, price=policy.price, reward=reward), on_device, rivals))
+    return found
+
+
+def _leaving(learner: Learner, test: Examples, policy: Evaluation, reward: Reward) -> list[_Way]:
+    """The same from one pass of each split, where every route ends with an exit; and one threshold for all exits."""
+    stack, depth = learner.stack, learner.stack.depth
+    validation, tested = (exit_table(stack, learner.task, examples) for examples in (learner.validation, test))
+
+    def way(name: str, layer: Tensor, compute: Tensor, router: Router | Tensor | None = None, rivals: bool = True) -> _Way:
+        at = tested.evaluation(layer, compute, policy.price, reward)
+        return _Way(name, at, at.route.to(learner.device) if router is None else router, rivals)
+
+    means = validation.alone.double().mean(dim=0)
+    affordable = [k for k in range(depth) if float(means[k]) <= policy.compute] or [0]
+    best = max(affordable, key=lambda k: float(validation.score[:, k].double().mean()))
+    limits = {limit: left_at(validation.entropy < limit) for limit in one_threshold(validation.entropy, THRESHOLDS)}
+    spent = {limit: float(validation.asked.gather(1, layer.unsqueeze(1)).double().mean()) for limit, layer in limits.items()}
+    limit = max((limit for limit in limits if spent[limit] <= policy.compute), key=lambda limit: spent[limit], default=max(limits))
+    random = random_routes_at(policy.compute, len(test), stack.layer_costs, learner.rules).sum(dim=1) - 1  # (N,)
+    rows = torch.ones(len(test), dtype=torch.long)
+    return [
+        way(FULL, (depth - 1) * rows, tested.alone, learner.full_route, rivals=False),
+        way(FIXED, best * rows, tested.alone, (torch.arange(depth) <= best).to(learner.device)),
+        way(ONE_THRESHOLD, left_at(tested.entropy < limit), tested.asked, EntropyExits(limit)),
+        way(RANDOM, random, tested.alone, rivals=False),
+    ]
+
+
+def _leads(policy: Evaluation, rivals: dict[str, Evaluation]) -> dict[str, dict[str, float]]:
+    """By how much the policy's score is above each rival's, with the ends of a 95% interval over rows."""
+    bootstrap = Bootstrap(policy.rows, seeds=1)
+    leads = {name: bootstrap.interval((policy.correct - rival.correct).unsqueeze(0)) for name, rival in rivals.items()}
+    return {name: {"value": lead.value, "low": lead.low, "high": lead.high} for name, lead in leads.items()}
+
+
+def _milliseconds(learner: Learner, price: float, ways: dict[str, Router | Tensor]) -> dict[str, float]:
     stack = learner.stack.eval()
     rows = min(TIMED_ROWS, len(learner.validation))
     inputs = learner.validation.take(slice(0, rows)).inputs
 
-    def along(route: Tensor) -> Callable[[], object]:
-        return lambda: routed_forward(stack, route if route.dim() == 1 else route[:rows], inputs)
+    def along(way: Router | Tensor) -> Callable[[], object]:
+        return lambda: routed_forward(stack, way[:rows] if isinstance(way, Tensor) and way.dim() == 2 else way, inputs)
 
     calls: dict[str, Callable[[], object]] = {"policy": lambda: routed_forward(stack, learner.policy, inputs, price=price)}
-    calls |= {name: along(route) for name, route in routes.items()}
+    calls |= {name: along(way) for name, way in ways.items()}
     return {name: 1000 * seconds for name, seconds in seconds_per_batch(calls, learner.device).items()}
 
 
@@ -75,11 +135,17 @@ def print_report(report: dict[str, Any], folder: Path, console: Console, score_n
     more = [name for name in report["policy"] if name not in (key, *COLUMNS)]
     for column in ("", score_name, "compute", *(name.replace("_", " ") for name in more), f"ms per {report['timed_rows']} rows"):
         table.add_column(column, justify="left" if not column else "right")
-    for name in ("policy", "full depth", "best fixed route", "random routes"):
+    for name in ("policy", FULL, FIXED, ONE_THRESHOLD, RANDOM):
+        if name not in report:
+            continue
         row = report[name]
         measures = (f"{row[measure]:.3f}" for measure in more)
         table.add_row(name, f"{row[key]:.1%}", f"{row['compute']:.3f}", *measures, f"{row['milliseconds']:.1f}")
     console.print(table)
+    for name, lead in report["leads"].items():
+        ends = f"95% interval {100 * lead['low']:+.1f} to {100 * lead['high']:+.1f}"
+        told = "" if lead["low"] > 0 or lead["high"] < 0 else ": these rows do not tell them apart"
+        console.print(f"the policy's lead over {name}: {100 * lead['value']:+.1f} points, {ends}{told}", highlight=False)
     if report["dial"]:
         points = "  ".join(f"{point[key]:.1%} at {point['compute']:.3f}" for point in report["dial"])
         console.print(f"the dial on test data: {points}")

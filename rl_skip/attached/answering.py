@@ -10,26 +10,28 @@ import inspect
 import threading
 from collections.abc import Sequence
 from contextvars import Context
+from copy import deepcopy
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rl_skip.attached.called import CalledCarry, CalledStack
 from rl_skip.attached.calls import LayerCall, is_cache, rows_of
-from rl_skip.attached.stand_in import StandIn
+from rl_skip.attached.stand_in import Attached, StandIn
 from rl_skip.attached.tail import Recorded, Tail, copied, modules_beside, speaks, taken
 from rl_skip.core.errors import UserError
 from rl_skip.core.readouts import Adapter, Readouts
 from rl_skip.core.routing import RoutingState
 from rl_skip.core.stack import Carry
 
-if TYPE_CHECKING:
-    from rl_skip.attached.handle import Handle
+__all__ = ["HEAD_BESIDE", "AnsweringStack", "Beside"]
 
-__all__ = ["AnsweringStack", "Beside"]
-
+HEAD_BESIDE = (
+    "the readouts are copies of a head that is not the model's own but was put beside it, so the model alone cannot answer with them: "
+    "rl_skip.load(folder, stack) runs the policy, where stack = rl_skip.attached.pretrained.load_model(RUN/model)"
+)
 QUIET = {"labels": None, "return_dict": True, "use_cache": False, "output_hidden_states": False, "output_attentions": False}
 """Arguments with which a model says what it would answer, and nothing else."""
 
@@ -61,7 +63,7 @@ class AnsweringStack(CalledStack):
         path: where its layers are.
         readouts: adapters, or copies of modules of the model.
         looks: whether a policy looks at what they answer.
-        prefix: where in `model`, which adapters may have been put around, the model is whose modules were copied; it ends with a dot.
+        prefix: where in `model`, around which adapters may have been put, the model is whose modules were copied; it ends with a dot.
         layers, width, forwards, channel_dim: as `CalledStack` takes them.
 
     Raises:
@@ -76,19 +78,19 @@ class AnsweringStack(CalledStack):
         super().__init__(layers, **options)
         if len(readouts.each) != self.depth - 1:
             raise UserError(f"these are readouts for {len(readouts.each) + 1} layers, {path} has {self.depth}; take those trained with the policy")
-        self.readouts = readouts.eval().requires_grad_(False)
+        self.readouts = deepcopy(readouts).eval().requires_grad_(False)  # they go where the model goes
         self.speaks = speaks(model, self.causal)
         self.now = _Call()
-        self._model, self._original = (model,), model.forward  # a tuple: the model is not a part of its layers
+        self._model = (model,)  # a tuple: the model is not a part of its layers
         first = readouts.each[0]
         if not isinstance(first, Tail | Adapter):
-            raise UserError(
-                "these readouts are copies of a head that is not the model's own but was put beside it, so the model alone cannot answer with "
-                "them: rl_skip.load(folder, stack) runs the policy, with the run's model as its stack"
-            )
+            raise UserError(HEAD_BESIDE)
         self._tail = [prefix + name for name in first.by_name()] if isinstance(first, Tail) else []
         self._prefix, self._records = prefix, looks and not self.speaks
-        self._watched = {name: module for name, module in modules_beside(model, path).items() if self._records or name in self._tail}
+        beside = modules_beside(model, path)
+        if missing := [name for name in self._tail if name not in beside]:
+            raise UserError(f"the readouts copy {missing[0]}, which is not called after {path}; attach to the layers that they were trained with")
+        self._watched = {name: module for name, module in beside.items() if self._records or name in self._tail}
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is not in the middle of a call."""
@@ -107,9 +109,10 @@ class AnsweringStack(CalledStack):
         """Whether the model is being asked what it would answer."""
         return self.now.shown is not None
 
-    def stand_ins(self, handle: "Handle") -> list[StandIn]:
+    def stand_ins(self, handle: Attached) -> list[StandIn]:
         """What must stand in for the model's `forward` and for those of its modules beside the layers."""
-        return [_ModelCall(handle, self._model[0], "the model"), *(Beside(handle, module, name) for name, module in self._watched.items())]
+        self._whole = _ModelCall(handle, self._model[0], "the model")
+        return [self._whole, *(Beside(handle, module, name) for name, module in self._watched.items())]
 
     def adopt(self, hidden: Tensor) -> None:
         """Called at the first layer of a call: the readouts follow the model to its device and number format."""
@@ -120,9 +123,8 @@ class AnsweringStack(CalledStack):
 
     def call_model(self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls the model for its user."""
-        bound = inspect.signature(forward).bind_partial(*args, **kwargs)
         now = self.now
-        now.inputs, now.before, now.left = _flat(bound), {}, None
+        now.inputs, now.before, now.left = _named(forward, args, kwargs) if self._records else {}, {}, None
         try:
             return forward(*args, **kwargs)
         finally:
@@ -182,13 +184,14 @@ class AnsweringStack(CalledStack):
 
     def _said(self, hidden: Tensor, copies: dict[str, nn.Module], inputs: dict[str, Any], before: Recorded) -> Tensor:
         """The model's logits with a hidden state in the place of its layers."""
-        parameters = inspect.signature(self._original).parameters
+        original = self._whole.original
+        parameters = inspect.signature(original).parameters
         open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         quiet = {name: value for name, value in QUIET.items() if name in parameters or name in inputs or (name == "return_dict" and open_ended)}
         now = self.now
         now.shown, now.copies, now.replayed = hidden, copies, before
         try:  # in a context of its own: the call that goes on may be collecting the hidden states of its layers there
-            outputs = Context().run(partial(self._original, **inputs | quiet))
+            outputs = Context().run(partial(original, **inputs | quiet))
         finally:
             now.shown, now.copies, now.replayed = None, {}, {}
         logits = getattr(outputs, "logits", outputs)
@@ -234,8 +237,9 @@ class Beside(StandIn):
         return stack.call_beside(self.name, self.original, args, kwargs)
 
 
-def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
-    """The arguments by name, those beyond the named ones among them."""
+def _named(forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, those beyond the named ones among them."""
+    bound = inspect.signature(forward).bind_partial(*args, **kwargs)
     named: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from rl_skip.attached.answering import HEAD_BESIDE
 from rl_skip.attached.finding import find_layers, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.handle import Handle, RoutedForward
@@ -34,6 +35,9 @@ def attach(
     readouts: Readouts | None = None,
 ) -> Handle:
     """Lets every row of a batch skip layers of `model`, in place: its calls, `generate`, weights' names and class stay as they were.
+
+    With readouts, a row that leaves early is answered by the one of its depth: `logits` are its own, and so is what the model makes of them, the loss
+    and the next token. Of `hidden_states`, those of layers that a row did not run repeat its state, and the last holds what an adapter made of it.
 
     Args:
         model: a model from transformers, or any module whose layers sit in a `ModuleList` or `Sequential` and map a
@@ -106,10 +110,7 @@ def _saved_readouts(model: nn.Module, description: Description, file: Path) -> R
     plan, layout = description.readouts or {}, description.rules.layout
     first = Tail(model, plan["modules"]) if "modules" in plan else Adapter(layout.width, plan["rank"]) if "rank" in plan else None
     if first is None:
-        raise UserError(
-            f"the readouts beside {file} are copies of a head that is not the model's own but was put beside it, so the model alone cannot answer "
-            "with them: rl_skip.load(folder, stack) runs the policy, with the run's model as its stack"
-        )
+        raise UserError(HEAD_BESIDE)
     readouts = Readouts(first, layout.depth, plan, layout.readout_flops)
     readouts.load_state_dict(read_weights(file.parent / READOUTS, readouts.state_dict()))
     return readouts

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["HIDDEN", "RETURNS", "LayerCall", "RowsOfCache", "is_cache", "parameter_names", "real_tokens", "rows_of", "split_returned"]
+__all__ = ["HIDDEN", "RETURNS", "LayerCall", "RowsOfCache", "is_cache", "parameter_names", "put_rows", "real_tokens", "rows_of", "split_returned"]
 
 HIDDEN = "hidden"
 RETURNS: dict[str, tuple[str | None, ...]] = {
@@ -84,7 +84,7 @@ class LayerCall:
         """The call with the named rows of this one overwritten by those of `other`, which has exactly these rows."""
         B, R = self.row_count, other.row_count
         pairs = {name: _alike(value, other.arguments[name], B, R, causal) for name, value in self.arguments.items()}
-        return replace(self, arguments={name: _put(old, new, rows, B, name) for name, (old, new) in pairs.items()})
+        return replace(self, arguments={name: put_rows(old, new, rows, B, name) for name, (old, new) in pairs.items()})
 
     def without_caches(self) -> "LayerCall":
         """The call as it is where nothing is kept."""
@@ -177,11 +177,12 @@ def rows_of(value: Any, rows: Tensor, B: int, name: str) -> Any:
     return RowsOfCache(value, rows, B) if is_cache(value) else value
 
 
-def _put(old: Any, new: Any, rows: Tensor, B: int, name: str) -> Any:
+def put_rows(old: Any, new: Any, rows: Tensor, B: int, name: str) -> Any:
+    """An argument, or part of one, of a call with B rows, with the named rows overwritten by those of `new`."""
     if isinstance(old, Tensor):
         return old.index_copy(0, rows, new) if _has_rows(old, B, name) else old
     if type(old) in (tuple, list):
-        return type(old)(_put(*pair, rows, B, name) for pair in zip(old, new, strict=True))
+        return type(old)(put_rows(*pair, rows, B, name) for pair in zip(old, new, strict=True))
     return old
 
 

@@ -73,7 +73,7 @@ class Handle(Dial):
         prompt_tokens: how many real tokens, from the first, a decision may look at; None: all that are there when the
             route is chosen.
         readouts: what answers rows that leave early; None: what the model does after its last layer.
-        prefix: see `AnsweringStack`.
+        prefix: where in `model`, around which adapters may have been put, the model is that the policy was trained on; it ends with a dot.
         trained_on: what the policy was trained on; plain JSON.
         reward: what it was rewarded for, in words.
     """
@@ -97,6 +97,7 @@ class Handle(Dial):
         reward: str = LINEAR.formula,
     ) -> None:
         self.model, self.path, self.policy, self.trained_on = model, path, policy, trained_on or {}
+        self.prefix = prefix
         self.table = PriceTable() if table is None else table
         self.price = price
         self.flops, self.reward = flops, reward
@@ -189,7 +190,7 @@ class Handle(Dial):
             self.policy,
             stack=self.stack,
             weights=False,
-            network=identity(self.model, self.path, self.stack.channel_dim, self.stack.prompt_tokens),
+            network=identity(self.model, self.path.removeprefix(self.prefix), self.stack.channel_dim, self.stack.prompt_tokens),
             price=self.price,
             price_table=self.table,
             trained_on=self.trained_on,

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from rl_skip.attached.attaching import check_layers
 from rl_skip.attached.called import CalledCarry, CalledStack
-from rl_skip.attached.calls import LayerCall, real_tokens
-from rl_skip.attached.finding import find_layers, width_of
+from rl_skip.attached.calls import LayerCall, put_rows, real_tokens
+from rl_skip.attached.finding import configured, find_layers, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.identity import DIGEST, identity
 from rl_skip.attached.library import quiet, require
@@ -50,8 +50,12 @@ class _ModelCarry(CalledCarry):
         return some
 
     def put(self, rows: Tensor, other: Carry) -> None:
+        assert isinstance(other, _ModelCarry)
+        B = self.hidden.shape[0]
         super().put(rows, other)
-        self.before = {}
+        alike = {name: len(outputs) for name, outputs in self.before.items()} == {name: len(outputs) for name, outputs in other.before.items()}
+        pairs = {name: zip(outputs, other.before[name], strict=True) for name, outputs in self.before.items()} if alike else {}
+        self.before = {name: [put_rows(old, new, rows, B, name) for old, new in outputs] for name, outputs in pairs.items()}
 
 
 class HuggingFaceStack(CalledStack):
@@ -183,7 +187,10 @@ class HuggingFaceStack(CalledStack):
             carry = self.begin(example)
             names = called_after(lambda: self.finish(carry), self.routed[-1], self.beside)
         modules = [self.beside[name] for name in names]
-        return {"rank": RANK} if not names or shares_weights(self.model, names) or self.too_large(modules) else {"modules": names}
+        decodes = configured(self.model, "is_encoder_decoder")  # what comes after the encoder is the whole decoder
+        if not names or decodes or shares_weights(self.model, names) or self.too_large(modules):
+            return {"rank": RANK}
+        return {"modules": names}
 
     def make_readout(self, plan: dict[str, Any]) -> nn.Module:
         return Tail(self.model, plan["modules"]) if "modules" in plan else super().make_readout(plan)

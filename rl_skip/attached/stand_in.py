@@ -2,16 +2,32 @@
 
 from functools import update_wrapper
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from rl_skip.core.errors import UserError
 
-if TYPE_CHECKING:
-    from rl_skip.attached.handle import Handle
+__all__ = ["Attached", "StandIn", "install", "remove"]
 
-__all__ = ["StandIn", "install", "remove"]
+
+class Attached(Protocol):
+    """Whose stand-ins they are: the handle of an attached policy."""
+
+    stack: Any
+
+    @property
+    def routing(self) -> bool:
+        """Whether calls of the model are routed now."""
+        ...
+
+    def check_standing(self) -> None:
+        """Refuses a model of which a module was replaced."""
+        ...
+
+    def call_layer(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs a layer on the rows that come to it."""
+        ...
 
 
 class StandIn:
@@ -23,7 +39,7 @@ class StandIn:
         name: what messages call it.
     """
 
-    def __init__(self, handle: "Handle", module: nn.Module, name: str) -> None:
+    def __init__(self, handle: Attached, module: nn.Module, name: str) -> None:
         self.handle, self.module, self.name = handle, module, name
         self.original, self.was_own = module.forward, "forward" in vars(module)
         update_wrapper(self, self.original)

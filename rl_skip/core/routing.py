@@ -170,7 +170,7 @@ class RoutingState:
     def _look(self, i: int, rows: Tensor) -> Tensor:
         if i < self.stack.depth - 1:
             return self.look(self._readout(i), rows)
-        return self.finish(rows) if self.stack.looks_at_answers else self.look(nn.Identity(), rows)
+        return self.finish(rows) if self.stack.looks_at_answers else self.look(nn.Identity(), rows)  # the stack's own head, as it is
 
     def _readout(self, i: int) -> nn.Module:
         if self.stack.readouts is None:

@@ -14,7 +14,7 @@ from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Task
 from rl_skip.measure.evaluation import Evaluation, evaluate
 
-__all__ = ["ExitOutcomes", "at_any_price", "evaluate_prices", "exit_outcomes"]
+__all__ = ["ExitOutcomes", "at_any_price", "evaluate_prices", "exit_outcomes", "leaves_only"]
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,16 @@ class ExitOutcomes:
         return Evaluation(price, route, self.score.gather(1, layer).squeeze(1), self.compute.gather(1, layer).squeeze(1), prediction, reward)
 
 
+def leaves_only(stack: LayerStack, policy: JumpPolicy) -> bool:
+    """Whether all that the policy decides is after which layer a row leaves, each of which has a readout."""
+    return stack.readouts is not None and not policy.rules.jumps
+
+
 def exit_outcomes(stack: LayerStack, policy: JumpPolicy, task: Task, examples: Examples, batch_size: int = 256) -> ExitOutcomes | None:
     """One pass of all examples through all layers; None where it does not show what the policy does at every price: where it jumps, looks at the
     input alone, or sees more of the price than the price."""
     rules = policy.rules
-    if stack.readouts is None or rules.jumps or rules.scope == "input" or not all(feature.at_once for feature in rules.layout.parts):
+    if not leaves_only(stack, policy) or rules.scope == "input" or not all(feature.at_once for feature in rules.layout.parts):
         return None
 
     def run(batch: Examples, _rows: Tensor) -> tuple[Tensor, ...]:

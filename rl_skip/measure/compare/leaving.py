@@ -9,9 +9,11 @@ from torch import Tensor
 from rl_skip.core.batches import in_batches
 from rl_skip.core.exits import left_at
 from rl_skip.core.forward import routed_forward
+from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Task
+from rl_skip.measure.evaluation import Evaluation
 
 __all__ = ["EntropyExits", "ExitTable", "Patience", "agreed", "entropy", "exit_table", "one_threshold", "threshold_for_each_exit"]
 
@@ -102,6 +104,13 @@ class ExitTable:
         """(N, L), relative compute where the readouts after all layers on the way are looked at, and the last of them answers."""
         layer, last = torch.arange(self.layers.shape[1]), self.layers.shape[1] - 1
         return self.layers + self.look * (layer + 1).clamp(max=last) + self.looked * (layer < last)
+
+    def evaluation(self, layer: Tensor, compute: Tensor, price: float = 0.0, reward: Reward = LINEAR) -> Evaluation:
+        """Every row leaving after its `layer`, (N,) long, and spending as `compute` (N, L) says."""
+        at = layer.unsqueeze(1)
+        route = torch.arange(self.score.shape[1]) <= at
+        score, spent, everyone = self.score.gather(1, at).squeeze(1), compute.gather(1, at).squeeze(1), torch.arange(len(layer))
+        return Evaluation(price, route, score, spent, self.answer[everyone, layer], reward)
 
 
 class _EveryReadout(Router):

@@ -1,8 +1,10 @@
 """Rows that leave an attached model early, by the readout of their depth, against models cut there by hand."""
 
 import copy
+import inspect
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,16 +216,17 @@ def test_copies_pickles_and_files_of_the_model(family: str, kind: str, tmp_path:
         bare = model(**inputs).logits
         names = list(model.state_dict())
         handle = rl_skip.attach(model, policy, readouts=readouts)
-        with handle.forced(EXITS):
-            expected = model(**inputs).logits
-            copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        handle.price = PRICE
+        expected, routes = model(**inputs).logits, handle.last_routes
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copy.deepcopy(handle).model]
         assert list(model.state_dict()) == names
         model.save_pretrained(tmp_path)
         assert type(model).from_pretrained(tmp_path)(**inputs).logits.equal(bare)
-        for parameter in (*model.parameters(), *readouts.parameters()):
+        for parameter in (*model.parameters(), *handle.stack.readouts.parameters(), *policy.parameters()):
             parameter.zero_()
         for other in copies:
             assert other(**inputs).logits.equal(expected)
+            assert other.forward.handle.last_routes.equal(routes) and not routes.all()
             other.forward.handle.detach()
             assert other(**inputs).logits.equal(bare)
 
@@ -344,3 +347,96 @@ def test_what_cannot_be_answered_is_refused_in_one_line(tmp_path: Path) -> None:
     handle.save_pretrained(tmp_path / "policy")
     with pytest.raises(UserError, match="model_class is BertForSequenceClassification"):
         rl_skip.attach(build("electra"), tmp_path / "policy")
+
+def test_an_encoder_that_rows_leave_early_hands_its_decoder_what_their_adapters_make_of_it() -> None:
+    model = build("t5")
+    stack = HuggingFaceStack(model)
+    readouts = stack.add_readouts(batch(model))
+    assert readouts.plan == {"rank": 16}, "what comes after an encoder is a whole decoder"
+    for parameter in readouts.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    inputs = {name: x for name, x in batch(model).items() if name != "decoder_input_ids"}
+    settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    expected = []
+    for row in range(ROWS):
+        short, left = copy.deepcopy(model), int(EXITS[row].sum()) - 1
+        layers = short.encoder.block
+        del layers[left + 1 :]
+        if left < DEPTH - 1:
+            layers[left].register_forward_hook(partial(_adapted, readouts.each[left].state_dict()))
+        expected.append(short.generate(**row_of(inputs, row), **settings))
+    handle = rl_skip.attach(model, readouts=readouts)
+    with handle.forced(EXITS):
+        generated = model.generate(**inputs, **settings)
+    assert generated.equal(torch.cat(expected))
+    handle.detach()
+    assert not generated.equal(model.generate(**inputs, **settings))
+
+
+def _adapted(weights: dict[str, Tensor], _module: nn.Module, _args: Any, out: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (out[0] + out[0] @ weights["down.weight"].T @ weights["up.weight"].T + weights["up.bias"], *out[1:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_and_autocast(kind: str) -> None:
+    model, readouts, policy = with_readouts("bert", kind)
+    inputs = batch(model)
+    handle = rl_skip.attach(model, policy, readouts=readouts)
+    with torch.no_grad(), handle.forced(EXITS):
+        expected = model(**inputs).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(model(**inputs).logits.float(), expected, atol=0.1, rtol=0.1)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert model(**inputs).logits.shape == expected.shape
+    with torch.no_grad(), handle.forced(EXITS):
+        torch.testing.assert_close(model.bfloat16()(**inputs).logits.float(), expected, atol=0.1, rtol=0.1)
+    assert all(parameter.dtype is torch.float32 for parameter in readouts.parameters()), "those that were given stay as they are"
+    with torch.no_grad():
+        assert model(**inputs).logits.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_policy_is_taken_up_on_a_model_with_adapters_in_its_layers(kind: str, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model, readouts, policy = with_readouts("bert", kind)
+    inputs = batch(model)
+    with torch.no_grad():
+        handle = rl_skip.attach(model, policy, readouts=readouts)
+        handle.price = PRICE
+        expected = model(**inputs).logits
+        handle.save_pretrained(tmp_path / "policy")
+        handle.detach()
+        adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"]))  # which begins as the model that it adapts
+        again = rl_skip.attach(adapted, tmp_path / "policy")
+        torch.testing.assert_close(adapted(**inputs).logits, expected)
+        again.save_pretrained(tmp_path / "again")
+        again.detach()
+        merged = adapted.merge_and_unload()
+        rl_skip.attach(merged, tmp_path / "again")
+        torch.testing.assert_close(merged(**inputs).logits, expected)
+
+
+def test_a_model_is_called_as_before() -> None:
+    model, readouts, policy = with_readouts("bert", "copies")
+    before = inspect.signature(model.forward)
+    rl_skip.attach(model, policy, readouts=readouts)
+    assert inspect.signature(model.forward) == before
+    returned = model(**batch(model), return_dict=False)
+    assert isinstance(returned, tuple) and returned[0].shape == (ROWS, 2)
+
+
+def test_a_backbone_that_was_given_a_head_has_no_logits_to_answer_with(tmp_path: Path) -> None:
+    model, policy = build("bert").bert, with_readouts("bert", "copies")[2]
+    stack = HuggingFaceStack(model, head=nn.Linear(WIDTH, 2))
+    readouts = stack.add_readouts(batch(model))
+    assert readouts.plan == {} and readouts.flops == 2 * WIDTH * 2
+    layout = ObservationLayout(WIDTH, DEPTH, features=CONFIDENCES, readout_flops=readouts.flops)
+    policy = JumpPolicy(JumpRules.reaching(layout, allow_exit=True, jumps=False))
+    rl_skip.save(tmp_path / "policy", policy, stack=stack, weights=False, price=PRICE)
+    for attached in (tmp_path / "policy", policy):
+        with pytest.raises(UserError, match=r"copies of a head that is not the model's own .*: rl_skip\.load\(folder, ") as refused:
+            rl_skip.attach(model, attached, readouts=readouts if attached is policy else None)
+        assert "\n" not in str(refused.value)
+    assert not any("forward" in vars(part) for part in model.modules())
+    loaded = rl_skip.load(tmp_path / "policy", HuggingFaceStack(model, head=stack.head))
+    assert loaded(batch(model)).shape == (ROWS, 2)

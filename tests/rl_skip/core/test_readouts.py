@@ -1,5 +1,6 @@
 """Leaving early: rows are answered by the readout of their depth, on every way through the stack, and pay for it."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rl_skip import Examples, Feature, FixedRoute, JumpPolicy, JumpRules, Module
 from rl_skip.core.features import CONFIDENCES, FEATURES, find_features
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.policy import legal_jumps
+from rl_skip.core.readouts import Adapter
 
 WIDTH, DEPTH, ROWS, CLASSES = 6, 5, 40, 3
 PRICE = 0.2
@@ -196,9 +198,66 @@ def test_a_look_at_the_input_alone_sees_no_answer() -> None:
         JumpRules.reaching(layout, allow_exit=True, scope="input")
 
 
-def test_a_stack_without_a_head_of_its_own_has_no_readouts() -> None:
-    with pytest.raises(UserError, match="SkipLayer has no head that could be copied"):
-        rl_skip.SkipLayer(8, 2, 4).add_readouts(torch.randn(2, 3, 8))
+@pytest.mark.parametrize("case", ["none", "large", "asked for"])
+def test_a_head_that_cannot_be_copied_is_read_through_adapters(case: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    example, plan = torch.randn(2, 3, 8), {"rank": 2} if case == "asked for" else None
+    stack: rl_skip.LayerStack
+    if case == "none":
+        stack = rl_skip.SkipLayer(8, 2, 4)
+    else:
+        layers = [nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8)) for _ in range(4)]
+        stack = ModuleStack(nn.Linear(8, 8), layers, nn.Sequential(nn.Flatten(), nn.Linear(24, 5)), width=8, example=example)
+    monkeypatch.setattr("rl_skip.core.stack.LARGEST", 3 * (24 * 5 + 5) - (case == "large"))
+    readouts = stack.add_readouts(example, plan=plan)
+    assert readouts.plan == {"rank": 2 if case == "asked for" else 16}
+    x, route = torch.randn(7, 3, 8), torch.tensor([1, 1, 0, 0]).bool()
+    with torch.no_grad():
+        stack.readouts, whole = None, routed_forward(stack, route, x).outputs
+        stack.readouts = readouts
+        torch.testing.assert_close(routed_forward(stack, route, x).outputs, whole)  # as the head would, at first
+        for parameter in readouts.parameters():
+            nn.init.normal_(parameter)
+        carry = stack.begin(x)
+        for i in range(2):
+            stack.run(i, carry, None)
+        weights = readouts.each[1].state_dict()
+        carry.hidden = carry.hidden + carry.hidden @ weights["down.weight"].T @ weights["up.weight"].T + weights["up.bias"]
+        expected = stack.finish(carry)
+        torch.testing.assert_close(routed_forward(stack, route, x).outputs, expected)
+    assert not torch.allclose(expected, whole)
+    if case == "none":
+        return
+    layout = ObservationLayout(8, 4, features=CONFIDENCES, readout_flops=readouts.flops)
+    assert readouts.flops == 2 * 24 * 5 + 3 * 2 * 2 * 8 * readouts.plan["rank"]
+    rl_skip.save(tmp_path / "policy", JumpPolicy(JumpRules.reaching(layout, allow_exit=True)), stack=stack, price=PRICE)
+    assert isinstance(stack, ModuleStack)
+    other = ModuleStack(stack.embed, stack.layers, stack.head, width=8, example=example)
+    loaded = rl_skip.load(tmp_path / "policy", other).stack
+    with torch.no_grad():
+        torch.testing.assert_close(routed_forward(loaded, route, x).outputs, expected)
+
+
+@pytest.mark.parametrize("plan", [3, {"rank": 0}, {"rank": "4"}, {"modules": []}, {"modules": [3]}, {"modules": "head"}])
+def test_what_readouts_are_is_checked_when_it_is_read(plan: object, tmp_path: Path) -> None:
+    stack = make_stack()
+    rl_skip.save(tmp_path / "policy", make_policy(stack), stack=stack, price=PRICE)
+    file = tmp_path / "policy" / "policy.json"
+    described = json.loads(file.read_text())
+    assert described["readouts"] == {}
+    file.write_text(json.dumps(described | {"readouts": plan}))
+    with pytest.raises(UserError, match=r"policy\.json: (readouts|rank|modules)"):
+        rl_skip.load(tmp_path / "policy", make_stack(readouts=False))
+    file.write_text(json.dumps(described | {"readouts": {"rank": 3}}))
+    with pytest.raises(UserError, match=r"readouts\.safetensors: the weight each\.0\.down\.weight is missing"):
+        rl_skip.load(tmp_path / "policy", make_stack(readouts=False))
+
+
+def test_an_adapter_knows_where_the_channels_are() -> None:
+    adapter, images = Adapter(3, 2, channel_dim=1), torch.randn(5, 3, 4, 4)
+    nn.init.normal_(adapter.up.weight)
+    moved = images.permute(0, 2, 3, 1)
+    torch.testing.assert_close(adapter(images).permute(0, 2, 3, 1), moved + moved @ adapter.down.weight.T @ adapter.up.weight.T)
 
 
 def test_a_look_at_the_answer_carries_no_gradient_to_the_network() -> None:
