@@ -143,12 +143,21 @@ def chosen(seeds: Sequence[dict[str, Curve]], name: str, compute: float) -> list
 
 
 @torch.no_grad()
-def print_tables(folders: Sequence[Path], computes: Sequence[float], data: str | None = None) -> None:
-    """Prints what each exit scores, every way at every compute, and by how much the policy leads each of them."""
+def print_tables(folders: Sequence[Path], computes: Sequence[float], data: str | None = None, *, pooled: bool = False) -> None:
+    """Prints what each exit scores, every way at every compute, and by how much the policy leads each of them.
+
+    Args:
+        folders: runs with several seeds, measured on the same rows.
+        pooled: the runs are folds instead, whose test rows are taken together.
+    """
+
+    def stacked(scores: list[Tensor]) -> Tensor:
+        return torch.cat(scores).unsqueeze(0) if pooled else torch.stack(scores)  # (S, N)
+
     seeds = [{curve.record.name: curve for curve in curves_of(folder, data)} for folder in folders]
     titles = {name: curve.record.title for seed in seeds for name, curve in seed.items()}
     policy = THE_POLICY.name
-    bootstrap = Bootstrap(len(seeds[0][policy].test[0].correct), len(seeds))
+    bootstrap = Bootstrap(*reversed(stacked([seed[policy].test[0].correct for seed in seeds]).shape))
     depth = len(seeds[0][LAYER.name].test) + 1
     print("| test rows that all leave after layer |", " | ".join(str(k + 1) for k in range(depth)), "| as it began |")
     print("| --- |" + " ---: |" * (depth + 1))
@@ -164,13 +173,13 @@ def print_tables(folders: Sequence[Path], computes: Sequence[float], data: str |
                 cells.append("")
                 lead.append("")
                 continue
-            interval = bootstrap.interval(torch.stack([point.correct for point in points]))
+            interval = bootstrap.interval(stacked([point.correct for point in points]))
             spent = sum(point.mean_compute for point in points) / len(points)
             cells.append(f"{interval.value:.1%} ± {100 * interval.half_width:.1f} @ {spent:.2f}")
             if mine is None:
                 lead.append("")
                 continue
-            difference = torch.stack([own.correct - other.correct for own, other in zip(mine, points, strict=True)])
+            difference = stacked([own.correct - other.correct for own, other in zip(mine, points, strict=True)])
             between = bootstrap.interval(difference)
             lead.append(f"{100 * between.value:+.1f} ({100 * between.low:+.1f} … {100 * between.high:+.1f}; p {p_value(difference):.3f})")
         rows.append(f"| {title} | " + " | ".join(cells) + " |")
