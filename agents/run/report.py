@@ -22,6 +22,7 @@ from rl_skip.measure.compare.leaving import EntropyExits, exit_table, one_thresh
 from rl_skip.measure.compare.statistics import Bootstrap
 from rl_skip.measure.evaluation import Evaluation, best_fixed_route, evaluate, seconds_per_batch
 from rl_skip.measure.every_price import at_any_price, leaves_only
+from rl_skip.measure.runs import MODEL
 
 __all__ = ["final_report", "print_report"]
 
@@ -156,4 +157,6 @@ def print_report(report: dict[str, Any], folder: Path, console: Console, score_n
         console.print(f'  rl_skip.load("{folder / "policy"}", stack)', highlight=False)
         return
     console.print(f"  python -m rl_skip eval {folder}")
+    if (folder / MODEL).is_dir():
+        console.print(f'  rl_skip.load("{folder / "policy"}", "{folder / MODEL}")', highlight=False, soft_wrap=True)
     console.print(f"  python -m rl_skip export {folder} {folder.name}-policy")

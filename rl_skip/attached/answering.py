@@ -30,7 +30,7 @@ __all__ = ["HEAD_BESIDE", "AnsweringStack", "Beside"]
 
 HEAD_BESIDE = (
     "the readouts are copies of a head that is not the model's own but was put beside it, so the model alone cannot answer with them: "
-    "rl_skip.load(folder, stack) runs the policy, where stack = rl_skip.attached.pretrained.load_model(RUN/model)"
+    "rl_skip.load(\"RUN/policy\", \"RUN/model\") runs the policy"
 )
 QUIET = {"labels": None, "return_dict": True, "use_cache": False, "output_hidden_states": False, "output_attentions": False}
 """Arguments with which a model says what it would answer, and nothing else."""

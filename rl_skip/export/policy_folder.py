@@ -1,7 +1,7 @@
 """The exported policy: a folder of safetensors and JSON that runs without anything that trained it."""
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,8 +63,9 @@ class SkipModel(Dial, nn.Module):
         """What the policy may do and see."""
         return self.policy.rules
 
-    def forward(self, inputs: Inputs) -> Tensor:
-        rollout = routed_forward(self.stack, self.policy, inputs, price=self.price)
+    def forward(self, inputs: Inputs | Mapping[str, Tensor]) -> Tensor:
+        rows = inputs if isinstance(inputs, Tensor) else dict(inputs)  # what a tokenizer returns is a mapping, and no dictionary
+        rollout = routed_forward(self.stack, self.policy, rows, price=self.price)
         kept = {field.name: getattr(rollout, field.name).detach() for field in fields(rollout)}
         self.last = Rollout(**{**kept, "outputs": rollout.outputs.new_empty(0)})
         return rollout.outputs
@@ -191,7 +192,7 @@ def load_policy(folder: Path | str, features: Sequence[Feature] = ()) -> JumpPol
 
 def load(
     folder: Path | str,
-    stack: LayerStack | None = None,
+    stack: LayerStack | Path | str | None = None,
     *,
     price: float | None = None,
     budget: float | None = None,
@@ -202,7 +203,8 @@ def load(
 
     Args:
         folder: the export.
-        stack: the network, for an export that does not describe it; takes the exported weights where there are any.
+        stack: the network, for an export that does not describe it; takes the exported weights where there are any. A path: the
+            folder `model` that a run of a model from transformers leaves beside its policy.
         price: the price λ that the policy sees; the export's own by default.
         budget: the mean compute allowed, in (0, 1], in place of the price.
         features: those of one's own that the policy sees; registered ones need not be named.
@@ -214,6 +216,8 @@ def load(
     if price is not None and budget is not None:
         raise UserError("a price and a budget exclude each other; set one of --price and --budget")
     description, policy, file = read_description(folder, features), load_policy(folder, features), Path(folder, MODEL)
+    if isinstance(stack, Path | str):
+        stack = _read_model(description, Path(stack), folder)
     if stack is None:
         stack = _build_network(description, file)
     else:
@@ -229,6 +233,13 @@ def load(
     if budget is not None:
         model.budget = budget
     return model.to(device).eval()
+
+
+def _read_model(description: Description, model: Path, folder: Path | str) -> LayerStack:
+    read = None if description.network is None else kind_of(description.network).read_model
+    if read is None:
+        raise UserError(f"{Path(folder, DESCRIPTION)} describes no model with a folder of its own; give the stack itself, or leave {model} out")
+    return read(model)
 
 
 def _build_network(description: Description, file: Path) -> LayerStack:
