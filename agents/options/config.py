@@ -27,7 +27,7 @@ FIXED = ("task", "data", "out", "overwrite", "resume", "agent")
 PRICE_BOUNDS = (0.001, 10.0)
 """The lowest and highest price that the observation of a policy for one price, or for one budget, distinguishes."""
 Tune = Literal["all", "frozen", "head", "norms", "lora"]
-Precision = Literal["no", "bf16"]
+Precision = Literal["no", "bf16", "auto"]
 
 
 def positive(name: str, value: float, flag: str, zero: bool = False) -> None:
@@ -175,8 +175,8 @@ class ScheduleConfig:
     head_rate: float = 1.0
     """Learning rate of heads and readouts over that of the rest. More lets new heads of a pretrained model settle in time; 1 to 10."""
     precision: Precision = "no"
-    """"bf16" multiplies matrices in bfloat16 while the network learns, about twice as fast where the processor knows it; "no" in single precision.
-    Weights, losses, policy and all that is measured stay in single precision."""
+    """"bf16" multiplies matrices in bfloat16 while the network learns, about twice as fast where the processor knows it, and slower where not; "auto"
+    where it does; "no" in single precision. Weights, losses, policy and all that is measured stay in single precision."""
     eval_epochs: int = 5
     """Passes between two validations."""
     tune: Tune = "all"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from agents.options.config import TrainConfig
 from agents.run.tuning import choose_parameters, heads_of, merge_adapters
 from rl_skip.core.batches import deployed, in_batches
+from rl_skip.core.devices import multiplies_bfloat16
 from rl_skip.core.errors import UserError
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import lengths
@@ -91,7 +92,8 @@ class Learner:
         self.policy_optimizer = torch.optim.Adam(deciding, lr=schedule.policy_learning_rate)
         self.teacher: Tensor | None = None
         """(N, ...), what the network said of the training rows at full depth when the warm-up had ended, for readouts to learn from."""
-        self.precision = torch.bfloat16 if schedule.precision == "bf16" else None
+        halves = schedule.precision == "bf16" or (schedule.precision == "auto" and multiplies_bfloat16(device))
+        self.precision = torch.bfloat16 if halves else None
         """The number format of the network's updates; None: single precision."""
         self.full_route = torch.ones(self.stack.depth, dtype=torch.bool, device=device)
         self.updates_per_epoch = max(len(self.train) // schedule.batch_size, 1)

@@ -4,7 +4,7 @@ import torch
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["pick_device"]
+__all__ = ["multiplies_bfloat16", "pick_device"]
 
 
 def pick_device(wanted: str | torch.device) -> torch.device:
@@ -24,3 +24,13 @@ def pick_device(wanted: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"the device {wanted!s} cannot be used ({str(error).splitlines()[0]}); set --device, or device=") from None
     return device
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies matrices of bfloat16 itself, and so faster than those of single precision."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    known = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))  # PyTorch has no public question for it
+    return any(asked is not None and asked() for asked in known)
