@@ -36,7 +36,7 @@ from rl_skip.measure.evaluation import evaluate
 from rl_skip.measure.every_price import ExitOutcomes, exit_outcomes
 from rl_skip.measure.runs import load_run, read_run
 
-PRICES = [0.002 * 1.06**n for n in range(145)]
+PRICES = [0.002 * 1.03**n for n in range(285)]
 """Of the dial; 0.002 to 9."""
 BASELINE_PRICES = [0.01 * 1.35**n for n in range(20)]
 """For which a threshold for each exit is sought; 0.01 to 3."""
