@@ -39,8 +39,8 @@ def positive(name: str, value: float, flag: str, zero: bool = False) -> None:
 @dataclass(frozen=True)
 class PolicyConfig:
     """What the policy may do and see. Unless options or the task say otherwise, rows go on to the next layer or leave, answered by a readout
-    (readouts, no jumps, a price range of 0.003 to 3). A longest jump, a policy scope of "input", the stack "skip-layer", jumps, or no readouts each
-    ask for the older policy, which jumps over layers in the middle, without readouts unless they are asked for."""
+    (readouts, no jumps, a price range of 0.003 to 3). A longest jump, a policy scope of "input", the stack "skip-layer", jumps, no exits, or no
+    readouts each ask for the older policy, which jumps over layers in the middle, without readouts unless they are asked for."""
 
     max_jump: int | None = None
     """Longest jump; setting it brings --jumps. Default: every later layer can be reached; smaller cannot go below a compute of 1 / (jump + 1)."""

@@ -73,7 +73,8 @@ def leaving_defaults(given: Mapping[str, str], task: Mapping[str, Any] = Mapping
 
 def leaves(given: Mapping[str, str]) -> bool:
     """Whether the given options leave it at a policy that can but leave."""
-    return not (given.keys() & {"jumps", "no_readouts", "max_jump"} or given.get("policy_scope") == "input" or given.get("stack") == "skip-layer")
+    asks = given.keys() & {"jumps", "no_readouts", "no_allow_exit", "max_jump"}
+    return not asks and given.get("policy_scope") != "input" and given.get("stack") != "skip-layer"
 
 
 def _jumps(task: Mapping[str, Any]) -> bool:

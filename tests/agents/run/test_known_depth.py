@@ -201,6 +201,7 @@ def test_a_task_brings_its_options_and_flags_win(options_of: Callable[..., Train
         (["--no-readouts", "--allow-exit", "--no-jumps"], PolicyConfig(allow_exit=True, jumps=False)),
         (["--jumps"], PolicyConfig()),
         (["--jumps", "--readouts"], PolicyConfig(readouts=True)),
+        (["--no-allow-exit"], PolicyConfig()),
         (["--max-jump", "2"], PolicyConfig(max_jump=2)),
         (["--policy-scope", "input"], PolicyConfig(policy_scope="input")),
         (["--policy-scope=input"], PolicyConfig(policy_scope="input")),
