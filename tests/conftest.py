@@ -1,6 +1,5 @@
-"""One short real run, trained once and read by many tests."""
+"""Short real runs, each trained once and read by many tests."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rl_skip.core.task import Examples, Split, Task
 from rl_skip.tasks import load_task
 
 RUN_OPTIONS = (*SMALL, "--epochs", "4")
+JUMPING_OPTIONS = (*RUN_OPTIONS, "--no-readouts")
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,7 @@ class FinishedRun:
     """"train", "validation", "test" as the splits were loaded, and "final report" where that began."""
 
 
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRun]:
-    folder = tmp_path_factory.mktemp("runs") / "digits"
+def _trained(folder: Path, options: tuple[str, ...]) -> FinishedRun:
     calls: list[str] = []
     report = agents.policy.policy_agent.final_report
 
@@ -49,5 +47,17 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedR
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(agents.run.session, "load_task", watched_task)
         patch.setattr(agents.policy.policy_agent, "final_report", watched_report)
-        assert train.main(["--out", str(folder), *RUN_OPTIONS]) == 0
-    yield FinishedRun(folder, RUN_OPTIONS, calls)
+        assert train.main(["--out", str(folder), *options]) == 0
+    return FinishedRun(folder, options, calls)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """Of a policy that leaves, as is the default."""
+    return _trained(tmp_path_factory.mktemp("runs") / "digits", RUN_OPTIONS)
+
+
+@pytest.fixture(scope="session")
+def jumping_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """Of a policy that jumps over layers in the middle, without readouts."""
+    return _trained(tmp_path_factory.mktemp("runs") / "jumping", JUMPING_OPTIONS)

@@ -18,11 +18,12 @@ import agents.policy.ppo
 import agents.policy.reinforce
 import train
 from agents.options.config import PriceConfig, TrainConfig
+from agents.policy.exact import Leaving
 from agents.policy.ppo import Ppo, PpoConfig
 from agents.run.learner import Learner
 from envs import EnvOptions, SkipCore
 from envs.core import Step
-from rl_skip import Rollout, routed_forward
+from rl_skip import JumpPolicy, Rollout, routed_forward
 from rl_skip.cli.main import main
 from rl_skip.core.reward import find_reward
 from rl_skip.measure.compare.book import RouteBook
@@ -65,6 +66,8 @@ class Trained:
     """Mean reward of each update's rollout, by hand."""
     gradients: list[tuple[list[Tensor], list[Tensor]]] = field(default_factory=list)
     """Of REINFORCE: the policy's gradient at each update, and the same by hand."""
+    exits: bool = True
+    """Whether its rows go on or leave; else they jump."""
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +77,16 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{file}:Squared"
 
 
-@pytest.fixture(scope="module", params=["reinforce", "ppo"])
+FLAGS = {"exact": (), "sampled": ("--no-readouts",), "ppo": ("--agent", "ppo", *PPO)}
+
+
+@pytest.fixture(scope="module", params=FLAGS)
 def trained(request: pytest.FixtureRequest, own: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
-    module = {"reinforce": agents.policy.reinforce, "ppo": agents.policy.ppo}[request.param]
-    run = Trained(tmp_path_factory.mktemp("runs") / request.param)
+    module = agents.policy.ppo if request.param == "ppo" else agents.policy.reinforce
+    run = Trained(tmp_path_factory.mktemp("runs") / request.param, exits=request.param != "sampled")
     shown, loss = module.rollout_metrics, agents.policy.reinforce.reinforce_loss
+    shown_exits, leaving = agents.policy.reinforce.exit_metrics, agents.policy.reinforce.leaving
+    learns: list[JumpPolicy] = []
 
     def watched_metrics(rollout: Rollout, score: Tensor, price: Tensor, *rest: Any) -> dict[str, Tensor]:
         run.rewards.append(mean_by_hand(score, price, rollout.compute))
@@ -89,10 +97,24 @@ def trained(request: pytest.FixtureRequest, own: str, tmp_path_factory: pytest.T
         run.gradients.append((_gradient(found.policy, advantage), _gradient(_loss_by_hand(rollout, score, price), advantage)))
         return found
 
+    def watched_leaving(policy: JumpPolicy, observations: Tensor) -> Leaving:
+        learns[:] = [policy]
+        return leaving(policy, observations)
+
+    def watched_exits(leaves: Leaving, expected: Tensor, score: Tensor, name: str, compute: Tensor, price: Tensor) -> dict[str, Tensor]:
+        earned = _exits_by_hand(score, compute, price)
+        expectation = (leaves.probability * earned).sum(dim=1).mean()
+        run.rewards.append(expectation.item())
+        parameters = list(learns[0].parameters())
+        run.gradients.append(tuple(list(torch.autograd.grad(loss, parameters, retain_graph=True)) for loss in (-expected.mean(), -expectation)))  # type: ignore[arg-type]
+        return shown_exits(leaves, expected, score, name, compute, price)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agents.policy.reinforce, "leaving", watched_leaving)
+        patch.setattr(agents.policy.reinforce, "exit_metrics", watched_exits)
         patch.setattr(module, "rollout_metrics", watched_metrics)
         patch.setattr(agents.policy.reinforce, "reinforce_loss", watched_loss)
-        words = ["--agent", request.param, "--reward", own, "--price", str(PRICE), *SMALL, *(PPO if request.param == "ppo" else ())]
+        words = ["--reward", own, "--price", str(PRICE), *SMALL, *FLAGS[request.param]]
         assert train.main([*words, "--out", str(run.folder)]) == 0
     yield run
 
@@ -114,7 +136,13 @@ def _loss_by_hand(rollout: Rollout, score: Tensor, price: Tensor) -> Tensor:
     return total / len(score)
 
 
-@pytest.mark.parametrize("trained", ["reinforce"], indirect=True)
+def _exits_by_hand(score: Tensor, compute: Tensor, price: Tensor) -> Tensor:
+    """(B, L), what each row earns that leaves after each layer."""
+    rows = zip(score.tolist(), compute.tolist(), price.tolist(), strict=True)
+    return torch.tensor([[by_hand(s, p, c) for s, c in zip(scores, computes, strict=True)] for scores, computes, p in rows])
+
+
+@pytest.mark.parametrize("trained", ["exact", "sampled"], indirect=True)
 def test_reinforce_follows_its_gradient(trained: Trained) -> None:
     assert len(trained.gradients) == 8
     for found, expected in trained.gradients:
@@ -236,11 +264,12 @@ def test_oracle_and_comparison_report_it(trained: Trained, own: str, capsys: pyt
         return [[by_hand(score, price, compute) for score, compute in rows] for rows in tried[split]]
 
     book = RouteBook(model.stack, task, task.load("test"), allow_exit=model.rules.allow_exit)
-    for price in (PRICE, 1.6, 3.6):
+    # below 1 a right answer is worth any compute, and both rewards want the cheapest; above, which compute it is worth differs at these prices
+    for price in (PRICE, 4.5) if trained.exits else (PRICE, 1.6, 3.6):
         score, compute = book.best_by_row(price, find_reward(own))
         found = [by_hand(row[0], price, row[1]) for row in zip(score.tolist(), compute.tolist(), strict=True)]
         assert found == pytest.approx([max(row) for row in zip(*earned("test", price), strict=True)])
-        if price > 1:  # below, a right answer is worth any compute, and both rewards want the cheapest
+        if price > 1:
             assert not torch.equal(compute, book.best_by_row(price)[1]), "the two rewards must want different routes"
 
     capsys.readouterr()

@@ -180,7 +180,7 @@ def test_baselines_and_a_route_that_the_policy_may_not_take(mine: Path, capsys: 
     assert "'oracle' is part of every comparison" in capsys.readouterr().err
     assert rl_skip_main(["compare", str(mine.parent / "run"), "--rows", "40", "--baseline", f"{mine}:short", "--json"]) == 0
     curves = {curve["name"]: curve for curve in json.loads(capsys.readouterr().out)["curves"]}
-    assert curves["mine"]["points"][0]["compute"] == pytest.approx(0.5)
+    assert 0.5 < curves["mine"]["points"][0]["compute"] < 0.51, "two layers of four, and the readout that answers after them"
 
 
 def test_files_in_a_tasks_defaults_are_looked_for_beside_it(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,8 +75,10 @@ def train_baselines(
     """
     console = console or Console(stderr=True)
     wanted = tuple(dict.fromkeys(budgets))
-    if as_exported and min((abs((own := _spent(folder, data)) - budget) for budget in wanted), default=1.0) > NEAR:
-        wanted = (*wanted, min(round(own, 2), 1.0))
+    if as_exported:
+        own = _spent(folder, data)
+        if all(abs(own - budget) > NEAR for budget in wanted):
+            wanted = (*wanted, min(round(own, 2), 1.0))
     baselines = {name: found for name, found in baselines_of(folder, wanted).items() if only is None or found[0].name in only}
     plan = read_plan(folder) | {name: Planned(record.title) for name, (record, _) in baselines.items()}
     write_plan(folder, plan)

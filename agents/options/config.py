@@ -38,10 +38,12 @@ def positive(name: str, value: float, flag: str, zero: bool = False) -> None:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """What the policy may do and see."""
+    """What the policy may do and see. Unless options or the task say otherwise, rows go on to the next layer or leave, answered by a readout
+    (readouts, no jumps, a price range of 0.003 to 3). A longest jump, a policy scope of "input", the stack "skip-layer", jumps, no exits, or no
+    readouts each ask for the older policy, which jumps over layers in the middle, without readouts unless they are asked for."""
 
     max_jump: int | None = None
-    """Longest jump. Default: every later layer can be reached; smaller cannot go below a compute of 1 / (jump + 1)."""
+    """Longest jump; setting it brings --jumps. Default: every later layer can be reached; smaller cannot go below a compute of 1 / (jump + 1)."""
     allow_exit: bool = False
     """Lets a jump leave the stack before the last layer, which otherwise always runs."""
     readouts: bool = False
@@ -99,7 +101,8 @@ class PriceConfig:
     price: float | None = None
     """One fixed price λ, in score per unit of relative compute. Higher skips more; 0.01 to 1."""
     price_range: tuple[float, float] = (0.003, 1.0)
-    """Range of the price that is drawn for every row, evenly in its logarithm, and shown to the policy."""
+    """Range of the price that is drawn for every row, evenly in its logarithm, and shown to the policy. Default: up to 3 where rows go on or leave,
+    to 1 where they jump."""
     budget: float | None = None
     """Mean compute allowed, in (0, 1]: the price is controlled until the routes cost that much."""
     guarantee: float | None = None
@@ -149,7 +152,8 @@ class ScheduleConfig:
     """How long and how fast."""
 
     warmup_epochs: int = 15
-    """Passes over the data before the policy starts: supervised, at full depth and on random routes. Without any, runs collapse."""
+    """Passes over the data before the policy starts: supervised, at full depth and, with jumps, on random routes. Without any, runs that jump
+    collapse."""
     epochs: int = 25
     """Passes over the data with network and policy trained together."""
     batch_size: int = 64
@@ -163,7 +167,7 @@ class ScheduleConfig:
     max_grad_norm: float = 1.0
     """Largest norm of a gradient, network and policy each."""
     random_route_weight: float = 1.0
-    """Weight of the loss on random routes in the warm-up. More makes the network more robust to skips; 0 to 1."""
+    """With jumps: weight of the loss on random routes in the warm-up. More makes the network more robust to skips; 0 to 1."""
     random_route_keep: float = 0.0
     """Smallest chance that a layer runs on a row's random route; each row draws its own from here to 1. More is milder; 0 to 0.7."""
     full_depth_weight: float = 0.5

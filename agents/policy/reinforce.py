@@ -165,6 +165,9 @@ class Reinforce(PolicyAgent):
         if self.config.gradient == "exact" and obstacle is not None:
             raise UserError(f"{obstacle}, or --gradient sampled")
         self.exact = obstacle is None and self.config.gradient != "sampled"
+
+    def try_out(self) -> None:
+        super().try_out()
         if self.exact and self.config.policy_epochs > 0:
             self._check_features()
 
@@ -183,7 +186,7 @@ class Reinforce(PolicyAgent):
         """Raises `UserError` where something else than the price itself differs with the price: the policy's own epochs show it many prices."""
         learner = self.learner
         batch, layout = learner.train.take(slice(0, 4)), learner.rules.layout
-        with deployed(learner.stack):
+        with deployed(learner.stack), torch.random.fork_rng(devices=[]):
             low, high = (
                 exit_pass(learner.stack, learner.policy, batch.inputs, torch.full((len(batch),), price, device=learner.device)).observations
                 for price in (layout.price_low, layout.price_high)

@@ -14,13 +14,17 @@ HALVINGS = 24
 def random_routes(chances: Tensor, keep: Tensor | float, rules: JumpRules) -> Tensor:
     """(N, L) bool: each layer whose chance is below the row's probability of keeping one, and those that no jump may pass over.
 
+    Without jumps a row leaves: it runs as many layers, but the first ones.
+
     Args:
         chances: (N, L), even in [0, 1).
         keep: (N, 1), or one for all rows.
-        rules: how far a jump may go, and whether rows may leave before the last layer.
+        rules: how far a jump may go, if there are any, and whether rows may leave before the last layer.
     """
     routes = chances < keep
     routes[:, 0] = True
+    if not rules.jumps:
+        return torch.arange(routes.shape[1]) < routes.sum(dim=1, keepdim=True)
     passed = torch.zeros(len(routes), dtype=torch.long)  # layers passed over since the last that runs
     for i in range(1, routes.shape[1]):
         routes[:, i] |= passed == rules.max_jump

@@ -85,10 +85,11 @@ def defaults_of(name: str, data: str | None, given: Mapping[str, str]) -> Mappin
     """
     if not is_own(name):
         defaults = TASKS.find(name).defaults
-        return leaving_defaults(given) | dict(defaults(given) if callable(defaults) else defaults)
+        task = dict(defaults(given) if callable(defaults) else defaults)
+        return leaving_defaults(given, task) | task
     defaults, place = _own_task(name, data).defaults, Path(name.rpartition(":")[0]).parent
     own = {option: _from(place, value) for option, value in (defaults(given) if callable(defaults) else defaults).items()}
-    return leaving_defaults(given) | own
+    return leaving_defaults(given, own) | own
 
 
 def _from(place: Path, value: Any) -> Any:

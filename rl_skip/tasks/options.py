@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from rl_skip.core.errors import UserError
@@ -58,23 +59,28 @@ def read_task_options(fields: Fields) -> TaskOptions:
     return read_dataclass(TaskOptions, fields, may_lack=("pair_column",))
 
 
-def leaving_defaults(given: Mapping[str, str]) -> dict[str, Any]:
+def leaving_defaults(given: Mapping[str, str], task: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """What a policy may do unless the options or the task say otherwise: leave after any layer, with an answer of that depth's own.
 
-    With jumps, or without readouts, it is the older policy that jumps over layers in the middle.
+    With jumps, or without readouts, it is the older policy that jumps over layers in the middle: nothing is set for it.
 
     Args:
         given: the options that are given, by their names with underscores.
+        task: the defaults of the task, by the same names.
     """
-    if leaves(given):
-        return {"readouts": True, "jumps": False, "price_range": (0.003, 3.0)}
-    return {"readouts": "readouts" in given, "jumps": "no_jumps" not in given}
+    return {"readouts": True, "jumps": False, "price_range": (0.003, 3.0)} if leaves(given) and not _jumps(task) else {}
 
 
 def leaves(given: Mapping[str, str]) -> bool:
     """Whether the given options leave it at a policy that can but leave."""
-    jumps = given.keys() & {"jumps", "no_readouts", "max_jump", "policy_scope"} or given.get("stack") == "skip-layer"
-    return not jumps
+    asks = given.keys() & {"jumps", "no_readouts", "no_allow_exit", "max_jump"}
+    return not asks and given.get("policy_scope") != "input" and given.get("stack") != "skip-layer"
+
+
+def _jumps(task: Mapping[str, Any]) -> bool:
+    """Whether the defaults of a task ask for a policy that jumps."""
+    asks = task.get("jumps") or task.get("readouts") is False or task.get("max_jump") is not None
+    return bool(asks) or task.get("policy_scope") == "input" or task.get("stack") == "skip-layer"
 
 
 def model_defaults(given: Mapping[str, str]) -> dict[str, Any]:

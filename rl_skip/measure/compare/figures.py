@@ -1,4 +1,4 @@
-"""The figures of a comparison, for paper and for the colour-blind: colours of Okabe and Ito, each with a marker and a line style of its own."""
+"""The figures of a comparison, for paper and for the colour-blind: each curve with a colour, a marker and a line style of its own."""
 
 from collections.abc import Sequence
 from pathlib import Path

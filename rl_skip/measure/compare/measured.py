@@ -21,7 +21,7 @@ from rl_skip.measure.compare.curves import Curve, Point, price_label
 from rl_skip.measure.compare.leaving import EntropyExits, Patience, exit_table, one_threshold, threshold_for_each_exit
 from rl_skip.measure.compare.result import BEST_FIXED, FULL_DEPTH, ORACLE, RANDOM, SHUFFLED
 from rl_skip.measure.compare.rows import Rows
-from rl_skip.measure.compare.style import GREEN, GREY, INK, ORANGE, PURPLE, SKY
+from rl_skip.measure.compare.style import GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, WINE
 from rl_skip.measure.evaluation import Evaluation, evaluate, searched_routes
 
 __all__ = ["BASELINES", "Bench", "MeasuredBaseline", "measured_curve"]
@@ -261,7 +261,7 @@ BASELINES.register(
             "a threshold for each exit",
             about="on the same network: chosen on validation rows, for several prices, for the most score less price times compute",
             advice="leave by the entropy of its readouts",
-            colour=SKY,
+            colour=VERMILLION,
             marker="P",
             line="--",
         ),
@@ -276,7 +276,7 @@ BASELINES.register(
             "patience",
             about="on the same network: a row leaves once several readouts in a row agree",
             advice="leave when its readouts agree",
-            colour=SKY,
+            colour=WINE,
             marker="p",
             line=":",
         ),

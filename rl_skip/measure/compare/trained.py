@@ -22,7 +22,7 @@ ONE_SHOT = BaselineRecord(
     "one-shot",
     "one-shot policy",
     about="the policy that looks once, at the input",
-    advice="train it with train.py --policy-scope input",
+    advice="train it with train.py --policy-scope input, and where rows go on or leave --readouts --no-jumps",
     trained=True,
     colour=SKY,
     marker="<",

@@ -295,9 +295,10 @@ def test_a_feature_that_sees_the_price_is_refused_where_it_would_be_read_once(tm
     (tmp_path / "seen.py").write_text(PRICE_SEEN, encoding="utf-8")
     policy = PolicyConfig(readouts=True, jumps=False, feature=("entropy", f"{tmp_path / 'seen.py'}:PriceSeen"))
     with pytest.raises(UserError, match="a feature differs with the price.*set --policy-epochs 0"):
-        Reinforce(Learner(small(policy=policy), load_task("digits"), torch.device("cpu")))
+        Reinforce(Learner(small(policy=policy), load_task("digits"), torch.device("cpu"))).try_out()
     config = small(policy=policy, agent_config=ReinforceConfig(policy_epochs=0))
     agent = Reinforce(Learner(config, load_task("digits"), torch.device("cpu")))
+    agent.try_out()
     assert agent.exact and agent.update(agent.learner.warmup_updates)
 
 

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from stable_baselines3 import PPO
 from torch import Tensor
 
 from agents.agent import find_agent
-from agents.options.config import PriceConfig
+from agents.options.config import PolicyConfig, PriceConfig, ScheduleConfig
+from agents.policy.policy_agent import PolicyAgent
 from agents.policy.ppo import Ppo, PpoConfig
 from agents.policy.prices import BudgetPrice, FixedPrice, PriceRange
 from agents.run.learner import Learner
@@ -74,7 +76,7 @@ def test_ppo_trains_the_policy_and_the_supervised_update_the_network(tiny_learne
     ppo = _ppo(tiny_learner, agent)
     learner = ppo.learner
     network, policy, critic = (_parameters(module) for module in (learner.stack, learner.policy, learner.critic))
-    ppo._improve_policy(learner.warmup_updates)
+    ppo._improve_policy(learner.warmup_updates, progress=0.0)
     assert torch.equal(_parameters(learner.stack), network)
     trained_policy, trained_critic = _parameters(learner.policy), _parameters(learner.critic)
     assert not torch.equal(trained_policy, policy)
@@ -172,9 +174,23 @@ def test_ppo_collects_at_the_price_that_the_budget_asks_for_now(tiny_learner):
         prices.observe(torch.tensor(1.0))
     assert ppo.core.price != prices.range
     expected = prices.range
-    ppo._improve_policy(8)
+    ppo._improve_policy(8, progress=0.0)
     assert ppo.core.price == expected
     low, high = expected
     seen = torch.as_tensor(ppo.model.rollout_buffer.observations)[:, -1]
     bounds = ppo.learner.rules.layout.scale_price(torch.tensor([low, high]))
     assert bounds[0] <= seen.min() < seen.max() <= bounds[1]
+
+
+@pytest.mark.parametrize("tune", ["all", "frozen"])
+def test_where_rows_can_but_leave_the_policy_goes_on_with_the_finished_network(tiny_learner, monkeypatch, tune):
+    schedule = ScheduleConfig(warmup_epochs=2, epochs=3, batch_size=32, tune=tune)
+    config = replace(SMALL, finished_rollouts=3)
+    ppo = Ppo(tiny_learner(agent="ppo", agent_config=config, schedule=schedule, policy=PolicyConfig(readouts=True, jumps=False)))
+    network, policy = _parameters(ppo.learner.stack), _parameters(ppo.learner.policy)
+    monkeypatch.setattr(PolicyAgent, "finish", lambda agent, run: run)
+    ppo.finish("run")
+    assert torch.equal(_parameters(ppo.learner.stack), network)
+    rollouts = 3 if tune == "all" else 0  # a network that stood still had the policy at every update
+    assert ppo.model.num_timesteps == rollouts * SMALL.num_envs * SMALL.steps
+    assert torch.equal(_parameters(ppo.learner.policy), policy) is (rollouts == 0)

@@ -179,8 +179,10 @@ def options_of() -> Callable[..., TrainConfig]:
 
 
 def test_a_task_brings_its_options_and_flags_win(options_of: Callable[..., TrainConfig]) -> None:
-    plain, preset = TrainConfig(task="digits"), options_of("--task", "hops", "--seed", "3")
-    assert options_of("--task", "digits") == options_of() == plain
+    leaving = TrainConfig(task="digits", policy=PolicyConfig(readouts=True, jumps=False), pricing=PriceConfig(price_range=(0.003, 3.0)))
+    preset = options_of("--task", "hops", "--seed", "3")
+    assert options_of("--task", "digits") == options_of() == options_of("--policy-scope", "state") == leaving
+    assert not preset.policy.readouts and preset.policy.jumps
     assert (preset.task, preset.seed) == ("hops", 3)
     assert preset.network.tied and preset.network.layers == 8 and preset.policy.allow_exit and preset.schedule.tune == "frozen"
     assert options_of("--task=hops", "--seed", "3") == preset
@@ -190,6 +192,51 @@ def test_a_task_brings_its_options_and_flags_win(options_of: Callable[..., Train
     assert changed.pricing.price == 0.2
     assert changed.schedule.epochs > preset.schedule.epochs
     assert options_of("--task", "hops-16").network.layers == 16
+
+
+@pytest.mark.parametrize(
+    ("flags", "policy"),
+    [
+        (["--no-readouts"], PolicyConfig()),
+        (["--no-readouts", "--allow-exit", "--no-jumps"], PolicyConfig(allow_exit=True, jumps=False)),
+        (["--jumps"], PolicyConfig()),
+        (["--jumps", "--readouts"], PolicyConfig(readouts=True)),
+        (["--no-allow-exit"], PolicyConfig()),
+        (["--max-jump", "2"], PolicyConfig(max_jump=2)),
+        (["--policy-scope", "input"], PolicyConfig(policy_scope="input")),
+        (["--policy-scope=input"], PolicyConfig(policy_scope="input")),
+        (["--stack", "skip-layer"], PolicyConfig()),
+        (["--stack", "blocks"], PolicyConfig(readouts=True, jumps=False)),
+        (["--budget", "0.4"], PolicyConfig(readouts=True, jumps=False)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_rows_leave_by_readouts_unless_the_options_ask_for_jumps(
+    flags: list[str], policy: PolicyConfig, options_of: Callable[..., TrainConfig]
+) -> None:
+    found = options_of(*flags)
+    assert found.policy == policy
+    assert found.pricing.price_range == ((0.003, 1.0) if policy.jumps or not policy.readouts else (0.003, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("defaults", "policy"),
+    [
+        ("{}", PolicyConfig(readouts=True, jumps=False)),
+        ('{"readouts": False}', PolicyConfig()),
+        ('{"jumps": True}', PolicyConfig(jumps=True)),
+        ('{"max_jump": 2}', PolicyConfig(max_jump=2)),
+        ('{"policy_scope": "input"}', PolicyConfig(policy_scope="input")),
+        ('{"stack": "skip-layer"}', PolicyConfig()),
+    ],
+)
+def test_and_unless_the_task_does(defaults: str, policy: PolicyConfig, options_of: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        f"import torch\nfrom rl_skip import Task\n"
+        f"def own(path): return Task('own', ('a', 'b'), None, lambda width: torch.nn.Linear(3, width), 5, defaults={defaults})\n"
+    )
+    assert options_of("--task", f"{tmp_path / 'own.py'}:own").policy == policy
+    assert options_of("--task", f"{tmp_path / 'own.py'}:own", "--readouts").policy.readouts
 
 
 def test_a_run_that_goes_on_keeps_its_own_options(options_of: Callable[..., TrainConfig], tmp_path: Path) -> None:

@@ -95,6 +95,14 @@ def test_random_routes_make_no_jump_that_the_policy_may_not(tiny_learner, allow_
     assert torch.equal(followed.route, routes) and (followed.jumps == 2).any()
 
 
+def test_random_routes_of_a_policy_that_can_but_leave_are_routes_that_it_may_take(tiny_learner):
+    learner = tiny_learner(policy=PolicyConfig(readouts=True, jumps=False))
+    batch = learner.batch(0)
+    routes = learner.random_routes(len(batch))
+    followed = routed_forward(learner.stack, PolicyRouter(learner.policy, route=routes), batch.inputs)
+    assert torch.equal(followed.route, routes) and len(routes.unique(dim=0)) == 4
+
+
 def test_the_warm_up_teaches_the_network_and_leaves_the_policy_alone(tiny_learner):
     learner = tiny_learner()
     network, policy, critic = (_parameters(module) for module in (learner.stack, learner.policy, learner.critic))

@@ -11,6 +11,7 @@ import torch
 import rl_skip
 import train
 from rl_skip import UserError
+from rl_skip.attached.pretrained import load_model
 from rl_skip.cli.main import main
 from rl_skip.export.pruned import load_pruned
 from rl_skip.measure.runs import load_run
@@ -36,23 +37,38 @@ def _rows(run: Path, count: int = 12) -> rl_skip.Examples:
     return load_run(run)[1].load("test").take(slice(0, count))
 
 
+def _train_backbone(folder: Path, *flags: str) -> Path:
+    data, model = write_table(folder / "data.tsv", 160), save_bert(folder / "model")
+    return _train(folder / "run", "--task", "text", "--data", str(data), "--model", str(model), "--price-range", "0.05", "0.5", *flags)
+
+
+@pytest.fixture(scope="module")
+def leaving_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a backbone whose rows are answered by copies of a head that was put beside it."""
+    return _train_backbone(tmp_path_factory.mktemp("leaving"))
+
+
 @pytest.fixture(scope="module")
 def backbone_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("backbone")
-    data, model = write_table(folder / "data.tsv", 160), save_bert(folder / "model")
-    return _train(folder / "run", "--task", "text", "--data", str(data), "--model", str(model), "--price-range", "0.05", "0.5")
+    """Of a backbone without readouts, so that the model alone can be attached to."""
+    return _train_backbone(tmp_path_factory.mktemp("backbone"), "--no-readouts")
 
 
-def test_a_run_is_measured_compared_and_described(backbone_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = json.loads((backbone_run / "report.json").read_text())
-    found = _report(capsys, "eval", str(backbone_run))
+@pytest.fixture(params=["leaving_run", "backbone_run"])
+def either_run(request: pytest.FixtureRequest) -> Path:
+    return Path(request.getfixturevalue(request.param))
+
+
+def test_a_run_is_measured_compared_and_described(either_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = json.loads((either_run / "report.json").read_text())
+    found = _report(capsys, "eval", str(either_run))
     assert found["accuracy"] == report["policy"]["accuracy"] and found["compute"] == pytest.approx(report["policy"]["compute"])
     assert found["rows"] == 32
-    assert _report(capsys, "eval", str(backbone_run), "--batch-size", "5")["accuracy"] == found["accuracy"]
-    compared = _report(capsys, "compare", str(backbone_run), "--rows", "8")
+    assert _report(capsys, "eval", str(either_run), "--batch-size", "5")["accuracy"] == found["accuracy"]
+    compared = _report(capsys, "compare", str(either_run), "--rows", "8")
     assert compared["rows"] == 8 and compared["classes"] == ["0", "1"]
-    assert _report(capsys, "info", str(backbone_run))["policy"]["network"]["model_class"] == "BertModel"
-    assert sorted(file.suffix for file in backbone_run.rglob("*") if file.suffix in (".bin", ".pkl", ".pickle")) == []
+    assert _report(capsys, "info", str(either_run))["policy"]["network"]["model_class"] == "BertModel"
+    assert sorted(file.suffix for file in either_run.rglob("*") if file.suffix in (".bin", ".pkl", ".pickle")) == []
 
 
 def test_the_saved_model_with_the_policy_attached_does_what_eval_does(backbone_run: Path) -> None:
@@ -78,6 +94,23 @@ def test_the_policy_knows_the_model_from_the_one_that_it_was_made_of(backbone_ru
     model = transformers.AutoModel.from_pretrained(backbone_run / "model")
     model.save_pretrained(tmp_path / "another-name")
     rl_skip.attach(transformers.AutoModel.from_pretrained(tmp_path / "another-name"), backbone_run / "policy")
+
+
+def test_with_readouts_of_a_head_beside_it_the_model_and_its_head_run_the_policy(
+    leaving_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"the model alone cannot answer with them: .*load_model\(RUN/model\)"):
+        rl_skip.attach(transformers.AutoModel.from_pretrained(leaving_run / "model"), leaving_run / "policy")
+    _report(capsys, "export", str(leaving_run), str(tmp_path / "export"))
+    ours, inputs = load_run(leaving_run)[0], _rows(leaving_run).inputs
+    loaded = rl_skip.load(tmp_path / "export", load_model(str(tmp_path / "export" / "model")))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(inputs), ours(inputs))
+    assert loaded.last is not None and ours.last is not None and loaded.last.route.equal(ours.last.route)
+    _report(capsys, "prune", str(leaving_run), str(tmp_path / "pruned"), "--layers", "0,1")
+    with torch.no_grad():
+        expected = rl_skip.routed_forward(ours.stack, torch.tensor([1, 1, 0, 0]).bool(), inputs).outputs
+        torch.testing.assert_close(load_pruned(tmp_path / "pruned")(inputs), expected)
 
 
 def test_a_run_is_pruned_and_exported(backbone_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +166,7 @@ def test_images_with_a_model(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "data.npz", images=images, labels=np.arange(60) % 3)
     folder = save_vit(tmp_path / "model")
-    run = _train(tmp_path / "run", "--task", "images", "--data", str(tmp_path / "data.npz"), "--model", str(folder))
+    run = _train(tmp_path / "run", "--task", "images", "--data", str(tmp_path / "data.npz"), "--model", str(folder), "--no-readouts")
     ours, inputs = load_run(run)[0], _rows(run).inputs
     assert isinstance(inputs, torch.Tensor)
     large = torch.nn.functional.interpolate(inputs / 255, (12, 12), mode="bilinear", antialias=True)
@@ -203,5 +236,9 @@ def test_a_given_model_has_other_defaults() -> None:
     scratch, given, part = (train.read_options(["--task", "text", *flags]) for flags in ([], ["--model", "m"], ["--model", "m", "--tune", "lora"]))
     assert scratch.schedule.learning_rate == 1e-3 and given.schedule.learning_rate == 5e-5
     assert part.schedule.learning_rate > given.schedule.learning_rate and part.schedule.tune == "lora"
-    assert given.schedule.batch_size == 32 and given.schedule.policy_learning_rate == 1e-3
+    jumping = train.read_options(["--task", "text", "--model", "m", "--no-readouts"])
+    assert given.schedule.batch_size == jumping.schedule.batch_size == 32
+    assert (given.schedule.policy_learning_rate, given.schedule.head_rate) == (3e-3, 10)
+    assert (jumping.schedule.policy_learning_rate, jumping.schedule.head_rate) == (1e-3, 1), "no new heads have to settle"
+    assert given.policy.readouts and not jumping.policy.readouts
     assert train.read_options(["--task", "text", "--model", "none"]) == scratch

@@ -15,18 +15,20 @@ from agents.run.telemetry import Averages, Telemetry
 from benchmarks.kill import points
 
 LAYERS, LONGEST_JUMP = 4, 2
-TRAINING = [f"train/{name}" for name in ("policy_loss", "value_loss", "supervised_loss", "grad_norm", "learning_rate")]
+TRAINING = [f"train/{name}" for name in ("policy_loss", "supervised_loss", "grad_norm", "learning_rate")]
 ROLLOUT = [f"rollout/{name}" for name in ("ep_rew_mean", "ep_len_mean", "accuracy", "compute")]
-TAGS = [
+ALWAYS = [
     *ROLLOUT,
     *(f"eval/{name}" for name in ("accuracy", "compute", "reward")),
     "policy/entropy",
-    *(f"policy/jump_{jump}" for jump in range(LONGEST_JUMP + 1)),
     *(f"layers/run_rate_{layer}" for layer in range(LAYERS)),
     *TRAINING,
     "price",
     "time/samples_per_second",
 ]
+SAMPLED = [*(f"policy/jump_{jump}" for jump in range(LONGEST_JUMP + 1)), "train/value_loss"]
+"""What only a policy that is sampled shows."""
+TAGS = {"finished_run": ALWAYS, "jumping_run": [*ALWAYS, *SAMPLED]}
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -39,32 +41,49 @@ def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in read(folder).Scalars(tag)]
 
 
-# ------------------------------------------------------------------------------------------------------- a real run
+# ------------------------------------------------------------------------------------------------------- real runs
 
 
-@pytest.mark.parametrize("tag", TAGS)
-def test_every_curve_is_in_the_event_file(finished_run: Any, tag: str) -> None:
-    written = curve(finished_run.folder, tag)
+@pytest.fixture
+def named_run(request: pytest.FixtureRequest) -> Any:
+    """The run whose fixture is named."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize(("named_run", "tag"), [(run, tag) for run, tags in TAGS.items() for tag in tags], indirect=["named_run"])
+def test_every_curve_is_in_the_event_file(named_run: Any, tag: str) -> None:
+    written = curve(named_run.folder, tag)
     assert len(written) >= 2
     assert all(torch.isfinite(torch.tensor(value)) for _, value in written)
 
 
-def test_no_tag_is_there_that_is_not_known(finished_run: Any) -> None:
-    known = {*TAGS, "warmup/accuracy", "final/accuracy", "final/compute", "final/reward"}
-    assert set(read(finished_run.folder).Tags()["scalars"]) == known
+@pytest.mark.parametrize(("named_run", "tags"), TAGS.items(), ids=TAGS, indirect=["named_run"])
+def test_no_tag_is_there_that_is_not_known(named_run: Any, tags: list[str]) -> None:
+    known = {*tags, "warmup/accuracy", "final/accuracy", "final/compute", "final/reward"}
+    assert set(read(named_run.folder).Tags()["scalars"]) == known
 
 
-def test_the_reward_is_higher_at_the_end(finished_run: Any) -> None:
-    rewards = [value for _, value in curve(finished_run.folder, "rollout/ep_rew_mean")]
+@pytest.mark.parametrize("named_run", TAGS, indirect=True)
+def test_the_reward_is_higher_at_the_end(named_run: Any) -> None:
+    rewards = [value for _, value in curve(named_run.folder, "rollout/ep_rew_mean")]
     assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.05
 
 
-def test_values_that_belong_together_do(finished_run: Any) -> None:
-    jumps = [dict(curve(finished_run.folder, f"policy/jump_{jump}")) for jump in range(LONGEST_JUMP + 1)]
-    rates = [dict(curve(finished_run.folder, f"layers/run_rate_{layer}")) for layer in range(LAYERS)]
+def test_the_shares_of_jumps_sum_to_one(jumping_run: Any) -> None:
+    jumps = [dict(curve(jumping_run.folder, f"policy/jump_{jump}")) for jump in range(LONGEST_JUMP + 1)]
+    rates = [dict(curve(jumping_run.folder, f"layers/run_rate_{layer}")) for layer in range(LAYERS)]
     for step in jumps[0]:
         assert sum(jump[step] for jump in jumps) == pytest.approx(1, abs=1e-5)
         assert rates[0][step] == 1 and all(0 <= rate[step] <= 1 for rate in rates)
+
+
+def test_where_rows_can_but_leave_no_layer_runs_more_often_than_those_before(finished_run: Any) -> None:
+    rates = [dict(curve(finished_run.folder, f"layers/run_rate_{layer}")) for layer in range(LAYERS)]
+    decisions = dict(curve(finished_run.folder, "rollout/ep_len_mean"))
+    for step in decisions:  # the policy decides after every layer that ran but the last
+        ran = [rate[step] for rate in rates]
+        assert ran[0] == pytest.approx(1) and ran == sorted(ran, reverse=True) and ran[-1] >= 0
+        assert decisions[step] == pytest.approx(sum(ran[:-1]), abs=1e-5)
 
 
 def test_each_step_stands_once_and_at_even_distances(finished_run: Any) -> None:
@@ -73,11 +92,12 @@ def test_each_step_stands_once_and_at_even_distances(finished_run: Any) -> None:
     assert steps == list(range(8, 97, 8))
 
 
-def test_metrics_jsonl_says_the_same_as_tensorboard(finished_run: Any) -> None:
-    entries = [json.loads(line) for line in (finished_run.folder / "metrics.jsonl").read_text().splitlines()]
-    for tag in TAGS:
+@pytest.mark.parametrize(("named_run", "tags"), TAGS.items(), ids=TAGS, indirect=["named_run"])
+def test_metrics_jsonl_says_the_same_as_tensorboard(named_run: Any, tags: list[str]) -> None:
+    entries = [json.loads(line) for line in (named_run.folder / "metrics.jsonl").read_text().splitlines()]
+    for tag in tags:
         expected = [(entry["step"], pytest.approx(entry[tag], rel=1e-6)) for entry in entries if tag in entry]
-        assert curve(finished_run.folder, tag) == expected, tag
+        assert curve(named_run.folder, tag) == expected, tag
 
 
 def test_the_heat_map_has_a_row_for_each_layer_and_is_dark_where_it_ran(finished_run: Any) -> None:

@@ -28,6 +28,18 @@ def test_routes_are_those_of_a_loop_over_rows_and_layers(max_jump: int, allow_ex
             assert route[i] == (runs or (i == depth - 1 and not allow_exit))
 
 
+def test_without_jumps_as_many_layers_run_but_the_first_ones() -> None:
+    rules, costs = JumpRules.reaching(ObservationLayout(16, DEPTH), allow_exit=True, jumps=False), torch.tensor([0.1, 0.5, 0.1, 0.1, 0.2])
+    generator = torch.Generator().manual_seed(0)
+    chances, keep = torch.rand(300, DEPTH, generator=generator), torch.rand(300, 1, generator=generator)
+    for route, chance, kept in zip(random_routes(chances, keep, rules).tolist(), chances, keep, strict=True):
+        count = 1 + sum(bool(one < kept) for one in chance[1:])
+        assert route == [True] * count + [False] * (DEPTH - count)
+    routes = random_routes_at(0.65, 3000, costs, rules)
+    assert float((routes.float() @ costs).mean()) == pytest.approx(0.65, abs=1e-3)
+    assert not (routes[:, 1:] & ~routes[:, :-1]).any()
+
+
 @pytest.mark.parametrize("compute", [0.4, 0.53, 0.9, 1.0])
 def test_they_cost_what_was_asked_and_treat_all_layers_alike(compute: float) -> None:
     routes = random_routes_at(compute, 4000, EVEN, rules_of())

@@ -19,6 +19,8 @@ from rl_skip.measure.compare.rows import Rows
 from rl_skip.tasks import load_task
 
 ROWS = {"validation": 359, "test": 360}
+LEAVING = ["one threshold for all exits", "a threshold for each exit", "patience"]
+"""What needs readouts to leave by."""
 
 
 @pytest.fixture
@@ -50,12 +52,13 @@ def test_it_writes_and_prints_all_of_it(run: Path, capsys: pytest.CaptureFixture
     assert main(["compare", str(run), "--budgets", "0.3", "0.6", "--device", "cpu"]) == 0
     table, said = capsys.readouterr().out, json.loads((run / "compare.json").read_text())
     report = (run / "compare.md").read_text()
-    titles = ["policy", "full depth", "best fixed route", "static network", "random routes", "shuffled-routes control", "oracle"]
+    titles = ["policy", "full depth", "best fixed route", *LEAVING, "static network", "random routes", "shuffled-routes control", "oracle"]
     assert [curve["title"] for curve in said["curves"]] == titles
     for title in titles:
         assert f"\n{title}" in table and f"| {title} |" in report and f"- *{title}*: " in report
     assert [one["budget"] for one in said["operating"]] == [None, 0.3, 0.6]
-    assert [point["label"] for point in said["curves"][3]["points"]] == ["budget 0.25", "budget 0.5"]
+    static = said["curves"][titles.index("static network")]
+    assert [point["label"] for point in static["points"]] == ["budget 0.25", "budget 0.5"]
     assert "train it with train.py --agent static" in table and said["verdict"]["use"] == "static"
     assert any("gumbel-0.5" in note and "left out" in note for note in said["notes"])
     pictures = {f"figures/{name}.png" for name in ("curve", "run_rate", "flow", "examples")}
@@ -64,6 +67,12 @@ def test_it_writes_and_prints_all_of_it(run: Path, capsys: pytest.CaptureFixture
     assert f"more in {run / 'compare.md'}" in table
     assert "verdict:" in table and "## Verdict" in report
     assert [one["batch_size"] for one in said["times"]] == [1, 8, 64]
+
+
+def test_a_run_without_readouts_has_no_baselines_that_leave_by_them(jumping_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(jumping_run.folder), "--rows", "40", "--json"]) == 0
+    titles = [curve["title"] for curve in json.loads(capsys.readouterr().out)["curves"]]
+    assert titles == ["policy", "full depth", "best fixed route", "random routes", "shuffled-routes control", "oracle"]
 
 
 def test_json_is_what_it_wrote(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +113,8 @@ def test_train_py_compares_alike_trains_first_and_shows_it_in_tensorboard(
     assert "shallow" not in [curve["name"] for curve in json.loads(capsys.readouterr().out)["curves"]]
     assert train.main(["compare", str(run), "--train-baselines", "--budgets", "0.4", "0.7", "--device", "cpu"]) == 0
     said = json.loads((run / "compare.json").read_text())
-    assert said["curves"][3]["name"] == "shallow" and said["curves"][3]["points"][0]["label"] == "budget 0.4"
+    shallow = next(curve for curve in said["curves"] if curve["name"] == "shallow")
+    assert shallow["points"][0]["label"] == "budget 0.4"
     assert {folder.name for folder in (run / "compare").iterdir()} == {curve["title"] for curve in said["curves"]}, "a curve for each"
     assert "verdict:" in capsys.readouterr().out
     assert train.main(["compare", "nowhere", "--train-baselines"]) == 2
