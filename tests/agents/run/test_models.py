@@ -11,7 +11,6 @@ import torch
 import rl_skip
 import train
 from rl_skip import UserError
-from rl_skip.attached.pretrained import load_model
 from rl_skip.cli.main import main
 from rl_skip.export.pruned import load_pruned
 from rl_skip.measure.runs import load_run
@@ -99,11 +98,11 @@ def test_the_policy_knows_the_model_from_the_one_that_it_was_made_of(backbone_ru
 def test_with_readouts_of_a_head_beside_it_the_model_and_its_head_run_the_policy(
     leaving_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(UserError, match=r"the model alone cannot answer with them: .*load_model\(RUN/model\)"):
+    with pytest.raises(UserError, match=r'the model alone cannot answer with them: rl_skip\.load\("RUN/policy", "RUN/model"\)'):
         rl_skip.attach(transformers.AutoModel.from_pretrained(leaving_run / "model"), leaving_run / "policy")
     _report(capsys, "export", str(leaving_run), str(tmp_path / "export"))
     ours, inputs = load_run(leaving_run)[0], _rows(leaving_run).inputs
-    loaded = rl_skip.load(tmp_path / "export", load_model(str(tmp_path / "export" / "model")))
+    loaded = rl_skip.load(tmp_path / "export", tmp_path / "export" / "model")
     with torch.no_grad():
         torch.testing.assert_close(loaded(inputs), ours(inputs))
     assert loaded.last is not None and ours.last is not None and loaded.last.route.equal(ours.last.route)

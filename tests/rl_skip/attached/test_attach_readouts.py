@@ -434,7 +434,7 @@ def test_a_backbone_that_was_given_a_head_has_no_logits_to_answer_with(tmp_path:
     policy = JumpPolicy(JumpRules.reaching(layout, allow_exit=True, jumps=False))
     rl_skip.save(tmp_path / "policy", policy, stack=stack, weights=False, price=PRICE)
     for attached in (tmp_path / "policy", policy):
-        with pytest.raises(UserError, match=r"copies of a head that is not the model's own .*: rl_skip\.load\(folder, ") as refused:
+        with pytest.raises(UserError, match=r"copies of a head that is not the model's own .*: rl_skip\.load\(") as refused:
             rl_skip.attach(model, attached, readouts=readouts if attached is policy else None)
         assert "\n" not in str(refused.value)
     assert not any("forward" in vars(part) for part in model.modules())
