@@ -34,7 +34,7 @@ def draw_reward(axes: Axes, run: Path) -> None:
         axes.plot(steps, values, style, color=colour, lw=1.8)
         end, text = (steps[-1], values[-1]), f"{label} {values[-1]:.2f}"
         axes.annotate(text, end, xytext=(4, 0), textcoords="offset points", color=colour, va="center", fontsize=9)
-    axes.set(xlabel="update", title="sampled routes, training data", ylim=(0, 1.05), xlim=(steps[0], steps[-1] * 1.18))
+    axes.set(xlabel="update", title="while it learns, training data", ylim=(0, 1.05), xlim=(steps[0], steps[-1] * 1.18))
 
 
 def draw_trade_off(axes: Axes, run: Path) -> None:
