@@ -120,7 +120,7 @@ def curves_of(folder: Path, data: str | None = None) -> list[Curve]:
         curve(LAYER, [leaving(f"layer {k + 1}", after[k], alone) for k in range(depth - 1)]),
         curve(BASELINES.find(FULL_DEPTH).record, [leaving("every layer", after[depth - 1], alone)]),
     ]
-    if depth > 2 and tables[0].answer.dim() == 2:
+    if depth > 2 and rows.validation.labels.dim() == 1:  # it is about classes
         patient = [leaving(f"patience {n}", [left_at(agreed(t.answer)[:, :-1] >= n) for t in tables], asked) for n in range(1, depth - 1)]
         curves.insert(3, curve(BASELINES.find(PATIENCE).record, patient))
     if "test.began" in kept:

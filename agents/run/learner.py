@@ -78,6 +78,9 @@ class Learner:
         self.rules = config.policy.rules(self.stack.depth, self.stack.width, price_range, has_memory, readout_flops)
         self.policy, self.critic = JumpPolicy(self.rules).to(device), Critic(self.rules).to(device)
         schedule = config.schedule
+        if self.new_readouts and schedule.tune == "frozen" and schedule.warmup_epochs > 0 and not self.rules.jumps:
+            untaught = "--tune frozen leaves readouts as they begin: without jumps the warm-up teaches the last layer alone"
+            raise UserError(f"{untaught}; set --tune all, or --readouts --jumps")
         reach = lengths(self.train.inputs)
         self.lengths = None if reach is None else reach.cpu()
         """(N,), of the training rows, where they are padded."""
@@ -237,7 +240,7 @@ class Learner:
         loss, weight = self.task.loss(outputs, batch.labels).mean(), self.config.schedule.distillation_weight
         if self.teacher is None or weight == 0:
             return loss
-        return loss + weight * distillation(outputs, self.teacher[rows].to(self.device))
+        return loss + weight * distillation(outputs, self.teacher[rows.to(self.teacher.device)].to(self.device))
 
     def end_warm_up(self) -> None:
         """Called between warm-up and what follows.

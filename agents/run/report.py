@@ -46,7 +46,8 @@ def final_report(learner: Learner, table: PriceTable, price: float, seconds: flo
     measured = at_any_price(stack, learner.policy, task, test, reward=reward)
     policy = measured(price)
     ways = _leaving(learner, test, policy, reward) if leaves_only(stack, learner.policy) else _on_routes(learner, test, policy, reward)
-    times, key = _milliseconds(learner, price, {way.name: way.router for way in ways}), score_key(task.score_name)
+    timed, key = min(TIMED_ROWS, len(learner.validation), len(test)), score_key(task.score_name)
+    times = _milliseconds(learner, price, {way.name: way.router for way in ways}, timed)
     evaluations = {"policy": policy} | {way.name: way.on_test for way in ways}
     report: dict[str, Any] = {
         name: {key: at.score, "compute": at.compute, "reward": at.reward, "milliseconds": times[name]} for name, at in evaluations.items()
@@ -57,7 +58,7 @@ def final_report(learner: Learner, table: PriceTable, price: float, seconds: flo
     report[FIXED]["layers"] = evaluations[FIXED].route[0].nonzero().squeeze(1).tolist()
     report["dial"] = [{"price": at.price, key: at.score, "compute": at.compute} for at in (measured(point.price) for point in table.points)]
     report["leads"] = _leads(policy, {way.name: way.on_test for way in ways if way.rivals})
-    return report | {"price": price, "seconds": seconds, "rows": len(test), "split": "test", "timed_rows": min(TIMED_ROWS, len(test))}
+    return report | {"price": price, "seconds": seconds, "rows": len(test), "split": "test", "timed_rows": timed}
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def _leaving(learner: Learner, test: Examples, policy: Evaluation, reward: Rewar
     limits = {limit: left_at(validation.entropy < limit) for limit in one_threshold(validation.entropy, THRESHOLDS)}
     spent = {limit: float(validation.asked.gather(1, layer.unsqueeze(1)).double().mean()) for limit, layer in limits.items()}
     limit = max((limit for limit in limits if spent[limit] <= policy.compute), key=lambda limit: spent[limit], default=max(limits))
-    random = random_routes_at(policy.compute, len(test), stack.layer_costs, learner.rules).sum(dim=1) - 1  # (N,)
+    layers = policy.compute - float(tested.unlooked.double().mean())  # what is left of it for them
+    random = random_routes_at(layers, len(test), stack.layer_costs, learner.rules).sum(dim=1) - 1  # (N,)
     rows = torch.ones(len(test), dtype=torch.long)
     return [
         way(FULL, (depth - 1) * rows, tested.alone, learner.full_route, rivals=False),
@@ -116,9 +118,8 @@ def _leads(policy: Evaluation, rivals: dict[str, Evaluation]) -> dict[str, dict[
     return {name: {"value": lead.value, "low": lead.low, "high": lead.high} for name, lead in leads.items()}
 
 
-def _milliseconds(learner: Learner, price: float, ways: dict[str, Router | Tensor]) -> dict[str, float]:
+def _milliseconds(learner: Learner, price: float, ways: dict[str, Router | Tensor], rows: int) -> dict[str, float]:
     stack = learner.stack.eval()
-    rows = min(TIMED_ROWS, len(learner.validation))
     inputs = learner.validation.take(slice(0, rows)).inputs
 
     def along(way: Router | Tensor) -> Callable[[], object]:

@@ -4,19 +4,22 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from rl_skip.attached.finding import configured, width_of
 from rl_skip.attached.huggingface import HEAD, HuggingFaceStack
-from rl_skip.attached.identity import check_described
+from rl_skip.attached.identity import check_described, check_identity
 from rl_skip.attached.library import quiet, require
 from rl_skip.core.errors import UserError
 from rl_skip.core.kinds import NetworkKind
 from rl_skip.core.stack import LayerStack
 from rl_skip.export.weights import read_weights
+
+if TYPE_CHECKING:
+    from rl_skip.export.description import Description
 
 __all__ = [
     "ATTACHED",
@@ -161,5 +164,14 @@ def _build(described: dict[str, Any]) -> LayerStack:
     raise UserError(f"this policy {_missing(described)}")
 
 
-ATTACHED = NetworkKind(check_described, _build, _missing, lambda folder: load_model(str(folder)))
+def _read_model(folder: Path, described: dict[str, Any]) -> LayerStack:
+    return load_model(str(folder), layers=described["layers"], prompt_tokens=described.get("prompt_tokens"))
+
+
+def _check_model(description: "Description", stack: LayerStack, file: Path) -> None:
+    assert isinstance(stack, HuggingFaceStack)
+    check_identity(description, stack.model, stack.path, None, file)
+
+
+ATTACHED = NetworkKind(check_described, _build, _missing, _read_model, _check_model)
 """Models that their user has; the kind "attached" in a description."""

@@ -30,8 +30,10 @@ class NetworkKind:
     """The network, with freshly initialised weights."""
     missing: Callable[[dict[str, Any]], str | None] = lambda described: None
     """Why the description alone does not make a network, and what to do, to follow the folder's name; None: it does."""
-    read_model: Callable[[Path], LayerStack] | None = None
-    """Reads the folder that `LayerStack.write_model` wrote; None: these stacks write none."""
+    read_model: Callable[[Path, dict[str, Any]], LayerStack] | None = None
+    """Reads the folder that `LayerStack.write_model` wrote, as described; None: these stacks write none."""
+    check_model: Callable[[Any, LayerStack, Path], None] | None = None
+    """Refuses a stack that `read_model` returned where the `Description` of a policy, in that file, is that of another model; None: all fit."""
 
 
 KINDS: Registry[NetworkKind] = Registry("kind of network", "network.kind")

@@ -128,10 +128,7 @@ class LayerStack(nn.Module):
 
     def pooled(self, carry: Carry, rows: Tensor | None) -> Tensor:
         """(R, D), the mean of the hidden state over the real tokens of the named rows."""
-        mask = carry.mask
-        if rows is None:
-            return masked_mean(carry.hidden, mask)
-        return masked_mean(carry.hidden.index_select(0, rows), None if mask is None else mask.index_select(0, rows))
+        return masked_mean(*self.gathered(carry, rows))
 
     def memory(self, carry: Carry, rows: Tensor | None) -> Tensor | None:
         """(R, D), the working memory of the named rows; None where the stack has none."""

@@ -236,10 +236,14 @@ def load(
 
 
 def _read_model(description: Description, model: Path, folder: Path | str) -> LayerStack:
-    read = None if description.network is None else kind_of(description.network).read_model
-    if read is None:
+    described = description.network
+    kind = None if described is None else kind_of(described)
+    if kind is None or described is None or kind.read_model is None:
         raise UserError(f"{Path(folder, DESCRIPTION)} describes no model with a folder of its own; give the stack itself, or leave {model} out")
-    return read(model)
+    stack = kind.read_model(model, described)
+    if kind.check_model is not None:
+        kind.check_model(description, stack, Path(folder, DESCRIPTION))
+    return stack
 
 
 def _build_network(description: Description, file: Path) -> LayerStack:

@@ -105,7 +105,7 @@ def load_pruned(folder: Path | str, stack: LayerStack | None = None, *, device: 
     described = read_network(fields.object("network"), fields.integer("width"), depth)
     kind = kind_of(described)
     if kind.read_model is not None:
-        whole = kind.read_model(folder / MODEL)
+        whole = kind.read_model(folder / MODEL, described)
         network = PrunedNetwork(whole, range(whole.depth), rank)
         network.layers = layers
         if network.adapter is not None:

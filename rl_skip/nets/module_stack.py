@@ -131,8 +131,7 @@ class ModuleStack(LayerStack):
     def pooled(self, carry: Carry, rows: Tensor | None) -> Tensor:
         if carry.mask is not None:
             return super().pooled(carry, rows)
-        hidden = carry.hidden if rows is None else carry.hidden.index_select(0, rows)
-        hidden = hidden.movedim(self.channel_dim, -1)
+        hidden = self.gathered(carry, rows)[0].movedim(self.channel_dim, -1)
         return hidden.flatten(1, -2).mean(dim=1) if hidden.dim() > 2 else hidden
 
     def readout(self) -> nn.Module:

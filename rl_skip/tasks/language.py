@@ -168,4 +168,4 @@ FROM_SCRATCH = {
     "batch_size": 32,
     "eval_epochs": 2,
 }
-LANGUAGE = BundledTask(language, lambda given: FROM_SCRATCH | model_defaults(given))
+LANGUAGE = BundledTask(language, lambda given: FROM_SCRATCH | model_defaults(given if "no_jumps" in given else {**given, "jumps": ""}))

@@ -73,14 +73,17 @@ def leaving_defaults(given: Mapping[str, str], task: Mapping[str, Any] = Mapping
 
 def leaves(given: Mapping[str, str]) -> bool:
     """Whether the given options leave it at a policy that can but leave."""
+    if given.keys() >= {"readouts", "no_jumps"}:
+        return True
     asks = given.keys() & {"jumps", "no_readouts", "no_allow_exit", "max_jump"}
-    return not asks and given.get("policy_scope") != "input" and given.get("stack") != "skip-layer"
+    elsewhere = given.get("policy_scope") == "input" or given.get("stack") == "skip-layer" or given.get("tune") == "frozen"
+    return not asks and not elsewhere
 
 
 def _jumps(task: Mapping[str, Any]) -> bool:
     """Whether the defaults of a task ask for a policy that jumps."""
-    asks = task.get("jumps") or task.get("readouts") is False or task.get("max_jump") is not None
-    return bool(asks) or task.get("policy_scope") == "input" or task.get("stack") == "skip-layer"
+    asks = task.get("jumps") or task.get("max_jump") is not None or any(task.get(option) is False for option in ("readouts", "allow_exit"))
+    return bool(asks) or task.get("policy_scope") == "input" or task.get("stack") == "skip-layer" or task.get("tune") == "frozen"
 
 
 def model_defaults(given: Mapping[str, str]) -> dict[str, Any]:

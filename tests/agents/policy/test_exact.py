@@ -20,7 +20,7 @@ from rl_skip.core.exits import EveryExit, exit_pass
 from rl_skip.core.features import CONFIDENCES, FEATURES
 from rl_skip.core.forward import routed_forward
 from rl_skip.nets.network import NetworkConfig
-from train import main
+from train import main, read_options
 
 WIDTH, DEPTH, CLASSES, PRICE = 6, 4, 3, 0.3
 
@@ -324,3 +324,33 @@ def test_a_run_is_resumed_exported_and_measured(tmp_path: Path, capsys: pytest.C
         expected = routed_forward(model.stack, torch.arange(4) < 2, inputs).outputs
         torch.testing.assert_close(rl_skip.load_pruned(tmp_path / "pruned")(inputs), expected)
     assert not torch.allclose(model.stack.head(model.stack.begin(inputs).hidden, None), expected)  # type: ignore[operator]
+
+
+def test_a_frozen_network_whose_readouts_nobody_would_teach_is_refused() -> None:
+    schedule = ScheduleConfig(warmup_epochs=1, epochs=1, tune="frozen")
+    config = TrainConfig(network=NetworkConfig(layers=3, width=16), policy=PolicyConfig(readouts=True, jumps=False), schedule=schedule)
+    with pytest.raises(UserError, match="--tune frozen leaves readouts as they begin: .*; set --tune all, or --readouts --jumps"):
+        Learner(config, load_task("digits"), torch.device("cpu"))
+    assert read_options(["--tune", "frozen"]).policy.jumps  # which is then the default
+
+
+def test_the_teacher_lies_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays on the CPU, so the rows of another device are taken there first."""
+    schedule = ScheduleConfig(warmup_epochs=1, epochs=1)
+    config = TrainConfig(network=NetworkConfig(layers=3, width=16), policy=PolicyConfig(readouts=True, jumps=False), schedule=schedule)
+    learner = Learner(config, load_task("digits"), torch.device("cpu"))
+    batch, outputs = learner.train.take(slice(0, 4)), torch.randn(4, 10)
+    learner.teacher = torch.randn(len(learner.train), 10)
+    rows = torch.tensor([5, 3, 8, 1])
+    expected = learner.taught_loss(outputs, batch, rows)
+    asked: list[torch.device] = []
+    to = torch.Tensor.to
+
+    def watched(tensor: torch.Tensor, *arguments: object, **named: object) -> torch.Tensor:
+        if tensor is rows:
+            asked.append(arguments[0])  # type: ignore[arg-type]
+        return to(tensor, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.Tensor, "to", watched)
+    assert torch.equal(learner.taught_loss(outputs, batch, rows), expected)
+    assert asked == [learner.teacher.device]

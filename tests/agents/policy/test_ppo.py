@@ -184,7 +184,7 @@ def test_ppo_collects_at_the_price_that_the_budget_asks_for_now(tiny_learner):
 
 @pytest.mark.parametrize("tune", ["all", "frozen"])
 def test_where_rows_can_but_leave_the_policy_goes_on_with_the_finished_network(tiny_learner, monkeypatch, tune):
-    schedule = ScheduleConfig(warmup_epochs=2, epochs=3, batch_size=32, tune=tune)
+    schedule = ScheduleConfig(warmup_epochs=2 if tune == "all" else 0, epochs=3, batch_size=32, tune=tune)
     config = replace(SMALL, finished_rollouts=3)
     ppo = Ppo(tiny_learner(agent="ppo", agent_config=config, schedule=schedule, policy=PolicyConfig(readouts=True, jumps=False)))
     network, policy = _parameters(ppo.learner.stack), _parameters(ppo.learner.policy)
