@@ -73,9 +73,11 @@ def passed(folder: Path, data: str | None) -> tuple[dict[str, Tensor], Rows]:
         kept |= {f"{split}.policy.{name}": column.contiguous() for name, column in vars(outcomes).items()}
     if (folder / START).is_file():
         weights = {name.removeprefix("stack."): tensor for name, tensor in load_file(folder / START).items() if name.startswith("stack.")}
-        model.stack.load_state_dict(weights)
-        full = torch.ones(model.stack.depth, dtype=torch.bool)
-        kept |= {f"{split}.began": evaluate(model.stack, full, task, part).correct.float() for split, part in zip(SPLITS, rows.both(), strict=True)}
+        if weights.keys() == model.stack.state_dict().keys():  # a network that began with adapters has other weights now
+            model.stack.load_state_dict(weights)
+            full = torch.ones(model.stack.depth, dtype=torch.bool)
+            began = [evaluate(model.stack, full, task, part).correct.float() for part in rows.both()]
+            kept |= {f"{split}.began": scores for split, scores in zip(SPLITS, began, strict=True)}
     save_file(kept, file)
     return kept, rows
 

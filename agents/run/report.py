@@ -57,7 +57,7 @@ def final_report(learner: Learner, table: PriceTable, price: float, seconds: flo
     report["policy"]["distinct_routes"] = policy.distinct_routes
     report[FIXED]["layers"] = evaluations[FIXED].route[0].nonzero().squeeze(1).tolist()
     report["dial"] = [{"price": at.price, key: at.score, "compute": at.compute} for at in (measured(point.price) for point in table.points)]
-    report["leads"] = _leads(policy, {way.name: way.on_test for way in ways if way.rivals})
+    report["leads"] = _leads(policy, {way.name: way.on_test for way in ways if way.in_its_place})
     return report | {"price": price, "seconds": seconds, "rows": len(test), "split": "test", "timed_rows": timed}
 
 
@@ -69,7 +69,7 @@ class _Way:
     on_test: Evaluation
     router: Router | Tensor
     """For the clock: a router, or a route (L,) or (N, L) bool."""
-    rivals: bool = True
+    in_its_place: bool = True
     """Whether a person could run it in place of the policy at its compute."""
 
 
@@ -78,10 +78,10 @@ def _on_routes(learner: Learner, test: Examples, policy: Evaluation, reward: Rew
     fixed = best_fixed_route(stack, task, learner.validation.some(SEARCH_ROWS), max_compute=policy.compute, allow_exit=rules.allow_exit)
     full = evaluate(stack, learner.full_route, task, test, price=policy.price, reward=reward)
     random = random_routes_at(policy.compute, len(test), stack.layer_costs, rules, full=full.compute)
-    found = [_Way(FULL, full, learner.full_route, rivals=False)]
-    for name, route, rivals in ((FIXED, fixed, True), (RANDOM, random, False)):
+    found = [_Way(FULL, full, learner.full_route, in_its_place=False)]
+    for name, route, in_its_place in ((FIXED, fixed, True), (RANDOM, random, False)):
         on_device = route.to(learner.device)
-        found.append(_Way(name, evaluate(stack, on_device, task, test, price=policy.price, reward=reward), on_device, rivals))
+        found.append(_Way(name, evaluate(stack, on_device, task, test, price=policy.price, reward=reward), on_device, in_its_place))
     return found
 
 
@@ -90,9 +90,9 @@ def _leaving(learner: Learner, test: Examples, policy: Evaluation, reward: Rewar
     stack, depth = learner.stack, learner.stack.depth
     validation, tested = (exit_table(stack, learner.task, examples) for examples in (learner.validation, test))
 
-    def way(name: str, layer: Tensor, compute: Tensor, router: Router | Tensor | None = None, rivals: bool = True) -> _Way:
+    def way(name: str, layer: Tensor, compute: Tensor, router: Router | Tensor | None = None, in_its_place: bool = True) -> _Way:
         at = tested.evaluation(layer, compute, policy.price, reward)
-        return _Way(name, at, at.route.to(learner.device) if router is None else router, rivals)
+        return _Way(name, at, at.route.to(learner.device) if router is None else router, in_its_place)
 
     means = validation.alone.double().mean(dim=0)
     affordable = [k for k in range(depth) if float(means[k]) <= policy.compute] or [0]
@@ -104,17 +104,17 @@ def _leaving(learner: Learner, test: Examples, policy: Evaluation, reward: Rewar
     random = random_routes_at(layers, len(test), stack.layer_costs, learner.rules).sum(dim=1) - 1  # (N,)
     rows = torch.ones(len(test), dtype=torch.long)
     return [
-        way(FULL, (depth - 1) * rows, tested.alone, learner.full_route, rivals=False),
+        way(FULL, (depth - 1) * rows, tested.alone, learner.full_route, in_its_place=False),
         way(FIXED, best * rows, tested.alone, (torch.arange(depth) <= best).to(learner.device)),
         way(ONE_THRESHOLD, left_at(tested.entropy < limit), tested.asked, EntropyExits(limit)),
-        way(RANDOM, random, tested.alone, rivals=False),
+        way(RANDOM, random, tested.alone, in_its_place=False),
     ]
 
 
-def _leads(policy: Evaluation, rivals: dict[str, Evaluation]) -> dict[str, dict[str, float]]:
-    """By how much the policy's score is above each rival's, with the ends of a 95% interval over rows."""
+def _leads(policy: Evaluation, others: dict[str, Evaluation]) -> dict[str, dict[str, float]]:
+    """By how much the policy's score is above each other's, with the ends of a 95% interval over rows."""
     bootstrap = Bootstrap(policy.rows, seeds=1)
-    leads = {name: bootstrap.interval((policy.correct - rival.correct).unsqueeze(0)) for name, rival in rivals.items()}
+    leads = {name: bootstrap.interval((policy.correct - other.correct).unsqueeze(0)) for name, other in others.items()}
     return {name: {"value": lead.value, "low": lead.low, "high": lead.high} for name, lead in leads.items()}
 
 
