@@ -27,21 +27,22 @@ FOLDS = 5
 
 def fold(number: str | None) -> Task:
     """The task `digits` with another fifth of all rows as test rows, 0 to 4; the fifth after it validates."""
-    if number not in map(str, range(FOLDS)):
+    name = Path(number or "").name  # a run keeps the whole path of its data
+    if name not in map(str, range(FOLDS)):
         raise UserError(f"there is no fold {number}; set --data to 0 … {FOLDS - 1}")
     whole = digits()
     parts = [whole.load(split) for split in ("train", "validation", "test")]
     inputs, labels = torch.cat([part.inputs for part in parts]), torch.cat([part.labels for part in parts])  # type: ignore[misc]
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     fifth = torch.arange(len(labels)) % FOLDS
-    test, validation = int(number), (int(number) + 1) % FOLDS
+    test, validation = int(name), (int(name) + 1) % FOLDS
     chosen = {"test": fifth == test, "validation": fifth == validation, "train": (fifth != test) & (fifth != validation)}
     rows = {split: order[mask].sort().values for split, mask in chosen.items()}
 
     def load(split: Split) -> Examples:
         return Examples(inputs[rows[split]], labels[rows[split]])
 
-    return replace(whole, name=f"digits, fold {number}", load=load)
+    return replace(whole, name=f"digits, fold {name}", load=load)
 
 
 def main() -> None:

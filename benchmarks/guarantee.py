@@ -34,7 +34,6 @@ from rl_skip.measure.guarantee import smallest_guaranteed
 from rl_skip.measure.runs import load_run, read_run
 
 SPLITS: tuple[Split, Split] = ("validation", "test")
-BATCH = 64
 
 
 @dataclass(frozen=True)
