@@ -93,6 +93,8 @@ class Task:
     """Options of training that suit it, such as {"epochs": 6, "score": "probability"}."""
     score_name: str = "accuracy"
     """What reports call the mean of `score`."""
+    remarks: tuple[str, ...] = ()
+    """What was passed over, cut off or changed when the data were read: a sentence each, with counts and file names."""
 
     def build(self, config: NetworkSize) -> LayerStack:
         """The network of a `NetworkConfig`: fresh, or the model that the task was given."""
