@@ -3,12 +3,14 @@
 from gymnasium.envs.registration import register
 
 from envs.core import Beginning, Ends, Price, Score, SkipCore, Step
+from envs.evaluating import AgentEvaluation, evaluate
 from envs.options import EnvOptions
 from envs.sb3 import SB3SkipVecEnv, make_sb3_env
 from envs.single import LayerSkipEnv
 from envs.vector import LayerSkipVectorEnv
 
 __all__ = [
+    "AgentEvaluation",
     "Beginning",
     "EnvOptions",
     "Ends",
@@ -19,6 +21,7 @@ __all__ = [
     "Score",
     "SkipCore",
     "Step",
+    "evaluate",
     "make_sb3_env",
 ]
 
