@@ -99,10 +99,7 @@ def passed_over(names: Iterable[str], kind: FileKind, place: Path) -> list[str]:
     others = [name for name in left if not is_hidden(name)]
     remarks = []
     if others:
-        listed = _by_suffix(others)
-        remarks.append(
-            f"passed over in {place}: {listed}, which {'is' if len(others) == 1 else 'are'} not read as {kind.noun} (the first: {others[0]})"
-        )
+        remarks.append(f"passed over in {place}: {_by_suffix(others)}, not read as {kind.noun} (the first: {others[0]})")
     if hidden:
         remarks.append(f"passed over in {place}: {len(hidden)} hidden (the first: {hidden[0]})")
     return remarks

@@ -41,7 +41,7 @@ class ImagePart:
             raise UserError(f"{self.name} holds {len(self.pixels)} images and {len(self.labels)} labels; set --data to as many of each")
         if not self.pixels.numel():
             raise UserError(f"{self.name} holds no images; set --data to {EXPECTED}")
-        if not self.pixels.isfinite().all():
+        if self.pixels.is_floating_point() and not self.pixels.isfinite().all():
             raise UserError(f"the images in {self.name} hold values that are not finite; set --data to images without them")
 
 

@@ -1,5 +1,6 @@
 """Picture files in a folder per class, read with Pillow: what a file says beside its colour values is heeded, or told."""
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["folder_parts"]
 
 SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What Pillow may take a file for, whatever its suffix says."""
 KIND = FileKind("pictures", SUFFIXES, EXPECTED)
 LONGEST_SIDE = 128
@@ -33,6 +34,8 @@ GREY = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 WITH_ALPHA = {"RGBA", "RGBa", "LA", "PA"}
 TO_BYTE = 1 / 257
 """What brings 16 bits, 0 to 65535, to 0 to 255."""
+DEEP_COLOUR = re.compile(r";16[BLN]\b")
+"""In what Pillow says of values that it reads: 16 bits, in the order of bytes that the letter names."""
 ORIENTATION = 0x0112
 """The tag of EXIF that says how a picture is to be turned; from 5 on its sides change places."""
 SQUEEZED = 1.1
@@ -97,29 +100,29 @@ def _header(path: Path, name: str, notes: Notes) -> _Header:
         size, mode = image.size, image.mode
         if mode == "F":
             raise ValueError("it holds floating-point values; save it with 8 or 16 bits, or as an array in an .npz")
-        if mode in ("RGB", "RGBA") and any("16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+        if any(DEEP_COLOUR.search(str(tile[3])) for tile in getattr(image, "tile", ())) and mode not in GREY:
             notes.add("read with the upper 8 of the 16 bits that a colour has", name)
         if getattr(image, "is_animated", False):
             notes.add("read by the first of several pictures in the file", name)
         if mode == "CMYK":
             notes.add("brought from CMYK to RGB without a colour profile", name)
-        turn = _orientation(image, name, notes)
-        if turn > 1:
-            notes.add("turned as the EXIF orientation says", name)
-        if turn > 4 and image.format != "TIFF":  # of a TIFF Pillow tells the size that it has when it is turned
+        if _orientation(image, name, notes) > 4 and image.format != "TIFF":  # of a TIFF Pillow tells the size that it has when it is turned
             size = size[1], size[0]
         return _Header(size, mode)
 
 
 def _orientation(image: "Image", name: str, notes: Notes) -> int:
-    """1 where nothing is said. What a PNG says after its colour values is found when these are read."""
+    """How the picture is to be turned; 1 where nothing is said. What a PNG says after its colour values is known when these are read."""
     if image.format == "PNG" and "exif" not in image.info:
         return 1
     try:
-        return int(image.getexif().get(ORIENTATION, 1))
+        orientation = int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # a damaged block beside a whole picture
         notes.add("taken without EXIF data, which cannot be read", name)
         return 1
+    if orientation > 1:
+        notes.add("turned as the EXIF orientation says", name)
+    return orientation
 
 
 def _common_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
@@ -134,7 +137,7 @@ def _pixels(path: Path, name: str, mode: str, size: tuple[int, int], notes: Note
     from PIL import Image
 
     with _opened(path, name, notes) as image:
-        picture = _opaque(_upright(image), name, notes)
+        picture = _opaque(_upright(image, name, notes), name, notes)
         picture = _wide(picture) if picture.mode.startswith("I") else picture if picture.mode == mode else picture.convert(mode)
         if picture.size != size:
             notes.add(f"brought to {size[0]} x {size[1]} pixels", name)
@@ -148,15 +151,13 @@ def _pixels(path: Path, name: str, mode: str, size: tuple[int, int], notes: Note
         return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(size[1], size[0], -1).movedim(2, 0)
 
 
-def _upright(image: "Image") -> "Image":
-    """The picture as its EXIF orientation says it is looked at; as it is where its EXIF data are damaged."""
+def _upright(image: "Image", name: str, notes: Notes) -> "Image":
+    """The picture as its EXIF orientation says it is looked at."""
     from PIL import ImageOps
 
     image.load()
-    try:
+    if _orientation(image, name, notes) > 1:
         ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # told when the header was read
-        return image
     return image
 
 

@@ -55,9 +55,13 @@ def images(path: Path, options: TaskOptions = DEFAULTS) -> Task:
     contents = {split: digests(part.pixels) for split, part in parts.items()}
     remarks += repeats({split: [contents[part][row] for row in of.tolist()] for split, (part, of) in rows.items()}, path, "images")
 
+    def labels_of(split: Split) -> Tensor:
+        part, of = rows[split]
+        return labels[part][of]
+
     def raw(split: Split) -> Examples:
         part, of = rows[split]
-        return Examples(parts[part].pixels[of].float(), labels[part][of])
+        return Examples(parts[part].pixels[of].float(), labels_of(split))
 
     train = parts["train"].pixels[rows["train"][1]]
     if options.pretrained:

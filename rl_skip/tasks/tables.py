@@ -12,13 +12,16 @@ import torch
 from rl_skip.core.errors import UserError
 from rl_skip.core.task import Split, stratified_split
 from rl_skip.tasks.options import TaskOptions
-from rl_skip.tasks.reading import HELD_OUT, SPLIT_NAMES, class_indices, class_names, reading, split_rows
+from rl_skip.tasks.reading import class_indices, class_names, reading, split_rows
 
 __all__ = ["LabelledTexts", "read_tables"]
 
 EXPECTED = "a .tsv or .csv file, plain or .gz, or a folder of them"
 SUFFIXES = (".tsv", ".csv", ".tsv.gz", ".csv.gz")
+NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 TEXT_COLUMNS, LABEL_COLUMNS = ("sentence", "text"), ("label", "category")
+HELD_OUT = 1 / 6
+"""The share of the training rows of each class that becomes a split which has no file."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def read_tables(path: Path, options: TaskOptions) -> tuple[tuple[str, ...], dict
     if len(splits) == 1:
         rows = split_rows(splits["train"].labels, files["train"])
         return classes, {split: splits["train"].take(chosen) for split, chosen in rows.items()}
-    for split in SPLIT_NAMES:
+    for split in NAMES:
         if split not in splits:
             kept = stratified_split(splits["train"].labels, (1 - HELD_OUT, 0.0, HELD_OUT))
             if not len(kept["test"]):
@@ -74,7 +77,7 @@ def _files(path: Path, options: TaskOptions) -> dict[Split, Path]:
     given: dict[Split, str | None] = {"train": options.train_file, "validation": options.validation_file, "test": options.test_file}
     folder = path if path.is_dir() else path.parent
     files: dict[Split, Path] = {}
-    for split, names in SPLIT_NAMES.items():
+    for split, names in NAMES.items():
         name = given[split]
         if name is not None:
             files[split] = folder / name
