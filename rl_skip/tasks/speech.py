@@ -19,7 +19,7 @@ from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks import DEFAULTS, BundledTask
 from rl_skip.tasks.folders import Notes
 from rl_skip.tasks.options import TaskOptions, model_defaults
-from rl_skip.tasks.reading import class_indices, class_names, divided, repeats
+from rl_skip.tasks.reading import class_indices, class_names, divided, reading, repeats
 from rl_skip.tasks.recordings import NAME, Recordings, read_recordings
 from rl_skip.tasks.tokens import no_embedding
 from rl_skip.tasks.waves import Recording
@@ -33,6 +33,7 @@ MELS = 40
 FRAMES = 100  # 1.02 s
 STRIDE = 5
 LONGEST = WINDOW + (FRAMES - 1) * HOP
+SPECTRUM_WINDOW, SPECTRUM_HOP = 0.025, 0.01  # seconds, of the spectrograms that models are given
 DYNAMIC_RANGE = 1e-8  # 80 dB below a recording's loudest value, all is silence
 NOUN, SILENT = "recordings", "silent throughout"
 
@@ -102,7 +103,7 @@ def _for_model(examples: Mapping[Split, tuple[list[Recording], Tensor]], names: 
     extractor = read_extractor(folder)
     rate = extractor.sampling_rate
     is_wave = extractor.model_input_names[0] == "input_values" and extractor.feature_size == 1
-    least = least_samples(config) if is_wave else 0
+    least = least_samples(config, rate)
     recordings = [recording for part, _ in examples.values() for recording in part]
     short = sum(len(recording.samples) * rate < least * recording.rate for recording in recordings)
     if short:
@@ -113,9 +114,12 @@ def _for_model(examples: Mapping[Split, tuple[list[Recording], Tensor]], names: 
 
     @cache
     def load(split: Split) -> Examples:
-        waves = [resampled(_loudest_second(samples, own), own, rate).numpy() for samples, own, *_ in examples[split][0]]
+        waves = [resampled(_loudest_second(samples, own), own, rate) for samples, own, *_ in examples[split][0]]
         padding = {"padding": "max_length", "max_length": max(least, *map(len, waves))} if is_wave else {}
-        features = extractor(waves, sampling_rate=rate, return_tensors="pt", **padding)
+        if not is_wave:
+            waves = [pad(wave, (0, max(0, least - len(wave)))) for wave in waves]
+        with reading(f"the recordings for {split}", f"such as the feature extractor in {folder} takes"):
+            features = extractor([wave.numpy() for wave in waves], sampling_rate=rate, return_tensors="pt", **padding)
         inputs = {name: tensor.float() if tensor.is_floating_point() else tensor.long() for name, tensor in features.items()}
         if is_wave and "attention_mask" in inputs:
             inputs["attention_mask"][:, :least] = 1  # what a short one is padded with counts as silence that was recorded
@@ -130,19 +134,20 @@ def _for_model(examples: Mapping[Split, tuple[list[Recording], Tensor]], names: 
     return Task("speech", classes, load, no_embedding, tokens=1, in_words=in_words, network=network, remarks=tuple(remarks))
 
 
-def least_samples(config: Any) -> int:
-    """How long a waveform must be for a model with convolutions before its layers: for one frame, and in training for one masked span.
+def least_samples(config: Any, rate: int) -> int:
+    """How long a waveform must be for a model: for one frame, and in training for one masked span.
 
-    SpecAugment (Park et al. 2019) masks spans of `mask_time_length` frames, and transformers fails on batches that are shorter.
+    SpecAugment (Park et al. 2019) masks spans of `mask_time_length` frames, and transformers fails on batches that are shorter. Frames come
+    from the convolutions before the layers where the model has such, else from a spectrogram, of whose frames two may become one.
     """
+    masked = getattr(config, "apply_spec_augment", True) and getattr(config, "mask_time_prob", 0) > 0
+    frames = max(1, config.mask_time_length) if masked else 1
     kernels, strides = getattr(config, "conv_kernel", None), getattr(config, "conv_stride", None)
     if not isinstance(kernels, list | tuple) or not isinstance(strides, list | tuple):
-        return 0
-    masked = getattr(config, "apply_spec_augment", True) and getattr(config, "mask_time_prob", 0) > 0
-    samples = max(1, config.mask_time_length) if masked else 1
+        return round((SPECTRUM_WINDOW + (2 * frames - 1) * SPECTRUM_HOP) * rate)
     for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
-        samples = (samples - 1) * stride + kernel
-    return int(samples)
+        frames = (frames - 1) * stride + kernel
+    return int(frames)
 
 
 def resampled(samples: Tensor, rate: int, wanted: int) -> Tensor:
