@@ -10,7 +10,7 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.task import Split
 from rl_skip.tasks.reading import SPLIT_NAMES
 
-__all__ = ["FileKind", "Notes", "Part", "class_folders", "is_hidden", "passed_over", "walk"]
+__all__ = ["FileKind", "Notes", "Part", "check_names", "class_folders", "is_hidden", "passed_over", "walk"]
 
 SPLIT_OF: dict[str, Split] = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 Parts = tuple[str, ...]
@@ -85,6 +85,15 @@ def walk(folder: Path) -> Iterator[str]:
                     raise UserError(f"{entry.path} is a link to nothing, or no file; take it out, or set --data to another folder")
 
     yield from below(str(folder), "", ())
+
+
+def check_names(names: Iterable[str], place: Path) -> None:
+    """Raises a UserError for a name that is no UTF-8, such as an old archive leaves, since it cannot be written to a report."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"the name {ascii(name)} in {place} is not UTF-8; rename it, or set --data to another folder") from None
 
 
 def is_hidden(name: str) -> bool:

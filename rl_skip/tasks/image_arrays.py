@@ -89,16 +89,21 @@ def npz_parts(path: Path) -> tuple[dict[Split, ImagePart], list[str]]:
     except ImportError:
         raise UserError("an .npz needs NumPy; pip install 'rl-skip[tasks]'") from None
     with reading(path, "an .npz with images and labels, without pickled objects"):
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
             raise ValueError("it is a single array")
-        pairs = _pairs(file.files, path)
-        parts = {
-            split: ImagePart(f"{path} ({x}, {y})", _pixels(file[x], f"{x} in {path}"), _labels(file[y], f"{y} in {path}"))
-            for split, (x, y) in pairs.items()
-        }
-    others = [name for name in file.files if not any(name in pair for pair in pairs.values())]
-    return parts, [f"passed over in {path}: the arrays {', '.join(others)}"] if others else []
+        with loaded as file:
+            pairs = _pairs(file.files, path)
+            parts = {
+                split: ImagePart(f"{path} ({x}, {y})", _pixels(file[x], f"{x} in {path}"), _labels(file[y], f"{y} in {path}"))
+                for split, (x, y) in pairs.items()
+            }
+            unread = [name for name in file.files if not any(name in pair for pair in pairs.values())]
+    remarks = [f"passed over in {path}: the arrays {', '.join(unread)}"] if unread else []
+    beside = sorted(other.name for other in path.parent.iterdir() if other.suffix.lower() == ".npz" and other.name != path.name)
+    if beside and len(parts) == 1:
+        remarks.append(f"passed over beside {path}: {', '.join(beside)}")
+    return parts, remarks
 
 
 def _pairs(names: list[str], path: Path) -> dict[Split, tuple[str, str]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rl_skip.core.errors import UserError
 from rl_skip.core.task import Split
-from rl_skip.tasks.folders import FileKind, Notes, class_folders, passed_over, walk
+from rl_skip.tasks.folders import FileKind, Notes, check_names, class_folders, passed_over, walk
 from rl_skip.tasks.image_arrays import EXPECTED, ImagePart
 from rl_skip.tasks.reading import reading
 
@@ -36,8 +36,8 @@ TO_BYTE = 1 / 257
 """What brings 16 bits, 0 to 65535, to 0 to 255."""
 DEEP_COLOUR = re.compile(r";16[BLN]\b")
 """In what Pillow says of values that it reads: 16 bits, in the order of bytes that the letter names."""
-ORIENTATION = 0x0112
-"""The tag of EXIF that says how a picture is to be turned; from 5 on its sides change places."""
+WIDTH, HEIGHT, ORIENTATION = 0x0100, 0x0101, 0x0112
+"""Tags of TIFF, the last one of EXIF too: it says how a picture is to be turned, and from 5 on its sides change places."""
 SQUEEZED = 1.1
 """From which factor on another ratio of width to height is told."""
 
@@ -63,6 +63,7 @@ def folder_parts(path: Path) -> tuple[dict[Split, ImagePart], list[str]]:
         raise UserError("a folder of images needs Pillow; pip install 'rl-skip[tasks]'") from None
     with reading(path, EXPECTED):
         names = list(walk(path))
+    check_names(names, path)
     remarks = passed_over(names, KIND, path)
     parts, said = class_folders(names, KIND, path)
     flat = next((part for part in parts.values() if None in part.labels.values()), None)
@@ -106,7 +107,10 @@ def _header(path: Path, name: str, notes: Notes) -> _Header:
             notes.add("read by the first of several pictures in the file", name)
         if mode == "CMYK":
             notes.add("brought from CMYK to RGB without a colour profile", name)
-        if _orientation(image, name, notes) > 4 and image.format != "TIFF":  # of a TIFF Pillow tells the size that it has when it is turned
+        if image.format == "TIFF":  # versions of Pillow differ in whether its size is that of the picture as it is stored
+            tags: Any = image.tag_v2  # type: ignore[attr-defined]
+            size = tags[WIDTH], tags[HEIGHT]
+        if _orientation(image, name, notes) > 4:
             size = size[1], size[0]
         return _Header(size, mode)
 
@@ -156,7 +160,7 @@ def _upright(image: "Image", name: str, notes: Notes) -> "Image":
     from PIL import ImageOps
 
     image.load()
-    if _orientation(image, name, notes) > 1:
+    if image.format != "TIFF" and _orientation(image, name, notes) > 1:  # a TIFF is turned by Pillow when it is loaded
         ImageOps.exif_transpose(image, in_place=True)
     return image
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from rl_skip.core.errors import UserError
 from rl_skip.core.task import Split
-from rl_skip.tasks.folders import FileKind, Part, class_folders, passed_over, walk
+from rl_skip.tasks.folders import FileKind, Part, check_names, class_folders, passed_over, walk
 from rl_skip.tasks.reading import reading
 from rl_skip.tasks.waves import Recording, read_wave
 
@@ -37,6 +37,7 @@ def read_recordings(path: Path) -> tuple[dict[Split, Recordings], list[str]]:
     """
     with reading(path, EXPECTED):
         found = dict(_files(path))
+    check_names(found, path)
     remarks = passed_over(found, KIND, path)
     parts: dict[Split, Recordings] = {}
     for split, part in _parts(found, path, remarks).items():

@@ -41,7 +41,8 @@ NOUN, SILENT = "recordings", "silent throughout"
 def speech(path: Path, options: TaskOptions = DEFAULTS) -> Task:
     """The task `speech`: 20 tokens of 5 frames, of which a recording fills as many as it is long.
 
-    Where names carry takes, the split is that of the Free Spoken Digit Dataset: takes 0 to 4 are test and, of its
+    Where there are folders for splits, these are taken, and one that is missing is a sixth of each class of the training
+    part. Where names carry takes, the split is that of the Free Spoken Digit Dataset: takes 0 to 4 are test and, of its
     training part, 5 to 9 are validation. Otherwise 60% are train, 20% validation, 20% test.
 
     Args:
@@ -50,7 +51,7 @@ def speech(path: Path, options: TaskOptions = DEFAULTS) -> Task:
         options: a model that is given gets waveforms at its own rate instead, as its preprocessor configuration says.
 
     Raises:
-        UserError: if it holds anything else, or a recording is cut short.
+        UserError: if it holds anything else, a recording cannot be read, or all are equal or silent.
     """
     parts, remarks = read_recordings(path)
     classes = class_names(parts["train"].labels, path)

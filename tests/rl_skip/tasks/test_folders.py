@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rl_skip.core.errors import UserError
-from rl_skip.tasks.folders import FileKind, class_folders, passed_over, walk
+from rl_skip.tasks.folders import FileKind, check_names, class_folders, passed_over, walk
 
 KIND = FileKind("pictures", (".png", ".jpg"), "a folder per class")
 PLACE = Path("photos")
@@ -115,3 +115,9 @@ def test_links_to_nothing_and_in_a_circle_are_refused(tmp_path: Path) -> None:
     link.symlink_to(tmp_path)
     with pytest.raises(UserError, match="cat/1.png is a link to a folder that it lies in.*set --data"):
         list(walk(tmp_path))
+
+
+def test_names_that_no_report_can_hold_are_refused() -> None:
+    check_names(["café/1.png", "Bildschirmfoto\u202f2.png"], PLACE)
+    with pytest.raises(UserError, match=r"the name 'caf\\udce9/1.png' in photos is not UTF-8"):
+        check_names(["café/1.png", "caf\udce9/1.png"], PLACE)
