@@ -57,7 +57,7 @@ def test_pictures_of_other_kinds_are_read_and_nothing_needs_to_be_said(tmp_path:
 def test_what_a_file_says_beside_its_colours_counts_and_is_told(tmp_path: Path, name: str, right: tuple[int, ...], atol: int, remark: str) -> None:
     pixels, remarks = read(photos(tmp_path, name), f"cat/{name}")
     assert_halves(pixels, RED, right, atol)
-    assert any(said.startswith(f"1 of 11 pictures was {remark}") or remark in said for said in remarks)
+    assert any(said.startswith("1 of 11 pictures was ") and remark in said for said in remarks)
     assert all(f"cat/{name}" in said for said in remarks) and len(remarks) == (2 if name == "wide.png" else 1)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,23 @@ def test_files_of_each_split_may_have_their_class_in_their_name(tmp_path: Path) 
                 shutil.copy(DATA / "words" / label / f"{take}.wav", tmp_path / split / f"{label}_ann_{take}.wav")
     parts, _ = read_recordings(tmp_path)
     assert {split: sorted(part.labels) for split, part in parts.items()} == dict.fromkeys(("train", "test"), ["no"] * 4 + ["yes"] * 4)
+
+
+def test_links_in_a_tar_are_read_and_its_empty_folders_are_classes(tmp_path: Path) -> None:
+    folder = words(tmp_path / "folder")
+    (folder / "no" / "5.wav").symlink_to("0.wav")
+    (folder / "yes" / "5.wav").hardlink_to(folder / "yes" / "0.wav")
+    with tarfile.open(tmp_path / "words.tar", "w") as tar:
+        tar.add(folder, ".")
+    parts, remarks = read_recordings(tmp_path / "words.tar")
+    assert parts["train"].labels == ["no"] * 6 + ["yes"] * 6 and not remarks
+    for first, last in ((0, 5), (6, 11)):
+        assert torch.equal(parts["train"].recordings[first].samples, parts["train"].recordings[last].samples)
+    (folder / "maybe").mkdir()
+    with tarfile.open(tmp_path / "words.tar", "w") as tar:
+        tar.add(folder, ".")
+    with pytest.raises(UserError, match="maybe gives no recordings, it holds no files"):
+        read_recordings(tmp_path / "words.tar")
 
 
 @pytest.mark.parametrize(("name", "words_of_it"), [("unknown_length", "are equal"), ("silent", "all 10 recordings in .* are silent")])
