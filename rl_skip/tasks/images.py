@@ -90,13 +90,15 @@ def images(path: Path, options: TaskOptions = DEFAULTS) -> Task:
     patch, (missing_rows, missing_columns) = patch_and_padding(height, width)
     margins = (missing_columns // 2, missing_columns - missing_columns // 2, missing_rows // 2, missing_rows - missing_rows // 2)
 
+    def labels_of(split: Split) -> Tensor:
+        return labels[-1 if split == "test" else 0][rows[split]]
+
     def load(split: Split) -> Examples:
-        place = -1 if split == "test" else 0
-        pixels = parts[place].pixels[rows[split]].float().sub_(mean).div_(deviation)
-        return Examples(pad(pixels, margins), labels[place][rows[split]])
+        pixels = parts[-1 if split == "test" else 0].pixels[rows[split]].float().sub_(mean).div_(deviation)
+        return Examples(pad(pixels, margins), labels_of(split))
 
     embedding = PatchEmbedding(height + missing_rows, width + missing_columns, channels, patch, overlap=patch // OVERLAP)
-    return Task("images", classes, load, embedding, embedding.tokens)
+    return Task("images", classes, load, embedding, embedding.tokens, labels=labels_of)
 
 
 def _for_model(parts: list[_Source], labels: list[Tensor], rows: dict[Split, Tensor], names: tuple[str, ...], folder: str) -> Task:
@@ -107,14 +109,16 @@ def _for_model(parts: list[_Source], labels: list[Tensor], rows: dict[Split, Ten
     order, classes = order_of_model(names, config)
     prepare = PixelPreparation.of(folder, config, parts[0].pixels[rows["train"]])
 
+    def labels_of(split: Split) -> Tensor:
+        return order[labels[-1 if split == "test" else 0][rows[split]]]
+
     def load(split: Split) -> Examples:
-        place = -1 if split == "test" else 0
-        return Examples(parts[place].pixels[rows[split]].float(), order[labels[place][rows[split]]])
+        return Examples(parts[-1 if split == "test" else 0].pixels[rows[split]].float(), labels_of(split))
 
     def network(_size: NetworkConfig) -> LayerStack:
         return load_model(folder, classes, processor=prepare, prepare=prepare)
 
-    return Task("images", classes, load, no_embedding, tokens=1, network=network)
+    return Task("images", classes, load, no_embedding, tokens=1, network=network, labels=labels_of)
 
 
 def patch_and_padding(height: int, width: int) -> tuple[int, tuple[int, int]]:

@@ -66,7 +66,7 @@ def speech(path: Path, options: TaskOptions = DEFAULTS) -> Task:
         return Examples({"frames": frames, "mask": mask}, labels[rows[split]])
 
     embedding = FrameEmbedding(FRAMES, MELS, STRIDE)
-    return Task("speech", classes, load, embedding, embedding.tokens)
+    return Task("speech", classes, load, embedding, embedding.tokens, labels=lambda split: labels[rows[split]])
 
 
 def _for_model(samples: list[Tensor], labels: Tensor, rows: dict[Split, Tensor], names: tuple[str, ...], folder: str) -> Task:
@@ -89,7 +89,7 @@ def _for_model(samples: list[Tensor], labels: Tensor, rows: dict[Split, Tensor],
     def in_words(examples: Examples) -> list[str]:
         return [classes[label] for label in examples.labels.tolist()]
 
-    return Task("speech", classes, load, no_embedding, tokens=1, in_words=in_words, network=network)
+    return Task("speech", classes, load, no_embedding, tokens=1, in_words=in_words, network=network, labels=lambda split: order[labels[rows[split]]])
 
 
 def resampled(samples: Tensor, rate: int, wanted: int) -> Tensor:
