@@ -94,17 +94,36 @@ def _count(task: Task, split: Split, labels: Tensor) -> dict[str, int] | None:
 
 
 def watched(task: Task, seen: Callable[[Split, Examples], None]) -> Task:
-    """The same task; `seen` is called when a split is loaded for the first time."""
+    """The same task; `seen` is called when a split is loaded for the first time. What cannot be loaded is a `UserError` of one line."""
     known: set[Split] = set()
 
     def load(split: Split) -> Examples:
-        examples = task.load(split)
+        try:
+            examples = task.load(split)
+        except UserError:
+            raise
+        except Exception as error:  # a person's own code can fail in any way
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(f"the {split} data of the task {task.name} cannot be loaded ({reason}); mend the task, or set --data") from error
         if split not in known:
+            if (fault := _fault(examples)) is not None:
+                raise UserError(f"the {split} data of the task {task.name} cannot be used: {fault}; mend the task, or set --data")
             seen(split, examples)
             known.add(split)
         return examples
 
     return replace(task, load=load)
+
+
+def _fault(examples: Examples) -> str | None:
+    """Why rows cannot be used."""
+    if not isinstance(examples, Examples):
+        return f"load returned {type(examples).__name__}, not rl_skip.Examples"
+    if not len(examples.labels):
+        return "they hold no rows"
+    inputs = examples.inputs if isinstance(examples.inputs, dict) else {"the input": examples.inputs}
+    counts = {name: len(tensor) for name, tensor in inputs.items() if len(tensor) != len(examples.labels)}
+    return next((f"{name} has {count} rows, and there are {len(examples.labels)} labels" for name, count in counts.items()), None)
 
 
 class DataReport:
@@ -168,11 +187,11 @@ def _rare(splits: dict[Split, SplitReport]) -> Iterator[str]:
     train = splits["train"].classes if "train" in splits else None
     if train is None:
         return
-    for count, said in ((0, "no training row is of"), (1, "a single training row is of each of")):
+    for count, said in ((0, "without a training row"), (1, "with a single training row")):
         names = [name for name, rows in train.items() if rows == count]
         if names:
             more = f" and {len(names) - MOST_CLASSES} more" if len(names) > MOST_CLASSES else ""
-            yield f"{said} the classes {', '.join(names[:MOST_CLASSES])}{more}"
+            yield f"classes {said}: {', '.join(names[:MOST_CLASSES])}{more}"
 
 
 def read_data_report(folder: Path) -> tuple[dict[Split, SplitReport], tuple[str, ...]]:

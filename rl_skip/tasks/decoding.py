@@ -39,7 +39,8 @@ def decoded(content: bytes, file: Path | str, expected: str) -> str:
     if kind is None and content.count(0) > UNMARKED * len(content):
         kind = "in UTF-16, without a byte order mark"
     if kind is not None:
-        raise UserError(f"{file} is {kind}; write it anew in UTF-8, and set --data to {expected}")
+        mend = "unpack it" if kind.startswith("packed") else "save it as text in UTF-8"
+        raise UserError(f"{file} is {kind}; {mend}, or set --data to {expected}")
     if b"\0" in content:
         raise UserError(f"{file} holds a zero byte in line {_line(content, content.index(0))}, so it is no text; set --data to {expected}")
     try:

@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from rl_skip.core.errors import UserError
@@ -22,8 +23,8 @@ MOST_NUMBERS = 20
 class LabelColumn(NamedTuple):
     """The labels of one file, as they stand there."""
 
-    file: str
-    """For messages."""
+    file: Path
+    """Where they are from."""
     rows: list[int]
     """The row of each in the file, of which the first names the columns."""
     labels: list[str]
@@ -66,8 +67,9 @@ def _stripped(column: LabelColumn) -> tuple[list[str], list[str]]:
         more = f", as have {len(empty) - 1} more of {len(labels)} rows" if len(empty) > 1 else ""
         raise UserError(f"row {empty[0]} of {column.file} has an empty label{more}; label what lacks one, or remove it")
     changed = [row for row, label, old in zip(column.rows, labels, column.labels, strict=True) if label != old]
-    said = f"{column.file}: spaces around the labels of {len(changed)} rows, the first of them row {changed[0]}, are left out" if changed else ""
-    return labels, [said] if said else []
+    if not changed:
+        return labels, []
+    return labels, [f"{column.file.name}: spaces around {len(changed)} of {len(labels)} labels, the first in row {changed[0]}, are left out"]
 
 
 def _backwards(rows: list[int], labels: list[str]) -> list[tuple[int, str]]:
@@ -75,11 +77,11 @@ def _backwards(rows: list[int], labels: list[str]) -> list[tuple[int, str]]:
     return list(zip(reversed(rows), reversed(labels), strict=True))
 
 
-def _place(place: tuple[int, str]) -> str:
-    return f"row {place[0]} of {place[1]}"
+def _place(place: tuple[int, Path]) -> str:
+    return f"row {place[0]} of {place[1].name}"
 
 
-def _refuse_two_spellings(places: Mapping[str, tuple[int, str]]) -> None:
+def _refuse_two_spellings(places: Mapping[str, tuple[int, Path]]) -> None:
     """Refuses classes that are text to a computer and one number to a person, such as 1 and 01, or 1.5 and 1.50."""
     spelled: dict[float, str] = {}
     for label in sorted(places):
@@ -109,7 +111,7 @@ def _refuse_unknown(cleaned: Mapping[Split, list[str]], columns: Mapping[Split, 
             raise UserError(f"{told}; set --data to training data that have it")
 
 
-def _oddities(places: Mapping[str, tuple[int, str]]) -> list[str]:
+def _oddities(places: Mapping[str, tuple[int, Path]]) -> list[str]:
     """Classes that a person may not have meant."""
     said = [f"the label {label!r} ({_place(places[label])}) is taken for a class" for label in sorted(places) if label.casefold() in GAPS]
     alike: dict[str, str] = {}

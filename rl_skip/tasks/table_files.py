@@ -69,10 +69,11 @@ def _file_of(split: Split, folder: Path) -> Path | None:
     named = [entry for entry in _entries(folder) if _stem(entry.name) in NAMES[split]]
     tables = [entry for entry in named if entry.is_file() and entry.name.lower().removeprefix(_stem(entry.name)) in SUFFIXES]
     advice = f"remove it, or name the file to read with --{split}-file"
+    bears = f"bears the name of the {split} data but is no .tsv or .csv file, so it would be ignored"
     if ignored := [entry for entry in named if entry not in tables]:
-        raise UserError(f"{ignored[0]} bears the name of the {split} data but is no .tsv or .csv file, so it would be ignored; {advice}")
+        raise UserError(f"{ignored[0]} {bears}; call it .tsv or .csv if it is one, {advice}")
     if len(tables) > 1:
-        raise UserError(f"{folder} holds {tables[0].name} and {tables[1].name}, of which one would be ignored as {split} data; {advice}")
+        raise UserError(f"{folder} holds {tables[0].name} and {tables[1].name}, of which one would be ignored for {split}; {advice}")
     return tables[0] if tables else None
 
 

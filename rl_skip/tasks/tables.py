@@ -76,7 +76,7 @@ def read_tables(path: Path, options: TaskOptions) -> Tables:
     """
     files, beside = find_table_files(path, options)
     read = {split: _read(file, options) for split, file in files.items()}
-    columns = {split: LabelColumn(str(files[split]), table.rows, table.labels) for split, table in read.items()}
+    columns = {split: LabelColumn(files[split], table.rows, table.labels) for split, table in read.items()}
     labels, of_labels = clean_labels(columns)
     classes = class_names(labels["train"], files["train"])
     splits = {
@@ -94,7 +94,7 @@ def read_tables(path: Path, options: TaskOptions) -> Tables:
             if not len(kept["test"]):
                 raise UserError(f"{files['train']} has too few rows to hold some out for {split}; name a file with --{split}-file")
             splits[split], splits["train"] = splits["train"].take(kept["test"]), splits["train"].take(kept["train"])
-            remarks.append(f"{split} has no file: it is a sixth of each class of {files['train'].name}, which does not train")
+            remarks.append(f"{split} has no file: a sixth of each class of {files['train'].name} is held out for it")
     return Tables(classes, splits, (*remarks, *_repeated(splits)))
 
 
@@ -159,7 +159,7 @@ def _cells(file: Path, names: "_NamedColumns") -> tuple[Cells, list[str]]:
         filled[0] = filled[0][0], [name.strip() for name in filled[0][1]]
     if len(filled) < len(cells):
         first = next(row for row, values in cells if not any(value.strip() for value in values))
-        remarks.append(f"{file.name}: {len(cells) - len(filled)} rows without anything in them, the first of them row {first}, are passed over")
+        remarks.append(f"{file.name}: {len(cells) - len(filled)} of {len(cells)} rows, the first of them row {first}, are empty and passed over")
     return filled, remarks
 
 
@@ -169,7 +169,7 @@ def _odd_texts(texts: list[tuple[int, str]], where: str) -> Iterator[str]:
         (f"hold the sign {LOST}, for letters that were lost before", [row for row, text in texts if LOST in text]),
     ):
         if rows:
-            yield f"{where}: {len(rows)} texts, the first of them in row {rows[0]}, {what}"
+            yield f"{where}: {len(rows)} of {len(texts)} texts, the first in row {rows[0]}, {what}"
 
 
 class _NamedColumns:
