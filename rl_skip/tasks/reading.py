@@ -12,6 +12,7 @@ from rl_skip.core.task import Split, stratified_split
 
 __all__ = ["class_indices", "class_names", "reading", "split_rows"]
 
+
 @contextmanager
 def reading(what: Path | str, expected: str) -> Iterator[None]:
     """Raises what goes wrong while `what` is read as a `UserError` of one line."""
