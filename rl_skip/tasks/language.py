@@ -124,7 +124,7 @@ def language(path: Path, options: TaskOptions) -> Task:
 
     per_token = len(parts["validation"]) / max(len(ids["validation"]), 1)
     names: Any = {"name": "language", "classes": ("text",), "score_name": "token likelihood"}
-    names |= {"in_words": in_words, "remarks_on": remarks_on}
+    names |= {"in_words": in_words, "remarks_on": remarks_on, "labels": lambda split: load(split).labels}
     return LanguageTask(**names, load=load, embedding=no_embedding, tokens=rows, network=network, characters_per_token=per_token)
 
 

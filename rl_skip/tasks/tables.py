@@ -106,7 +106,8 @@ def _repeated(splits: Mapping[Split, LabelledTexts]) -> Iterator[str]:
     again = sum(found.total() - 1 for found in train.values())
     if again:
         contradicting = sum(found.total() for found in train.values() if len(found) > 1)
-        yield f"{again} training rows repeat the text of an earlier one; {contradicting} rows share a text with one of another class"
+        total = len(splits["train"].texts)
+        yield f"{again} of {total} train rows repeat the text of an earlier one; {contradicting} share a text with a row of another class"
     for split in ("validation", "test"):
         known = [(train[text], label) for text, label in splits[split].rows() if text in train]
         if known:

@@ -75,7 +75,7 @@ def test_what_can_be_read_is_read_whole_and_told(name: str, told: tuple[str, ...
         ("lost_letters.csv", "column text: 1 of 20 texts, the first in row 21, hold the sign \ufffd"),
         ("classes_that_look_alike.csv", "the labels 'Yes' (row 2 of classes_that_look_alike.csv) and 'yes' (row 4 of"),
         ("gaps_as_nan.csv", "the label 'nan' (row 2 of gaps_as_nan.csv) is taken for a class"),
-        ("known_by_heart", "2 training rows repeat the text of an earlier one; 2 rows share a text with one of another class"),
+        ("known_by_heart", "2 of 22 train rows repeat the text of an earlier one; 2 share a text with a row of another class"),
         ("known_by_heart", "3 of 4 validation rows have a text that the training data have too, 0 of them with another class"),
         ("known_by_heart", "4 of 5 test rows have a text that the training data have too, 1 of them with another class"),
         ("upper_case", "validation has no file: a sixth of each class of TRAIN.CSV is held out for it"),
