@@ -1,6 +1,7 @@
 """Pictures with classes: IDX files as MNIST ships them, an npz, or a folder per class."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -65,7 +66,7 @@ def images(path: Path, options: TaskOptions = DEFAULTS) -> Task:
 
     train = parts["train"].pixels[rows["train"][1]]
     if options.pretrained:
-        return _for_model(raw, train, parts, classes, options.model, remarks)
+        return _for_model(raw, labels_of, train, parts, classes, options.model, remarks)
     channels, height, width = train.shape[1:]
     deviation, mean = torch.std_mean(train.float(), dim=(0, 2, 3), correction=0, keepdim=True)  # (1, C, 1, 1)
     deviation = torch.where(deviation > 0, deviation, 1.0)
@@ -78,7 +79,7 @@ def images(path: Path, options: TaskOptions = DEFAULTS) -> Task:
         return Examples(pad(examples.inputs.sub_(mean).div_(deviation), margins), examples.labels)
 
     embedding = PatchEmbedding(height + missing_rows, width + missing_columns, channels, patch, overlap=patch // OVERLAP)
-    return Task("images", classes, load, embedding, embedding.tokens, remarks=tuple(remarks))
+    return Task("images", classes, load, embedding, embedding.tokens, labels=labels_of, remarks=tuple(remarks))
 
 
 def _check_alike(parts: Mapping[Split, ImagePart], path: Path) -> None:
@@ -94,7 +95,13 @@ def _check_alike(parts: Mapping[Split, ImagePart], path: Path) -> None:
 
 
 def _for_model(
-    raw: Callable[[Split], Examples], train: Tensor, parts: Mapping[Split, ImagePart], names: tuple[str, ...], folder: str, remarks: list[str]
+    raw: Callable[[Split], Examples],
+    labels_of: Callable[[Split], Tensor],
+    train: Tensor,
+    parts: Mapping[Split, ImagePart],
+    names: tuple[str, ...],
+    folder: str,
+    remarks: list[str],
 ) -> Task:
     """The task around a model from transformers, which gets whole pictures."""
     config = read_config(folder)
@@ -117,7 +124,8 @@ def _for_model(
     def network(_size: NetworkConfig) -> LayerStack:
         return load_model(folder, classes, processor=prepare, prepare=prepare)
 
-    return Task("images", classes, load, no_embedding, tokens=1, network=network, remarks=tuple(remarks))
+    task = Task("images", classes, load, no_embedding, tokens=1, network=network, remarks=tuple(remarks))
+    return replace(task, labels=lambda split: order[labels_of(split)])
 
 
 def patch_and_padding(height: int, width: int) -> tuple[int, tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -71,7 +72,7 @@ def speech(path: Path, options: TaskOptions = DEFAULTS) -> Task:
         return Examples({"frames": frames, "mask": mask}, numbers)
 
     embedding = FrameEmbedding(FRAMES, MELS, STRIDE)
-    return Task("speech", classes, load, embedding, embedding.tokens, remarks=tuple(remarks))
+    return Task("speech", classes, load, embedding, embedding.tokens, labels=lambda split: examples[split][1], remarks=tuple(remarks))
 
 
 def _remarks(parts: Mapping[Split, Recordings], path: Path, wanted: int) -> list[str]:
@@ -132,7 +133,8 @@ def _for_model(examples: Mapping[Split, tuple[list[Recording], Tensor]], names: 
     def in_words(examples: Examples) -> list[str]:
         return [classes[label] for label in examples.labels.tolist()]
 
-    return Task("speech", classes, load, no_embedding, tokens=1, in_words=in_words, network=network, remarks=tuple(remarks))
+    task = Task("speech", classes, load, no_embedding, tokens=1, in_words=in_words, network=network, remarks=tuple(remarks))
+    return replace(task, labels=lambda split: order[examples[split][1]])
 
 
 def least_samples(config: Any, rate: int) -> int:
