@@ -1,11 +1,13 @@
 """Key-value caches: a row keeps the route that its prompt was read on for as long as its cache lives, so no layer's cache has holes."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any
 
 from torch import Tensor
 
-from rl_skip.attached.calls import LayerCall, is_cache
+from rl_skip.attached.calls import LayerCall
+from rl_skip.attached.rows import is_cache
 from rl_skip.core.errors import UserError
 
 __all__ = ["check_forced", "check_off", "fill_caches", "keep_route", "kept_route"]
@@ -30,14 +32,33 @@ class RoutedRows:
         self._whole.batch_select_indices(indices)
         self.route = self.route[indices.to(self.route.device)]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty_cache, (type(self).__mro__[2],), vars(self)
+
     @property
     def _whole(self) -> Any:
         """The cache as its own class has it, which is not known here."""
         return super()
 
 
-def kept_route(call: LayerCall) -> Tensor | None:
+@cache
+def _routed_class(kind: Any) -> Any:
+    """The class of a cache of that class whose rows keep their routes."""
+    return type("RoutedCache", (RoutedRows, kind), {})
+
+
+def _empty_cache(kind: Any) -> Any:
+    """What a pickle makes a cache of before it fills it: a pickle finds no class that was made on the way."""
+    routed = _routed_class(kind)
+    return routed.__new__(routed)
+
+
+def kept_route(call: LayerCall, cause: str) -> Tensor | None:
     """(B, L) bool, the route on which the caches of a call were filled so far; None where they are empty, or there are none.
+
+    Args:
+        call: the call of a layer.
+        cause: how a cache was filled that has no route.
 
     Raises:
         UserError: for a cache that is not of rows that grow, or that was filled while no policy was attached.
@@ -52,7 +73,7 @@ def kept_route(call: LayerCall) -> Tensor | None:
         if held.get_seq_length() == 0:
             continue
         if not isinstance(held, RoutedRows):
-            raise UserError("the cache was filled while no policy was attached, so its rows have no route: begin with an empty cache")
+            raise UserError(cause)
         return held.route
     return None
 
@@ -85,7 +106,8 @@ def keep_route(call: LayerCall, route: Tensor) -> None:
     """Ties the caches of a call to the route (B, L) of their rows."""
     for held in _caches(call):
         if not isinstance(held, RoutedRows):
-            held.__class__ = type("RoutedCache", (RoutedRows, type(held)), {})
+            kind: Any = type(held)
+            held.__class__ = _routed_class(kind)
         held.route = route
 
 

@@ -66,7 +66,7 @@ def test_a_policy_of_another_width_or_depth() -> None:
     model.bert.encoder.layer = model.bert.encoder.layer[:4]
     with pytest.raises(UserError, match=r"the policy's depth is 5, that of bert.encoder.layer is 4"):
         rl_skip.attach(model, make_policy(), layers="bert.encoder.layer")
-    handle = rl_skip.attach(OfPairs(), make_policy(), layers="blocks")
+    handle = rl_skip.attach(OfPairs(), make_policy(), layers="blocks", returns=("hidden", None))
     with pytest.raises(UserError, match=r"width 32, that of blocks has 8"):
         handle.model(torch.zeros(2, 3, 8))
 
