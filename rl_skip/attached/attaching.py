@@ -7,11 +7,11 @@ from typing import Any
 from torch import nn
 
 from rl_skip.attached.answering import HEAD_BESIDE
-from rl_skip.attached.finding import configured, find_layers, fits, layers_config, width_of
+from rl_skip.attached.finding import UNROUTABLE, configured, find_layers, fits, layers_config, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.handle import Handle, RoutedForward
 from rl_skip.attached.identity import check_identity, saved_identity
-from rl_skip.attached.returns import Form, check_form, form_of, returns_tuple, unknown_parts
+from rl_skip.attached.returns import Form, check_form, form_of, returned_parts, unknown_parts
 from rl_skip.attached.tail import Tail
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature
@@ -24,8 +24,8 @@ from rl_skip.export.weights import read_weights
 
 __all__ = ["attach", "check_fit", "check_layers"]
 
-ROWS_SECOND = ("XLNetLayer",)
-"""Layers of transformers that take the tokens first."""
+CHANNEL_DIMS = {"VitDetLayer": 1}
+"""Layers of transformers whose channels do not come last."""
 
 
 def attach(
@@ -50,7 +50,7 @@ def attach(
         policy: a policy, a folder that `Handle.save_pretrained` wrote, or rules for a fresh policy.
             None: all layers run but within `handle.forced(route)`.
         layers: the path of the layers in the model, such as "encoder.blocks"; "auto" finds those of transformers.
-        channel_dim: where the D channels of the hidden state are; 1 for images (B, D, H, W). None: as saved, or last.
+        channel_dim: where the D channels of the hidden state are; 1 for images (B, D, H, W). None: as saved, or as is known of the layers, or last.
         prompt_tokens: how many real tokens, from the first, a decision may look at. None: as saved, or all that are there
             when the route is chosen; while generating with a cache, that is the prompt. Name it where the first call holds
             less or more than the prompt (a prefill in chunks, prompt lookup, an assistant), or where there is no cache.
@@ -108,7 +108,7 @@ def attach(
         table=None if description is None else description.table,
         trained_on=None if description is None else description.trained_on,
         reward=LINEAR.formula if description is None else description.reward,
-        channel_dim=saved.get("channel_dim", -1) if channel_dim is None else channel_dim,
+        channel_dim=saved.get("channel_dim", CHANNEL_DIMS.get(type(routed[0]).__name__, -1)) if channel_dim is None else channel_dim,
         prompt_tokens=saved.get("prompt_tokens") if prompt_tokens is None else prompt_tokens,
         form=form,
         readouts=readouts,
@@ -181,7 +181,7 @@ def check_layers(path: str, layers: Sequence[nn.Module], form: Form | None = Non
         attention = getattr(layer, "self_attn", None)
         if isinstance(attention, nn.MultiheadAttention) and not attention.batch_first:
             raise UserError(f"the rows of {path} are its second dimension: build the layers with batch_first=True")
-        if type(layer).__name__ in ROWS_SECOND:
-            raise UserError(f"the rows of a {type(layer).__name__} are its second dimension, so it cannot run on some of them: take another model")
-        if form is None and form_of(layer) is None and returns_tuple(layer):
-            raise UserError(unknown_parts(type(layer).__name__))
+        if type(layer).__name__ in UNROUTABLE:
+            raise UserError(UNROUTABLE[type(layer).__name__])
+        if form is None and form_of(layer) is None and (returned := returned_parts(layer)) is not None:
+            raise UserError(unknown_parts(type(layer).__name__, returned))

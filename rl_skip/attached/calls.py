@@ -73,9 +73,9 @@ class LayerCall:
         pairs = {name: _alike(value, other.arguments[name], B, R, causal) for name, value in self.arguments.items()}
         return replace(self, arguments={name: put_rows(old, new, rows, B, name, self.places) for name, (old, new) in pairs.items()})
 
-    def without_caches(self) -> "LayerCall":
-        """The call as it is where nothing is kept."""
-        return replace(self, arguments={name: None if is_cache(value) else value for name, value in self.arguments.items()})
+    def without_caches(self, unwanted: Callable[[Any], object] = is_cache) -> "LayerCall":
+        """The call as it is where nothing is kept, or nothing in caches that are `unwanted`."""
+        return replace(self, arguments={name: None if is_cache(value) and unwanted(value) else value for name, value in self.arguments.items()})
 
     def check(self) -> None:
         """Refuses what cannot be given for some rows alone.
@@ -86,7 +86,7 @@ class LayerCall:
         for name, value in self.arguments.items():
             if type(value).__name__ == "BlockMask":
                 raise UserError('the mask of flex attention has no rows to take: load the model with attn_implementation="sdpa" or "eager"')
-            if name.startswith("cu_seq_lens") and value is not None:
+            if name.startswith(("cu_seq_lens", "cu_seqlens")) and value is not None:
                 raise UserError(f"{name} says that many texts are packed into one row, which has one route: pad them, one text to a row")
 
 

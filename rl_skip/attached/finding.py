@@ -7,7 +7,7 @@ from torch import nn
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["configured", "depth_of", "find_layers", "fits", "layers_config", "width_of"]
+__all__ = ["UNROUTABLE", "configured", "depth_of", "find_layers", "fits", "layers_config", "width_of"]
 
 KNOWN = {
     "bart": "encoder.layers",
@@ -24,6 +24,7 @@ KNOWN = {
     "llama": "model.layers",
     "mbart": "encoder.layers",
     "mistral": "model.layers",
+    "mpnet": "encoder.layer",
     "modernbert": "model.layers",
     "mt5": "encoder.block",
     "opt": "decoder.layers",
@@ -36,10 +37,16 @@ KNOWN = {
     "xlm-roberta": "encoder.layer",
 }
 """Where the layers of a family are: the end of their path. Of encoder-decoders, those of the encoder."""
+UNROUTABLE = {
+    "PixtralAttentionLayer": "all images of a batch are one row in the layers of Pixtral, so they cannot run on some of them",
+    "XLNetLayer": "the rows of XLNet are the second dimension of its hidden state, so its layers cannot run on some of them",
+}
+"""Classes of layers that cannot run on some rows alone, and why."""
 REFUSED = {
     "albert": "ALBERT runs one layer's weights over and over, so there is no list of layers to skip",
     "swin": "the hidden state of Swin shrinks from stage to stage, so its stages cannot be skipped; "
     'one stage can be attached by its path, such as layers="swin.encoder.layers.2.blocks"',
+    "xlnet": UNROUTABLE["XLNetLayer"],
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.attached.answering import AnsweringStack, Beside
-from rl_skip.attached.caches import check_forced, check_off, fill_caches, keep_route, kept_route
+from rl_skip.attached.caches import check_forced, check_off, fill_caches, keep_route, kept_route, routable
 from rl_skip.attached.called import CalledCarry, CalledStack
 from rl_skip.attached.calls import LayerCall
 from rl_skip.attached.collected import Collected
@@ -233,7 +233,9 @@ class Handle(Dial):
         call.check()
         progress = self._progress
         state = progress.state
-        if state is None or i <= progress.at:
+        begins = state is None or i <= progress.at
+        call = routable(call, begins)
+        if state is None or begins:
             state = self._begin(hidden, call)
         carry = state.carry
         assert isinstance(carry, CalledCarry)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["HIDDEN", "Form", "blank", "check_form", "form_of", "returns_tuple", "split_returned", "spread", "unknown_parts"]
+__all__ = ["HIDDEN", "Form", "blank", "check_form", "form_of", "returned_parts", "split_returned", "spread", "unknown_parts"]
 
 HIDDEN = "hidden"
 Form = tuple[str | None, ...]
@@ -23,7 +23,6 @@ FORMS: dict[str, Form] = {
     "BambaDecoderLayer": FIRST,
     "BloomBlock": FIRST,
     "CanineLayer": FIRST,
-    "ChameleonDecoderLayer": FIRST,
     "CodeGenBlock": FIRST,
     "Data2VecVisionLayer": FIRST,
     "DebertaLayer": FIRST,
@@ -43,26 +42,18 @@ FORMS: dict[str, Form] = {
     "MegatronBertLayer": WITH_CROSS_ATTENTION,
     "MptBlock": FIRST,
     "MraLayer": FIRST,
-    "MusicgenMelodyDecoderLayer": FIRST,
-    "MvpEncoderLayer": FIRST,
     "NystromformerLayer": FIRST,
-    "Pix2StructVisionLayer": FIRST,
-    "Pop2PianoBlock": POSITION_BIAS,
     "ProphetNetEncoderLayer": FIRST,
     "RemBertLayer": WITH_CROSS_ATTENTION,
     "RoFormerLayer": WITH_CROSS_ATTENTION,
-    "SegGptLayer": FIRST,
     "SpeechT5EncoderLayer": FIRST,
     "SwinLayer": FIRST,
     "SwitchTransformersBlock": POSITION_BIAS,
     "T5Block": POSITION_BIAS,
     "TimesformerLayer": FIRST,
-    "TvpEncodeLayer": FIRST,
     "VJEPA2Layer": FIRST,
-    "ViltLayer": FIRST,
     "VisualBertLayer": FIRST,
     "VitDetLayer": FIRST,
-    "VitsEncoderLayer": FIRST,
     "WavLMEncoderLayer": (HIDDEN, "position_bias"),
     "WavLMEncoderLayerStableLayerNorm": (HIDDEN, "position_bias"),
     "YosoLayer": FIRST,
@@ -102,7 +93,7 @@ def split_returned(layer: object, returned: Any, form: Form | None) -> tuple[Ten
     if not isinstance(returned, tuple | list):
         raise UserError(f"{kind} returns a {type(returned).__name__}, expected its hidden state, or a tuple with it: attach to other layers")
     if form is None:
-        raise UserError(unknown_parts(kind))
+        raise UserError(unknown_parts(kind, type(returned).__name__))
     roles = dict(zip(form, returned, strict=False))
     if len(returned) > len(form) or not isinstance(roles.get(HIDDEN), Tensor):
         found = ", ".join("a tensor" if isinstance(part, Tensor) else type(part).__name__ for part in returned)
@@ -111,9 +102,11 @@ def split_returned(layer: object, returned: Any, form: Form | None) -> tuple[Ten
     return roles[HIDDEN], named, tuple(None if name is not None else part for name, part in zip(form, returned, strict=False))
 
 
-def unknown_parts(kind: str) -> str:
+def unknown_parts(kind: str, returned: str = "tuple") -> str:
     """Why layers of such a class are refused, and what to do."""
-    return f'{kind} returns a tuple whose parts are not known: if its first is the hidden state, attach(…, returns=("{HIDDEN}", None))'
+    if returned == "dict":
+        return f"{kind} returns a dict, expected its hidden state, or a tuple with it: attach to other layers"
+    return f'{kind} returns a {returned} whose parts are not known: if its first is the hidden state, attach(…, returns=("{HIDDEN}", None))'
 
 
 def spread(part: Any, like: Any, rows: Tensor, row_count: int, what: str) -> Any:
@@ -145,22 +138,22 @@ def blank(part: Any) -> Any:
     return torch.zeros_like(part) if isinstance(part, Tensor) else part
 
 
-def returns_tuple(layer: nn.Module) -> bool:
-    """Whether the code of a layer says that it returns a tuple wherever it returns; false where the code is not to be had."""
+def returned_parts(layer: nn.Module) -> str | None:
+    """What the code of a layer says that it returns wherever it returns: "tuple", "list" or "dict"; None for anything else, or without code."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(type(layer).forward))))
     except (OSError, TypeError, SyntaxError):
-        return False
-    function = tree.body[0]
+        return None
+    nodes = _own_nodes(tree.body[0])
     assigned = {
         target.id: node.value
-        for node in _own_nodes(function)
+        for node in nodes
         if isinstance(node, ast.Assign | ast.AugAssign)
         for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
         if isinstance(target, ast.Name)
     }  # the last assignment of each name
-    returned = [node.value for node in _own_nodes(function) if isinstance(node, ast.Return) and node.value is not None]
-    return bool(returned) and all(_is_tuple(value, assigned) for value in returned)
+    kinds = {_kind(node.value, assigned) for node in nodes if isinstance(node, ast.Return) and node.value is not None}
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def _own_nodes(function: ast.AST) -> list[ast.AST]:
@@ -172,9 +165,9 @@ def _own_nodes(function: ast.AST) -> list[ast.AST]:
     return nodes
 
 
-def _is_tuple(value: ast.AST, assigned: dict[str, ast.expr], depth: int = 3) -> bool:
-    if isinstance(value, ast.BinOp):
-        return isinstance(value.op, ast.Add) and (_is_tuple(value.left, assigned, depth) or _is_tuple(value.right, assigned, depth))
+def _kind(value: ast.AST, assigned: dict[str, ast.expr], depth: int = 3) -> str | None:
+    if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
+        return _kind(value.left, assigned, depth) or _kind(value.right, assigned, depth)
     if isinstance(value, ast.Name) and value.id in assigned and depth:
-        return _is_tuple(assigned[value.id], assigned, depth - 1)
-    return isinstance(value, ast.Tuple)
+        return _kind(assigned[value.id], assigned, depth - 1)
+    return next((kind.__name__.lower() for kind in (ast.Tuple, ast.List, ast.Dict) if isinstance(value, kind)), None)
