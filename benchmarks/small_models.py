@@ -184,7 +184,7 @@ def without_layers(model: nn.Module, path: str, route: list[bool]) -> nn.Module:
     kept = [layer for layer, runs in zip(listed, route, strict=True) if runs]
     setattr(holder, name, nn.ModuleList(kept))
     config = layers_config(copied, path)
-    kinds = {types: getattr(config, types, None) for types in ("layer_types", "layers_block_type", "mlp_layer_types")}
+    kinds = {types: getattr(config, types, None) for types in ("layer_types", "layers_block_type", "mlp_layer_types", "attention_layers")}
     with suppress(NotImplementedError):  # where depths of an encoder and a decoder are told apart
         config.num_hidden_layers = len(kept)
     for types, of_all in kinds.items():
@@ -194,6 +194,7 @@ def without_layers(model: nn.Module, path: str, route: list[bool]) -> nn.Module:
             vars(config).pop(types, None)
     for i, layer in enumerate(kept):
         for part in layer.modules():
-            if hasattr(part, "layer_idx"):
-                part.layer_idx = i  # type: ignore[assignment]
+            for name in ("layer_idx", "layer_id"):
+                if name in vars(part):
+                    setattr(part, name, i)
     return copied

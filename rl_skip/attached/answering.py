@@ -194,7 +194,7 @@ class AnsweringStack(CalledStack):
         """Where the rows are in what the modules before the layers returned, found by calling them for a few rows."""
         now, B = self.now, hidden.shape[0]
         if B > 1 and not self._found_before.keys() >= places_by_shape(now.before, {}, B, B).keys():
-            few, traced = few_rows(B, hidden.device), Recorded()
+            few, traced = few_rows(B, device=hidden.device), Recorded()
             assert now.inputs is not None
             now.traced = traced
             try:

@@ -135,7 +135,7 @@ class HuggingFaceStack(CalledStack):
     def _places_before(self, before: Recorded, inputs: Inputs, B: int) -> Places:
         """Where the rows are in what the modules before the layers returned for `inputs`, found by calling them for a few rows."""
         if B > 1 and not self._found_before.keys() >= places_by_shape(before, {}, B, B).keys():
-            few = few_rows(B, self._device())
+            few = few_rows(B, device=self._device())
             with torch.no_grad(), evaluating(self.model):
                 again = self._before_layers(map_inputs(inputs, lambda tensor: tensor.index_select(0, few.to(tensor.device))))[2]
             self._found_before |= places_by_shape(before, again, B, few.shape[0])

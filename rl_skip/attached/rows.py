@@ -1,7 +1,7 @@
 """Which dimension of an argument holds the rows of a batch: known by name, or found by calling with another number of rows."""
 
-from collections.abc import Callable, Iterator, Mapping
-from itertools import product
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -77,15 +77,17 @@ class RowPlaces:
         groups = self._unknown(arguments, row_count)
         if not groups:
             return self.found
-        rows = few_rows(row_count)
+        rows = few_rows(row_count, {size for name, value in arguments.items() for _, tensor in leaves(name, value) for size in tensor.shape})
         whole: Tensor | None = None
         fitting: list[dict[Key, int | None]] = []
-        for choice in product(*(options for _, options in groups)):
+        for choice in itertools.product(*(options for _, options in groups)):
             places = {key: place for (keys, _), place in zip(groups, choice, strict=True) for key in keys}
             try:
                 answered = call(rows, {**self.found, **places})
                 if answered.shape[0] != rows.shape[0]:
                     continue
+            except UserError:
+                raise
             except Exception:  # the module's own, for tensors that do not fit together
                 continue
             whole = call(None, {}) if whole is None else whole
@@ -129,9 +131,10 @@ def leaves(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
             yield from leaves(f"{name}.{key}", item)
 
 
-def few_rows(row_count: int, device: torch.device | None = None) -> Tensor:
-    """The last rows of a batch, neither one nor as many as there are: two, or three of a batch of two."""
-    return torch.arange(row_count - 1, row_count - 1 - (2 if row_count > 2 else 3), -1, device=device) % row_count
+def few_rows(row_count: int, others: Collection[int] = (), device: torch.device | None = None) -> Tensor:
+    """Some rows of a batch, last first: as few as are neither one, nor as many as there are, nor as long as one of the `others`."""
+    count = next(count for count in itertools.count(2) if count != row_count and count not in others)
+    return torch.arange(row_count - 1, row_count - 1 - count, -1, device=device) % row_count
 
 
 def places_by_shape(whole: Mapping[str, Any], few: Mapping[str, Any], row_count: int, few_count: int) -> dict[Key, int | None]:
