@@ -177,7 +177,9 @@ class HuggingFaceStack(CalledStack):
         with self._replaying(carry.before), standing_in(modules, forwards):
             outputs = self._call(inputs)
         if self.head is not None:
-            return self.head(masked_mean(outputs.last_hidden_state, real_tokens(carry.calls[0], carry.hidden.shape[1])))
+            mask = real_tokens(carry.calls[0], carry.hidden.shape[1])
+            hidden = outputs.last_hidden_state
+            return self.head(masked_mean(hidden, None if mask is None else mask[:, : hidden.shape[1]]))  # Longformer pads for its layers alone
         logits = getattr(outputs, "logits", None)
         if logits is None:
             raise UserError(f"{type(self.model).__name__} returns no logits: give the stack a head, or load the model with one")
