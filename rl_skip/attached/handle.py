@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.attached.answering import AnsweringStack, Beside
-from rl_skip.attached.caches import check_forced, check_off, fill_caches, keep_route, kept_route
+from rl_skip.attached.caches import check_forced, check_off, fill_caches, keep_route, kept_route, routable
 from rl_skip.attached.called import CalledCarry, CalledStack
 from rl_skip.attached.calls import LayerCall
+from rl_skip.attached.collected import Collected
+from rl_skip.attached.finding import depth_of
 from rl_skip.attached.flops import LayerFlops, counted_flops
 from rl_skip.attached.identity import identity
+from rl_skip.attached.returns import Form
 from rl_skip.attached.stand_in import StandIn, install, remove
 from rl_skip.core.dial import Dial, PriceTable
 from rl_skip.core.errors import UserError
@@ -53,12 +56,14 @@ class _Progress(threading.local):
     router: Router | None = None
     at = -1
     """The last layer that was called."""
+    collected: Collected
+    """What transformers collects inside the layers."""
 
 
 class Handle(Dial):
     """A policy attached to a model, made by `rl_skip.attach`. The model stays the object that it was.
 
-    Attention weights (`output_attentions`) are those of the rows that ran a layer.
+    Attention weights (`output_attentions`) are zeros for rows that skipped a layer.
 
     Args:
         model: the model.
@@ -72,6 +77,7 @@ class Handle(Dial):
         channel_dim: where the D channels of the hidden state are.
         prompt_tokens: how many real tokens, from the first, a decision may look at; None: all that are there when the
             route is chosen.
+        form: what each part of what a layer returns is; None: as is known of its class.
         readouts: what answers rows that leave early; None: what the model does after its last layer.
         prefix: where in `model`, around which adapters may have been put, the model is that the policy was trained on; it ends with a dot.
         trained_on: what the policy was trained on; plain JSON.
@@ -91,6 +97,7 @@ class Handle(Dial):
         table: PriceTable | None = None,
         channel_dim: int = -1,
         prompt_tokens: int | None = None,
+        form: Form | None = None,
         readouts: Readouts | None = None,
         prefix: str = "",
         trained_on: dict[str, Any] | None = None,
@@ -100,9 +107,10 @@ class Handle(Dial):
         self.prefix = prefix
         self.table = PriceTable() if table is None else table
         self.price = price
-        self.flops, self.reward = flops, reward
+        self.flops, self.reward, self.form = flops, reward, form
+        self._configured_depth = depth_of(model, path)
         routed = [RoutedForward(self, i, layer) for i, layer in enumerate(layers)]
-        options: dict[str, Any] = {"width": width or 0, "forwards": [one.run for one in routed], "channel_dim": channel_dim}
+        options: dict[str, Any] = {"width": width or 0, "forwards": [one.run for one in routed], "channel_dim": channel_dim, "form": form}
         self._stand_ins: list[StandIn] = [*routed]
         if readouts is None:
             self.stack = CalledStack(layers, **options)
@@ -190,7 +198,7 @@ class Handle(Dial):
             self.policy,
             stack=self.stack,
             weights=False,
-            network=identity(self.model, self.path.removeprefix(self.prefix), self.stack.channel_dim, self.stack.prompt_tokens),
+            network=identity(self.model, self.path.removeprefix(self.prefix), self.stack.channel_dim, self.stack.prompt_tokens, self.form),
             price=self.price,
             price_table=self.table,
             trained_on=self.trained_on,
@@ -225,7 +233,9 @@ class Handle(Dial):
         call.check()
         progress = self._progress
         state = progress.state
-        if state is None or i <= progress.at:
+        begins = state is None or i <= progress.at
+        call = routable(call, begins)
+        if state is None or begins:
             state = self._begin(hidden, call)
         carry = state.carry
         assert isinstance(carry, CalledCarry)
@@ -233,9 +243,12 @@ class Handle(Dial):
         if i > progress.at + 1:  # the model left layers out by itself, such as wav2vec2 when it trains
             state.pass_over(i)
         progress.at = i
+        progress.collected.begin()
         rows = state.visit(i)
+        progress.collected.end(stack.routed[i], rows, call.row_count)
         if rows is None:
             fill_caches(i, hidden, call)
+            stack.skip(carry)
         else:
             assert progress.router is not None
             with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
@@ -248,14 +261,15 @@ class Handle(Dial):
 
     def _begin(self, hidden: Tensor, call: LayerCall) -> RoutingState:
         """A new call of the model."""
-        route = kept_route(call)
+        self._check_layers()
+        route = kept_route(call, self._cause())
         if self._forced is not None:
             check_forced(self._forced, route)
             route = self._forced if route is None else route
         self._check_width(hidden)
         self._check_device(hidden)
         if self.flops is None:
-            self.flops = counted_flops(self.stack.routed, self.stack.forwards, hidden, call)
+            self.flops = counted_flops(self.stack.routed, self.stack.forwards, self.stack.forms, hidden, self.stack.settled(0, hidden, call))
         router: Router
         if route is None:
             assert self.policy is not None
@@ -266,6 +280,7 @@ class Handle(Dial):
             self._answering.adopt(hidden)
         state = RoutingState(self.stack, router.rules, hidden, self.price, self.stack.carry_of(hidden, call, self.flops))
         self._progress.state, self._progress.router, self._progress.at = state, router, -1
+        self._progress.collected = Collected()
         self._route, self._spent = state.route, state.spent
         return state
 
@@ -283,6 +298,40 @@ class Handle(Dial):
         if not checked[..., 0].all():
             raise UserError("layer 0 always runs, and the route leaves it out")
         return checked.bool()
+
+    def _check_layers(self) -> None:
+        """Refuses a model that no longer calls the layers that the policy was attached to."""
+        try:
+            now = list(self.model.get_submodule(self.path).children())
+        except AttributeError:  # somebody put something around a part of the model
+            return
+        L, attach_again = self.stack.depth, "detach() first, change the layers, then attach a policy for those that are left"
+        if len(now) != L:
+            raise UserError(f"{self.path} has {len(now)} layers, and had {L} when the policy was attached: {attach_again}")
+        for i, (one, routed) in enumerate(zip(now, self.stack.routed, strict=True)):
+            if one is not routed and all(module is not routed for module in one.modules()):  # it may have been wrapped
+                raise UserError(f"layer {i} of {self.path} was replaced after the policy was attached: {attach_again}")
+        depth = depth_of(self.model, self.path)
+        if depth is not None and self._configured_depth is not None and depth < self._configured_depth:
+            raise UserError(
+                f"the model ends after {depth} of its {L} layers by itself (num_hidden_layers of its configuration, which assistant_early_exit "
+                "sets), and the policy decides about all of them: generate without an early exit, or within handle.disabled()"
+            )
+
+    def _cause(self) -> str:
+        """How a cache that has no route was filled."""
+        if self._progress.state is not None and self._progress.at < self.stack.depth - 1:
+            return (
+                f"the last call of the model ended after layer {self._progress.at} of {self.stack.depth}, by an error or an exit of its own, "
+                "and left its cache without a route: begin with an empty cache, and let calls run to the last layer"
+            )
+        adapters = getattr(self.model, "peft_config", {})
+        if any("PREFIX_TUNING" in str(getattr(config, "peft_type", "")) for config in (adapters.values() if isinstance(adapters, dict) else ())):
+            return "prefix tuning fills the cache before the first layer, so its rows have no route: train another kind of adapter, such as LoRA"
+        return (
+            "the cache was filled while no policy was attached, or by an adapter such as prefix tuning, so its rows have no route: begin with an "
+            "empty cache, and take an adapter that leaves it alone, such as LoRA"
+        )
 
     def _check_width(self, hidden: Tensor) -> None:
         width = hidden.shape[self.stack.channel_dim]
