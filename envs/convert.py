@@ -26,7 +26,7 @@ def observation_space(rules: JumpRules) -> spaces.Space[NDArray[np.float32]]:
     return spaces.Box(low, high, dtype=np.float32)
 
 
-def action_space(rules: JumpRules) -> spaces.Discrete[np.int64]:
+def action_space(rules: JumpRules) -> "spaces.Discrete[np.int64]":  # a string: not generic in Gymnasium 1.1
     """The jumps 0 … J."""
     return spaces.Discrete(rules.max_jump + 1)
 

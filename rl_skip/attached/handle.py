@@ -13,6 +13,7 @@ from rl_skip.attached.answering import AnsweringStack, Beside
 from rl_skip.attached.caches import check_forced, check_off, fill_caches, keep_route, kept_route, routable
 from rl_skip.attached.called import CalledCarry, CalledStack
 from rl_skip.attached.calls import LayerCall
+from rl_skip.attached.checkpointing import check_first_time, outside_checkpoint, run_checkpointed
 from rl_skip.attached.collected import Collected
 from rl_skip.attached.finding import depth_of
 from rl_skip.attached.flops import LayerFlops, counted_flops
@@ -42,11 +43,12 @@ class RoutedForward(StandIn):
         if not self.handle.routing:
             check_off((*args, *kwargs.values()))
             return self.original(*args, **kwargs)
-        return self.handle.call_layer(self.index, args, kwargs)
+        with outside_checkpoint(self.module):
+            return self.handle.call_layer(self.index, args, kwargs)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the layer."""
-        return self.original(*args, **kwargs)
+        return run_checkpointed(self.module, self.original, args, kwargs)
 
 
 class _Progress(threading.local):
@@ -236,6 +238,7 @@ class Handle(Dial):
         begins = state is None or i <= progress.at
         call = routable(call, begins)
         if state is None or begins:
+            check_first_time(i)
             state = self._begin(hidden, call)
         carry = state.carry
         assert isinstance(carry, CalledCarry)

@@ -126,6 +126,9 @@ def test_arrays_are_fresh(small: dict[str, Any]) -> None:
         assert_same(one, other)
 
 
+@pytest.mark.xfail(
+    tuple(map(int, gym.__version__.split(".")[:2])) < (1, 4), reason="before 1.4, Gymnasium's statistics leave out steps of SAME_STEP", strict=True
+)
 def test_episode_statistics_of_gymnasium(small: dict[str, Any]) -> None:
     env = RecordEpisodeStatistics(gym.make_vec(ID, num_envs=6, price=0.3, **small))
     env.reset(seed=0)
