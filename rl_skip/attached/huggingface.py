@@ -1,6 +1,5 @@
 """A model from transformers as a `LayerStack`, so that the routed forward pass, the environment, the agents and the export serve it."""
 
-import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +16,7 @@ from rl_skip.attached.called import CalledCarry, CalledStack
 from rl_skip.attached.calls import LayerCall, put_rows, real_tokens
 from rl_skip.attached.finding import configured, find_layers, width_of
 from rl_skip.attached.flops import transformer_flops
-from rl_skip.attached.identity import DIGEST, identity
+from rl_skip.attached.identity import DIGEST, digest, identity
 from rl_skip.attached.library import quiet, require
 from rl_skip.attached.tail import Recorded, Tail, called_after, copied, modules_beside, shares_weights, speaks, standing_in, taken
 from rl_skip.core.errors import UserError
@@ -84,6 +83,8 @@ class HuggingFaceStack(CalledStack):
 
     processor: Any = None
     """What made the inputs, such as a tokenizer; saved beside the model."""
+    fresh: tuple[str, ...] = ()
+    """Names of the model's weights that were not in its file, so that they have to be learned as the head's have."""
 
     def __init__(
         self,
@@ -212,7 +213,11 @@ class HuggingFaceStack(CalledStack):
             return [self.head]
         inside = getattr(self.model, "base_model_prefix", "")
         heads = [child for name, child in self.model.named_children() if name != inside]
-        return heads if len(heads) < len(list(self.model.children())) else []
+        if len(heads) == len(list(self.model.children())):
+            return []
+        after = [] if self.readouts is None else self.readouts.plan.get("modules", [])  # such as BERT's pooler, which is in its body
+        within = {name for name in self.beside for weight in self.fresh if f"{weight}.".startswith(f"{name}.")}
+        return [*heads, *(self.beside[name] for name in sorted(within.union(after)) if self.beside[name] not in heads)]
 
     def keep(self, layers: Sequence[int]) -> "HuggingFaceStack":
         model, config = self.model, self._config
@@ -248,7 +253,7 @@ class HuggingFaceStack(CalledStack):
         The configuration is marked with a digest of the weights, by which a policy distinguishes the model from the one that it was made of.
         """
         self._config._name_or_path = ""  # what it was made of is not what it is
-        setattr(self._config, DIGEST, _digest(self.model))
+        setattr(self._config, DIGEST, digest(self.model))
 
         def fill(new: Path) -> None:
             self.model.save_pretrained(new)  # type: ignore[operator]
@@ -294,9 +299,3 @@ class HuggingFaceStack(CalledStack):
         with standing_in(modules, [partial(replay, list(before[name]), self.beside[name].forward) for name in before]):
             yield
 
-
-def _digest(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8 if tensor.dim() else tensor.dtype).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rl_skip.attached.pretrained import load_model, order_of_model, read_config
+from rl_skip.attached.classes import order_of_model
+from rl_skip.attached.pretrained import load_model, read_config
 from rl_skip.core.errors import UserError
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task, stratified_split
@@ -84,7 +85,7 @@ def images(path: Path, options: TaskOptions = DEFAULTS) -> Task:
             f"the test images in {path} have shape {shape}, the training images {(channels, height, width)}; set --data to images of one shape"
         )
     if options.pretrained:
-        return _for_model(parts, labels, rows, classes, options.model)
+        return _for_model(parts, labels, rows, classes, options)
     deviation, mean = torch.std_mean(parts[0].pixels[rows["train"]].float(), dim=(0, 2, 3), correction=0, keepdim=True)  # (1, C, 1, 1)
     deviation = torch.where(deviation > 0, deviation, 1.0)
     patch, (missing_rows, missing_columns) = patch_and_padding(height, width)
@@ -99,12 +100,13 @@ def images(path: Path, options: TaskOptions = DEFAULTS) -> Task:
     return Task("images", classes, load, embedding, embedding.tokens)
 
 
-def _for_model(parts: list[_Source], labels: list[Tensor], rows: dict[Split, Tensor], names: tuple[str, ...], folder: str) -> Task:
+def _for_model(parts: list[_Source], labels: list[Tensor], rows: dict[Split, Tensor], names: tuple[str, ...], options: TaskOptions) -> Task:
     """The task around a model from transformers, which gets whole pictures."""
+    folder = options.model
     config = read_config(folder)
     if not hasattr(config, "image_size"):
         raise UserError(f"the model in {folder} takes no images; set --model to one that does, such as a ViT")
-    order, classes = order_of_model(names, config)
+    order, classes = order_of_model(names, config, folder, options.label_order)
     prepare = PixelPreparation.of(folder, config, parts[0].pixels[rows["train"]])
 
     def load(split: Split) -> Examples:
@@ -112,7 +114,7 @@ def _for_model(parts: list[_Source], labels: list[Tensor], rows: dict[Split, Ten
         return Examples(parts[place].pixels[rows[split]].float(), order[labels[place][rows[split]]])
 
     def network(_size: NetworkConfig) -> LayerStack:
-        return load_model(folder, classes, processor=prepare, prepare=prepare)
+        return load_model(folder, classes, head=options.head, processor=prepare, prepare=prepare)
 
     return Task("images", classes, load, no_embedding, tokens=1, network=network)
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rl_skip.attached.pretrained import load_model, order_of_model, read_config, read_extractor
+from rl_skip.attached.classes import order_of_model
+from rl_skip.attached.pretrained import load_model, read_config, read_extractor
 from rl_skip.core.errors import UserError
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
@@ -59,7 +60,7 @@ def speech(path: Path, options: TaskOptions = DEFAULTS) -> Task:
     rows = _split_by_take(list(recordings), names, labels) or split_rows(labels, path)
     samples = list(recordings.values())
     if options.pretrained:
-        return _for_model(samples, labels, rows, classes, options.model)
+        return _for_model(samples, labels, rows, classes, options)
 
     def load(split: Split) -> Examples:
         frames, mask = log_mel([samples[row] for row in rows[split].tolist()])
@@ -69,9 +70,10 @@ def speech(path: Path, options: TaskOptions = DEFAULTS) -> Task:
     return Task("speech", classes, load, embedding, embedding.tokens)
 
 
-def _for_model(samples: list[Tensor], labels: Tensor, rows: dict[Split, Tensor], names: tuple[str, ...], folder: str) -> Task:
+def _for_model(samples: list[Tensor], labels: Tensor, rows: dict[Split, Tensor], names: tuple[str, ...], options: TaskOptions) -> Task:
     """The task around a model from transformers, which gets waveforms, or what its feature extractor makes of them."""
-    order, classes = order_of_model(names, read_config(folder))
+    folder = options.model
+    order, classes = order_of_model(names, read_config(folder), folder, options.label_order)
     extractor = read_extractor(folder)
     rate = extractor.sampling_rate
     padding = {"padding": True} if extractor.model_input_names[0] == "input_values" and extractor.feature_size == 1 else {}
@@ -84,7 +86,7 @@ def _for_model(samples: list[Tensor], labels: Tensor, rows: dict[Split, Tensor],
         return Examples(inputs, order[labels[rows[split]]])
 
     def network(_size: NetworkConfig) -> LayerStack:
-        return load_model(folder, classes, processor=extractor)
+        return load_model(folder, classes, head=options.head, processor=extractor)
 
     def in_words(examples: Examples) -> list[str]:
         return [classes[label] for label in examples.labels.tolist()]
