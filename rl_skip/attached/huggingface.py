@@ -22,7 +22,7 @@ from rl_skip.attached.tail import Recorded, Tail, called_after, copied, modules_
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_replace
 from rl_skip.core.inputs import Inputs
-from rl_skip.core.readouts import RANK, Adapter, Readouts
+from rl_skip.core.readouts import POOLING_RANK, RANK, Adapter, Readouts
 from rl_skip.core.stack import Carry, masked_mean
 from rl_skip.export.weights import save_weights
 
@@ -146,7 +146,7 @@ class HuggingFaceStack(CalledStack):
         """The model's outputs with the hidden state of the carry in the place of its layers; by copies of its modules where `readout` has some."""
         assert isinstance(carry, _ModelCarry) and carry.inputs is not None
         inputs = carry.inputs
-        carry = replace(carry, hidden=readout(carry.hidden)) if isinstance(readout, Adapter) else carry
+        carry = replace(carry, hidden=readout(carry.hidden, carry.mask)) if isinstance(readout, Adapter) else carry
 
         def pass_by(i: int, *args: Any, **kwargs: Any) -> Any:
             _, call = LayerCall.of(self.names[i], args, kwargs)
@@ -189,6 +189,8 @@ class HuggingFaceStack(CalledStack):
             names = called_after(lambda: self.finish(carry), self.routed[-1], self.beside)
         modules = [self.beside[name] for name in names]
         decodes = configured(self.model, "is_encoder_decoder")  # what comes after the encoder is the whole decoder
+        if names and not decodes and any(weight.startswith(f"{names[-1]}.") for weight in self.fresh):
+            return {"rank": POOLING_RANK, "pools": True}  # there is nothing to copy yet, and a head may read one token alone
         if not names or decodes or shares_weights(self.model, names) or self.too_large(modules):
             return {"rank": RANK}
         return {"modules": names}
