@@ -11,7 +11,7 @@ OUT ?= runs/demo-$(SEED)
 VENV := .venv
 READY := $(VENV)/.ready
 DEMO := $(VENV)/.demo
-DEMO_OPTIONS := --task text --data banking77 --learning-rate 1e-4 --warmup-epochs 3 --epochs 4 --precision auto
+DEMO_OPTIONS := --task text --data banking77 --head mean --learning-rate 1e-4 --warmup-epochs 3 --epochs 4 --precision auto
 
 .PHONY: train demo test check clean
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 import rl_skip
 import train
+from rl_skip.cli.main import main
+from rl_skip.export.pruned import load_pruned
 from rl_skip.measure.evaluation import Evaluation, beside_full_depth
 from rl_skip.measure.runs import load_run
 from rl_skip.tasks.options import TaskOptions
@@ -139,3 +141,13 @@ def test_a_decoder_answers_at_its_last_token(tmp_path: Path) -> None:
     texts = read_tables(data, TaskOptions())[1]["test"].texts
     alone = [handle.model(**handle.processor(text, truncation=True, return_tensors="pt")).logits.argmax() for text in texts]
     assert torch.stack(alone).equal(policy.prediction)
+
+
+def test_a_run_is_pruned_to_one_of_its_exits(text_run: Path, tmp_path: Path) -> None:
+    assert main(["prune", str(text_run), str(tmp_path / "pruned"), "--layers", "0,1", "--threads", "1"]) == 0
+    (ours, task), pruned = load_run(text_run), load_pruned(tmp_path / "pruned")
+    inputs = task.load("test").inputs
+    with torch.no_grad():
+        expected = rl_skip.routed_forward(ours.stack, torch.tensor([1, 1, 0, 0]).bool(), inputs).outputs
+        torch.testing.assert_close(pruned(inputs), expected)
+    assert ours.stack.readouts is not None and ours.stack.readouts.plan == {"rank": 128, "pools": True}
