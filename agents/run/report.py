@@ -159,5 +159,5 @@ def print_report(report: dict[str, Any], folder: Path, console: Console, score_n
         return
     console.print(f"  python -m rl_skip eval {folder}")
     if (folder / MODEL).is_dir():
-        console.print(f'  rl_skip.load("{folder / "policy"}", "{folder / MODEL}")', highlight=False, soft_wrap=True)
+        console.print(f'  rl_skip.from_pretrained("{folder}")', highlight=False, soft_wrap=True)
     console.print(f"  python -m rl_skip export {folder} {folder.name}-policy")
