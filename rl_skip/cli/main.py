@@ -13,6 +13,8 @@ from typing import Any, NoReturn, get_args
 import torch
 
 from rl_skip.cli.generate import generate
+from rl_skip.cli.passes import showing_progress
+from rl_skip.cli.streams import outlasting_readers
 from rl_skip.core.devices import pick_device
 from rl_skip.core.dial import GuaranteeKind
 from rl_skip.core.errors import UserError
@@ -50,13 +52,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def carry_out(parser: "Parser", argv: Sequence[str] | None = None) -> int:
-    """Runs the command that a parser reads from the words, and prints what it reports."""
+    """Runs the command that a parser reads from the words, and prints what it reports; quietly to the end where nobody reads that."""
+    with outlasting_readers():
+        return _carry_out(parser, argv)
+
+
+def _carry_out(parser: "Parser", argv: Sequence[str] | None) -> int:
     try:
         arguments = parser.parse_args(argv)
         if arguments.threads is not None:
             torch.set_num_threads(arguments.threads)
         command: Command = arguments.command
-        report = command(arguments)
+        with showing_progress():
+            report = command(arguments)
     except (UserError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
