@@ -106,7 +106,7 @@ class PriceConfig:
     budget: float | None = None
     """Mean compute allowed, in (0, 1]: the price is controlled until the routes cost that much."""
     guarantee: float | None = None
-    """After training, runs at the smallest compute that loses at most so much accuracy against full depth; 0.01 is one point."""
+    """After training, runs at the smallest compute that loses at most so much score against full depth; 0.01 is one point."""
     guarantee_kind: GuaranteeKind = "confidence"
     """What is promised: "confidence", that the price picked loses no more, 95%; or "expectation", that what is picked loses no more on average over
     draws of validation rows, which takes 99 of them for one point in place of 268, and any score in [0, 1]."""
@@ -213,7 +213,7 @@ class ScheduleConfig:
         return (self.warmup_epochs + self.epochs) * max(rows // self.batch_size, 1)
 
     def suited_to(self, rows: int) -> "ScheduleConfig":
-        """As it is for `rows` of training data: with fewer epochs where those that are set take more than `max_updates`, at least one of each kind."""
+        """With fewer epochs, at least one of each kind, where those that are set take more than `max_updates` on so many training rows."""
         if self.max_updates is None or (updates := self.updates(rows)) <= self.max_updates:
             return self
         warmup, epochs = (epochs * self.max_updates // updates for epochs in (self.warmup_epochs, self.epochs))

@@ -48,7 +48,8 @@ class PolicyAgentConfig(AgentConfig):
     """What the policy learns from."""
 
     score: ScoreName = "accuracy"
-    """What the policy is rewarded for: the task's own score, 1 for a right prediction, or the probability of the label."""
+    """What the policy is rewarded for: "accuracy", 1 for a right prediction, or what the task has for a score in its place; or the probability of the
+    label."""
     entropy_start: float = 0.1
     """Weight of the entropy bonus at the start. Too low, and the policy freezes on the first route that works; 0.01 to 0.1."""
     entropy_end: float = 0.001

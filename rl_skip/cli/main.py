@@ -101,7 +101,7 @@ def _parser() -> Parser:
     text = "the price λ, in score per unit of relative compute; higher skips more (default: the policy's operating price)"
     dial.add_argument("--price", type=_price, help=text)
     dial.add_argument("--budget", type=_budget, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
-    text = "the smallest compute that loses at most so much accuracy against full depth (0.01: one point), found on validation data"
+    text = "the smallest compute that loses at most so much score against full depth (0.01: one point), found on validation data"
     dial.add_argument("--guarantee", type=_tolerance, metavar="TOLERANCE", help=text)
     text = "confidence: kept for all but one draw of validation rows in twenty; expectation: kept on average, with fewer rows (default: confidence)"
     measure.add_argument("--guarantee-kind", choices=get_args(GuaranteeKind), help=text)
@@ -308,7 +308,7 @@ def _budget(text: str) -> float:
 def _tolerance(text: str) -> float:
     tolerance = _number(text)
     if not 0 < tolerance < 1:
-        raise argparse.ArgumentTypeError(f"a guarantee is a loss of accuracy in (0, 1), 0.01 being one point, got {text!r}")
+        raise argparse.ArgumentTypeError(f"a guarantee is a loss of score in (0, 1), 0.01 being one point, got {text!r}")
     return tolerance
 
 
