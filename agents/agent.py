@@ -20,7 +20,7 @@ from rl_skip.core.progress import begin_stage
 from rl_skip.core.task import Examples
 from rl_skip.measure.evaluation import Evaluation
 
-__all__ = ["AGENTS", "REPORT", "UNFINISHED", "Agent", "AgentConfig", "Results", "TrainedFor", "TrainedRun", "find_agent"]
+__all__ = ["AGENTS", "REPORT", "UNFINISHED", "Agent", "AgentConfig", "Results", "TrainedFor", "TrainedRun", "find_agent", "has_report"]
 
 REPORT = "report.json"
 UNFINISHED = "unfinished"
@@ -32,6 +32,12 @@ TrainedFor = Literal["a price", "one budget", "every budget"]
 @dataclass(frozen=True)
 class AgentConfig:
     """The agent's own options."""
+
+
+def has_report(folder: Path) -> bool:
+    """Whether a run folder holds a report that lacks nothing."""
+    report = folder / REPORT
+    return report.is_file() and UNFINISHED not in json.loads(report.read_text())
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from agents.agent import REPORT, UNFINISHED, TrainedRun, find_agent
+from agents.agent import REPORT, TrainedRun, find_agent, has_report
 from agents.options.config import TrainConfig
 from agents.run.checkpoints import Checkpoints, StopRequests, load_random_states, random_states
 from agents.run.display import Display
@@ -55,8 +55,7 @@ class Unreported(UserError):
 
 def is_finished(folder: Path, agent: str) -> bool:
     """Whether a run folder holds the whole report and the result of its agent."""
-    report = folder / REPORT
-    return report.is_file() and UNFINISHED not in json.loads(report.read_text()) and (folder / find_agent(agent).leaves).exists()
+    return has_report(folder) and (folder / find_agent(agent).leaves).exists()
 
 
 def train(
@@ -238,9 +237,9 @@ class Session:
         since, samples = time.monotonic(), 0
         with stop.patiently():
             for update in range(self.done, learner.updates):
-                started = time.monotonic()
                 if update == learner.warmup_updates:
                     self._end_warm_up(folder, console)
+                started = time.monotonic()
                 averages.add(self.update(update))
                 samples += self.config.schedule.batch_size
                 self.done, self.seconds = update + 1, time.monotonic() - begun
