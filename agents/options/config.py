@@ -214,10 +214,11 @@ class ScheduleConfig:
 
     def suited_to(self, rows: int) -> "ScheduleConfig":
         """With fewer epochs, at least one of each kind, where those that are set take more than `max_updates` on so many training rows."""
-        if self.max_updates is None or (updates := self.updates(rows)) <= self.max_updates:
+        if self.max_updates is None or self.updates(rows) <= self.max_updates:
             return self
-        warmup, epochs = (epochs * self.max_updates // updates for epochs in (self.warmup_epochs, self.epochs))
-        return replace(self, warmup_epochs=max(warmup, min(self.warmup_epochs, 1)), epochs=max(epochs, 1))
+        passes = self.max_updates // max(rows // self.batch_size, 1)
+        warmup = max(self.warmup_epochs * passes // (self.warmup_epochs + self.epochs), min(self.warmup_epochs, 1))
+        return replace(self, warmup_epochs=warmup, epochs=max(passes - warmup, 1))
 
 
 @dataclass(frozen=True)

@@ -54,15 +54,15 @@ class _Cheapest(JumpPolicy):
 
     jumps: Tensor
 
-    def __init__(self, rules: JumpRules, layer_costs: Tensor) -> None:
+    def __init__(self, rules: JumpRules, layer_flops: Tensor) -> None:
         super().__init__(rules)
-        depth = rules.layout.depth
+        depth, decision = rules.layout.depth, rules.decision_flops
         least, jumps = [0.0] * (depth + 1), [0] * depth  # of all layers from i on, where i runs
         for i in reversed(range(depth)):
             legal = rules.legal[i].nonzero().squeeze(1)
             beyond = rules.next_layer(i, legal).tolist()
             following, jumps[i] = min(zip((least[j] for j in beyond), legal.tolist(), strict=True))
-            least[i] = float(layer_costs[i]) + following
+            least[i] = float(layer_flops[i]) + decision * rules.choices[i] + following
         self.register_buffer("jumps", torch.tensor(jumps))
 
     def forward(self, observation: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class _Cheapest(JumpPolicy):
 
 def refuse_small_budget(learner: Learner, budget: float) -> None:
     """Raises `UserError` if no route that the policy may take costs as little as the budget, naming what the cheapest costs."""
-    rows, cheapest = learner.validation.take(slice(0, TRIED_ROWS)), _Cheapest(learner.rules, learner.stack.layer_costs).to(learner.device)
+    rows, cheapest = learner.validation.take(slice(0, TRIED_ROWS)), _Cheapest(learner.rules, learner.stack.layer_flops).to(learner.device)
     with deployed(learner.stack, cheapest):
         smallest = routed_forward(learner.stack, cheapest, rows.inputs, price=1.0).compute.mean()
     if budget + SLACK < smallest:

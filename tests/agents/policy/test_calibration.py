@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import agents.policy.reinforce  # registers the agent
-from agents.agent import find_agent
 from agents.options.config import PolicyConfig, PriceConfig
 from agents.policy.calibration import calibrate, refuse_small_budget
 from agents.policy.prices import BudgetPrice, FixedPrice, PriceRange
+from agents.policy.reinforce import Reinforce
 from rl_skip.core.dial import PricePoint, PriceTable
 from rl_skip.core.errors import UserError
 from rl_skip.core.policy import ILLEGAL, JumpPolicy, JumpRules, ObservationLayout
@@ -141,7 +140,7 @@ def test_a_budget_below_what_the_cheapest_route_costs_is_refused_with_that(tiny_
         if route[0] and (exits or route[3]) and not any(not route[i] and not route[i + 1] for i in range(3))
     )
     with pytest.raises(UserError, match="a budget of 0.01 is below the smallest compute of this policy") as refused:
-        find_agent("reinforce")(learner).try_out()
+        Reinforce(learner).try_out()
     named = float(str(refused.value).split("policy, ")[1].split(";")[0])
     assert named == pytest.approx(cheapest, abs=2e-4) and named >= cheapest - 1e-7
     refuse_small_budget(learner, named)

@@ -34,8 +34,8 @@ def options(agent: str, **changes: object) -> TrainConfig:
         policy=PolicyConfig(readouts=True, jumps=False),
         schedule=ScheduleConfig(warmup_epochs=2, epochs=3, batch_size=16, eval_epochs=2),
     )
-    few = {"num_envs": 8, "steps": 4, "minibatch": 32, "finished_rollouts": 2} if agent == "ppo" else {"policy_epochs": 2} if agent == "reinforce" else {}
-    return replace(config, agent_config=find_agent(agent).config_class(**few), **changes)
+    few = {"ppo": {"num_envs": 8, "steps": 4, "minibatch": 32, "finished_rollouts": 2}, "reinforce": {"policy_epochs": 2}}
+    return replace(config, agent_config=find_agent(agent).config_class(**few.get(agent, {})), **changes)
 
 
 def flat(state: object) -> list[object]:

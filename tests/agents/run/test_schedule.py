@@ -55,9 +55,9 @@ def test_a_run_says_what_was_chosen_and_keeps_it(tmp_path: Path) -> None:
     schedule, said = ScheduleConfig(warmup_epochs=20, epochs=30, batch_size=16, max_updates=60), io.StringIO()
     network = NetworkConfig(layers=3, width=8, heads=2)
     run_training(TrainConfig(out=str(tmp_path / "run"), network=network, schedule=schedule), Console(file=said), task=task)
-    assert "160 training rows: 2 + 3 passes, warm-up and policy, in place of 20 + 30: 500 updates would be more than 60" in said.getvalue()
+    assert "160 training rows: 2 + 4 passes, warm-up and policy, in place of 20 + 30: 500 updates would be more than 60" in said.getvalue()
     kept = json.loads((tmp_path / "run" / "config.json").read_text())["schedule"]
-    assert (kept["warmup_epochs"], kept["epochs"]) == (2, 3)
+    assert (kept["warmup_epochs"], kept["epochs"]) == (2, 4)
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert steps[-1] == 50
-    assert TrainConfig.from_json(tmp_path / "run").schedule == replace(schedule, warmup_epochs=2, epochs=3)
+    assert steps[-1] == 60
+    assert TrainConfig.from_json(tmp_path / "run").schedule == replace(schedule, warmup_epochs=2, epochs=4)
