@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from agents.agent import has_report
 from agents.baselines.training import train_baselines
 from agents.options.config import TrainConfig
 from benchmarks.exits import print_tables
@@ -57,7 +58,7 @@ def train(run: Path, flags: list[str]) -> None:
     if (run / "config.json").is_file():
         begun = TrainConfig.from_json(run)
         begun.refuse_changes(replace(read_options(fresh), out=begun.out))
-    if (run / "report.json").is_file():
+    if has_report(run):
         return
     print(f"training {run}", file=sys.stderr, flush=True)
     resumed = ["--resume", str(run)] if (run / "config.json").is_file() else fresh

@@ -12,6 +12,7 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.core.files import atomic_replace
 from rl_skip.core.forward import routed_forward
+from rl_skip.core.progress import begin_stage
 from rl_skip.core.readouts import PoolingAdapter
 from rl_skip.core.task import Task, score_key
 from rl_skip.core.version import __version__
@@ -64,8 +65,10 @@ def prune(
     if layers is None and budget is None:
         layers = _compared_layers(run)
     if layers is None:
+        begin_stage("best fixed route")
         layers = _best_layers(model, task, budget, batch_size)
     layers = checked_layers(layers, model.stack.depth)
+    begin_stage("pruned network")
     measured = _measure(model, task, layers, batch_size)
     origin = read_description(run / "policy", read_run(run).features)
     description = {

@@ -108,6 +108,7 @@ def model_defaults(given: Mapping[str, str]) -> dict[str, Any]:
     return {
         "warmup_epochs": 2,
         "epochs": 4,
+        "max_updates": 2_500,
         "batch_size": 32,
         "learning_rate": 5e-4 if partly else 5e-5,
         "policy_learning_rate": 3e-3 if leaves(given) else 1e-3,
