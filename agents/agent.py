@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from rl_skip.core.bounded import read_json
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_write
 from rl_skip.core.plugins import Registry
@@ -37,7 +38,7 @@ class AgentConfig:
 def has_report(folder: Path) -> bool:
     """Whether a run folder holds a report that lacks nothing."""
     report = folder / REPORT
-    return report.is_file() and UNFINISHED not in json.loads(report.read_text())
+    return report.is_file() and UNFINISHED not in read_json(report, f"remove it, and go on with --resume {folder}")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Trains every baseline of a run, with the run's own options, from the run's own start, into `RUN/baselines`."""
 
-import json
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from agents.run.checkpoints import Stopped
 from agents.run.forecast import duration
 from agents.run.session import is_finished, train
 from agents.run.start import START
+from rl_skip.core.bounded import read_json
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.comparison import BUDGETS
 from rl_skip.measure.compare.plan import BASELINES_FOLDER, Planned, read_plan, write_plan
@@ -99,7 +99,7 @@ def train_baselines(
 def _say_how_long(folder: Path, baselines: Iterable[tuple[BaselineRecord, TrainConfig]], console: Console) -> None:
     """From how long the run itself trained: a baseline has as many updates, and each takes about as long."""
     left = sum(not is_finished(config.folder, config.agent) for _, config in baselines)
-    report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).is_file() else {}
+    report = read_json(folder / REPORT, f"remove it, and go on with --resume {folder}") if (folder / REPORT).is_file() else {}
     if left and "seconds" in report:
         each, whole = duration(report["seconds"]), duration(left * report["seconds"])
         console.print(f"{left} baselines to train, about {whole}: the run itself took {each}, and each has as many updates", soft_wrap=True)

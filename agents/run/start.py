@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as packed
 from torch import Tensor
 
 from agents.run.learner import Learner
+from rl_skip.core.bounded import read_tensors
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_write
 
@@ -29,10 +28,7 @@ def load_start(learner: Learner, file: Path) -> None:
         UserError: if the file cannot be read or is that of another network.
     """
     advice = f"remove it, and the warm-up is repeated: {file}"
-    try:
-        tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"the start is not a readable safetensors file ({error}); {advice}") from None
+    tensors = {name: tensor.clone() for name, tensor in read_tensors(file, advice).items()}
     weights = {name.removeprefix("stack."): tensor for name, tensor in tensors.items() if name.startswith("stack.")}
     try:
         learner.stack.load_state_dict(weights)

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as packed
 from torch import Tensor
 
+from rl_skip.core.bounded import read_tensors
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.core.files import atomic_write
@@ -97,10 +96,7 @@ def load_curve(folder: Path) -> Curve:
     if not (folder / CURVE).is_file():
         raise UserError(f"{folder} has no {CURVE}; name the run folder of a finished baseline as train.py leaves it")
     fields = Fields.read(folder / CURVE, FORMAT_VERSION)
-    try:
-        tensors = load_file(folder / TENSORS)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / TENSORS} is not a readable safetensors file ({error}); train the baseline again") from None
+    tensors = read_tensors(folder / TENSORS, "train the baseline again")
     validation, test = (_read_points(fields.objects(split), tensors, split, folder / TENSORS) for split in SPLITS)
     if [point.label for point in validation] != [point.label for point in test]:
         raise UserError(f"{fields.source}: validation and test must have the same points in the same order; write the file anew")
