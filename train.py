@@ -31,7 +31,7 @@ def read_options(arguments: Sequence[str]) -> TrainConfig:
     """The options on the command line; what is not given is the task's default or, with --resume, as in that run."""
     given = given_on(arguments)
     if "resume" in given:
-        default = TrainConfig.from_json(given["resume"])
+        default = TrainConfig.from_json(given["resume"], "allow_code" in given)
         if "agent" in given:  # whose options would be others
             default.refuse_changes(replace(default, agent=given["agent"], agent_config=AgentConfig()), only="agent")
     else:

@@ -30,12 +30,14 @@ NEAR = 0.03
 """How far from what the policy spends a baseline's budget may be to be set beside it."""
 
 
-def baselines_of(folder: Path, budgets: Iterable[float] = BUDGETS) -> dict[str, tuple[BaselineRecord, TrainConfig]]:
+def baselines_of(
+    folder: Path, budgets: Iterable[float] = BUDGETS, allow_code: bool = False
+) -> dict[str, tuple[BaselineRecord, TrainConfig]]:
     """Record and options of every baseline of a run, by the name of its folder in `RUN/baselines`.
 
     They differ from the run's in agent and budget; the one-shot policy in its scope.
     """
-    run = replace(TrainConfig.from_json(folder), resume=None, overwrite=False)
+    run = replace(TrainConfig.from_json(folder, allow_code), resume=None, overwrite=False)
     unpriced = PriceConfig()
     each = [(f"{record.name}-{budget:g}", record, replace(unpriced, budget=budget)) for budget in budgets for record in TRAINED if record.per_budget]
     once = [(record.name, record, unpriced) for record in TRAINED if not record.per_budget]
@@ -57,6 +59,7 @@ def train_baselines(
     as_exported: bool = True,
     data: str | None = None,
     console: Console | None = None,
+    allow_code: bool = False,
 ) -> None:
     """Trains the baselines of a finished run that are not finished; those that were stopped go on.
 
@@ -70,6 +73,7 @@ def train_baselines(
         as_exported: whether what the policy spends as exported is added to the budgets where none is near it.
         data: where the data are, if not where the run read them.
         console: where progress is shown; the standard error by default.
+        allow_code: whether the Python files that the run names may be run.
 
     Raises:
         UserError: if there is no finished run, its network is not the one that its options describe, or its data cannot be read.
@@ -78,10 +82,10 @@ def train_baselines(
     console = console or Console(stderr=True)
     wanted = tuple(dict.fromkeys(budgets))
     if as_exported:
-        own = _spent(folder, data)
+        own = _spent(folder, data, allow_code)
         if all(abs(own - budget) > NEAR for budget in wanted):
             wanted = (*wanted, min(round(own, 2), 1.0))
-    baselines = {name: found for name, found in baselines_of(folder, wanted).items() if only is None or found[0].name in only}
+    baselines = {name: found for name, found in baselines_of(folder, wanted, allow_code).items() if only is None or found[0].name in only}
     plan = read_plan(folder) | {name: Planned(record.title) for name, (record, _) in baselines.items()}
     write_plan(folder, plan)
     _say_how_long(folder, baselines.values(), console)
@@ -105,9 +109,9 @@ def _say_how_long(folder: Path, baselines: Iterable[tuple[BaselineRecord, TrainC
         console.print(f"{left} baselines to train, about {whole}: the run itself took {each}, and each has as many updates", soft_wrap=True)
 
 
-def _spent(folder: Path, data: str | None) -> float:
+def _spent(folder: Path, data: str | None, allow_code: bool) -> float:
     """What a run's policy spends as exported."""
-    model, task = load_run(folder, data=data)
+    model, task = load_run(folder, data=data, allow_code=allow_code)
     if model.budget is not None:
         return model.budget
     return evaluate(model.stack, model.policy, task, task.load("validation"), price=model.price).compute
@@ -124,7 +128,7 @@ def _train_one(folder: Path, title: str, config: TrainConfig, data: str | None, 
         if is_finished(own, config.agent):
             say("finished before")
             return None
-        config = TrainConfig.from_json(own)
+        config = TrainConfig.from_json(own, config.allow_code)
     config = config if data is None else replace(config, data=data)
     say("training" if config.resume is None else "going on")
     try:

@@ -1,6 +1,7 @@
 """Every option of a training run, with its meaning; `train.py --help` shows these texts."""
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from dataclasses import fields as fields_of
@@ -12,9 +13,9 @@ from rl_skip.core.dial import GuaranteeKind, checked_tolerance
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import default_features, find_features
 from rl_skip.core.fields import Fields, flat, read_dataclass
-from rl_skip.core.plugins import absolute_reference, label_of
+from rl_skip.core.plugins import absolute_reference, is_own, label_of, refuse_code
 from rl_skip.core.policy import JumpRules, ObservationLayout, PolicyScope
-from rl_skip.measure.runs import CONFIG, FORMAT_VERSION, TRAIN_ANEW
+from rl_skip.measure.runs import CONFIG, FORMAT_VERSION, TRAIN_ANEW, references_of
 from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks.options import TaskOptions, read_task_options
 from rl_skip.tasks.shipped import is_shipped
@@ -22,7 +23,7 @@ from rl_skip.tasks.shipped import is_shipped
 __all__ = ["PRICE_BOUNDS", "CheckpointConfig", "PolicyConfig", "PriceConfig", "ScheduleConfig", "TrainConfig", "Tune", "positive"]
 
 FREE_ON_RESUME = ("device", "threads", "task/data")
-FIXED = ("task", "data", "out", "overwrite", "resume", "agent")
+FIXED = ("task", "data", "out", "overwrite", "resume", "allow_code", "agent")
 """What a task's defaults cannot set: the task itself, the agent, and where the run goes."""
 PRICE_BOUNDS = (0.001, 10.0)
 """The lowest and highest price that the observation of a policy for one price, or for one budget, distinguishes."""
@@ -255,6 +256,9 @@ class TrainConfig:
     """Replaces the run folder if it exists."""
     resume: str | None = None
     """A run folder to go on with, exactly where it stood. It keeps its options; only device, threads, data and checkpoints may be set anew."""
+    allow_code: bool = False
+    """With --resume: runs the Python files that the run names, those of a task, stack, agent, reward or feature of one's own. Read them before, if
+    the run is not yours."""
     agent: str = "reinforce"
     """What trains the policy: reinforce, ppo or maskable-ppo; or one of the baselines that it is compared with: static, shallow, gumbel (each with
     --budget) and exits; or file.py:name for an agent of your own. Each has options of its own: --agent ppo --help shows those of PPO."""
@@ -316,6 +320,12 @@ class TrainConfig:
             return Path(self.resume)
         return Path(self.out) if self.out else Path("runs") / f"{label_of(self.task)}-{label_of(self.agent)}-{self.seed}"
 
+    @property
+    def resume_command(self) -> str:
+        """What goes on with the run."""
+        named = (self.task, self.network.stack, self.agent, self.pricing.reward, *self.policy.feature)
+        return f"python train.py --resume {shlex.quote(str(self.folder))}{' --allow-code' if any(map(is_own, named)) else ''}"
+
     def with_defaults(self, defaults: Mapping[str, Any], source: str) -> "TrainConfig":
         """These options with others in place of some, by their names on the command line, with underscores.
 
@@ -347,7 +357,7 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """What config.json holds."""
         described = asdict(self)
-        del described["resume"]
+        del described["resume"], described["allow_code"]
         data = described.pop("data")
         described["agent"] = absolute_reference(self.agent)
         model = self.options.model
@@ -357,17 +367,21 @@ class TrainConfig:
         return {"format_version": FORMAT_VERSION, **described}
 
     @classmethod
-    def from_json(cls, folder: Path | str) -> "TrainConfig":
+    def from_json(cls, folder: Path | str, allow_code: bool = False) -> "TrainConfig":
         """The options of the run in `folder`, with `resume` set to it.
 
+        Args:
+            allow_code: whether the Python files that the run names may be run.
+
         Raises:
-            UserError: if there is no run, it is of an older version, or its config.json has a field that is missing, unknown or
-                wrong, by name.
+            UserError: if there is no run, it names code that is not allowed, it is of an older version, or its config.json has a field
+                that is missing, unknown or wrong, by name.
         """
         file = Path(folder) / CONFIG
         if not file.is_file():
             raise UserError(f"{folder} is no run folder, it has no {CONFIG}; name one that train.py wrote with --resume")
         fields = Fields.read(file, FORMAT_VERSION, oldest=FORMAT_VERSION, anew=TRAIN_ANEW)
+        refuse_code(references_of(fields), file, allow_code)
         del fields.values["format_version"]
         task = fields.object("task")
         options = read_task_options(task.object("options"))
@@ -384,6 +398,7 @@ class TrainConfig:
             "schedule": read_dataclass(ScheduleConfig, schedule),
             "options": options,
             "resume": str(folder),
+            "allow_code": allow_code,
             "agent_config": agent_config,
         }
         return read_dataclass(cls, fields, given)

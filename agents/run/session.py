@@ -2,7 +2,6 @@
 
 import json
 import random
-import shlex
 import shutil
 import time
 from contextlib import closing
@@ -80,7 +79,7 @@ def train(
     config.check_prices()
     folder = config.folder
     if config.resume is not None:
-        TrainConfig.from_json(folder).refuse_changes(config)
+        TrainConfig.from_json(folder, config.allow_code).refuse_changes(config)
         if is_finished(folder, config.agent):
             see = config.agent_class.see.format(folder=folder)
             _say(console, f"the run {folder} is finished, nothing is left to do; see python -m rl_skip {see}")
@@ -192,7 +191,7 @@ class Session:
         if self.config.resume is not None:
             self._go_back(folder, checkpoints, console)
         telemetry = Telemetry(folder, resume_after=None if self.config.resume is None else self.done)
-        with closing(telemetry), StopRequests(f"go on with: python train.py --resume {shlex.quote(str(folder))}") as stop:
+        with closing(telemetry), StopRequests(f"go on with: {self.config.resume_command}") as stop:
             forecast = foresee(self)
             if forecast.left() >= WORTH_TELLING:
                 _say(console, f"this takes {forecast.in_words()}")
@@ -216,8 +215,8 @@ class Session:
             telemetry.hyper_parameters(self.config.to_json(), {f"final/{name}": value for name, value in figures.items()})
             telemetry.flush()
         if run.failed:
-            again = f"python train.py --resume {shlex.quote(str(folder))}"
-            raise Unreported(f"{' and '.join(run.failed)} failed, as {folder / REPORT} tells; {again} does what is left, without training")
+            told, again = f"{' and '.join(run.failed)} failed, as {folder / REPORT} tells", self.config.resume_command
+            raise Unreported(f"{told}; {again} does what is left, without training")
         run.write(whole=True)
 
     def _end_warm_up(self, folder: Path, console: Console) -> None:
