@@ -1,14 +1,16 @@
 """Every option of a training run, with its meaning; `train.py --help` shows these texts."""
 
 import math
+import reprlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from agents.agent import AGENTS, Agent, AgentConfig, find_agent
+from rl_skip.core.bounded import MOST_LAYERS, MOST_WIDTH
 from rl_skip.core.dial import GuaranteeKind, checked_tolerance
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import default_features, find_features
@@ -27,6 +29,22 @@ FIXED = ("task", "data", "out", "overwrite", "resume", "allow_code", "agent")
 """What a task's defaults cannot set: the task itself, the agent, and where the run goes."""
 PRICE_BOUNDS = (0.001, 10.0)
 """The lowest and highest price that the observation of a policy for one price, or for one budget, distinguishes."""
+LEAST_BUDGET = 1 / MOST_LAYERS
+"""What one layer costs of the deepest network."""
+MOST, MOST_THREADS = 10**9, 256
+MOST_OF = {
+    "batch_size": 2**20,
+    "policy_hidden": MOST_WIDTH,
+    "readout_rank": MOST_WIDTH,
+    "gate_hidden": MOST_WIDTH,
+    "max_tokens": 2**20,
+    "routes_per_input": 1024,
+    "keep_checkpoints": 10_000,
+    "learning_rate": 100,
+    "policy_learning_rate": 100,
+}
+"""Of numbers that decide how much memory is taken, or above which nothing is learned; of others `MOST`."""
+BUDGET_ALONE = ("budget_price", "budget_integral", "budget_proportional", "budget_penalty")
 Tune = Literal["all", "frozen", "head", "norms", "lora"]
 Precision = Literal["no", "bf16", "auto"]
 
@@ -124,8 +142,8 @@ class PriceConfig:
         object.__setattr__(self, "reward", absolute_reference(self.reward))
         if self.price is not None and self.budget is not None:
             raise UserError("a price and a budget exclude each other; set one of --price and --budget")
-        if self.budget is not None and not 0 < self.budget <= 1:
-            raise UserError(f"a budget is a mean compute in (0, 1], got {self.budget}; set --budget")
+        if self.budget is not None and not LEAST_BUDGET <= self.budget <= 1:
+            raise UserError(f"a budget is a mean compute in (0, 1], {LEAST_BUDGET} at the least, got {self.budget}; set --budget")
         if self.guarantee is not None:
             checked_tolerance(self.guarantee)
         elif self.guarantee_kind != "confidence":
@@ -286,14 +304,42 @@ class TrainConfig:
         parts = [option.name for part in vars(self).values() if is_dataclass(part) for option in fields_of(part)]
         if twice := next((option.name for option in fields_of(self.agent_config) if parts.count(option.name) > 1), None):
             raise UserError(f"the agent {self.agent} has an option {twice!r}, which there is already; call it by another name")
-        if self.threads is not None and not 1 <= self.threads <= 1024:
-            raise UserError(f"the threads must lie in 1..1024, got {self.threads}; set --threads")
+        self._check_sizes()
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise UserError(f"the threads must lie in 1..{MOST_THREADS}, got {self.threads}; set --threads")
         if self.train_rows is not None and self.train_rows < 1:
             raise UserError(f"at least 1 row is needed to train on, got {self.train_rows}; set --train-rows")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"the seed must lie in 0..2^32 - 1, got {self.seed}; set --seed")
         if not self.options.pretrained:  # whose depth the model says
             self.policy.rules(self.network.layers, self.network.width, self.pricing.seen_range)
+
+    def _check_sizes(self) -> None:
+        """Refuses numbers beyond those that a run could use."""
+        for part in (self, *(part for part in vars(self).values() if is_dataclass(part))):
+            for name, value in vars(part).items():
+                most = MOST_OF.get(name, MOST)
+                if isinstance(value, int | float) and name != "seed" and not abs(value) <= most:
+                    raise UserError(f"{name} must be at most {most:,}, got {reprlib.repr(value)}; set --{name.replace('_', '-')}")
+
+    def refuse_idle(self, given: Collection[str]) -> None:
+        """Raises `UserError` for an option that is given beside others that leave nothing for it to do.
+
+        Args:
+            given: the options that are given, by their names with underscores.
+        """
+        pricing, policy = self.pricing, self.policy
+        drawn = pricing.price is None and pricing.budget is None
+        for idle, names, reason in (
+            (not drawn, ("price_range",), "the price is not drawn beside --price or --budget"),
+            (pricing.budget is None, BUDGET_ALONE, "the price is not controlled without --budget"),
+            (not policy.readouts, ("readout_rank", "exit_weight"), "there are no readouts"),
+            (not policy.jumps, ("random_route_weight", "random_route_keep"), "there are no random routes without --jumps"),
+            (self.network.stack == "blocks", ("body",), "a body is that of --stack skip-layer"),
+            (self.resume is None, ("allow_code",), "it allows what a run names that --resume goes on with"),
+        ):
+            if idle and (name := next((name for name in names if name in given), None)) is not None:
+                raise UserError(f"--{name.replace('_', '-')} does nothing here: {reason}; leave it out")
 
     def check_prices(self) -> None:
         """Raises `UserError` if the agent cannot be trained for the prices, or for the budget, that are set."""

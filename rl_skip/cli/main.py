@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import reprlib
 import shlex
 import shutil
 import sys
@@ -14,10 +15,11 @@ import torch
 
 from rl_skip.cli.generate import generate
 from rl_skip.cli.passes import showing_progress
-from rl_skip.cli.streams import outlasting_readers
+from rl_skip.cli.streams import check_words, outlasting_readers
 from rl_skip.core.devices import pick_device
 from rl_skip.core.dial import GuaranteeKind
 from rl_skip.core.errors import UserError
+from rl_skip.core.files import refuse_links
 from rl_skip.core.task import Split, score_key
 from rl_skip.export.policy_folder import MODEL, POLICY, copy_export, read_description
 from rl_skip.export.weights import count_weights
@@ -36,6 +38,8 @@ from rl_skip.tasks.data_report import read_data_report
 __all__ = ["Parser", "carry_out", "compare_parser", "compare_runs", "console", "main"]
 
 Report = dict[str, Any]
+MOST = 10**9
+"""Of a whole number on the command line."""
 COMPARE = "set a policy beside full depth, fixed routes, trained baselines and the oracle, and advise what to use"
 Command = Callable[[argparse.Namespace], Report | Comparison]
 
@@ -60,6 +64,7 @@ def carry_out(parser: "Parser", argv: Sequence[str] | None = None) -> int:
 
 def _carry_out(parser: "Parser", argv: Sequence[str] | None) -> int:
     try:
+        check_words(sys.argv[1:] if argv is None else argv)
         arguments = parser.parse_args(argv)
         if arguments.threads is not None:
             torch.set_num_threads(arguments.threads)
@@ -251,6 +256,8 @@ def compare_runs(arguments: argparse.Namespace) -> tuple[Comparison, list[Path]]
 
 def _export(arguments: argparse.Namespace) -> Report:
     run = read_run(arguments.run, allow_code=arguments.allow_code)
+    for part in (run.policy, run.folder / MODEL_FOLDER):
+        refuse_links(part)
     copy_export(run.policy, arguments.folder, features=run.features)
     if (run.folder / MODEL_FOLDER).is_dir():
         shutil.copytree(run.folder / MODEL_FOLDER, arguments.folder / MODEL_FOLDER)
@@ -336,14 +343,14 @@ def _tolerance(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(MOST)) and 1 <= int(text) <= MOST):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {MOST:,}, got {reprlib.repr(text)}")
     return int(text)
 
 
 def _layers(text: str) -> tuple[int, ...]:
     layers = text.split(",")
-    if not all(layer.strip().isdecimal() for layer in layers):
+    if not all(layer.strip().isascii() and layer.strip().isdecimal() and len(layer) < len(str(MOST)) for layer in layers):
         raise argparse.ArgumentTypeError(f"layers are whole numbers with commas between them, such as 0,3,7, got {text!r}")
     return tuple(int(layer) for layer in layers)
 

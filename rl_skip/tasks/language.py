@@ -188,4 +188,8 @@ FROM_SCRATCH = {
     "batch_size": 32,
     "eval_epochs": 2,
 }
-LANGUAGE = BundledTask(language, lambda given: FROM_SCRATCH | model_defaults(given if "no_jumps" in given else {**given, "jumps": ""}))
+LANGUAGE = BundledTask(
+    language,
+    lambda given: FROM_SCRATCH | model_defaults(given if "no_jumps" in given else {**given, "jumps": ""}),
+    frozenset({"max_tokens", "prompt_tokens"}),
+)
