@@ -123,12 +123,21 @@ class AnsweringStack(CalledStack):
 
     def call_model(self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls the model for its user."""
-        now = self.now
-        now.inputs, now.before, now.left = _named(forward, args, kwargs) if self._records else {}, {}, None
+        self.begin_call(forward, args, kwargs)
         try:
             return forward(*args, **kwargs)
         finally:
-            now.inputs, now.left, now.before = None, None, {}
+            self.end_call()
+
+    def begin_call(self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Called before the model is."""
+        now = self.now
+        now.inputs, now.before, now.left = _named(forward, args, kwargs) if self._records else {}, {}, None
+
+    def end_call(self) -> None:
+        """Called after it, whether it came to its end or not."""
+        now = self.now
+        now.inputs, now.left, now.before = None, None, {}
 
     def call_beside(self, name: str, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls a module beside the layers: as it is before them, and after them by the readout of each row."""
@@ -224,6 +233,10 @@ class _ModelCall(StandIn):
         stack = self.handle.stack
         if not self.handle.routing or not isinstance(stack, AnsweringStack):
             return self.original(*args, **kwargs)
+        if torch.compiler.is_dynamo_compiling():
+            from rl_skip.attached.compiled import call_model
+
+            return call_model(self, args, kwargs)
         self.handle.check_standing()
         return stack.call_model(self.original, args, kwargs)
 
@@ -234,6 +247,10 @@ class Beside(StandIn):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         stack = self.handle.stack
         assert isinstance(stack, AnsweringStack)
+        if torch.compiler.is_dynamo_compiling() and self.handle.routing:
+            from rl_skip.attached.compiled import call_beside
+
+            return call_beside(self, args, kwargs)
         return stack.call_beside(self.name, self.original, args, kwargs)
 
 

@@ -105,14 +105,20 @@ class CalledStack(LayerStack):
         return carry.lengths.index_select(0, rows) * readouts.flops  # a look is at one token, an answer is of all
 
     def run(self, i: int, carry: Carry, rows: Tensor | None) -> Tensor:
-        assert isinstance(carry, CalledCarry) and carry.spending is not None
+        assert isinstance(carry, CalledCarry)
+        hidden, call = self.gathered_call(i, carry, rows)
+        return self.ran(i, carry, rows, call.run(self.forwards[i], hidden, carry.passed))
+
+    def gathered_call(self, i: int, carry: CalledCarry, rows: Tensor | None) -> tuple[Tensor, LayerCall]:
+        """The hidden state (R, ...) of the named rows (None: all) before layer `i`, and how it is called for them."""
         call = carry.calls[i]
-        if rows is None:
-            carry.hidden, passed = split_returned(self.routed[i], call.run(self.forwards[i], carry.hidden, carry.passed))
-        else:
-            some = call.take(rows)
-            moved, passed = split_returned(self.routed[i], some.run(self.forwards[i], carry.hidden.index_select(0, rows), carry.passed))
-            carry.hidden = carry.hidden.index_copy(0, rows, moved.to(carry.hidden.dtype))
+        return (carry.hidden, call) if rows is None else (carry.hidden.index_select(0, rows), call.take(rows))
+
+    def ran(self, i: int, carry: CalledCarry, rows: Tensor | None, returned: Any) -> Tensor:
+        """Writes what layer `i` returned for the named rows back to `carry`. Returns (R,), the relative compute that each spent."""
+        assert carry.spending is not None
+        moved, passed = split_returned(self.routed[i], returned)
+        carry.hidden = moved if rows is None else carry.hidden.index_copy(0, rows, moved.to(carry.hidden.dtype))
         if passed:
             carry.passed = {**{name: value for name, value in passed.items() if value is not None}, **carry.passed}
         spent = carry.spending[:, i] / carry.full_flops

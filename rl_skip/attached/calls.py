@@ -70,9 +70,14 @@ class LayerCall:
 
     def run(self, forward: Callable[..., Any], hidden: Tensor, given: dict[str, Any]) -> Any:
         """Calls `forward` with a hidden state, and with the arguments `given` in place of those of the same names."""
+        args, kwargs = self.as_given(hidden, given)
+        return forward(*args, **kwargs)
+
+    def as_given(self, hidden: Tensor, given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments by position and by name with which `run` calls."""
         values = [given.get(name, value) for name, value in self.arguments.items()]
         named = zip(list(self.arguments)[self.positional :], values[self.positional :], strict=True)
-        return forward(hidden, *values[: self.positional], *self.extra, **dict(named))
+        return (hidden, *values[: self.positional], *self.extra), dict(named)
 
     def take(self, rows: Tensor) -> "LayerCall":
         """The call for the named rows alone."""

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ class RoutedForward(StandIn):
         if not self.handle.routing:
             check_off((*args, *kwargs.values()))
             return self.original(*args, **kwargs)
+        if torch.compiler.is_dynamo_compiling():
+            from rl_skip.attached.compiled import call_layer
+
+            return call_layer(self, args, kwargs)
         return self.handle.call_layer(self.index, args, kwargs)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
@@ -53,6 +58,21 @@ class _Progress(threading.local):
     router: Router | None = None
     at = -1
     """The last layer that was called."""
+
+
+@dataclass
+class Turn:
+    """What happens at one layer while the model is called."""
+
+    index: int
+    """i, the layer."""
+    state: RoutingState
+    rows: Tensor | None
+    """(R,), the rows that run it; None where there are none."""
+    args: tuple[Any, ...] = ()
+    """What the layer is called with for these rows, by position,"""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """and by name."""
 
 
 class Handle(Dial):
@@ -218,9 +238,15 @@ class Handle(Dial):
 
     def call_layer(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs layer `i` on the rows whose next layer it is, and sends them on."""
-        stack, answering = self.stack, self._answering
+        answering = self._answering
         if answering is not None and answering.looking:
             return answering.pass_by(i, args, kwargs)
+        turn = self.open_turn(i, args, kwargs)
+        returned = None if turn.rows is None else self.stack.forwards[i](*turn.args, **turn.kwargs)
+        return self.close_turn(turn, returned)
+
+    def open_turn(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Turn":
+        """Finds the rows whose next layer is `i`, which the model calls, and what the layer is called with for them."""
         hidden, call = LayerCall.of(self.stack.names[i], args, kwargs)
         call.check()
         progress = self._progress
@@ -233,17 +259,26 @@ class Handle(Dial):
         if i > progress.at + 1:  # the model left layers out by itself, such as wav2vec2 when it trains
             state.pass_over(i)
         progress.at = i
-        rows = state.visit(i)
+        rows = state.due(i)
         if rows is None:
             fill_caches(i, hidden, call)
-        else:
-            assert progress.router is not None
-            with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-                state.follow(rows, progress.router.decide(state, i, rows))
+            return Turn(i, state, None)
+        some, called = self.stack.gathered_call(i, carry, state.some(rows))
+        return Turn(i, state, rows, *called.as_given(some, carry.passed))
+
+    def close_turn(self, turn: "Turn", returned: Any) -> Any:
+        """Sends the rows on after their layer, which `returned` something for them. Returns what the layer returns to its model."""
+        stack, answering, i, state = self.stack, self._answering, turn.index, turn.state
+        carry, router = state.carry, self._progress.router
+        assert isinstance(carry, CalledCarry) and router is not None
+        if turn.rows is not None:
+            state.ran(i, turn.rows, stack.ran(i, carry, state.some(turn.rows), returned))
+            with torch.no_grad(), torch.autocast(carry.hidden.device.type, enabled=False):
+                state.follow(turn.rows, router.decide(state, i, turn.rows))
         if i == stack.depth - 1:
             if answering is not None:
                 answering.leave(state)
-            self._end(state, call)
+            self._end(state, carry.calls[i])
         return stack.returned(i, carry)
 
     def _begin(self, hidden: Tensor, call: LayerCall) -> RoutingState:
