@@ -26,7 +26,7 @@ from rl_skip.core.readouts import Adapter, Readouts
 from rl_skip.core.routing import RoutingState
 from rl_skip.core.stack import Carry
 
-__all__ = ["HEAD_BESIDE", "AnsweringStack", "Beside"]
+__all__ = ["HEAD_BESIDE", "AnsweringStack", "Beside", "ModelCall"]
 
 HEAD_BESIDE = (
     "the readouts are copies of a head that is not the model's own but was put beside it, so the model alone cannot answer with them: "
@@ -111,7 +111,7 @@ class AnsweringStack(CalledStack):
 
     def stand_ins(self, handle: Attached) -> list[StandIn]:
         """What must stand in for the model's `forward` and for those of its modules beside the layers."""
-        self._whole = _ModelCall(handle, self._model[0], "the model")
+        self._whole = ModelCall(handle, self._model[0], "the model")
         return [self._whole, *(Beside(handle, module, name) for name, module in self._watched.items())]
 
     def adopt(self, hidden: Tensor) -> None:
@@ -181,15 +181,28 @@ class AnsweringStack(CalledStack):
 
     def leave(self, state: RoutingState) -> None:
         """Called when the last layer was: adapters change the hidden state that it hands on, and the rows wait for the modules after it."""
-        carry, last = state.carry, self.depth - 1
+        carry = state.carry
         left = [(i, (state.position == i).nonzero().squeeze(1)) for i in state.position.unique().tolist()]
-        assert self.readouts is not None
         for i, rows in left:
-            adapter = self.readouts.each[i] if i < last else None
-            if isinstance(adapter, Adapter):
+            adapter = self._adapter(i)
+            if adapter is not None:
                 adapted = adapter(carry.hidden.index_select(0, rows)).to(carry.hidden.dtype)
                 carry.hidden = carry.hidden.index_copy(0, rows, adapted)
         self.now.left = left if self.now.inputs is not None else None
+
+    def leave_together(self, i: int, carry: Carry) -> None:
+        """As `leave`, where all rows left after layer `i`."""
+        adapter = self._adapter(i)
+        if adapter is not None:
+            carry.hidden = adapter(carry.hidden).to(carry.hidden.dtype)
+        rows = torch.arange(carry.hidden.shape[0], device=carry.hidden.device)
+        self.now.left = [(i, rows)] if self.now.inputs is not None else None
+
+    def _adapter(self, i: int) -> Adapter | None:
+        """What changes the hidden state of rows that left after layer `i`."""
+        assert self.readouts is not None
+        readout = self.readouts.each[i] if i < self.depth - 1 else None
+        return readout if isinstance(readout, Adapter) else None
 
     def _said(self, hidden: Tensor, copies: dict[str, nn.Module], inputs: dict[str, Any], before: Recorded) -> Tensor:
         """The model's logits with a hidden state in the place of its layers."""
@@ -226,8 +239,10 @@ class AnsweringStack(CalledStack):
         return _merged(name, parts, torch.cat([rows for _, rows in left]).argsort())
 
 
-class _ModelCall(StandIn):
+class ModelCall(StandIn):
     """Stands in for the model's own `forward`."""
+
+    handle: Any  # a `Handle`
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         stack = self.handle.stack

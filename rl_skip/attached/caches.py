@@ -1,6 +1,7 @@
 """Key-value caches: a row keeps the route that its prompt was read on for as long as its cache lives, so no layer's cache has holes."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -85,8 +86,14 @@ def keep_route(call: LayerCall, route: Tensor) -> None:
     """Ties the caches of a call to the route (B, L) of their rows."""
     for held in _caches(call):
         if not isinstance(held, RoutedRows):
-            held.__class__ = type("RoutedCache", (RoutedRows, type(held)), {})
+            held.__class__ = _routed_kind(type(held))  # type: ignore[arg-type]
         held.route = route
+
+
+@cache
+def _routed_kind(kind: type) -> type:
+    """The class of a cache of that kind whose rows have routes; always the same one, for which `torch.compile` compiled once."""
+    return type("RoutedCache", (RoutedRows, kind), {})
 
 
 def fill_caches(i: int, hidden: Tensor, call: LayerCall) -> None:

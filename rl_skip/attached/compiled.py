@@ -1,57 +1,67 @@
-"""What `torch.compile` comes to where rows are routed: the graph ends, the routing runs as it is, and each layer's own computation is compiled.
+"""What `torch.compile` comes to at a routed layer: the graph ends, the routing runs as it is, and the layer's own computation is compiled.
 
 The code that is traced imports this module, so nothing but `torch.compile` loads the compiler.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
 from torch._dynamo.decorators import skip
-from torch.utils._pytree import tree_leaves
 
-from rl_skip.attached.handle import RoutedForward, Turn
+from rl_skip.core.compiled import eager, refuse_whole_graph, whole_graph
+from rl_skip.core.tracing import ONE_ROUTE
+
+if TYPE_CHECKING:
+    from rl_skip.attached.answering import Beside, ModelCall
+    from rl_skip.attached.handle import RoutedForward
 
 __all__ = ["call_beside", "call_layer", "call_model"]
 
+WITH_READOUTS = "a model with readouts is no one graph for torch.compile: leave fullgraph=True out, or export it with strict=False"
+Args: TypeAlias = tuple[Any, ...]
+Kwargs: TypeAlias = dict[str, Any]
 
+
+def call_layer(stand_in: "RoutedForward", args: Args, kwargs: Kwargs) -> Any:
+    """As `RoutedForward` does by itself, with the layer compiled.
+
+    Raises:
+        WholeGraphError: where the graph must not end here, and rows may take routes of their own.
+    """
+    if whole_graph() and stand_in.handle.takes_fixed(args, kwargs):
+        return stand_in.handle.run_fixed(stand_in.index, args, kwargs)
+    refuse_whole_graph(ONE_ROUTE)
+    return _call_layer(stand_in, args, kwargs)
+
+
+def call_model(stand_in: "ModelCall", args: Args, kwargs: Kwargs) -> Any:
+    """As `ModelCall` does by itself, with the model compiled up to its layers, and after them.
+
+    Raises:
+        WholeGraphError: where the graph must not end here.
+    """
+    refuse_whole_graph(WITH_READOUTS)
+    return _call_model(stand_in, args, kwargs)
+
+
+def call_beside(stand_in: "Beside", args: Args, kwargs: Kwargs) -> Any:
+    """As `Beside` does by itself."""
+    return eager(stand_in)(*args, **kwargs)
+
+
+# The compiler passes over these two alone, and compiles what they call.
 @skip
-def call_layer(stand_in: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """As `Handle.call_layer`, with the layer itself compiled."""
-    turn = _open(stand_in, args, kwargs)
+def _call_layer(stand_in: "RoutedForward", args: Args, kwargs: Kwargs) -> Any:
+    turn = eager(stand_in.handle.open_turn)(stand_in.index, args, kwargs)
     returned = None if turn.rows is None else stand_in.original(*turn.args, **turn.kwargs)
-    return _close(stand_in, turn, returned)
+    return eager(stand_in.handle.close_turn)(turn, returned)
 
 
 @skip
-def call_model(stand_in: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    _enter(stand_in, args, kwargs)
+def _call_model(stand_in: "ModelCall", args: Args, kwargs: Kwargs) -> Any:
+    stack = stand_in.handle.stack
+    eager(stand_in.handle.check_standing)()
+    eager(stack.begin_call)(stand_in.original, args, kwargs)
     try:
         return stand_in.original(*args, **kwargs)
     finally:
-        _leave(stand_in)
-
-
-@torch.compiler.disable
-def call_beside(stand_in: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return stand_in.handle.stack.call_beside(stand_in.name, stand_in.original, args, kwargs)
-
-
-@torch.compiler.disable
-def _open(stand_in: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Turn:
-    return stand_in.handle.open_turn(stand_in.index, args, kwargs)
-
-
-@torch.compiler.disable
-def _close(stand_in: Any, turn: Turn, returned: Any) -> Any:
-    return stand_in.handle.close_turn(turn, returned)
-
-
-@torch.compiler.disable
-def _enter(stand_in: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    stand_in.handle.check_standing()
-    stand_in.handle.stack.begin_call(stand_in.original, args, kwargs)
-
-
-@torch.compiler.disable
-def _leave(stand_in: Any) -> None:
-    stand_in.handle.stack.end_call()
+        eager(stack.end_call)()

@@ -7,7 +7,7 @@ from torch import nn
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["configured", "find_layers", "width_of"]
+__all__ = ["configured", "find_layers", "uncompiled", "width_of"]
 
 KNOWN = {
     "bart": "encoder.layers",
@@ -56,6 +56,16 @@ def find_layers(model: nn.Module, layers: str = "auto") -> tuple[str, Sequence[n
     Raises:
         UserError: if there is no such list, or more than one; the message says what was found.
     """
+    path, found = _found(model, layers)
+    return path, [uncompiled(layer) for layer in found]
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module that `torch.compile(module)` was given, which it calls; any other module as it is."""
+    return getattr(module, "_orig_mod", module)
+
+
+def _found(model: nn.Module, layers: str) -> tuple[str, Sequence[nn.Module]]:
     if layers != "auto":
         return layers, _at_path(model, layers)
     kind = configured(model, "model_type")
@@ -68,7 +78,7 @@ def find_layers(model: nn.Module, layers: str = "auto") -> tuple[str, Sequence[n
     depth = configured(model, "num_hidden_layers")
     if depth is None:
         raise UserError(f'{type(model).__name__} has no configuration to find its layers by; name their path, such as layers="encoder.blocks"')
-    fitting = [name for name, listed in lists.items() if len(listed) == depth and all(map(_is_checkpointing, listed))]
+    fitting = [name for name, listed in lists.items() if len(listed) == depth and all(_is_checkpointing(uncompiled(layer)) for layer in listed)]
     if len(fitting) == 1:
         return fitting[0], list(lists[fitting[0]])
     if fitting:

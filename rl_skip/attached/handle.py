@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rl_skip.attached.answering import AnsweringStack, Beside
 from rl_skip.attached.caches import check_forced, check_off, fill_caches, keep_route, kept_route
 from rl_skip.attached.called import CalledCarry, CalledStack
-from rl_skip.attached.calls import LayerCall
+from rl_skip.attached.calls import LayerCall, split_returned
 from rl_skip.attached.flops import LayerFlops, counted_flops
 from rl_skip.attached.identity import identity
 from rl_skip.attached.stand_in import StandIn, install, remove
@@ -24,6 +24,7 @@ from rl_skip.core.readouts import Readouts
 from rl_skip.core.reward import LINEAR
 from rl_skip.core.routers import FixedRoute, PolicyRouter
 from rl_skip.core.routing import Router, RoutingState
+from rl_skip.core.tracing import ONE_ROUTE, tracing
 from rl_skip.export.policy_folder import save
 
 __all__ = ["Handle", "RoutedForward"]
@@ -31,6 +32,8 @@ __all__ = ["Handle", "RoutedForward"]
 
 class RoutedForward(StandIn):
     """What stands in the place of a layer's `forward` while a policy is attached."""
+
+    handle: "Handle"
 
     def __init__(self, handle: "Handle", index: int, layer: nn.Module) -> None:
         super().__init__(handle, layer, f"layer {index}")
@@ -44,6 +47,10 @@ class RoutedForward(StandIn):
             from rl_skip.attached.compiled import call_layer
 
             return call_layer(self, args, kwargs)
+        if tracing():
+            if not self.handle.takes_fixed(args, kwargs):
+                raise UserError(ONE_ROUTE)
+            return self.handle.run_fixed(self.index, args, kwargs)
         return self.handle.call_layer(self.index, args, kwargs)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
@@ -133,6 +140,7 @@ class Handle(Dial):
         self.stack.prompt_tokens = prompt_tokens
         self._enabled = self._attached = True
         self._forced: Tensor | None = None
+        self._fixed: tuple[bool, ...] | None = None  # the forced route, if it is one for all rows, in the form that a compiler reads
         self._progress = _Progress()
         self._route: Tensor | None = None
         self._spent: Tensor | None = None
@@ -184,11 +192,13 @@ class Handle(Dial):
         Raises:
             UserError: if it is not a route of so many layers.
         """
-        before, self._forced = self._forced, self._checked(route)
+        before = self._forced, self._fixed
+        self._forced = self._checked(route)
+        self._fixed = tuple(self._forced.tolist()) if self._forced.dim() == 1 else None
         try:
             yield
         finally:
-            self._forced = before
+            self._forced, self._fixed = before
 
     def save_pretrained(self, folder: Path | str, *, overwrite: bool = False) -> None:
         """Writes the policy, what it belongs to, its table and a model card; `rl_skip.attach(model, folder)` takes it up again.
@@ -279,6 +289,24 @@ class Handle(Dial):
             if answering is not None:
                 answering.leave(state)
             self._end(state, carry.calls[i])
+        return stack.returned(i, carry)
+
+    def takes_fixed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether `run_fixed` does all that this call of a layer needs: one route for all rows, and no cache to be filled."""
+        return self._fixed is not None and not any(hasattr(value, "get_seq_length") for value in (*args, *kwargs.values()))
+
+    def run_fixed(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Layer `i` on the forced route of all rows, with nothing but the model's own operations, for graphs that are recorded. Nothing is noted."""
+        assert self._fixed is not None
+        self._route = self._spent = None
+        stack, answering = self.stack, self._answering
+        hidden, call = LayerCall.of(stack.names[i], args, kwargs)
+        carry = CalledCarry(hidden=hidden, full_flops=hidden, calls={i: call})
+        if self._fixed[i]:
+            carry.hidden, passed = split_returned(stack.routed[i], stack.forwards[i](*args, **kwargs))
+            carry.passed = passed or {}
+        if answering is not None and i == stack.depth - 1:
+            answering.leave_together(max(k for k, runs in enumerate(self._fixed) if runs), carry)
         return stack.returned(i, carry)
 
     def _begin(self, hidden: Tensor, call: LayerCall) -> RoutingState:
