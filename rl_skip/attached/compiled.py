@@ -3,6 +3,7 @@
 The code that is traced imports this module, so nothing but `torch.compile` loads the compiler.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch._dynamo.decorators import skip
@@ -48,11 +49,16 @@ def call_beside(stand_in: "Beside", args: Args, kwargs: Kwargs) -> Any:
     return eager(stand_in)(*args, **kwargs)
 
 
+def _run(forward: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
+    """Calls a layer: the compiler takes up a function that belongs to PyTorch, such as `nn.Sequential.forward`, within another alone."""
+    return forward(*args, **kwargs)
+
+
 # The compiler passes over these two alone, and compiles what they call.
 @skip
 def _call_layer(stand_in: "RoutedForward", args: Args, kwargs: Kwargs) -> Any:
     turn = eager(stand_in.handle.open_turn)(stand_in.index, args, kwargs)
-    returned = None if turn.rows is None else stand_in.original(*turn.args, **turn.kwargs)
+    returned = None if turn.rows is None else _run(stand_in.original, turn.args, turn.kwargs)
     return eager(stand_in.handle.close_turn)(turn, returned)
 
 
