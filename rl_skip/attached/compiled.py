@@ -4,16 +4,12 @@ The code that is traced imports this module, so nothing but `torch.compile` load
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from torch._dynamo.decorators import skip
 
 from rl_skip.core.compiled import eager, refuse_whole_graph, whole_graph
 from rl_skip.core.tracing import ONE_ROUTE
-
-if TYPE_CHECKING:
-    from rl_skip.attached.answering import Beside, ModelCall
-    from rl_skip.attached.handle import RoutedForward
 
 __all__ = ["call_beside", "call_layer", "call_model"]
 
@@ -22,7 +18,7 @@ Args: TypeAlias = tuple[Any, ...]
 Kwargs: TypeAlias = dict[str, Any]
 
 
-def call_layer(stand_in: "RoutedForward", args: Args, kwargs: Kwargs) -> Any:
+def call_layer(stand_in: Any, args: Args, kwargs: Kwargs) -> Any:
     """As `RoutedForward` does by itself, with the layer compiled.
 
     Raises:
@@ -34,7 +30,7 @@ def call_layer(stand_in: "RoutedForward", args: Args, kwargs: Kwargs) -> Any:
     return _call_layer(stand_in, args, kwargs)
 
 
-def call_model(stand_in: "ModelCall", args: Args, kwargs: Kwargs) -> Any:
+def call_model(stand_in: Any, args: Args, kwargs: Kwargs) -> Any:
     """As `ModelCall` does by itself, with the model compiled up to its layers, and after them.
 
     Raises:
@@ -44,7 +40,7 @@ def call_model(stand_in: "ModelCall", args: Args, kwargs: Kwargs) -> Any:
     return _call_model(stand_in, args, kwargs)
 
 
-def call_beside(stand_in: "Beside", args: Args, kwargs: Kwargs) -> Any:
+def call_beside(stand_in: Any, args: Args, kwargs: Kwargs) -> Any:
     """As `Beside` does by itself."""
     return eager(stand_in)(*args, **kwargs)
 
@@ -56,14 +52,14 @@ def _run(forward: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
 
 # The compiler passes over these two alone, and compiles what they call.
 @skip
-def _call_layer(stand_in: "RoutedForward", args: Args, kwargs: Kwargs) -> Any:
+def _call_layer(stand_in: Any, args: Args, kwargs: Kwargs) -> Any:
     turn = eager(stand_in.handle.open_turn)(stand_in.index, args, kwargs)
     returned = None if turn.rows is None else _run(stand_in.original, turn.args, turn.kwargs)
     return eager(stand_in.handle.close_turn)(turn, returned)
 
 
 @skip
-def _call_model(stand_in: "ModelCall", args: Args, kwargs: Kwargs) -> Any:
+def _call_model(stand_in: Any, args: Args, kwargs: Kwargs) -> Any:
     stack = stand_in.handle.stack
     eager(stand_in.handle.check_standing)()
     eager(stack.begin_call)(stand_in.original, args, kwargs)

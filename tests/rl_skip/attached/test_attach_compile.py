@@ -41,6 +41,17 @@ class Plain(nn.Module):
         return {"logits": self.head(hidden)}
 
 
+class Bent(nn.Module):
+    """A layer that is not one of PyTorch's own, whose call the compiler passes over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.linear(hidden).tanh()
+
+
 class Graphs:
     """A backend that runs what it is given, and counts the graphs that hold a linear map of WIDTH × WIDTH, as layers alone do."""
 
@@ -334,7 +345,7 @@ def test_scripting_is_refused() -> None:
 
 def test_stacks_of_the_package() -> None:
     torch.manual_seed(0)
-    layers = [nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(DEPTH)]
+    layers = [Bent() for _ in range(DEPTH)]
     stack = rl_skip.ModuleStack(nn.Linear(3, 8), layers, nn.Linear(8, 2), width=8, layer_flops=[1.0] * DEPTH)
     policy = JumpPolicy(JumpRules.reaching(ObservationLayout(8, DEPTH), hidden=16)).eval()
     policy.fc_out.weight.data.normal_(std=5.0)
