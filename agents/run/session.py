@@ -30,6 +30,7 @@ from rl_skip.core.task import Task, score_key
 from rl_skip.measure.runs import CONFIG, is_run
 from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks import load_task
+from rl_skip.tasks.data_report import DataReport
 
 __all__ = ["Session", "is_finished", "train"]
 
@@ -53,7 +54,7 @@ def train(
     Args:
         task: a task of one's own in place of the one that the options name.
         stack: a network of one's own in place of the one that the options describe; it is trained as it is, in place.
-        start: the state after the warm-up of a run with the same options and seed, in place of a warm-up.
+        start: the state after the warm-up of a run with the same options, seed and data, in place of a warm-up; a file in that run's folder.
 
     Raises:
         UserError: before anything is written, if the options, the data or the run folder do not allow it.
@@ -74,6 +75,8 @@ def train(
     np.random.seed(config.seed % 2**32)
     device = pick_device(config.device)
     task = load_task(config.task, config.data, config.options) if task is None else task
+    begun = folder if config.resume is not None else start.parent if start is not None else None
+    report = DataReport(task, begun, config.train_rows)
     if config.resume is None:
         _refuse_to_replace(folder, config.overwrite)
     built = stack is None
@@ -84,7 +87,7 @@ def train(
             config = replace(config, network=NetworkConfig(stack.depth, stack.width, heads=1))
     if config.threads is not None or config.network.width < NARROW:
         torch.set_num_threads(config.threads or 1)
-    session = Session(config, task, device, stack, built)
+    session = Session(config, report.task, device, stack, built)
     session.agent.try_out()
     if start is not None:
         session.begin_at(start)
@@ -93,7 +96,12 @@ def train(
             shutil.rmtree(folder)
         _make(folder)
         atomic_write(folder / CONFIG, json.dumps(config.to_json(), indent=2) + "\n")
+    report.write(folder)
+    if begun is None:
+        for line in report.lines():
+            _say(console, line)
     session.run(folder, console)
+    report.write(folder)  # with the test data, which the end of the run has read
     return folder
 
 

@@ -3,11 +3,11 @@
 The code that is traced imports this module, so nothing but `torch.compile` loads the compiler.
 """
 
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from torch._dynamo.decorators import skip
 
+from rl_skip.attached.checkpointing import outside_checkpoint, run_checkpointed
 from rl_skip.core.compiled import eager, refuse_whole_graph, whole_graph
 from rl_skip.core.tracing import ONE_ROUTE
 
@@ -45,16 +45,13 @@ def call_beside(stand_in: Any, args: Args, kwargs: Kwargs) -> Any:
     return eager(stand_in)(*args, **kwargs)
 
 
-def _run(forward: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
-    """Calls a layer: the compiler takes up a function that belongs to PyTorch, such as `nn.Sequential.forward`, within another alone."""
-    return forward(*args, **kwargs)
-
-
-# The compiler passes over these two alone, and compiles what they call.
+# The compiler passes over these two alone, and compiles what they call; `forward` of a module of PyTorch, such as nn.Sequential, within another
+# function alone, which `run_checkpointed` is.
 @skip
 def _call_layer(stand_in: Any, args: Args, kwargs: Kwargs) -> Any:
     turn = eager(stand_in.handle.open_turn)(stand_in.index, args, kwargs)
-    returned = None if turn.rows is None else _run(stand_in.original, turn.args, turn.kwargs)
+    with outside_checkpoint(stand_in.module):
+        returned = None if turn.rows is None else run_checkpointed(stand_in.module, stand_in.original, turn.args, turn.kwargs)
     return eager(stand_in.handle.close_turn)(turn, returned)
 
 

@@ -11,11 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.attached.answering import AnsweringStack, Beside
-from rl_skip.attached.caches import check_forced, check_off, fill_caches, keep_route, kept_route
+from rl_skip.attached.caches import check_forced, check_off, fill_caches, keep_route, kept_route, routable
 from rl_skip.attached.called import CalledCarry, CalledStack
-from rl_skip.attached.calls import LayerCall, split_returned
+from rl_skip.attached.calls import LayerCall
+from rl_skip.attached.checkpointing import check_first_time, outside_checkpoint, run_checkpointed
+from rl_skip.attached.collected import Collected, refuse_collecting
+from rl_skip.attached.finding import depth_of
 from rl_skip.attached.flops import LayerFlops, counted_flops
 from rl_skip.attached.identity import identity
+from rl_skip.attached.returns import Form
 from rl_skip.attached.stand_in import StandIn, install, remove
 from rl_skip.core.dial import Dial, PriceTable
 from rl_skip.core.errors import UserError
@@ -51,11 +55,12 @@ class RoutedForward(StandIn):
             if not self.handle.takes_fixed(args, kwargs):
                 raise UserError(ONE_ROUTE)
             return self.handle.run_fixed(self.index, args, kwargs)
-        return self.handle.call_layer(self.index, args, kwargs)
+        with outside_checkpoint(self.module):
+            return self.handle.call_layer(self.index, args, kwargs)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the layer."""
-        return self.original(*args, **kwargs)
+        return run_checkpointed(self.module, self.original, args, kwargs)
 
 
 class _Progress(threading.local):
@@ -65,6 +70,8 @@ class _Progress(threading.local):
     router: Router | None = None
     at = -1
     """The last layer that was called."""
+    collected: Collected
+    """What transformers collects inside the layers."""
 
 
 @dataclass
@@ -85,7 +92,7 @@ class Turn:
 class Handle(Dial):
     """A policy attached to a model, made by `rl_skip.attach`. The model stays the object that it was.
 
-    Attention weights (`output_attentions`) are those of the rows that ran a layer.
+    Attention weights (`output_attentions`) are zeros for rows that skipped a layer.
 
     Args:
         model: the model.
@@ -99,6 +106,7 @@ class Handle(Dial):
         channel_dim: where the D channels of the hidden state are.
         prompt_tokens: how many real tokens, from the first, a decision may look at; None: all that are there when the
             route is chosen.
+        form: what each part of what a layer returns is; None: as is known of its class.
         readouts: what answers rows that leave early; None: what the model does after its last layer.
         prefix: where in `model`, around which adapters may have been put, the model is that the policy was trained on; it ends with a dot.
         trained_on: what the policy was trained on; plain JSON.
@@ -118,6 +126,7 @@ class Handle(Dial):
         table: PriceTable | None = None,
         channel_dim: int = -1,
         prompt_tokens: int | None = None,
+        form: Form | None = None,
         readouts: Readouts | None = None,
         prefix: str = "",
         trained_on: dict[str, Any] | None = None,
@@ -127,9 +136,10 @@ class Handle(Dial):
         self.prefix = prefix
         self.table = PriceTable() if table is None else table
         self.price = price
-        self.flops, self.reward = flops, reward
+        self.flops, self.reward, self.form = flops, reward, form
+        self._configured_depth = depth_of(model, path)
         routed = [RoutedForward(self, i, layer) for i, layer in enumerate(layers)]
-        options: dict[str, Any] = {"width": width or 0, "forwards": [one.run for one in routed], "channel_dim": channel_dim}
+        options: dict[str, Any] = {"width": width or 0, "forwards": [one.run for one in routed], "channel_dim": channel_dim, "form": form}
         self._stand_ins: list[StandIn] = [*routed]
         if readouts is None:
             self.stack = CalledStack(layers, **options)
@@ -220,7 +230,7 @@ class Handle(Dial):
             self.policy,
             stack=self.stack,
             weights=False,
-            network=identity(self.model, self.path.removeprefix(self.prefix), self.stack.channel_dim, self.stack.prompt_tokens),
+            network=identity(self.model, self.path.removeprefix(self.prefix), self.stack.channel_dim, self.stack.prompt_tokens, self.form),
             price=self.price,
             price_table=self.table,
             trained_on=self.trained_on,
@@ -261,7 +271,10 @@ class Handle(Dial):
         call.check()
         progress = self._progress
         state = progress.state
-        if state is None or i <= progress.at:
+        begins = state is None or i <= progress.at
+        call = routable(call, begins)
+        if state is None or begins:
+            check_first_time(i)
             state = self._begin(hidden, call)
         carry = state.carry
         assert isinstance(carry, CalledCarry)
@@ -269,26 +282,32 @@ class Handle(Dial):
         if i > progress.at + 1:  # the model left layers out by itself, such as wav2vec2 when it trains
             state.pass_over(i)
         progress.at = i
+        progress.collected.begin()
         rows = state.due(i)
         if rows is None:
-            fill_caches(i, hidden, call)
             return Turn(i, state, None)
         some, called = self.stack.gathered_call(i, carry, state.some(rows))
-        return Turn(i, state, rows, *called.as_given(some, carry.passed))
+        return Turn(i, state, rows, *called.as_given(some))
 
     def close_turn(self, turn: "Turn", returned: Any) -> Any:
         """Sends the rows on after their layer, which `returned` something for them. Returns what the layer returns to its model."""
         stack, answering, i, state = self.stack, self._answering, turn.index, turn.state
         carry, router = state.carry, self._progress.router
         assert isinstance(carry, CalledCarry) and router is not None
+        call = carry.calls[i]
         if turn.rows is not None:
             state.ran(i, turn.rows, stack.ran(i, carry, state.some(turn.rows), returned))
+        self._progress.collected.end(stack.routed[i], turn.rows, call.row_count)
+        if turn.rows is None:
+            fill_caches(i, carry.hidden, call)
+            stack.skip(carry)
+        else:
             with torch.no_grad(), torch.autocast(carry.hidden.device.type, enabled=False):
                 state.follow(turn.rows, router.decide(state, i, turn.rows))
         if i == stack.depth - 1:
             if answering is not None:
                 answering.leave(state)
-            self._end(state, carry.calls[i])
+            self._end(state, call)
         return stack.returned(i, carry)
 
     def takes_fixed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -303,22 +322,24 @@ class Handle(Dial):
         hidden, call = LayerCall.of(stack.names[i], args, kwargs)
         carry = CalledCarry(hidden=hidden, full_flops=hidden, calls={i: call})
         if self._fixed[i]:
-            carry.hidden, passed = split_returned(stack.routed[i], stack.forwards[i](*args, **kwargs))
-            carry.passed = passed or {}
+            stack.keep_returned(i, carry, stack.forwards[i](*args, **kwargs))
+        else:
+            refuse_collecting()
         if answering is not None and i == stack.depth - 1:
             answering.leave_together(max(k for k, runs in enumerate(self._fixed) if runs), carry)
         return stack.returned(i, carry)
 
     def _begin(self, hidden: Tensor, call: LayerCall) -> RoutingState:
         """A new call of the model."""
-        route = kept_route(call)
+        self._check_layers()
+        route = kept_route(call, self._cause())
         if self._forced is not None:
             check_forced(self._forced, route)
             route = self._forced if route is None else route
         self._check_width(hidden)
         self._check_device(hidden)
         if self.flops is None:
-            self.flops = counted_flops(self.stack.routed, self.stack.forwards, hidden, call)
+            self.flops = counted_flops(self.stack.routed, self.stack.forwards, self.stack.forms, hidden, self.stack.settled(0, hidden, call))
         router: Router
         if route is None:
             assert self.policy is not None
@@ -329,6 +350,7 @@ class Handle(Dial):
             self._answering.adopt(hidden)
         state = RoutingState(self.stack, router.rules, hidden, self.price, self.stack.carry_of(hidden, call, self.flops))
         self._progress.state, self._progress.router, self._progress.at = state, router, -1
+        self._progress.collected = Collected()
         self._route, self._spent = state.route, state.spent
         return state
 
@@ -346,6 +368,40 @@ class Handle(Dial):
         if not checked[..., 0].all():
             raise UserError("layer 0 always runs, and the route leaves it out")
         return checked.bool()
+
+    def _check_layers(self) -> None:
+        """Refuses a model that no longer calls the layers that the policy was attached to."""
+        try:
+            now = list(self.model.get_submodule(self.path).children())
+        except AttributeError:  # somebody put something around a part of the model
+            return
+        L, attach_again = self.stack.depth, "detach() first, change the layers, then attach a policy for those that are left"
+        if len(now) != L:
+            raise UserError(f"{self.path} has {len(now)} layers, and had {L} when the policy was attached: {attach_again}")
+        for i, (one, routed) in enumerate(zip(now, self.stack.routed, strict=True)):
+            if one is not routed and all(module is not routed for module in one.modules()):  # it may have been wrapped
+                raise UserError(f"layer {i} of {self.path} was replaced after the policy was attached: {attach_again}")
+        depth = depth_of(self.model, self.path)
+        if depth is not None and self._configured_depth is not None and depth < self._configured_depth:
+            raise UserError(
+                f"the model ends after {depth} of its {L} layers by itself (num_hidden_layers of its configuration, which assistant_early_exit "
+                "sets), and the policy decides about all of them: generate without an early exit, or within handle.disabled()"
+            )
+
+    def _cause(self) -> str:
+        """How a cache that has no route was filled."""
+        if self._progress.state is not None and self._progress.at < self.stack.depth - 1:
+            return (
+                f"the last call of the model ended after layer {self._progress.at} of {self.stack.depth}, by an error or an exit of its own, "
+                "and left its cache without a route: begin with an empty cache, and let calls run to the last layer"
+            )
+        adapters = getattr(self.model, "peft_config", {})
+        if any("PREFIX_TUNING" in str(getattr(config, "peft_type", "")) for config in (adapters.values() if isinstance(adapters, dict) else ())):
+            return "prefix tuning fills the cache before the first layer, so its rows have no route: train another kind of adapter, such as LoRA"
+        return (
+            "the cache was filled while no policy was attached, or by an adapter such as prefix tuning, so its rows have no route: begin with an "
+            "empty cache, and take an adapter that leaves it alone, such as LoRA"
+        )
 
     def _check_width(self, hidden: Tensor) -> None:
         width = hidden.shape[self.stack.channel_dim]

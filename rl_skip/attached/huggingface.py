@@ -13,16 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.attached.attaching import check_layers
-from rl_skip.attached.called import CalledCarry, CalledStack
-from rl_skip.attached.calls import LayerCall, put_rows, real_tokens
-from rl_skip.attached.finding import configured, find_layers, width_of
+from rl_skip.attached.called import CalledCarry, CalledStack, evaluating
+from rl_skip.attached.calls import LayerCall, real_tokens
+from rl_skip.attached.finding import configured, find_layers, layers_config, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.identity import DIGEST, identity
 from rl_skip.attached.library import quiet, require
+from rl_skip.attached.rows import Places, few_rows, places_by_shape, put_rows
 from rl_skip.attached.tail import Recorded, Tail, called_after, copied, modules_beside, shares_weights, speaks, standing_in, taken
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_replace
-from rl_skip.core.inputs import Inputs
+from rl_skip.core.inputs import Inputs, map_inputs
 from rl_skip.core.readouts import RANK, Adapter, Readouts
 from rl_skip.core.stack import Carry, masked_mean
 from rl_skip.core.tracing import refuse_tracing
@@ -43,11 +44,13 @@ class _Reached(Exception):
 class _ModelCarry(CalledCarry):
     before: Recorded = field(default_factory=dict)
     """What the modules before layer 0 returned, by name, so that they need not run again to finish."""
+    before_places: Callable[[], Places] = dict
+    """Finds where the rows are in it."""
 
     def take(self, rows: Tensor) -> "_ModelCarry":
         some = super().take(rows)
         assert isinstance(some, _ModelCarry)
-        some.before = taken(self.before, rows, self.hidden.shape[0])
+        some.before = taken(self.before, rows, self.hidden.shape[0], self.before_places())
         return some
 
     def put(self, rows: Tensor, other: Carry) -> None:
@@ -55,8 +58,8 @@ class _ModelCarry(CalledCarry):
         B = self.hidden.shape[0]
         super().put(rows, other)
         alike = {name: len(outputs) for name, outputs in self.before.items()} == {name: len(outputs) for name, outputs in other.before.items()}
-        pairs = {name: zip(outputs, other.before[name], strict=True) for name, outputs in self.before.items()} if alike else {}
-        self.before = {name: [put_rows(old, new, rows, B, name) for old, new in outputs] for name, outputs in pairs.items()}
+        before, places = self.before if alike else {}, self.before_places()
+        self.before = {name: put_rows(outputs, other.before[name], rows, B, name, places) for name, outputs in before.items()}
 
 
 class HuggingFaceStack(CalledStack):
@@ -97,17 +100,18 @@ class HuggingFaceStack(CalledStack):
     ) -> None:
         path, routed = find_layers(model, layers)
         check_layers(path, routed)
-        width = width_of(model)
+        width = width_of(model, path)
         if width is None:
             raise UserError(f"{type(model).__name__} has no configuration with a hidden_size; build a ModuleStack from its parts instead")
         super().__init__(routed, width=width)
         self.model, self.head, self.path, self.prompt_tokens, self.prepare = model, head, path, prompt_tokens, prepare
-        self.flops = transformer_flops(model, routed, width)
+        self.flops = transformer_flops(layers_config(model, path), routed, width)
         self.register_buffer("layer_flops", self.flops.nominal(), persistent=False)
         self.speaks = head is None and speaks(model, self.causal)
         parameters = inspect.signature(model.forward).parameters
         self.options = {name: value for name, value in (("use_cache", False), ("return_dict", True)) if name in parameters}
         self.beside = modules_beside(model, path)
+        self._found_before: dict[tuple[str, int], int | None] = {}
         for module in model.modules():
             for holder in (module, getattr(module, "config", None)):
                 for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
@@ -120,6 +124,27 @@ class HuggingFaceStack(CalledStack):
     def begin(self, inputs: Inputs) -> Carry:
         refuse_tracing("a HuggingFaceStack calls its model in parts: record its model itself, stack.model or the folder that rl-skip prune writes")
         inputs = inputs if self.prepare is None else self.prepare(inputs)
+        reached, calls, before = self._before_layers(inputs)
+        calls[0].check()
+        calls = {i: self.settled(i, reached, call) for i, call in calls.items()}
+        carry = _ModelCarry(**vars(self.carry_of(reached, calls[0], self.flops)))
+        if carry.mask is None and isinstance(inputs, dict) and "attention_mask" in inputs:
+            carry.mask = carry.hidden.new_ones(carry.hidden.shape[:2], dtype=torch.bool)  # rows with padding may come to take its place
+        carry.calls, carry.inputs, carry.before, carry.causal = calls, inputs, before, self.causal
+        carry.before_places = partial(self._places_before, before, inputs, calls[0].row_count)
+        return carry
+
+    def _places_before(self, before: Recorded, inputs: Inputs, B: int) -> Places:
+        """Where the rows are in what the modules before the layers returned for `inputs`, found by calling them for a few rows."""
+        if B > 1 and not self._found_before.keys() >= places_by_shape(before, {}, B, B).keys():
+            few = few_rows(B, device=self._device())
+            with torch.no_grad(), evaluating(self.model):
+                again = self._before_layers(map_inputs(inputs, lambda tensor: tensor.index_select(0, few.to(tensor.device))))[2]
+            self._found_before |= places_by_shape(before, again, B, few.shape[0])
+        return self._found_before
+
+    def _before_layers(self, inputs: Inputs) -> tuple[Tensor, dict[int, LayerCall], Recorded]:
+        """Calls the model up to its layers: the hidden state there, the calls of the layers, and what the modules before them returned."""
         calls: dict[int, LayerCall] = {}
         reached: list[Tensor] = []
 
@@ -133,12 +158,7 @@ class HuggingFaceStack(CalledStack):
         before: Recorded = {}
         with self._recording(before, reached), standing_in(self.routed, [partial(record, i) for i in range(self.depth)]), suppress(_Reached):
             self._call(inputs)
-        calls[0].check()
-        carry = _ModelCarry(**vars(self.carry_of(reached[0], calls[0], self.flops)))
-        if carry.mask is None and isinstance(inputs, dict) and "attention_mask" in inputs:
-            carry.mask = carry.hidden.new_ones(carry.hidden.shape[:2], dtype=torch.bool)  # rows with padding may come to take its place
-        carry.calls, carry.inputs, carry.before, carry.causal = calls, inputs, before, self.causal
-        return carry
+        return reached[0], calls, before
 
     def finish(self, carry: Carry) -> Tensor:
         return self._answered(carry, nn.Identity())
@@ -159,7 +179,9 @@ class HuggingFaceStack(CalledStack):
         with self._replaying(carry.before), standing_in(modules, forwards):
             outputs = self._call(inputs)
         if self.head is not None:
-            return self.head(masked_mean(outputs.last_hidden_state, real_tokens(carry.calls[0], carry.hidden.shape[1])))
+            mask = real_tokens(carry.calls[0], carry.hidden.shape[1])
+            hidden = outputs.last_hidden_state
+            return self.head(masked_mean(hidden, None if mask is None else mask[:, : hidden.shape[1]]))  # Longformer pads for its layers alone
         logits = getattr(outputs, "logits", None)
         if logits is None:
             raise UserError(f"{type(self.model).__name__} returns no logits: give the stack a head, or load the model with one")

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from rl_skip.attached.finding import configured
+from rl_skip.attached.returns import check_form
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.export.description import Description
@@ -43,7 +44,9 @@ DIGEST = "rl_skip_weights"
 """A field in the configuration of a model that was trained here, by which a policy distinguishes it from the model that it was made of."""
 
 
-def identity(model: nn.Module, path: str, channel_dim: int, prompt_tokens: int | None = None) -> dict[str, Any]:
+def identity(
+    model: nn.Module, path: str, channel_dim: int, prompt_tokens: int | None = None, returns: Sequence[str | None] | None = None
+) -> dict[str, Any]:
     """The identity of the model, in plain JSON. Adapters around it do not count."""
     model = _without_adapters(model)
     name, config = configured(model, "_name_or_path"), _config(model)
@@ -57,6 +60,7 @@ def identity(model: nn.Module, path: str, channel_dim: int, prompt_tokens: int |
         "layers": path,
         "channel_dim": channel_dim,
         "prompt_tokens": prompt_tokens,
+        "returns": None if returns is None else list(returns),
     }
 
 
@@ -71,6 +75,8 @@ def check_described(fields: Fields, _width: int, _depth: int) -> None:
         fields.object("config")
     if fields.values.get("prompt_tokens") is not None:
         fields.integer("prompt_tokens")
+    if fields.values.get("returns") is not None:
+        check_form(fields.values["returns"])
 
 
 def saved_identity(description: Description, file: Path) -> dict[str, Any]:

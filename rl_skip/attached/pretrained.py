@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from rl_skip.attached.finding import configured, width_of
+from rl_skip.attached.finding import configured, find_layers, width_of
 from rl_skip.attached.huggingface import HEAD, HuggingFaceStack
 from rl_skip.attached.identity import check_described, check_identity
 from rl_skip.attached.library import quiet, require
@@ -136,7 +136,7 @@ def order_of_model(classes: Sequence[str], config: Any) -> tuple[torch.Tensor, t
 
 
 def _mean_head(model: nn.Module, classes: int) -> nn.Module:
-    width = width_of(model)
+    width = width_of(model, find_layers(model)[0])
     if width is None:
         raise UserError(f"{type(model).__name__} has no configuration with a hidden_size, so no head can be added to it; set --model to a classifier")
     dropout = configured(model, "hidden_dropout_prob") or configured(model, "hidden_dropout") or 0.0

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rl_skip.attached.calls import rows_of
 from rl_skip.attached.finding import configured
+from rl_skip.attached.rows import Places, rows_of
 from rl_skip.core.errors import UserError
 
 __all__ = ["Recorded", "Tail", "called_after", "copied", "modules_beside", "shares_weights", "speaks", "standing_in", "taken"]
@@ -92,9 +92,9 @@ def speaks(model: nn.Module, causal: bool) -> bool:
     return causal and can_generate is not None and can_generate() and not configured(model, "is_encoder_decoder")
 
 
-def taken(recorded: Recorded, rows: Tensor, row_count: int) -> Recorded:
+def taken(recorded: Recorded, rows: Tensor, row_count: int, places: Places) -> Recorded:
     """What was recorded, of the named rows alone."""
-    return {name: [rows_of(output, rows, row_count, name) for output in outputs] for name, outputs in recorded.items()}
+    return {name: rows_of(outputs, rows, row_count, name, places) for name, outputs in recorded.items()}
 
 
 def copied(output: Any) -> Any:

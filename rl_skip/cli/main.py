@@ -29,6 +29,7 @@ from rl_skip.measure.guarantee import guarantee
 from rl_skip.measure.prune import prune
 from rl_skip.measure.runs import CONFIG, FORMAT_VERSION, is_run, load_run, read_run
 from rl_skip.measure.runs import MODEL as MODEL_FOLDER
+from rl_skip.tasks.data_report import read_data_report
 
 __all__ = ["Parser", "carry_out", "compare_parser", "compare_runs", "console", "main"]
 
@@ -177,7 +178,7 @@ def _add_compare_options(parser: argparse.ArgumentParser, training: str) -> None
 
 def _eval(arguments: argparse.Namespace) -> Report:
     device = pick_device(arguments.device)
-    model, task = load_run(arguments.run, data=arguments.data, price=arguments.price, budget=arguments.budget, device=device)
+    model, task = load_run(arguments.run, data=arguments.data, price=arguments.price, budget=arguments.budget, device=device, changed=_warn)
     split: Split = arguments.split
     promise: Report = {}
     if arguments.guarantee is not None:
@@ -204,6 +205,10 @@ def _eval(arguments: argparse.Namespace) -> Report:
         **task.measures(measured.correct),
         **promise,
     }
+
+
+def _warn(sentence: str) -> None:
+    print("note:", sentence, file=sys.stderr)
 
 
 def _compare(arguments: argparse.Namespace) -> Comparison:
@@ -265,7 +270,7 @@ def _info(arguments: argparse.Namespace) -> Report:
     description = read_description(export, None)
     network_weights = count_weights(export / MODEL) if (export / MODEL).is_file() else None
     policy_weights = count_weights(export / POLICY)
-    settings = {} if run is None else {"run": Fields.read(folder / CONFIG, FORMAT_VERSION).values}
+    settings = {} if run is None else {"run": Fields.read(folder / CONFIG, FORMAT_VERSION).values, **_data(folder)}
     return {
         "kind": "export" if run is None else "run",
         "folder": str(folder),
@@ -274,6 +279,12 @@ def _info(arguments: argparse.Namespace) -> Report:
         "policy_weights": policy_weights,
         "network_weights": network_weights,
     }
+
+
+def _data(folder: Path) -> Report:
+    """What a run read, in short; nothing of runs that did not note it."""
+    splits, remarks = read_data_report(folder)
+    return {"data": {**{split: str(report) for split, report in splits.items()}, "remarks": list(remarks)}} if splits else {}
 
 
 def _number(text: str) -> float:

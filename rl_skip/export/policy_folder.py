@@ -103,6 +103,9 @@ def save(
     Raises:
         UserError: if the folder exists, or price or trained_on are invalid.
     """
+    if not isinstance(model, JumpPolicy) and not isinstance(getattr(model, "policy", None), JumpPolicy):
+        lacks = "what is exported is a JumpPolicy, whose network is fixed, or a SkipLayer with one"
+        raise UserError(f"{lacks}, got a {type(model).__name__}; measure another agent with envs.evaluate(agent, run)")
     if isinstance(model, JumpPolicy):
         policy = model
     else:

@@ -5,6 +5,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from rl_skip.attached.library import require
 from rl_skip.attached.pretrained import load_model, name_classes, order_of_model, read_config, read_tokenizer, takes_token_types
 from rl_skip.core.errors import UserError
@@ -13,7 +15,7 @@ from rl_skip.core.task import Examples, Split, Task
 from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks import BundledTask
 from rl_skip.tasks.options import TaskOptions, model_defaults
-from rl_skip.tasks.tables import read_tables
+from rl_skip.tasks.tables import LabelledTexts, read_tables
 from rl_skip.tasks.tokens import no_embedding, padded, trained_tokenizer, vocabulary_for
 
 __all__ = ["TEXT", "text"]
@@ -31,7 +33,7 @@ def text(path: Path, options: TaskOptions) -> Task:
     """
     require()
     config = read_config(options.model) if options.pretrained else None
-    classes, tables = read_tables(path, options)
+    classes, tables, remarks = read_tables(path, options)
     if config is None:
         corpus = [*tables["train"].texts, *(tables["train"].second_texts or ())]
         tokenizer = trained_tokenizer(corpus, vocabulary_for(corpus))
@@ -45,6 +47,9 @@ def text(path: Path, options: TaskOptions) -> Task:
         _check_pairs(tokenizer, limit, options)
     token_types = options.pair_column is not None and config is not None and takes_token_types(config)
 
+    def labels(split: Split) -> Tensor:
+        return tables[split].labels if config is None else tables_order[tables[split].labels]
+
     @cache
     def load(split: Split) -> Examples:
         table = tables[split]
@@ -52,7 +57,13 @@ def text(path: Path, options: TaskOptions) -> Task:
         columns = {"input_ids": (encoded["input_ids"], tokenizer.pad_token_id)}
         if token_types and "token_type_ids" in encoded:
             columns["token_type_ids"] = encoded["token_type_ids"], tokenizer.pad_token_type_id
-        return Examples(padded(columns), table.labels if config is None else tables_order[table.labels])
+        return Examples(padded(columns), labels(split))
+
+    def remarks_on(split: Split) -> tuple[str, ...]:
+        lengths = load(split).inputs["attention_mask"].sum(dim=1)  # type: ignore[index]
+        full = (lengths == limit).nonzero().squeeze(1)  # cut off, or just as long
+        cut = _longer_than(limit, tables[split].take(full), tokenizer)
+        return (f"{cut:,} of {len(lengths):,} {split} rows are longer than {limit} tokens and cut off there; see --max-tokens",) if cut else ()
 
     def network(size: NetworkConfig) -> LayerStack:
         if config is None:
@@ -68,7 +79,15 @@ def text(path: Path, options: TaskOptions) -> Task:
             return tokenizer.batch_decode(examples.inputs["input_ids"], skip_special_tokens=True)
         return ["\n– ".join(_texts_of_pair(tokenizer, row)) for row in examples.inputs["input_ids"].tolist()]
 
-    return Task("text", classes, load, no_embedding, limit, in_words, network=network)
+    told: Any = {"remarks": remarks, "remarks_on": remarks_on, "labels": labels}
+    return Task("text", classes, load, no_embedding, limit, in_words, network=network, **told)
+
+
+def _longer_than(limit: int, table: LabelledTexts, tokenizer: Any) -> int:
+    """How many rows have more tokens."""
+    if not table.texts:
+        return 0
+    return sum(len(row) > limit for row in tokenizer(table.texts, table.second_texts, truncation=False, verbose=False)["input_ids"])
 
 
 def _check_pairs(tokenizer: Any, limit: int, options: TaskOptions) -> None:

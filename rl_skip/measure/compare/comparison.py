@@ -28,7 +28,7 @@ from rl_skip.measure.compare.statistics import Bootstrap, area_by_row, best_with
 from rl_skip.measure.compare.timing import batch_times
 from rl_skip.measure.compare.trained import baseline_folders, missing_baselines, read_baselines, seed_of
 from rl_skip.measure.compare.verdict import judge
-from rl_skip.measure.runs import load_run, read_run
+from rl_skip.measure.runs import load_run, read_run, refuse_other_data
 
 __all__ = ["BUDGETS", "compare", "compared"]
 
@@ -69,6 +69,8 @@ def compare(
     seeds = [seed_of(read_run(folder).folder) for folder in folders]
     extra = _by_seed(list(baselines), folders, seeds)
     for folder, seed in zip(folders, seeds, strict=True):
+        for other in [folders[0], *baseline_folders(folder), *extra[folder]]:
+            refuse_other_data(folder, other)
         model, task = load_run(folder, data=data, device=device)
         chosen = Rows.load(task, device, rows)
         measurement = measure(folder, seed, model, task, chosen, budgets, own, read_run(folder).reward)
