@@ -12,7 +12,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 DEMO := $(VENV)/.demo
 LOWEST := .venv-lowest
-DEMO_OPTIONS := --task text --data banking77 --learning-rate 1e-4 --warmup-epochs 3 --epochs 4 --precision auto
+DEMO_OPTIONS := --task text --data banking77 --head mean --learning-rate 1e-4 --warmup-epochs 3 --epochs 4 --precision auto
 
 .PHONY: train demo test test-lowest check clean
 

@@ -8,7 +8,7 @@ from rl_skip.core.kinds import BUILT, KINDS
 from rl_skip.core.version import __version__
 
 if TYPE_CHECKING:
-    from rl_skip.attached import Handle, HuggingFaceStack, attach
+    from rl_skip.attached import Handle, HuggingFaceStack, attach, from_pretrained
     from rl_skip.core.costs import CostModel
     from rl_skip.core.dial import Guarantee
     from rl_skip.core.features import FEATURES, Feature, View
@@ -67,6 +67,7 @@ __all__ = [
     "View",
     "__version__",
     "attach",
+    "from_pretrained",
     "hidden_states",
     "load",
     "load_policy",
@@ -78,7 +79,7 @@ __all__ = [
 ]
 
 _NAMES = {
-    "attached": ("Handle", "HuggingFaceStack", "attach"),
+    "attached": ("Handle", "HuggingFaceStack", "attach", "from_pretrained"),
     "core.costs": ("CostModel",),
     "core.dial": ("Guarantee",),
     "core.features": ("FEATURES", "Feature", "View"),

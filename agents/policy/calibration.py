@@ -4,19 +4,26 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
 
 from agents.policy.prices import BudgetPrice, PriceRange
 from agents.run.learner import Learner
-from rl_skip.core.dial import PricePoint, PriceTable, price_grid
-from rl_skip.measure.every_price import at_any_price, evaluate_prices
+from rl_skip.core.batches import deployed
+from rl_skip.core.dial import GRID_POINTS, PricePoint, PriceTable, price_grid, refuse_below
+from rl_skip.core.forward import routed_forward
+from rl_skip.core.policy import JumpPolicy, JumpRules
+from rl_skip.measure.every_price import at_any_price, evaluate_prices, leaves_only
 
-__all__ = ["CALIBRATION_ROWS", "calibrate", "logit_bias_within"]
+__all__ = ["CALIBRATION_ROWS", "calibrate", "calibration_rows", "logit_bias_within", "refuse_small_budget"]
 
 TOLERANCE = 0.005
 SLACK = 0.005
 LARGEST_BIAS = 64.0
 """Above the difference of any two jumps' logits."""
 HALVINGS = 20
+TRIED_ROWS = 64
+"""Validation rows on which the cheapest route is run."""
 CALIBRATION_ROWS = 2000
 """Validation rows that are run at each halving."""
 
@@ -40,6 +47,46 @@ def calibrate(learner: Learner, prices: PriceRange | BudgetPrice) -> tuple[Price
         return table, prices.validation_price
     enough = table.points[-1].score - TOLERANCE if table.points else math.inf
     return table, next(point.price for point in table.points if point.score >= enough)
+
+
+class _Cheapest(JumpPolicy):
+    """Takes the jumps of the cheapest route, whatever it sees."""
+
+    jumps: Tensor
+
+    def __init__(self, rules: JumpRules, layer_flops: Tensor) -> None:
+        super().__init__(rules)
+        depth, decision = rules.layout.depth, rules.decision_flops
+        least, jumps = [0.0] * (depth + 1), [0] * depth  # of all layers from i on, where i runs
+        for i in reversed(range(depth)):
+            legal = rules.legal[i].nonzero().squeeze(1)
+            beyond = rules.next_layer(i, legal).tolist()
+            following, jumps[i] = min(zip((least[j] for j in beyond), legal.tolist(), strict=True))
+            least[i] = float(layer_flops[i]) + decision * rules.choices[i] + following
+        self.register_buffer("jumps", torch.tensor(jumps))
+
+    def forward(self, observation: Tensor) -> Tensor:
+        chosen: Tensor = self.jumps[self.rules.layout.layer_of(observation)]
+        return one_hot(chosen, self.rules.max_jump + 1).float()
+
+
+def refuse_small_budget(learner: Learner, budget: float) -> None:
+    """Raises `UserError` if no route that the policy may take costs as little as the budget, naming what the cheapest costs."""
+    rows, cheapest = learner.validation.take(slice(0, TRIED_ROWS)), _Cheapest(learner.rules, learner.stack.layer_flops).to(learner.device)
+    with deployed(learner.stack, cheapest):
+        smallest = routed_forward(learner.stack, cheapest, rows.inputs, price=1.0).compute.mean()
+    if budget + SLACK < smallest:
+        refuse_below(budget, float(smallest))
+
+
+def calibration_rows(learner: Learner, budget: bool) -> int:
+    """About how many rows `calibrate` runs through the network: all validation rows once where the policy can but leave, else at each price.
+
+    Args:
+        budget: whether it is calibrated to one.
+    """
+    rows, tried = len(learner.validation), min(len(learner.validation), CALIBRATION_ROWS) if budget else 0
+    return rows + tried if leaves_only(learner.stack, learner.policy) else GRID_POINTS * rows + (HALVINGS + 1) * tried
 
 
 @torch.no_grad()

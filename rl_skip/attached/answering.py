@@ -174,16 +174,17 @@ class AnsweringStack(CalledStack):
         now, B = self.now, carry.hidden.shape[0]
         if self.speaks:
             hidden = self.last_seen(carry, rows)
+            hidden = readout(hidden) if isinstance(readout, Adapter) else hidden
             token = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)  # any: no layer runs
             inputs, before = {str(self._model[0].main_input_name): token}, {}
         elif now.inputs is None:
             whole = type(self._model[0]).__name__
             raise UserError(f"the policy looks at what {whole} would answer: call it, and not a part of it, or disable the policy")
         else:
-            hidden, _ = self.gathered(carry, rows)
+            hidden, mask = self.gathered(carry, rows)
             inputs = _some(now.inputs, rows, B)
             before = now.before if rows is None else taken(now.before, rows, B, self._places_before(carry.hidden))
-        hidden = readout(hidden) if isinstance(readout, Adapter) else hidden
+            hidden = readout(hidden, mask) if isinstance(readout, Adapter) else hidden
         logits = self._said(hidden, self._copies(readout), inputs, {name: list(outputs) for name, outputs in before.items()})
         return logits.squeeze(1) if self.speaks else logits
 
@@ -194,7 +195,7 @@ class AnsweringStack(CalledStack):
         for i, rows in left:
             adapter = self._adapter(i)
             if adapter is not None:
-                adapted = adapter(carry.hidden.index_select(0, rows)).to(carry.hidden.dtype)
+                adapted = adapter(*self.gathered(carry, rows)).to(carry.hidden.dtype)
                 carry.hidden = carry.hidden.index_copy(0, rows, adapted)
         self.now.left = left if self.now.inputs is not None else None
 
@@ -202,7 +203,7 @@ class AnsweringStack(CalledStack):
         """As `leave`, where all rows left after layer `i`."""
         adapter = self._adapter(i)
         if adapter is not None:
-            carry.hidden = adapter(carry.hidden).to(carry.hidden.dtype)
+            carry.hidden = adapter(carry.hidden, carry.mask).to(carry.hidden.dtype)
         rows = torch.arange(carry.hidden.shape[0], device=carry.hidden.device)
         self.now.left = [(i, rows)] if self.now.inputs is not None else None
 

@@ -16,7 +16,7 @@ from rl_skip.attached.tail import Tail
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature
 from rl_skip.core.policy import JumpPolicy, JumpRules
-from rl_skip.core.readouts import Adapter, Readouts
+from rl_skip.core.readouts import Readouts, adapter_of
 from rl_skip.core.reward import LINEAR
 from rl_skip.export.description import Description
 from rl_skip.export.policy_folder import DESCRIPTION, READOUTS, load_policy, read_description
@@ -120,7 +120,7 @@ def attach(
 def _saved_readouts(model: nn.Module, description: Description, file: Path) -> Readouts:
     """Those in the folder of a saved policy; `model` is what they were trained with."""
     plan, layout = description.readouts or {}, description.rules.layout
-    first = Tail(model, plan["modules"]) if "modules" in plan else Adapter(layout.width, plan["rank"]) if "rank" in plan else None
+    first = Tail(model, plan["modules"]) if "modules" in plan else adapter_of(layout.width, plan) if "rank" in plan else None
     if first is None:
         raise UserError(HEAD_BESIDE)
     readouts = Readouts(first, layout.depth, plan, layout.readout_flops)

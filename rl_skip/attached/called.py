@@ -103,12 +103,16 @@ class CalledStack(LayerStack):
         B = call.row_count
         everything = hidden.shape[1] if hidden.dim() == 3 else 1
         lengths = torch.full((B,), everything, device=hidden.device) if mask is None else mask.sum(dim=1)
-        if self.prompt_tokens is not None:
-            mask = hidden.new_ones(hidden.shape[:2], dtype=torch.bool) if mask is None else mask
-            mask = mask & (mask.cumsum(dim=1) <= self.prompt_tokens)
         lengths = lengths.clamp(min=1)  # a row without a real token counts as if it had one
         spending = flops.of(lengths)  # (B, L)
-        return CalledCarry(hidden=hidden, full_flops=spending.sum(dim=1), mask=mask, spending=spending, lengths=lengths)
+        return CalledCarry(hidden=hidden, full_flops=spending.sum(dim=1), mask=self.seen_tokens(hidden, mask), spending=spending, lengths=lengths)
+
+    def seen_tokens(self, hidden: Tensor, real: Tensor | None) -> Tensor | None:
+        """(B, T) bool, true where a token may be looked at, of those that are `real` (B, T); None: all."""
+        if self.prompt_tokens is None:
+            return real
+        real = hidden.new_ones(hidden.shape[:2], dtype=torch.bool) if real is None else real
+        return real & (real.cumsum(dim=1) <= self.prompt_tokens)
 
     @property
     def looks_at_answers(self) -> bool:  # type: ignore[override]

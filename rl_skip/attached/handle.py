@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from rl_skip.attached.answering import AnsweringStack, Beside
 from rl_skip.attached.caches import check_forced, check_off, fill_caches, keep_route, kept_route, routable
 from rl_skip.attached.called import CalledCarry, CalledStack
-from rl_skip.attached.calls import LayerCall
+from rl_skip.attached.calls import LayerCall, real_tokens
 from rl_skip.attached.checkpointing import check_first_time, outside_checkpoint, run_checkpointed
 from rl_skip.attached.collected import Collected, refuse_collecting
 from rl_skip.attached.finding import depth_of
 from rl_skip.attached.flops import LayerFlops, counted_flops
+from rl_skip.attached.hub import push
 from rl_skip.attached.identity import identity
 from rl_skip.attached.returns import Form
 from rl_skip.attached.stand_in import StandIn, install, remove
@@ -112,6 +113,9 @@ class Handle(Dial):
         trained_on: what the policy was trained on; plain JSON.
         reward: what it was rewarded for, in words.
     """
+
+    processor: Any = None
+    """What makes the model's inputs, such as a tokenizer; it goes to the hub with the model."""
 
     def __init__(
         self,
@@ -238,6 +242,39 @@ class Handle(Dial):
             overwrite=overwrite,
         )
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        include_model: bool = True,
+    ) -> str:
+        """Writes policy and model to the Hugging Face hub; `rl_skip.from_pretrained(repo_id)` loads both, and transformers the model.
+
+        Args:
+            repo_id: owner/name; it is made where it is missing.
+            commit_message, commit_description: of the commit.
+            private: whether a repository that is made is private; None: as its owner's default is.
+            token: of the hub; None: the one of `hf auth login`.
+            revision: the branch to write to; it is made where it is missing.
+            create_pr: opens a pull request instead.
+            include_model: whether the model goes along, with `processor`. Without it, the policy names the model that it was trained for, as an
+                adapter of peft does: for a model that the hub has as it is.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: as `save_pretrained`; or if the model cannot be written, or the hub refuses.
+        """
+        options = {"commit_description": commit_description, "private": private, "token": token, "revision": revision, "create_pr": create_pr}
+        return push(self, repo_id, include_model=include_model, commit_message=commit_message, **options)
+
     def detach(self) -> None:
         """Gives the model and its modules their own `forward` back; the handle is of no use afterwards."""
         if not self._attached:
@@ -326,6 +363,7 @@ class Handle(Dial):
         else:
             refuse_collecting()
         if answering is not None and i == stack.depth - 1:
+            carry.mask = answering.seen_tokens(hidden, real_tokens(call, hidden.shape[1])) if hidden.dim() == 3 else None
             answering.leave_together(max(k for k, runs in enumerate(self._fixed) if runs), carry)
         return stack.returned(i, carry)
 

@@ -1,6 +1,5 @@
 """A model from transformers as a `LayerStack`, so that the routed forward pass, the environment, the agents and the export serve it."""
 
-import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,14 +16,14 @@ from rl_skip.attached.called import CalledCarry, CalledStack, evaluating
 from rl_skip.attached.calls import LayerCall, real_tokens
 from rl_skip.attached.finding import configured, find_layers, layers_config, width_of
 from rl_skip.attached.flops import transformer_flops
-from rl_skip.attached.identity import DIGEST, identity
+from rl_skip.attached.identity import DIGEST, digest, identity
 from rl_skip.attached.library import quiet, require
 from rl_skip.attached.rows import Places, few_rows, places_by_shape, put_rows
 from rl_skip.attached.tail import Recorded, Tail, called_after, copied, modules_beside, shares_weights, speaks, standing_in, taken
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_replace
 from rl_skip.core.inputs import Inputs, map_inputs
-from rl_skip.core.readouts import RANK, Adapter, Readouts
+from rl_skip.core.readouts import POOLING_RANK, RANK, Adapter, Readouts
 from rl_skip.core.stack import Carry, masked_mean
 from rl_skip.core.tracing import refuse_tracing
 from rl_skip.export.weights import save_weights
@@ -88,6 +87,8 @@ class HuggingFaceStack(CalledStack):
 
     processor: Any = None
     """What made the inputs, such as a tokenizer; saved beside the model."""
+    fresh: tuple[str, ...] = ()
+    """Names of the model's weights that were not in its file, so that they have to be learned as the head's have."""
 
     def __init__(
         self,
@@ -167,7 +168,7 @@ class HuggingFaceStack(CalledStack):
         """The model's outputs with the hidden state of the carry in the place of its layers; by copies of its modules where `readout` has some."""
         assert isinstance(carry, _ModelCarry) and carry.inputs is not None
         inputs = carry.inputs
-        carry = replace(carry, hidden=readout(carry.hidden)) if isinstance(readout, Adapter) else carry
+        carry = replace(carry, hidden=readout(carry.hidden, carry.mask)) if isinstance(readout, Adapter) else carry
 
         def pass_by(i: int, *args: Any, **kwargs: Any) -> Any:
             _, call = LayerCall.of(self.names[i], args, kwargs)
@@ -212,6 +213,8 @@ class HuggingFaceStack(CalledStack):
             names = called_after(lambda: self.finish(carry), self.routed[-1], self.beside)
         modules = [self.beside[name] for name in names]
         decodes = configured(self.model, "is_encoder_decoder")  # what comes after the encoder is the whole decoder
+        if names and not decodes and any(weight.startswith(f"{names[-1]}.") for weight in self.fresh):
+            return {"rank": POOLING_RANK, "pools": True}  # there is nothing to copy yet, and a head may read one token alone
         if not names or decodes or shares_weights(self.model, names) or self.too_large(modules):
             return {"rank": RANK}
         return {"modules": names}
@@ -236,7 +239,11 @@ class HuggingFaceStack(CalledStack):
             return [self.head]
         inside = getattr(self.model, "base_model_prefix", "")
         heads = [child for name, child in self.model.named_children() if name != inside]
-        return heads if len(heads) < len(list(self.model.children())) else []
+        if len(heads) == len(list(self.model.children())):
+            return []
+        after = [] if self.readouts is None else self.readouts.plan.get("modules", [])  # such as BERT's pooler, which is in its body
+        within = {name for name in self.beside for weight in self.fresh if f"{weight}.".startswith(f"{name}.")}
+        return [*heads, *(self.beside[name] for name in sorted(within.union(after)) if self.beside[name] not in heads)]
 
     def keep(self, layers: Sequence[int]) -> "HuggingFaceStack":
         model, config = self.model, self._config
@@ -272,7 +279,7 @@ class HuggingFaceStack(CalledStack):
         The configuration is marked with a digest of the weights, by which a policy distinguishes the model from the one that it was made of.
         """
         self._config._name_or_path = ""  # what it was made of is not what it is
-        setattr(self._config, DIGEST, _digest(self.model))
+        setattr(self._config, DIGEST, digest(self.model))
 
         def fill(new: Path) -> None:
             self.model.save_pretrained(new)  # type: ignore[operator]
@@ -318,9 +325,3 @@ class HuggingFaceStack(CalledStack):
         with standing_in(modules, [partial(replay, list(before[name]), self.beside[name].forward) for name in before]):
             yield
 
-
-def _digest(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8 if tensor.dim() else tensor.dtype).numpy().tobytes())
-    return digest.hexdigest()[:16]

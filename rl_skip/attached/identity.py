@@ -2,10 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from rl_skip.attached.finding import configured
@@ -14,7 +16,7 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.export.description import Description
 
-__all__ = ["DIGEST", "check_described", "check_identity", "identity", "saved_identity"]
+__all__ = ["DIGEST", "check_described", "check_identity", "digest", "identity", "marked", "saved_identity"]
 
 VOLATILE = {
     "architectures",
@@ -113,6 +115,29 @@ def check_identity(description: Description, model: nn.Module, path: str, layer_
             raise UserError(
                 f"{file}: layer_costs[{i}] is {expected:.5f}, the given model's is {actual:.5f}; load the model that the policy was saved for"
             )
+
+
+def digest(model: nn.Module) -> str:
+    """A digest of a model's weights."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8 if tensor.dim() else tensor.dtype).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+@contextmanager
+def marked(model: nn.Module) -> Iterator[None]:
+    """Within it, a model from transformers is known by a digest of its weights, and not by the name of the one that it was made of."""
+    config: Any = model.config
+    before = {name: getattr(config, name) for name in ("_name_or_path", "_commit_hash", DIGEST) if hasattr(config, name)}
+    config._name_or_path, config._commit_hash = "", None
+    setattr(config, DIGEST, digest(model))
+    try:
+        yield
+    finally:
+        delattr(config, DIGEST)
+        for name, value in before.items():
+            setattr(config, name, value)
 
 
 def _without_adapters(model: nn.Module) -> nn.Module:

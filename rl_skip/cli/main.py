@@ -13,6 +13,8 @@ from typing import Any, NoReturn, get_args
 import torch
 
 from rl_skip.cli.generate import generate
+from rl_skip.cli.passes import showing_progress
+from rl_skip.cli.streams import outlasting_readers
 from rl_skip.core.devices import pick_device
 from rl_skip.core.dial import GuaranteeKind
 from rl_skip.core.errors import UserError
@@ -51,13 +53,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def carry_out(parser: "Parser", argv: Sequence[str] | None = None) -> int:
-    """Runs the command that a parser reads from the words, and prints what it reports."""
+    """Runs the command that a parser reads from the words, and prints what it reports; quietly to the end where nobody reads that."""
+    with outlasting_readers():
+        return _carry_out(parser, argv)
+
+
+def _carry_out(parser: "Parser", argv: Sequence[str] | None) -> int:
     try:
         arguments = parser.parse_args(argv)
         if arguments.threads is not None:
             torch.set_num_threads(arguments.threads)
         command: Command = arguments.command
-        report = command(arguments)
+        with showing_progress():
+            report = command(arguments)
     except (UserError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -94,7 +102,7 @@ def _parser() -> Parser:
     text = "the price λ, in score per unit of relative compute; higher skips more (default: the policy's operating price)"
     dial.add_argument("--price", type=_price, help=text)
     dial.add_argument("--budget", type=_budget, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
-    text = "the smallest compute that loses at most so much accuracy against full depth (0.01: one point), found on validation data"
+    text = "the smallest compute that loses at most so much score against full depth (0.01: one point), found on validation data"
     dial.add_argument("--guarantee", type=_tolerance, metavar="TOLERANCE", help=text)
     text = "confidence: kept for all but one draw of validation rows in twenty; expectation: kept on average, with fewer rows (default: confidence)"
     measure.add_argument("--guarantee-kind", choices=get_args(GuaranteeKind), help=text)
@@ -311,7 +319,7 @@ def _budget(text: str) -> float:
 def _tolerance(text: str) -> float:
     tolerance = _number(text)
     if not 0 < tolerance < 1:
-        raise argparse.ArgumentTypeError(f"a guarantee is a loss of accuracy in (0, 1), 0.01 being one point, got {text!r}")
+        raise argparse.ArgumentTypeError(f"a guarantee is a loss of score in (0, 1), 0.01 being one point, got {text!r}")
     return tolerance
 
 

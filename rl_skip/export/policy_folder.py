@@ -59,6 +59,11 @@ class SkipModel(Dial, nn.Module):
         """The last call's rollout, without its outputs and without gradients."""
 
     @property
+    def processor(self) -> Any:
+        """What makes the inputs of a model from transformers, such as a tokenizer; None: it is not known."""
+        return getattr(self.stack, "processor", None)
+
+    @property
     def rules(self) -> JumpRules:
         """What the policy may do and see."""
         return self.policy.rules

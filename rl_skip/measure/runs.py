@@ -134,8 +134,10 @@ def load_run(
         UserError: if there is no finished run, its task cannot be read, or the two do not fit.
     """
     run = read_run(folder)
-    task = _compared(run.load_task(data), run.folder, changed)
     description, stack = read_description(run.policy, run.features), None
+    if budget is not None:
+        description.table.price_for(budget)  # refused before data are read, which takes longer
+    task = _compared(run.load_task(data), run.folder, changed)
     if description.network is not None and task.network is None:
         _check_network(run, task, description.network)
     if description.missing is not None:  # an embedding or a stack of one's own, or a model from transformers

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rl_skip.attached.pretrained import load_model, order_of_model, read_config
+from rl_skip.attached.classes import order_of_model
+from rl_skip.attached.pretrained import load_model, read_config
 from rl_skip.core.errors import UserError
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
@@ -66,7 +67,7 @@ def images(path: Path, options: TaskOptions = DEFAULTS) -> Task:
 
     train = parts["train"].pixels[rows["train"][1]]
     if options.pretrained:
-        return _for_model(raw, labels_of, train, parts, classes, options.model, remarks)
+        return _for_model(raw, labels_of, train, parts, classes, options, remarks)
     channels, height, width = train.shape[1:]
     deviation, mean = torch.std_mean(train.float(), dim=(0, 2, 3), correction=0, keepdim=True)  # (1, C, 1, 1)
     deviation = torch.where(deviation > 0, deviation, 1.0)
@@ -100,10 +101,11 @@ def _for_model(
     train: Tensor,
     parts: Mapping[Split, ImagePart],
     names: tuple[str, ...],
-    folder: str,
+    options: TaskOptions,
     remarks: list[str],
 ) -> Task:
     """The task around a model from transformers, which gets whole pictures."""
+    folder = options.model
     config = read_config(folder)
     if not hasattr(config, "image_size"):
         raise UserError(f"the model in {folder} takes no images; set --model to one that does, such as a ViT")
@@ -114,7 +116,7 @@ def _for_model(
                 f"the values in {part.name} run from {lowest:g} to {highest:g}, and a model from transformers gets 0 to 255 or 0 to 1; "
                 "set --data to images with such values"
             )
-    order, classes = order_of_model(names, config)
+    order, classes = order_of_model(names, config, folder, options.label_order)
     prepare = PixelPreparation.of(folder, config, train)
 
     def load(split: Split) -> Examples:
@@ -122,7 +124,7 @@ def _for_model(
         return Examples(examples.inputs, order[examples.labels])
 
     def network(_size: NetworkConfig) -> LayerStack:
-        return load_model(folder, classes, processor=prepare, prepare=prepare)
+        return load_model(folder, classes, head=options.head, processor=prepare, prepare=prepare)
 
     task = Task("images", classes, load, no_embedding, tokens=1, network=network, remarks=tuple(remarks))
     return replace(task, labels=lambda split: order[labels_of(split)])

@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from rl_skip.attached.huggingface import HuggingFaceStack
 from rl_skip.attached.library import require
-from rl_skip.attached.pretrained import load_model, read_tokenizer
+from rl_skip.attached.pretrained import load_model, read_config, read_tokenizer
+from rl_skip.attached.vocabulary import most_tokens
 from rl_skip.core.errors import UserError
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
@@ -89,6 +90,12 @@ def language(path: Path, options: TaskOptions) -> Task:
     """
     require()
     rows, prompt = options.max_tokens, options.prompt_tokens
+    remarks: tuple[str, ...] = ()
+    if options.pretrained:
+        tokenizer = read_tokenizer(options.model)
+        positions = most_tokens(tokenizer, read_config(options.model), options.model) or rows
+        if positions < rows:
+            rows, remarks = positions, (f"rows have {positions} tokens, since the model has no more positions, and not the {rows} of --max-tokens",)
     if prompt >= rows:
         raise UserError(f"a prompt of {prompt} tokens leaves none of {rows} to count; set --prompt-tokens below --max-tokens")
     with reading(path, EXPECTED):
@@ -96,7 +103,8 @@ def language(path: Path, options: TaskOptions) -> Task:
     if not text.strip():
         raise UserError(f"{path} is empty; set --data to {EXPECTED}")
     parts = {split: text[round(low * len(text)) : round(high * len(text))] for split, (low, high) in SHARES.items()}
-    tokenizer = read_tokenizer(options.model) if options.pretrained else _tokenizer(parts["train"])
+    if not options.pretrained:
+        tokenizer = _tokenizer(parts["train"])
     ids = {split: _ids(tokenizer, share, rows, path) for split, share in parts.items()}
 
     @cache
@@ -124,7 +132,7 @@ def language(path: Path, options: TaskOptions) -> Task:
 
     per_token = len(parts["validation"]) / max(len(ids["validation"]), 1)
     names: Any = {"name": "language", "classes": ("text",), "score_name": "token likelihood"}
-    names |= {"in_words": in_words, "remarks_on": remarks_on, "labels": lambda split: load(split).labels}
+    names |= {"in_words": in_words, "remarks": remarks, "remarks_on": remarks_on, "labels": lambda split: load(split).labels}
     return LanguageTask(**names, load=load, embedding=no_embedding, tokens=rows, network=network, characters_per_token=per_token)
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rl_skip.attached.pretrained import load_model, order_of_model, read_config, read_extractor
+from rl_skip.attached.classes import order_of_model
+from rl_skip.attached.pretrained import load_model, read_config, read_extractor
 from rl_skip.core.errors import UserError
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
@@ -64,7 +65,7 @@ def speech(path: Path, options: TaskOptions = DEFAULTS) -> Task:
     }
     remarks += repeats({split: [recording.digest for recording in recordings] for split, (recordings, _) in examples.items()}, path, NOUN)
     if options.pretrained:
-        return _for_model(examples, classes, options.model, remarks)
+        return _for_model(examples, classes, options, remarks)
 
     def load(split: Split) -> Examples:
         recordings, numbers = examples[split]
@@ -98,10 +99,11 @@ def _remarks(parts: Mapping[Split, Recordings], path: Path, wanted: int) -> list
     return notes.sentences(total, NOUN)
 
 
-def _for_model(examples: Mapping[Split, tuple[list[Recording], Tensor]], names: tuple[str, ...], folder: str, remarks: list[str]) -> Task:
+def _for_model(examples: Mapping[Split, tuple[list[Recording], Tensor]], names: tuple[str, ...], options: TaskOptions, remarks: list[str]) -> Task:
     """The task around a model from transformers, which gets waveforms, or what its feature extractor makes of them."""
+    folder = options.model
     config = read_config(folder)
-    order, classes = order_of_model(names, config)
+    order, classes = order_of_model(names, config, folder, options.label_order)
     extractor = read_extractor(folder)
     rate = extractor.sampling_rate
     is_wave = extractor.model_input_names[0] == "input_values" and extractor.feature_size == 1
@@ -128,7 +130,7 @@ def _for_model(examples: Mapping[Split, tuple[list[Recording], Tensor]], names: 
         return Examples(inputs, order[examples[split][1]])
 
     def network(_size: NetworkConfig) -> LayerStack:
-        return load_model(folder, classes, processor=extractor)
+        return load_model(folder, classes, head=options.head, processor=extractor)
 
     def in_words(examples: Examples) -> list[str]:
         return [classes[label] for label in examples.labels.tolist()]

@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from rl_skip.attached.classes import name_classes, order_of_model
 from rl_skip.attached.library import require
-from rl_skip.attached.pretrained import load_model, name_classes, order_of_model, read_config, read_tokenizer, takes_token_types
+from rl_skip.attached.pretrained import load_model, read_config, read_tokenizer, takes_token_types
+from rl_skip.attached.vocabulary import most_tokens, pad_token_of
 from rl_skip.core.errors import UserError
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
@@ -34,15 +36,16 @@ def text(path: Path, options: TaskOptions) -> Task:
     require()
     config = read_config(options.model) if options.pretrained else None
     classes, tables, remarks = read_tables(path, options)
+    limit = options.max_tokens
     if config is None:
         corpus = [*tables["train"].texts, *(tables["train"].second_texts or ())]
         tokenizer = trained_tokenizer(corpus, vocabulary_for(corpus))
     else:
         tokenizer = read_tokenizer(options.model)
-        tables_order, classes = order_of_model(classes, config)
-    limit = min(options.max_tokens, tokenizer.model_max_length, getattr(config, "max_position_embeddings", options.max_tokens))
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        tokenizer.pad_token = pad_token_of(tokenizer, options.model)
+        tables_order, classes = order_of_model(classes, config, options.model, options.label_order)
+        limit = min(limit, tokenizer.model_max_length, most_tokens(tokenizer, config, options.model) or limit)
+    tokenizer.model_max_length = limit  # so that whoever loads it with the model cuts texts off as training did
     if options.pair_column is not None:
         _check_pairs(tokenizer, limit, options)
     token_types = options.pair_column is not None and config is not None and takes_token_types(config)
@@ -68,9 +71,8 @@ def text(path: Path, options: TaskOptions) -> Task:
     def network(size: NetworkConfig) -> LayerStack:
         if config is None:
             return _fresh_network(size, tokenizer, classes, limit)
-        stack = load_model(options.model, classes, processor=tokenizer)
-        if getattr(stack.model.config, "pad_token_id", None) is None:
-            stack.model.config.pad_token_id = tokenizer.pad_token_id  # type: ignore[union-attr]
+        stack = load_model(options.model, classes, head=options.head, processor=tokenizer)
+        stack.model.config.pad_token_id = tokenizer.pad_token_id  # type: ignore[union-attr]  # decoders answer at the last token before these
         return stack
 
     def in_words(examples: Examples) -> list[str]:

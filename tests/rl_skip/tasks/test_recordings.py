@@ -165,7 +165,7 @@ def test_recordings_shorter_than_a_models_masked_span_are_padded_and_told(tmp_pa
     config = transformers.Wav2Vec2Config(**SPEECH, num_labels=2, classifier_proj_size=16)
     transformers.Wav2Vec2ForSequenceClassification(config).save_pretrained(tmp_path / "model")
     transformers.Wav2Vec2FeatureExtractor(return_attention_mask=masked).save_pretrained(tmp_path / "model")
-    task = speech(words(tmp_path / "data", "long.wav"), TaskOptions(model=str(tmp_path / "model")))
+    task = speech(words(tmp_path / "data", "long.wav"), TaskOptions(model=str(tmp_path / "model"), label_order="no,yes"))
     assert any(said.startswith("10 of 11 recordings were padded with silence to 0.200 s, the shortest that the model") for said in task.remarks)
     rows = {split: task.load(split).inputs for split in SPLITS}
     model = task.build(NetworkConfig()).model  # type: ignore[attr-defined]
@@ -176,7 +176,7 @@ def test_recordings_shorter_than_a_models_masked_span_are_padded_and_told(tmp_pa
         assert not masked or abs(inputs["input_values"][0, :800].std() - 1) < 0.01  # the silence is no part of the deviation
         assert model.train()(**inputs).logits.isfinite().all()
     (tmp_path / "model" / "config.json").write_text(json.dumps(config.to_dict() | {"apply_spec_augment": False}))
-    task = speech(tmp_path / "data", TaskOptions(model=str(tmp_path / "model")))
+    task = speech(tmp_path / "data", TaskOptions(model=str(tmp_path / "model"), label_order="no,yes"))
     assert not any("padded" in said for said in task.remarks)  # 800 samples are enough for a frame of 320
 
 
@@ -185,7 +185,7 @@ def test_recordings_shorter_than_a_masked_span_of_a_spectrogram_are_padded(tmp_p
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "classifier_proj_size": 8}
     transformers.Wav2Vec2BertForSequenceClassification(transformers.Wav2Vec2BertConfig(**small, num_labels=2)).save_pretrained(tmp_path / "model")
     transformers.SeamlessM4TFeatureExtractor().save_pretrained(tmp_path / "model")
-    task = speech(words(tmp_path / "data", "one_sample.wav"), TaskOptions(model=str(tmp_path / "model")))
+    task = speech(words(tmp_path / "data", "one_sample.wav"), TaskOptions(model=str(tmp_path / "model"), label_order="no,yes"))
     assert any(said.startswith("11 of 11 recordings were padded with silence to 0.215 s") for said in task.remarks)
     inputs = task.load("train").inputs
     model = task.build(NetworkConfig()).model.train()  # type: ignore[attr-defined]

@@ -117,7 +117,7 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.
     refused("has no tokenizer; write the model's beside it", save_bert(tmp_path / "mute", tokenizer=False))
     refused("has 3 classes, the data have 2; set --data", save_bert(tmp_path / "three", head=True, names=("a", "b", "c")))
     (save_bert(tmp_path / "bare") / "model.safetensors").unlink()
-    refused("bare cannot be read", tmp_path / "bare")
+    refused("bare has a config.json and no model.safetensors", tmp_path / "bare")
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     refused(r"this needs transformers; pip install 'rl-skip\[huggingface\]'", tmp_path / "other")
 
@@ -132,7 +132,7 @@ def test_labels_that_the_model_names_are_put_in_its_order(tmp_path: Path) -> Non
 
 def test_a_backbone_gets_a_head_on_the_mean_of_its_real_tokens(tmp_path: Path) -> None:
     data, folder = write_table(tmp_path / "a.tsv", 50), save_bert(tmp_path / "model")
-    task = load_task("text", str(data), TaskOptions(model=str(folder)))
+    task = load_task("text", str(data), TaskOptions(model=str(folder), head="mean"))
     stack = task.build(None).eval()  # type: ignore[arg-type]
     inputs = task.load("test").inputs
     assert isinstance(stack, HuggingFaceStack) and isinstance(inputs, dict)
