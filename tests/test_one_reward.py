@@ -18,7 +18,6 @@ import agents.policy.ppo
 import agents.policy.reinforce
 import train
 from agents.options.config import PriceConfig, TrainConfig
-from agents.policy.exact import Leaving
 from agents.policy.ppo import Ppo, PpoConfig
 from agents.run.learner import Learner
 from envs import EnvOptions, SkipCore
@@ -26,6 +25,7 @@ from envs.core import Step
 from rl_skip import JumpPolicy, Rollout, routed_forward
 from rl_skip.cli.main import main
 from rl_skip.core.reward import find_reward
+from rl_skip.learning.exact import Leaving
 from rl_skip.measure.compare.book import RouteBook
 from rl_skip.measure.evaluation import all_routes, evaluate
 from rl_skip.measure.runs import load_run, read_run

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from agents.policy.calibration import calibrate
-from agents.policy.prices import BudgetPrice, FixedPrice, PriceRange
 from rl_skip.core.dial import PricePoint, PriceTable
 from rl_skip.core.policy import ILLEGAL, JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.core.task import Examples, Task
+from rl_skip.learning.prices import BudgetPrice, FixedPrice, PriceRange
 from rl_skip.measure.evaluation import evaluate
 from rl_skip.nets.module_stack import ModuleStack
 

@@ -11,7 +11,6 @@ from torch import nn
 import rl_skip
 from agents.agent import AGENTS
 from agents.options.config import PolicyConfig, PriceConfig, ScheduleConfig, TrainConfig
-from agents.policy.exact import leaving
 from agents.policy.reinforce import Reinforce, ReinforceConfig
 from agents.run.learner import Learner
 from rl_skip import JumpPolicy, JumpRules, ModuleStack, ObservationLayout, PolicyRouter, UserError, load_task
@@ -19,6 +18,7 @@ from rl_skip.cli.main import main as rl_skip_main
 from rl_skip.core.exits import EveryExit, exit_pass
 from rl_skip.core.features import CONFIDENCES, FEATURES
 from rl_skip.core.forward import routed_forward
+from rl_skip.learning.exact import leaving
 from rl_skip.nets.network import NetworkConfig
 from train import main, read_options
 
