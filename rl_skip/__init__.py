@@ -8,7 +8,7 @@ from rl_skip.core.kinds import BUILT, KINDS
 from rl_skip.core.version import __version__
 
 if TYPE_CHECKING:
-    from rl_skip.attached import Handle, HuggingFaceStack, attach
+    from rl_skip.attached import Handle, HuggingFaceStack, LearningHandle, SkipConfig, attach
     from rl_skip.core.costs import CostModel
     from rl_skip.core.dial import Guarantee
     from rl_skip.core.features import FEATURES, Feature, View
@@ -48,6 +48,7 @@ __all__ = [
     "JumpPolicy",
     "JumpRules",
     "LayerStack",
+    "LearningHandle",
     "MeasuredBaseline",
     "ModuleStack",
     "NetworkConfig",
@@ -59,6 +60,7 @@ __all__ = [
     "Rollout",
     "Router",
     "RoutingState",
+    "SkipConfig",
     "SkipLayer",
     "SkipModel",
     "Split",
@@ -78,7 +80,7 @@ __all__ = [
 ]
 
 _NAMES = {
-    "attached": ("Handle", "HuggingFaceStack", "attach"),
+    "attached": ("Handle", "HuggingFaceStack", "LearningHandle", "SkipConfig", "attach"),
     "core.costs": ("CostModel",),
     "core.dial": ("Guarantee",),
     "core.features": ("FEATURES", "Feature", "View"),

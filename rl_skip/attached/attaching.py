@@ -11,9 +11,12 @@ from rl_skip.attached.finding import find_layers, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.handle import Handle, RoutedForward
 from rl_skip.attached.identity import check_identity, saved_identity
+from rl_skip.attached.learning import LearningHandle
+from rl_skip.attached.skip_config import SkipConfig
 from rl_skip.attached.tail import Tail
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature
+from rl_skip.core.inputs import Inputs
 from rl_skip.core.policy import JumpPolicy, JumpRules
 from rl_skip.core.readouts import Adapter, Readouts
 from rl_skip.core.reward import LINEAR
@@ -26,13 +29,14 @@ __all__ = ["attach", "check_fit", "check_layers"]
 
 def attach(
     model: nn.Module,
-    policy: JumpPolicy | JumpRules | Path | str | None = None,
+    policy: SkipConfig | JumpPolicy | JumpRules | Path | str | None = None,
     layers: str = "auto",
     *,
     channel_dim: int | None = None,
     prompt_tokens: int | None = None,
     features: Sequence[Feature] = (),
     readouts: Readouts | None = None,
+    example: Inputs | None = None,
 ) -> Handle:
     """Lets every row of a batch skip layers of `model`, in place: its calls, `generate`, weights' names and class stay as they were.
 
@@ -42,8 +46,8 @@ def attach(
     Args:
         model: a model from transformers, or any module whose layers sit in a `ModuleList` or `Sequential` and map a
             tensor, rows first, to one of the same shape.
-        policy: a policy, a folder that `Handle.save_pretrained` wrote, or rules for a fresh policy.
-            None: all layers run but within `handle.forced(route)`.
+        policy: a `SkipConfig`, for a fresh policy that learns in your own training loop, with a `LearningHandle`; a policy, a folder that
+            `Handle.save_pretrained` wrote, or rules for a policy that does nothing yet. None: all layers run but within `handle.forced(route)`.
         layers: the path of the layers in the model, such as "encoder.blocks"; "auto" finds those of transformers.
         channel_dim: where the D channels of the hidden state are; 1 for images (B, D, H, W). None: as saved, or last.
         prompt_tokens: how many real tokens, from the first, a decision may look at. None: as saved, or all that are there
@@ -51,6 +55,8 @@ def attach(
             less or more than the prompt (a prefill in chunks, prompt lookup, an assistant), or where there is no cache.
         features: those of one's own that a saved policy sees; registered ones need not be named.
         readouts: what answers rows that leave early, of a `HuggingFaceStack`; a saved policy brings its own along.
+        example: with a `SkipConfig`: a batch of the model's arguments without labels, or one tensor, to try the model on and to count the cost of
+            a readout. None: one is made up, for models from transformers of text, images or waveforms.
 
     Raises:
         UserError: if the layers are not found, were attached before, or do not fit the policy.
@@ -77,6 +83,21 @@ def attach(
     path, routed, standard = _find(model, layers, saved.get("layers"))
     check_layers(path, routed)
     width = width_of(model) if standard else None
+    if isinstance(policy, SkipConfig):
+        if readouts is not None or len(features) > 0:
+            raise UserError("a fresh policy makes its own readouts, and SkipConfig(features=…) says what it sees: leave readouts= and features= out")
+        return LearningHandle(
+            model,
+            routed,
+            path,
+            config=policy,
+            example=example,
+            width=width,
+            flops=None if width is None else transformer_flops(model, routed, width),
+            channel_dim=-1 if channel_dim is None else channel_dim,
+            prompt_tokens=prompt_tokens,
+            prefix=_base_prefix(model),
+        )
     if policy is not None:
         check_fit(policy.rules, len(routed), width, path)
     flops = None if width is None else transformer_flops(model, routed, width)
@@ -103,6 +124,13 @@ def attach(
         readouts=readouts,
         prefix=prefix,
     )
+
+
+def _base_prefix(model: nn.Module) -> str:
+    """Where in a model with adapters around it the model itself is; it ends with a dot, or is empty."""
+    inside = getattr(model, "get_base_model", None)  # of peft
+    base = inside() if callable(inside) else model
+    return next((f"{name}." for name, module in model.named_modules() if module is base and name), "")
 
 
 def _saved_readouts(model: nn.Module, description: Description, file: Path) -> Readouts:

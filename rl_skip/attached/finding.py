@@ -7,7 +7,7 @@ from torch import nn
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["configured", "find_layers", "width_of"]
+__all__ = ["configured", "find_layers", "run_all_layers", "width_of"]
 
 KNOWN = {
     "bart": "encoder.layers",
@@ -75,6 +75,22 @@ def find_layers(model: nn.Module, layers: str = "auto") -> tuple[str, Sequence[n
         raise UserError(f'{type(model).__name__} has {len(fitting)} lists of {depth} layers: {", ".join(fitting)}; name one, layers="{fitting[0]}"')
     others = ", ".join(f"{name or 'the model itself'} ({len(listed)})" for name, listed in lists.items()) or "none"
     raise UserError(f'no list of {depth} layers was found in {type(model).__name__}; its lists are: {others}; name one with layers="…"')
+
+
+def run_all_layers(model: nn.Module) -> list[tuple[Any, str, float]]:
+    """Turns LayerDrop off, by which a model in training leaves out layers of its own accord.
+
+    Returns:
+        What held it, its name there, and what it was.
+    """
+    dropped = []
+    for module in model.modules():
+        for holder in (module, getattr(module, "config", None)):
+            for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+                if hasattr(holder, name):
+                    dropped.append((holder, name, getattr(holder, name)))
+                    setattr(holder, name, 0.0)
+    return dropped
 
 
 def width_of(model: nn.Module) -> int | None:

@@ -58,7 +58,7 @@ class _Progress(threading.local):
 class Handle(Dial):
     """A policy attached to a model, made by `rl_skip.attach`. The model stays the object that it was.
 
-    Attention weights (`output_attentions`) are those of the rows that ran a layer.
+    Attention weights (`output_attentions`) are those of the rows that ran a layer. `LearningHandle` is one whose policy learns.
 
     Args:
         model: the model.
@@ -77,6 +77,9 @@ class Handle(Dial):
         trained_on: what the policy was trained on; plain JSON.
         reward: what it was rewarded for, in words.
     """
+
+    learns = False
+    """Whether the policy, and the readouts, learn while they are attached."""
 
     def __init__(
         self,
@@ -107,7 +110,7 @@ class Handle(Dial):
         if readouts is None:
             self.stack = CalledStack(layers, **options)
         else:
-            looks = policy is not None and policy.rules.layout.reads
+            looks = self.learns or (policy is not None and policy.rules.layout.reads)
             answering = AnsweringStack(layers, model=model, path=path, readouts=readouts, looks=looks, prefix=prefix, **options)
             self.stack, self._stand_ins = answering, [*routed, *answering.stand_ins(self)]
         self.stack.prompt_tokens = prompt_tokens
@@ -238,8 +241,7 @@ class Handle(Dial):
             fill_caches(i, hidden, call)
         else:
             assert progress.router is not None
-            with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-                state.follow(rows, progress.router.decide(state, i, rows))
+            self._decide(progress.router, state, i, rows)
         if i == stack.depth - 1:
             if answering is not None:
                 answering.leave(state)
@@ -256,18 +258,25 @@ class Handle(Dial):
         self._check_device(hidden)
         if self.flops is None:
             self.flops = counted_flops(self.stack.routed, self.stack.forwards, hidden, call)
-        router: Router
-        if route is None:
-            assert self.policy is not None
-            router = PolicyRouter(self.policy.to(hidden.device))
-        else:
-            router = FixedRoute(route)
+        router, price = self._router(route, hidden)
         if self._answering is not None:
             self._answering.adopt(hidden)
-        state = RoutingState(self.stack, router.rules, hidden, self.price, self.stack.carry_of(hidden, call, self.flops))
+        state = RoutingState(self.stack, router.rules, hidden, price, self.stack.carry_of(hidden, call, self.flops))
         self._progress.state, self._progress.router, self._progress.at = state, router, -1
         self._route, self._spent = state.route, state.spent
         return state
+
+    def _router(self, route: Tensor | None, hidden: Tensor) -> tuple[Router, Tensor | float]:
+        """Who decides in a call that begins with `hidden`, on a `route` if it is given; and at which price, one for all rows or (B,)."""
+        if route is not None:
+            return FixedRoute(route), self.price
+        assert self.policy is not None
+        return PolicyRouter(self.policy.to(hidden.device)), self.price
+
+    def _decide(self, router: Router, state: RoutingState, i: int, rows: Tensor) -> None:
+        """Sends the rows on that have run layer `i`."""
+        with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
+            state.follow(rows, router.decide(state, i, rows))
 
     def _end(self, state: RoutingState, call: LayerCall) -> None:
         keep_route(call, state.route)

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from rl_skip.attached.attaching import check_layers
 from rl_skip.attached.called import CalledCarry, CalledStack
 from rl_skip.attached.calls import LayerCall, put_rows, real_tokens
-from rl_skip.attached.finding import configured, find_layers, width_of
+from rl_skip.attached.finding import find_layers, run_all_layers, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.identity import DIGEST, identity
 from rl_skip.attached.library import quiet, require
-from rl_skip.attached.tail import Recorded, Tail, called_after, copied, modules_beside, shares_weights, speaks, standing_in, taken
+from rl_skip.attached.tail import Recorded, Tail, called_after, copied, head_modules, modules_beside, readout_plan, speaks, standing_in, taken
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_replace
 from rl_skip.core.inputs import Inputs
-from rl_skip.core.readouts import RANK, Adapter, Readouts
+from rl_skip.core.readouts import Adapter, Readouts
 from rl_skip.core.stack import Carry, masked_mean
 from rl_skip.export.weights import save_weights
 
@@ -107,11 +107,7 @@ class HuggingFaceStack(CalledStack):
         parameters = inspect.signature(model.forward).parameters
         self.options = {name: value for name, value in (("use_cache", False), ("return_dict", True)) if name in parameters}
         self.beside = modules_beside(model, path)
-        for module in model.modules():
-            for holder in (module, getattr(module, "config", None)):
-                for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
-                    if hasattr(holder, name):
-                        setattr(holder, name, 0.0)
+        run_all_layers(model)
 
     def described(self) -> dict[str, Any]:
         return identity(self.model, self.path, self.channel_dim, self.prompt_tokens)
@@ -186,11 +182,7 @@ class HuggingFaceStack(CalledStack):
         with torch.no_grad():
             carry = self.begin(example)
             names = called_after(lambda: self.finish(carry), self.routed[-1], self.beside)
-        modules = [self.beside[name] for name in names]
-        decodes = configured(self.model, "is_encoder_decoder")  # what comes after the encoder is the whole decoder
-        if not names or decodes or shares_weights(self.model, names) or self.too_large(modules):
-            return {"rank": RANK}
-        return {"modules": names}
+        return readout_plan(self.model, names, self.depth)
 
     def make_readout(self, plan: dict[str, Any]) -> nn.Module:
         return Tail(self.model, plan["modules"]) if "modules" in plan else super().make_readout(plan)
@@ -208,11 +200,7 @@ class HuggingFaceStack(CalledStack):
             readouts.flops /= self.begin(example).hidden.shape[1]
 
     def head_modules(self) -> list[nn.Module]:
-        if self.head is not None:
-            return [self.head]
-        inside = getattr(self.model, "base_model_prefix", "")
-        heads = [child for name, child in self.model.named_children() if name != inside]
-        return heads if len(heads) < len(list(self.model.children())) else []
+        return head_modules(self.model) if self.head is None else [self.head]
 
     def keep(self, layers: Sequence[int]) -> "HuggingFaceStack":
         model, config = self.model, self._config

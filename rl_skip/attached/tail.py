@@ -10,8 +10,21 @@ from torch import Tensor, nn
 from rl_skip.attached.calls import rows_of
 from rl_skip.attached.finding import configured
 from rl_skip.core.errors import UserError
+from rl_skip.core.readouts import RANK, too_large
 
-__all__ = ["Recorded", "Tail", "called_after", "copied", "modules_beside", "shares_weights", "speaks", "standing_in", "taken"]
+__all__ = [
+    "Recorded",
+    "Tail",
+    "called_after",
+    "copied",
+    "head_modules",
+    "modules_beside",
+    "readout_plan",
+    "shares_weights",
+    "speaks",
+    "standing_in",
+    "taken",
+]
 
 Recorded = dict[str, list[Any]]
 """What the modules before layer 0 returned, by name, in the order of their calls."""
@@ -77,6 +90,22 @@ def called_after(call: Callable[[], object], last: nn.Module, beside: dict[str, 
         for hook in hooks:
             hook.remove()
     return [name for name in after if name not in before and next(beside[name].parameters(), None) is not None]
+
+
+def readout_plan(model: nn.Module, names: Sequence[str], depth: int) -> dict[str, Any]:
+    """What readouts suit a model of L = `depth` layers that calls the modules `names` after them: copies of those, {"modules": …}; or adapters,
+    {"rank": …}, where there are none, they are large, their weights are others' too, or they are a whole decoder."""
+    copied = [model.get_submodule(name) for name in names]
+    if not names or configured(model, "is_encoder_decoder") or shares_weights(model, names) or too_large(copied, depth):
+        return {"rank": RANK}
+    return {"modules": list(names)}
+
+
+def head_modules(model: nn.Module) -> list[nn.Module]:
+    """What a model from transformers has besides its base; empty where that is not known."""
+    inside = getattr(model, "base_model_prefix", "")
+    heads = [child for name, child in model.named_children() if name != inside]
+    return heads if len(heads) < len(list(model.children())) else []
 
 
 def shares_weights(model: nn.Module, names: Sequence[str]) -> bool:

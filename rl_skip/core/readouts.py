@@ -1,6 +1,6 @@
 """Readouts: what a network answers where a row leaves early, one after each layer but the last."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rl_skip.core.costs import count_flops, counting
 
-__all__ = ["LARGEST", "RANK", "Adapter", "Readouts"]
+__all__ = ["LARGEST", "RANK", "Adapter", "Readouts", "too_large"]
 
 RANK = 16
 LARGEST = 4_000_000
@@ -37,6 +37,11 @@ class Adapter(nn.Module):
         """A hidden state → one of the same shape."""
         moved: Tensor = self.up(self.down(hidden.movedim(self.channel_dim, -1)))
         return hidden + moved.movedim(-1, self.channel_dim)
+
+
+def too_large(copied: Sequence[nn.Module], depth: int) -> bool:
+    """Whether copies of these modules for all depths but the last of L = `depth` hold too much to be saved with a policy."""
+    return sum(parameter.numel() for module in copied for parameter in module.parameters()) * (depth - 1) > LARGEST
 
 
 class Readouts(nn.Module):

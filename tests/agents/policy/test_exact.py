@@ -192,8 +192,8 @@ def test_policy_and_baselines_learn_from_the_same_teacher(agent: str) -> None:
     lesson = -(said[:5].softmax(dim=1) * outputs.log_softmax(dim=1)).sum(dim=1).mean()
     torch.testing.assert_close(learner.taught_loss(outputs, batch, rows), labels + lesson)
     seen: list[torch.Tensor] = []
-    taught = learner.taught_loss
-    learner.taught_loss = lambda outputs, batch, rows: (seen.append(rows), taught(outputs, batch, rows))[1]  # type: ignore[method-assign]
+    taught = learner.teacher_of
+    learner.teacher_of = lambda rows: (seen.append(rows), taught(rows))[1]  # type: ignore[method-assign]
     trained.update(learner.warmup_updates)
     assert seen and torch.equal(seen[0], learner.batch_rows(learner.warmup_updates)), "the lessons of its own rows"
 
