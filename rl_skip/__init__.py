@@ -9,6 +9,7 @@ from rl_skip.core.version import __version__
 
 if TYPE_CHECKING:
     from rl_skip.attached import Handle, HuggingFaceStack, LearningHandle, SkipConfig, attach
+    from rl_skip.attached.trainer import SkipTrainer, SkipTraining
     from rl_skip.core.costs import CostModel
     from rl_skip.core.dial import Guarantee
     from rl_skip.core.features import FEATURES, Feature, View
@@ -63,6 +64,8 @@ __all__ = [
     "SkipConfig",
     "SkipLayer",
     "SkipModel",
+    "SkipTrainer",
+    "SkipTraining",
     "Split",
     "Task",
     "UserError",
@@ -81,6 +84,7 @@ __all__ = [
 
 _NAMES = {
     "attached": ("Handle", "HuggingFaceStack", "LearningHandle", "SkipConfig", "attach"),
+    "attached.trainer": ("SkipTrainer", "SkipTraining"),
     "core.costs": ("CostModel",),
     "core.dial": ("Guarantee",),
     "core.features": ("FEATURES", "Feature", "View"),

@@ -10,7 +10,7 @@ from rl_skip.attached.finding import configured
 from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs, map_inputs, row_count
 
-__all__ = ["IGNORED", "call", "logits_of", "made_up", "split_batch"]
+__all__ = ["IGNORED", "call", "checked_labels", "logits_of", "made_up", "split_batch"]
 
 IGNORED = -100
 """The label of a row that is padding, as in transformers and in PyTorch's cross-entropy."""
@@ -81,3 +81,19 @@ def split_batch(batch: Any) -> tuple[Inputs, Tensor]:
     if labels.shape[:1] != (row_count(inputs),):
         raise UserError(f"a batch has {row_count(inputs)} rows and labels of shape {tuple(labels.shape)}; give one for each row")
     return inputs, labels
+
+
+def checked_labels(labels: Tensor, logits: Tensor) -> Tensor:
+    """(B,) long, labels that fit logits (B, C).
+
+    Raises:
+        UserError: for another shape or type, and for a class that the model does not have.
+    """
+    rows, classes = logits.shape
+    if labels.shape != (rows,) or labels.is_floating_point() or labels.is_complex():
+        kind = f"shape {tuple(labels.shape)} and type {labels.dtype}"
+        raise UserError(f"the labels have {kind}, expected a class number for each of {rows} rows: shape ({rows},), of integers")
+    wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
+    if len(wrong) > 0:
+        raise UserError(f"a label is {int(wrong[0])}, and the model has {classes} classes, 0 to {classes - 1}; {IGNORED} marks a row that is padding")
+    return labels.long()

@@ -13,22 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.attached.deciding import Deciding, tied
-from rl_skip.attached.examples import IGNORED, call, logits_of, made_up, split_batch
+from rl_skip.attached.examples import IGNORED, call, checked_labels, logits_of, made_up, split_batch
 from rl_skip.attached.finding import run_all_layers
 from rl_skip.attached.flops import LayerFlops
+from rl_skip.attached.fresh_readouts import CountsReadout, after_layers, check_model, new_readouts, tried
 from rl_skip.attached.handle import Handle
 from rl_skip.attached.skip_config import SkipConfig
-from rl_skip.attached.tail import Tail, called_after, head_modules, modules_beside, readout_plan, speaks
+from rl_skip.attached.stand_in import StandIn
+from rl_skip.attached.tail import Tail, head_modules
 from rl_skip.core.batches import deployed
-from rl_skip.core.costs import counting
 from rl_skip.core.dial import PriceTable, checked_price
 from rl_skip.core.errors import UserError
 from rl_skip.core.exits import EveryExit, ExitPass
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.policy import JumpPolicy
-from rl_skip.core.readouts import Adapter, Readouts
 from rl_skip.core.reward import Reward
-from rl_skip.core.routing import Decision, Router, RoutingState
+from rl_skip.core.routing import Router, RoutingState
 from rl_skip.core.task import Classification
 from rl_skip.learning.alone import learn_alone
 from rl_skip.learning.averages import Averages
@@ -38,7 +38,7 @@ from rl_skip.learning.outcomes import SeenExits
 from rl_skip.learning.prices import price_source
 from rl_skip.learning.supervised import exits_loss
 
-__all__ = ["LearningHandle"]
+__all__ = ["PART", "LearningHandle", "handle_of"]
 
 PART = "rl_skip"
 """What the model calls the part that policy and readouts are while they are attached."""
@@ -60,21 +60,6 @@ class _Pass:
     """(B,)."""
     leaves: Leaving | None
     """None where the call was made without gradients."""
-
-
-class _CountsReadout(Router):
-    """All rows run all layers; counts the operations of a readout once."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
-        readouts = state.stack.readouts
-        assert readouts is not None
-        if i == 0:
-            with counting(self.model):
-                readouts.count(lambda readout: state.stack.look(readout, state.carry, None), len(rows))
-        return Decision(torch.full_like(rows, i + 1))
 
 
 class LearningHandle(Handle):
@@ -111,7 +96,7 @@ class LearningHandle(Handle):
         flops: LayerFlops | None,
         **options: Any,
     ) -> None:
-        _check_model(model, layers[0])
+        check_model(model, layers[0])
         self.config = config
         self._chosen: float | None = None
         self._router_of_all: Router | None = None
@@ -119,9 +104,9 @@ class LearningHandle(Handle):
         self._why_none = NO_CALL
         self._averages: Averages | None = None
         batch = made_up(model) if example is None else example
-        with _tried(model, example):
-            names, shown = _after_layers(model, layers, path, batch, options["channel_dim"])
-        readouts = _new_readouts(model, names, len(layers), width or shown, config, options)
+        with tried(model, example):
+            names, shown = after_layers(model, layers, path, batch, options["channel_dim"])
+        readouts = new_readouts(model, names, len(layers), width or shown, config, options)
         super().__init__(model, layers, path, width=width, flops=flops, policy=None, readouts=readouts, **options)
         self._chosen = None
         assert self.stack.readouts is not None
@@ -138,6 +123,7 @@ class LearningHandle(Handle):
         assert isinstance(reward, Reward)
         self.reward = reward.formula
         self.deciding = Deciding(policy, price_source(config, reward)).train(model.training)
+        self._heads = head_modules(model) or [model.get_submodule(name) for name in self._tail_names()]
         self._layerdrop = run_all_layers(model)
         model.add_module(PART, nn.ModuleDict({"deciding": self.deciding, "readouts": self.stack.readouts}))
 
@@ -158,6 +144,11 @@ class LearningHandle(Handle):
     def price(self, price: float) -> None:
         self._chosen = checked_price(price)
 
+    @property
+    def part(self) -> nn.Module:
+        """What the model has got: policy, readouts, and where the steering of the price stands."""
+        return self.model.get_submodule(PART)
+
     def parameter_groups(self, learning_rate: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """Groups for an optimiser: the model at this learning rate, head and readouts faster, the policy at its own; as `train.py` has them.
 
@@ -166,9 +157,8 @@ class LearningHandle(Handle):
         """
         config, readouts = self.config, self.stack.readouts
         assert readouts is not None
-        heads = [*(head_modules(self.model) or [self.model.get_submodule(name) for name in self._tail_names()]), readouts]
         policy = {id(parameter) for parameter in self.deciding.parameters()}
-        faster = {id(parameter) for head in heads for parameter in head.parameters() if head is not self.model.get_submodule(PART)} - policy
+        faster = {id(parameter) for head in (*self._heads, readouts) for parameter in head.parameters()}
         groups: dict[str, list[nn.Parameter]] = {"rest": [], "heads": [], "policy": []}
         for parameter in self.model.parameters():
             if parameter.requires_grad:
@@ -198,7 +188,7 @@ class LearningHandle(Handle):
         seen, logits = self._taken(), logits_of(outputs, self.model)
         if len(logits) != len(seen.price):
             raise UserError(f"these outputs are of {len(logits)} rows, the last call was of {len(seen.price)}: give what that call returned")
-        labels = _checked_labels(labels.to(logits.device), logits)
+        labels = checked_labels(labels.to(logits.device), logits)
         if teacher_logits is not None and teacher_logits.shape != logits.shape:
             raise UserError(f"teacher_logits have shape {tuple(teacher_logits.shape)}, the outputs {tuple(logits.shape)}; give a row for each")
         rows = (labels != IGNORED).nonzero().squeeze(1)
@@ -342,7 +332,7 @@ class LearningHandle(Handle):
                     logits = logits_of(call(self.model, inputs), self.model)
                 seen, self._pass = self._pass, None
                 assert seen is not None
-                labels = _checked_labels(labels.to(logits.device), logits)
+                labels = checked_labels(labels.to(logits.device), logits)
                 rows = (labels != IGNORED).nonzero().squeeze(1)
                 answers = torch.stack([answer.float() for answer in (*seen.answers, logits)])
                 exits = ExitPass(answers[:, rows], seen.observations[rows], seen.compute[rows])
@@ -352,7 +342,7 @@ class LearningHandle(Handle):
         return SeenExits(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def _count_readout(self, batch: Inputs) -> None:
-        with deployed(self.model), self._all_by(_CountsReadout(self.model)):
+        with deployed(self.model), self._all_by(CountsReadout(self.model)):
             call(self.model, batch)
 
     @contextmanager
@@ -371,71 +361,14 @@ class LearningHandle(Handle):
         return [self.prefix + name for name in first.by_name()] if isinstance(first, Tail) else []
 
 
-def _check_model(model: nn.Module, layer: nn.Module) -> None:
-    """Refuses models that a fresh policy cannot be trained on."""
-    name = type(model).__name__
-    causal = any(getattr(module, "is_causal", False) for module in layer.modules())
-    if speaks(model, causal):
-        raise UserError(
-            f"{name} says what follows each token, and SkipConfig trains models that answer each row once, such as …ForSequenceClassification: "
-            "train it with train.py --task language, then attach(model, RUN/policy)"
-        )
-    if isinstance(model, nn.Sequential | nn.ModuleList):
-        raise UserError(f"a {name} would run the policy as one of its parts: put it into a module of your own with a forward, and attach to that")
+def handle_of(model: nn.Module) -> LearningHandle:
+    """The handle of the policy that learns with a model.
 
-
-@contextmanager
-def _tried(model: nn.Module, example: Inputs | None) -> Iterator[None]:
-    """Within it the model is called for the first time: what goes wrong is said in a line."""
-    with deployed(model):
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:  # other people's code
-            which = "the example" if example is not None else "a batch that was made up"
-            reason = " ".join(str(error).split())[:200]
-            advice = "attach(model, SkipConfig(…), example=batch)"
-            failed = f"{type(model).__name__} cannot be called on {which} ({type(error).__name__}: {reason})"
-            raise UserError(f"{failed}; give a batch of yours: {advice}") from None
-
-
-def _after_layers(model: nn.Module, layers: Sequence[nn.Module], path: str, batch: Inputs, channel_dim: int) -> tuple[list[str], int]:
-    """Which modules the model calls after its layers; and D."""
-    widths: list[int] = []
-
-    def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = args[0] if args else next(iter(kwargs.values()))
-        widths.append(hidden.shape[channel_dim])
-
-    hook = layers[0].register_forward_pre_hook(watch, with_kwargs=True)
-    try:
-        names = called_after(lambda: logits_of(call(model, batch), model), layers[-1], modules_beside(model, path))
-    finally:
-        hook.remove()
-    if not widths:
-        raise UserError(f"{type(model).__name__} does not call the layers at {path}; name those that it does, layers=")
-    return names, widths[0]
-
-
-def _new_readouts(model: nn.Module, names: Sequence[str], depth: int, width: int, config: SkipConfig, options: dict[str, Any]) -> Readouts:
-    """A readout after each layer but the last, each begun as the model's own head, their operations not counted yet."""
-    prefix = options["prefix"]
-    within = model.get_submodule(prefix.rstrip("."))
-    inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-    plan: dict[str, Any] = readout_plan(within, inside, depth) if config.readout_rank is None else {"rank": config.readout_rank}
-    first = Tail(within, plan["modules"]) if "modules" in plan else Adapter(width, plan["rank"], options["channel_dim"])
-    device = next(within.parameters()).device
-    return Readouts(first.to(device), depth, plan)
-
-
-def _checked_labels(labels: Tensor, logits: Tensor) -> Tensor:
-    """(B,) long, refused where they do not fit logits (B, C)."""
-    rows, classes = logits.shape
-    if labels.shape != (rows,) or labels.is_floating_point() or labels.is_complex():
-        kind = f"shape {tuple(labels.shape)} and type {labels.dtype}"
-        raise UserError(f"the labels have {kind}, expected a class number for each of {rows} rows: shape ({rows},), of integers")
-    wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
-    if len(wrong) > 0:
-        raise UserError(f"a label is {int(wrong[0])}, and the model has {classes} classes, 0 to {classes - 1}; {IGNORED} marks a row that is padding")
-    return labels.long()
+    Raises:
+        UserError: if there is none.
+    """
+    for module in model.modules():
+        forward = vars(module).get("forward")
+        if isinstance(forward, StandIn) and isinstance(forward.handle, LearningHandle):
+            return forward.handle
+    raise UserError(f"no policy learns with this {type(model).__name__}: call rl_skip.attach(model, rl_skip.SkipConfig(…)) before")
