@@ -15,7 +15,7 @@ __all__ = ["IGNORED", "call", "checked_labels", "logits_of", "made_up", "split_b
 IGNORED = -100
 """The label of a row that is padding, as in transformers and in PyTorch's cross-entropy."""
 LABELS = ("labels", "label")
-ROWS, TOKENS, IMAGE = 2, 16, 224
+ROWS, TOKENS, IMAGE = 2, 4, 224
 
 
 def made_up(model: nn.Module) -> Inputs:
