@@ -258,7 +258,7 @@ class LearningHandle(Handle):
     def detach(self) -> None:
         super().detach()
         delattr(self.model, PART)
-        for holder, name, value in self._layerdrop:
+        for holder, name, value in reversed(self._layerdrop):  # a configuration that parts share was first what it shall be
             setattr(holder, name, value)
 
     def _router(self, route: Tensor | None, hidden: Tensor) -> tuple[Router, Tensor | float]:

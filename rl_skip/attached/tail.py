@@ -46,7 +46,7 @@ class Tail(nn.Module):
         self.copies = nn.ModuleDict()
         for name in names:
             try:
-                self.copies[name.replace(".", "/")] = deepcopy(model.get_submodule(name))
+                self.copies[name.replace(".", "/")] = _without_adapters(model.get_submodule(name))
             except AttributeError:
                 advice = "load the model that they were saved for"
                 raise UserError(f"the readouts copy a module {name}, which {type(model).__name__} lacks; {advice}") from None
@@ -54,6 +54,20 @@ class Tail(nn.Module):
     def by_name(self) -> dict[str, nn.Module]:
         """The copies by the paths of what they are copies of."""
         return {name.replace("/", "."): copy for name, copy in self.copies.items()}
+
+
+def _without_adapters(module: nn.Module) -> nn.Module:
+    """A copy of a module as it would be without peft: adapters are merged into its weights, and what peft trains in its place is it."""
+    trained = getattr(module, "modules_to_save", None)
+    if trained is not None:
+        return deepcopy(trained[module.active_adapters[0]])  # type: ignore[index]
+    copy = deepcopy(module)
+    if hasattr(copy, "get_base_layer") and hasattr(copy, "merge"):
+        copy.merge()  # type: ignore[operator]
+        return copy.get_base_layer()  # type: ignore[operator]
+    for name, child in copy.named_children():
+        setattr(copy, name, _without_adapters(child))
+    return copy
 
 
 def modules_beside(model: nn.Module, path: str) -> dict[str, nn.Module]:

@@ -137,7 +137,8 @@ class PriceTable:
         if not 0 < budget <= 1:
             raise UserError(f"a budget is a mean compute in (0, 1], got {budget}; set --budget, or budget=")
         if not self.points:
-            raise UserError("this policy was trained for one price and has no table of budgets; set --price, or price=")
+            why = "it was trained for one price, or not calibrated"
+            raise UserError(f"this policy has no table of budgets, {why}: set --price, or price=, or call handle.calibrate(loader)")
         smallest = self.points[0].compute
         if budget < smallest:
             raise UserError(f"a budget of {budget} is below the smallest compute of this policy, {smallest:.4f}; raise --budget, or budget=, to that")
