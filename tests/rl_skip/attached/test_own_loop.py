@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 import rl_skip
 from rl_skip.attached.learning import LearningHandle
 from rl_skip.core.exits import exit_pass
+from tests.rl_skip.attached.plain_network import Mlp
 from tests.rl_skip.huggingface_models import DEPTH, batch, build, pruned
 
 LABELS = torch.tensor([0, 1, 1, 0])
@@ -26,23 +27,6 @@ def attached(family: str = "bert", **options: Any) -> tuple[nn.Module, LearningH
     handle = rl_skip.attach(model, rl_skip.SkipConfig(**({"price": PRICE} | options)), example=inputs)
     assert isinstance(handle, LearningHandle)
     return model.train(), handle, inputs
-
-
-class Mlp(nn.Module):
-    """A plain network, whose layers are worth more than the decisions between them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embed = nn.Linear(3, 32)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(32, 512), nn.Tanh(), nn.Linear(512, 32)) for _ in range(3))
-        self.head = nn.Linear(32, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)
 
 
 @pytest.mark.parametrize("family", PATHS)

@@ -9,7 +9,8 @@ from torch import nn
 
 import rl_skip
 from rl_skip.attached.learning import LearningHandle
-from tests.rl_skip.attached.test_own_loop import LABELS, Mlp, attached
+from tests.rl_skip.attached.plain_network import Mlp
+from tests.rl_skip.attached.test_own_loop import LABELS, attached
 from tests.rl_skip.huggingface_models import build
 
 
