@@ -1,6 +1,7 @@
 """The loops in `examples/own_loop*.py` train a tiny model, its readouts and its policy."""
 
 import copy
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -70,14 +71,27 @@ def test_a_loop(name: str, tmp_path: Path) -> None:
     if name == "own_loop_accelerate":
         pytest.importorskip("accelerate")
     train, model = runpy.run_path(str(FOLDER / f"{name}.py"))["train"], tiny()
-    check(model, train(model, loader(TRAIN), loader(VALIDATION), CONFIG, epochs=5, learning_rate=3e-3), tmp_path)
+    check(model, train(model, loader(TRAIN), loader(VALIDATION), CONFIG, epochs=8, learning_rate=3e-3), tmp_path)
+
+
+def test_the_loop_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    (block,) = [found for found in re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S) if "SkipConfig" in found]
+    model = tiny().train()
+    names = list(model.state_dict())
+    exec(compile(block, "README", "exec"), {"model": model, "loader": loader(TRAIN), "validation": loader(VALIDATION), "rl_skip": rl_skip, "torch": torch})
+    assert list(model.state_dict()) == names
+    handle = rl_skip.attach(model, "my-policy")
+    logits(model)
+    assert handle.last_compute.mean() < 1
 
 
 def test_the_trainer(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     train, model = runpy.run_path(str(FOLDER / "own_loop_trainer.py"))["train"], tiny()
     quiet = {"report_to": [], "disable_tqdm": True, "use_cpu": True}
-    options = {"num_train_epochs": 5, "learning_rate": 3e-3, "per_device_train_batch_size": 16}
+    options = {"num_train_epochs": 8, "learning_rate": 3e-3, "per_device_train_batch_size": 16}
     trainer = train(model, TRAIN, VALIDATION, CONFIG, str(tmp_path), **options, **quiet)
     saved = type(model).from_pretrained(tmp_path)
     check(model, trainer.handle, tmp_path)

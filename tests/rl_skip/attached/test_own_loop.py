@@ -14,6 +14,7 @@ from rl_skip.core.exits import exit_pass
 from tests.rl_skip.attached.plain_network import Mlp
 from tests.rl_skip.huggingface_models import DEPTH, batch, build, pruned
 
+transformers = pytest.importorskip("transformers")
 LABELS = torch.tensor([0, 1, 1, 0])
 PATHS = {"bert": "bert.encoder.layer", "vit": "vit.layers", "wav2vec2": "wav2vec2.encoder.layers"}
 PRICE = 0.3
@@ -153,6 +154,21 @@ def test_a_checkpoint_of_the_model_takes_policy_and_steering_along() -> None:
     with torch.no_grad():
         assert other.eval()(**inputs).logits.equal(model.eval()(**inputs).logits)
     assert again.last_routes.equal(handle.last_routes)
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT2"])
+def test_a_decoder_with_classes_learns_and_routes(name: str) -> None:
+    sizes = {"vocab_size": 60, "pad_token_id": 0, "num_labels": 3, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = getattr(transformers, f"{name}Config")(**sizes, intermediate_size=48, bos_token_id=1, eos_token_id=2)
+    model = getattr(transformers, f"{name}ForSequenceClassification")(config).train()
+    inputs = batch(build("bert"))
+    handle = rl_skip.attach(model, rl_skip.SkipConfig())
+    handle.loss(model(**inputs), LABELS).backward()
+    assert all(parameter.grad is not None for parameter in handle.part.parameters())
+    handle.calibrate([{**inputs, "labels": LABELS}])
+    with torch.no_grad():
+        assert model.eval()(**inputs).logits.shape == (4, 3)
+    assert handle.last_routes.shape == (4, 4)
 
 
 def test_each_group_learns_at_its_own_rate() -> None:
