@@ -80,7 +80,8 @@ def test_the_loop_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (block,) = [found for found in re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S) if "SkipConfig" in found]
     model = tiny().train()
     names = list(model.state_dict())
-    exec(compile(block, "README", "exec"), {"model": model, "loader": loader(TRAIN), "validation": loader(VALIDATION), "rl_skip": rl_skip, "torch": torch})
+    given = {"model": model, "loader": loader(TRAIN), "validation": loader(VALIDATION), "rl_skip": rl_skip, "torch": torch}
+    exec(compile(block, "README", "exec"), given)
     assert list(model.state_dict()) == names
     handle = rl_skip.attach(model, "my-policy")
     logits(model)
