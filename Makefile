@@ -1,4 +1,4 @@
-# make train, make demo, make test: each sets up .venv by itself, and needs nothing but Python 3.11 or newer.
+# make train, make demo, make test, make test-lowest: each sets up its environment by itself, and needs nothing but Python 3.11 or newer.
 PYTHON ?= python3
 WORKERS ?= 2
 ARGS ?=
@@ -11,9 +11,10 @@ OUT ?= runs/demo-$(SEED)
 VENV := .venv
 READY := $(VENV)/.ready
 DEMO := $(VENV)/.demo
-DEMO_OPTIONS := --task text --data banking77 --learning-rate 1e-4 --warmup-epochs 3 --epochs 4 --precision auto
+LOWEST := .venv-lowest
+DEMO_OPTIONS := --task text --data banking77 --head mean --learning-rate 1e-4 --warmup-epochs 3 --epochs 4 --precision auto
 
-.PHONY: train demo test check clean
+.PHONY: train demo test test-lowest check clean
 
 train: $(READY)
 	$(VENV)/bin/python train.py $(ARGS)
@@ -26,20 +27,33 @@ demo: $(READY) $(if $(filter minilm,$(MODEL)),$(DEMO))
 test: check
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
+# The same tests with the lowest version of each package that pyproject.toml allows.
+test-lowest: $(LOWEST)/.ready
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
 check: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
+# Made with $(call environment,FOLDER,CONSTRAINTS).
+define environment
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}; name another with make PYTHON=...")'
+$(PYTHON) -m venv $(1)
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) -e '.[dev]'
+touch $(1)/.ready
+endef
+
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}; name another with make PYTHON=...")'
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $@
+	$(call environment,$(VENV),constraints.txt)
+
+$(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
+	rm -rf $(LOWEST)
+	$(call environment,$(LOWEST),constraints-lowest.txt)
 
 $(DEMO): $(READY)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

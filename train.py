@@ -11,7 +11,8 @@ from agents.agent import AgentConfig
 from agents.baselines.compare import main as compare
 from agents.options.config import TrainConfig
 from agents.run.checkpoints import Stopped
-from agents.run.session import train
+from agents.run.session import Unreported, train
+from rl_skip.cli.streams import outlasting_readers
 from rl_skip.core.errors import UserError
 from rl_skip.tasks import defaults_of
 
@@ -37,6 +38,8 @@ def read_options(arguments: Sequence[str]) -> TrainConfig:
         task, agent = given.get("task", TrainConfig.task), given.get("agent", TrainConfig.agent)
         defaults = defaults_of(task, given.get("data"), given)
         default = TrainConfig(task=task, agent=agent).with_defaults(defaults, f"the defaults of the task {task}")
+    if given.keys() & {"epochs", "warmup_epochs"} and "resume" not in given:  # whoever says how many passes gets them
+        default = replace(default, schedule=replace(default.schedule, max_updates=None))
     if "feature" in given:  # what is given takes the place of the default, and is not added to it
         default = replace(default, policy=replace(default.policy, feature=()))
     return tyro.cli(TrainConfig, args=arguments, default=default, config=(tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction))
@@ -46,16 +49,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Trains as the command line says, or compares where its first word is `compare`.
 
     Returns:
-        The exit code: 2 for a user's mistake, printed in one line; 130 after Ctrl-C and 143 after SIGTERM.
+        The exit code: 2 for a user's mistake, printed in one line; 1 where a part of the report failed after the training; 130 after Ctrl-C
+        and 143 after SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["compare"]:
         return compare(arguments[1:])
+    with outlasting_readers():
+        return _train(arguments)
+
+
+def _train(arguments: Sequence[str]) -> int:
     try:
         train(read_options(arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, Unreported) else 2
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code

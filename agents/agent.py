@@ -1,7 +1,11 @@
 """Agents: they learn update by update, are evaluated meanwhile, and finish a run. Each has a name; a person's own is `file.py:name`."""
 
+import json
+import traceback
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -10,11 +14,17 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from rl_skip.core.errors import UserError
+from rl_skip.core.files import atomic_write
 from rl_skip.core.plugins import Registry
+from rl_skip.core.progress import begin_stage
 from rl_skip.core.task import Examples
 from rl_skip.measure.evaluation import Evaluation
 
-__all__ = ["AGENTS", "Agent", "AgentConfig", "Results", "TrainedFor", "TrainedRun", "find_agent"]
+__all__ = ["AGENTS", "REPORT", "UNFINISHED", "Agent", "AgentConfig", "Results", "TrainedFor", "TrainedRun", "find_agent", "has_report"]
+
+REPORT = "report.json"
+UNFINISHED = "unfinished"
+"""The key of a report that lacks parts: those that failed, and why; none yet where it is still being written."""
 
 TrainedFor = Literal["a price", "one budget", "every budget"]
 
@@ -22,6 +32,12 @@ TrainedFor = Literal["a price", "one budget", "every budget"]
 @dataclass(frozen=True)
 class AgentConfig:
     """The agent's own options."""
+
+
+def has_report(folder: Path) -> bool:
+    """Whether a run folder holds a report that lacks nothing."""
+    report = folder / REPORT
+    return report.is_file() and UNFINISHED not in json.loads(report.read_text())
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,28 @@ class TrainedRun:
     """Of training."""
     own_stack: bool
     """Whether the network was given as an object, so that no file can describe it."""
+    report: dict[str, Any] = field(default_factory=dict)
+    """What report.json holds so far."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """The parts that failed, with the traceback of each."""
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """A part of the run's end. What it adds to the report is written when it is done; where it fails, a line says so, and the rest follows."""
+        begin_stage(name)
+        try:
+            yield
+        except Exception as error:
+            self.failed[name] = traceback.format_exc()
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            line = f"{name} failed: {kind}{' '.join(str(error).split())}"
+            self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+        self.write()
+
+    def write(self, whole: bool = False) -> None:
+        """Writes the report; unless it is `whole`, with the parts that failed."""
+        report = self.report if whole else {**self.report, UNFINISHED: self.failed}
+        atomic_write(self.folder / REPORT, json.dumps(report, indent=2) + "\n")
 
 
 class Results(NamedTuple):
@@ -89,7 +127,14 @@ class Agent(ABC):
 
     @abstractmethod
     def finish(self, run: TrainedRun) -> Results:
-        """Everything after the last update: what is chosen on validation data, the export, the final table."""
+        """Everything after the last update: what is chosen on validation data, the export, the final table; each a part of the run."""
+
+    def foreseen(self) -> dict[str, float]:
+        """About how many seconds each part of `finish` will take, for what a person is told while it trains.
+
+        It may run what it needs to measure: whatever that changes is set back.
+        """
+        return {}
 
     def metrics(self) -> dict[str, float]:
         """Metrics besides the means of those that updates return."""

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.training import trained
 from rl_skip.measure.evaluation import Evaluation, evaluate
-from rl_skip.measure.runs import load_run
+from rl_skip.measure.runs import load_run, read_run
 
 BUDGETS = (0.25, 0.375, 0.5, 0.75)
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # Okabe and Ito's palette, apart for the colour-blind too
@@ -43,8 +43,8 @@ def full_depth(run: Path) -> Evaluation:
     return evaluate(model.stack, torch.ones(model.stack.depth, dtype=torch.bool), task, task.load("test"))
 
 
-def draw(title: str, dial: list[Evaluation], single: list[Evaluation], full: Evaluation, file: Path) -> None:
-    """Accuracy against compute of the dial and of the single runs."""
+def draw(title: str, score_name: str, dial: list[Evaluation], single: list[Evaluation], full: Evaluation, file: Path) -> None:
+    """Score against compute of the dial and of the single runs."""
     figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
     axes.plot([point.compute for point in dial], [point.score for point in dial], "o-", color=BLUE, ms=9, label="one run, its dial turned")
     axes.plot([point.compute for point in single], [point.score for point in single], "D", color=ORANGE, ms=7, label="a run for each budget")
@@ -52,7 +52,7 @@ def draw(title: str, dial: list[Evaluation], single: list[Evaluation], full: Eva
         axes.annotate(f"{budget:g}", (point.compute, point.score), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8, color=ORANGE)
     axes.plot([full.compute], [full.score], "*", color=GREEN, ms=13, label="full depth of the dial's network")
     lowest = min(point.score for point in (*dial, *single, full))
-    axes.set(xlabel="compute, share of the whole stack", ylabel="accuracy", title=title, xlim=(0, 1.08), ylim=(min(lowest - 0.02, 0.9), 1.005))
+    axes.set(xlabel="compute, share of the whole stack", ylabel=score_name, title=title, xlim=(0, 1.08), ylim=(min(lowest - 0.02, 0.9), 1.005))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", fontsize=9, frameon=False)
     figure.savefig(file, dpi=130)
@@ -76,11 +76,12 @@ def main() -> None:
     dial = [on_test(run, budget) for budget in BUDGETS]
     runs = [trained(arguments.out / f"{name}-budget-{budget:g}-{arguments.seed}", *flags, "--budget", str(budget)) for budget in BUDGETS]
     single = [on_test(run) for run in runs]
-    print("| budget | dial, accuracy | at compute | a run for this budget | at compute |", "| ---: | ---: | ---: | ---: | ---: |", sep="\n")
+    score_name = read_run(run).load_task().score_name
+    print(f"| budget | dial, {score_name} | at compute | a run for this budget | at compute |", "| ---: | ---: | ---: | ---: | ---: |", sep="\n")
     for budget, dialled, own in zip(BUDGETS, dial, single, strict=True):
         print(f"| {budget:g} | {dialled.score:.1%} | {dialled.compute:.3f} | {own.score:.1%} | {own.compute:.3f} |")
     arguments.figures.mkdir(parents=True, exist_ok=True)
-    draw(f"{name}, {dial[0].rows} test rows", dial, single, full_depth(run), arguments.figures / f"dial-{name}-{arguments.seed}.png")
+    draw(f"{name}, {dial[0].rows} test rows", score_name, dial, single, full_depth(run), arguments.figures / f"dial-{name}-{arguments.seed}.png")
 
 
 if __name__ == "__main__":

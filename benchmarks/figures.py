@@ -17,18 +17,20 @@ from matplotlib.axes import Axes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from rl_skip.core.task import score_key
 from rl_skip.measure.evaluation import all_routes, evaluate, evaluate_routes
-from rl_skip.measure.runs import load_run
+from rl_skip.measure.runs import load_run, read_run
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#999999"  # Okabe and Ito's palette, apart for the colour-blind too
 
 
 def draw_reward(axes: Axes, run: Path) -> None:
-    """Reward, accuracy and compute of the sampled routes over the joint training."""
+    """Reward, score and compute of the sampled routes over the joint training."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "rollout/compute" in line]
     steps = [line["step"] for line in lines]
-    curves = (("ep_rew_mean", "reward", BLUE, "-"), ("accuracy", "accuracy", GREEN, "--"), ("compute", "compute", ORANGE, "-."))
+    name = read_run(run).load_task().score_name
+    curves = (("ep_rew_mean", "reward", BLUE, "-"), (score_key(name), name, GREEN, "--"), ("compute", "compute", ORANGE, "-."))
     for tag, label, colour, style in curves:
         values = [line[f"rollout/{tag}"] for line in lines]
         axes.plot(steps, values, style, color=colour, lw=1.8)
@@ -38,19 +40,19 @@ def draw_reward(axes: Axes, run: Path) -> None:
 
 
 def draw_trade_off(axes: Axes, run: Path) -> None:
-    """Accuracy against compute on test data: the policy at prices over its range, and every fixed route."""
+    """Score against compute on test data: the policy at prices over its range, and every fixed route."""
     model, task = load_run(run)
     test, rules = task.load("test"), model.rules
     correct, compute = evaluate_routes(model.stack, task, test, all_routes(rules.layout.depth, rules.allow_exit))
-    accuracy = correct.mean(dim=1)
-    axes.scatter(compute.mean(dim=1), accuracy, s=14, color=GREY, alpha=0.6, label="each fixed route, every row on it")
-    axes.scatter([1.0], [accuracy[-1]], s=90, marker="*", color=GREEN, label="full depth", zorder=4)
+    scores = correct.mean(dim=1)
+    axes.scatter(compute.mean(dim=1), scores, s=14, color=GREY, alpha=0.6, label="each fixed route, every row on it")
+    axes.scatter([1.0], [scores[-1]], s=90, marker="*", color=GREEN, label="full depth", zorder=4)
     low, high = rules.layout.price_low, rules.layout.price_high
     prices = [low * (high / low) ** (k / 16) for k in range(17)]
     dial = [evaluate(model.stack, model.policy, task, test, price=price) for price in prices]
     axes.plot([point.compute for point in dial], [point.score for point in dial], "o-", color=BLUE, ms=6, label="the policy, 17 prices", zorder=3)
-    lowest = min(float(accuracy.min()), min(point.score for point in dial))
-    axes.set(xlabel="compute, share of the whole stack", ylabel="accuracy", title=f"{task.name}, {len(test)} test rows", xlim=(0, 1.08))
+    lowest = min(float(scores.min()), min(point.score for point in dial))
+    axes.set(xlabel="compute, share of the whole stack", ylabel=task.score_name, title=f"{task.name}, {len(test)} test rows", xlim=(0, 1.08))
     axes.set_ylim(min(lowest - 0.01, 0.9), 1.0)
     axes.legend(loc="lower center", fontsize=8, frameon=False)
 

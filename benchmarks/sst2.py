@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import rl_skip
 import train
+from agents.agent import has_report
 from agents.options.config import TrainConfig
 from agents.run.learner import Learner
 from agents.run.warmup import RandomRoutes
@@ -103,7 +104,7 @@ def main() -> None:
         torch.set_num_threads(config.threads)
     full, task = fine_tuned(arguments.out / "full", config, arguments.full_epochs)
     run = arguments.out / "policy"
-    if not (run / "report.json").is_file():
+    if not has_report(run):
         train.main([*flags, "--model", str(arguments.out / "full" / "model"), "--out", str(run), "--overwrite"])
     epochs = arguments.full_epochs + config.schedule.warmup_epochs + config.schedule.epochs
     baselines = {f"first {k} layers": fine_tuned(arguments.out / f"first-{k}", config, epochs, layers=k)[0] for k in arguments.first}

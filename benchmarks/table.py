@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from agents.agent import has_report
 from agents.baselines.training import train_baselines
 from agents.options.config import TrainConfig
 from benchmarks.exits import print_tables
@@ -37,9 +38,15 @@ STUDIES = {
     "images": ["--task", "images", "--train-rows", "20000", "--batch-size", "128", "--warmup-epochs", "4", "--epochs", "5"],
     "hops": ["--task", "hops"],
     "hops-joint": ["--task", "hops", "--tune", "all"],
-    "sst2": ["--task", "text"],
-    "sick": ["--task", "text", "--text-column", "sentence_a", "--pair-column", "sentence_b", "--warmup-epochs", "4", "--epochs", "4"],
-    "banking77": ["--task", "text", "--data", "banking77", "--learning-rate", "1e-4", "--warmup-epochs", "3", "--epochs", "4"],
+    "sst2": ["--task", "text", "--head", "mean"],
+    "sick": [
+        *("--task", "text", "--head", "mean", "--text-column", "sentence_a", "--pair-column", "sentence_b"),
+        *("--warmup-epochs", "4", "--epochs", "4"),
+    ],
+    "banking77": [
+        *("--task", "text", "--head", "mean", "--data", "banking77", "--learning-rate", "1e-4"),
+        *("--warmup-epochs", "3", "--epochs", "4"),
+    ],
 }
 SLACK = 0.03
 """How far over a budget counts as within it."""
@@ -51,7 +58,7 @@ def train(run: Path, flags: list[str]) -> None:
     if (run / "config.json").is_file():
         begun = TrainConfig.from_json(run)
         begun.refuse_changes(replace(read_options(fresh), out=begun.out))
-    if (run / "report.json").is_file():
+    if has_report(run):
         return
     print(f"training {run}", file=sys.stderr, flush=True)
     resumed = ["--resume", str(run)] if (run / "config.json").is_file() else fresh

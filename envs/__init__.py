@@ -2,13 +2,16 @@
 
 from gymnasium.envs.registration import register
 
-from envs.core import Ends, Price, Score, SkipCore, Step
+from envs.core import Beginning, Ends, Price, Score, SkipCore, Step
+from envs.evaluating import AgentEvaluation, evaluate
 from envs.options import EnvOptions
 from envs.sb3 import SB3SkipVecEnv, make_sb3_env
 from envs.single import LayerSkipEnv
 from envs.vector import LayerSkipVectorEnv
 
 __all__ = [
+    "AgentEvaluation",
+    "Beginning",
     "EnvOptions",
     "Ends",
     "LayerSkipEnv",
@@ -18,7 +21,15 @@ __all__ = [
     "Score",
     "SkipCore",
     "Step",
+    "evaluate",
     "make_sb3_env",
 ]
 
-register(id="rl_skip/LayerSkip-v0", entry_point="envs:LayerSkipEnv", vector_entry_point="envs:LayerSkipVectorEnv")
+# Without wrappers of Gymnasium's own, so that `env.price = 0.2` reaches the environment; it checks actions and their order itself.
+register(
+    id="rl_skip/LayerSkip-v0",
+    entry_point="envs:LayerSkipEnv",
+    vector_entry_point="envs:LayerSkipVectorEnv",
+    disable_env_checker=True,
+    order_enforce=False,
+)

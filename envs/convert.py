@@ -1,6 +1,7 @@
 """What the adapters share: spaces, actions to tensors, ends to info dictionaries, routes to lines of text."""
 
-from typing import Any, SupportsIndex
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from rl_skip.core.policy import JumpRules
 __all__ = ["Array", "METADATA", "action_space", "check_render_mode", "draw", "end_infos", "jumps_from", "observation_space", "to_numpy"]
 
 Array = NDArray[Any]
-METADATA = {"render_modes": ["ansi"], "render_fps": 4}
+METADATA: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
 RAN, SKIPPED, AHEAD = "■", "□", "·"
 
 
@@ -25,7 +26,7 @@ def observation_space(rules: JumpRules) -> spaces.Space[NDArray[np.float32]]:
     return spaces.Box(low, high, dtype=np.float32)
 
 
-def action_space(rules: JumpRules) -> spaces.Discrete[np.int64]:
+def action_space(rules: JumpRules) -> "spaces.Discrete[np.int64]":  # a string: not generic in Gymnasium 1.1
     """The jumps 0 … J."""
     return spaces.Discrete(rules.max_jump + 1)
 
@@ -36,18 +37,18 @@ def check_render_mode(render_mode: str | None) -> str | None:
     Raises:
         UserError: if there is no such mode.
     """
-    if render_mode is not None and render_mode != "ansi":
-        raise UserError(f'the render mode is "ansi" or None, got {render_mode!r}; set render_mode')
+    if render_mode is not None and render_mode not in METADATA["render_modes"]:
+        raise UserError(f'the render mode is "ansi", "rgb_array" or None, got {render_mode!r}; set render_mode')
     return render_mode
 
 
-def jumps_from(actions: ArrayLike | SupportsIndex, core: SkipCore) -> Tensor:
+def jumps_from(actions: ArrayLike | Sequence[Any], core: SkipCore) -> Tensor:
     """Actions of N environments → jumps (N,) long on the core's device.
 
     Raises:
         ValueError: if they are not N jumps in 0..J.
     """
-    jumps, longest = np.asarray(actions), core.rules.max_jump
+    jumps, longest = _array(actions), core.rules.max_jump
     if jumps.shape != (core.num_envs,) or jumps.dtype.kind not in "iu":
         raise ValueError(f"actions must be {core.num_envs} integers, got shape {jumps.shape} of {jumps.dtype}")
     if jumps.min() < 0 or jumps.max() > longest:
@@ -55,15 +56,22 @@ def jumps_from(actions: ArrayLike | SupportsIndex, core: SkipCore) -> Tensor:
     return torch.as_tensor(jumps.astype(np.int64), device=core.everyone.device)
 
 
+def _array(actions: ArrayLike | Sequence[Any]) -> Array:
+    try:
+        return np.asarray(actions)
+    except (TypeError, ValueError):  # ragged
+        return np.asarray(None)
+
+
 def to_numpy(tensor: Tensor) -> Array:
     """The values of a tensor, which may share its memory."""
     return tensor.cpu().numpy()
 
 
-def end_infos(ends: Ends) -> list[dict[str, Any]]:
-    """One info dictionary for each episode that ended."""
-    route = to_numpy(ends.route)
-    columns = [column.tolist() for column in (ends.compute, ends.scores, ends.labels, ends.predictions, ends.prices)]
+def end_infos(ends: Ends, core: SkipCore) -> list[dict[str, Any]]:
+    """One info dictionary for each episode that ended in a core; its action mask is that after the last layer."""
+    route, mask = to_numpy(ends.route), to_numpy(core.legal[-1])
+    columns = [column.tolist() for column in (ends.compute, ends.scores, ends.labels, ends.predictions, ends.prices, ends.examples)]
     return [
         {
             "route": route[r].copy(),
@@ -73,8 +81,10 @@ def end_infos(ends: Ends) -> list[dict[str, Any]]:
             "prediction": prediction,
             "is_success": score > 0.5,
             "price": price,
+            "example": example,
+            "action_mask": mask.copy(),
         }
-        for r, (compute, score, label, prediction, price) in enumerate(zip(*columns, strict=True))
+        for r, (compute, score, label, prediction, price, example) in enumerate(zip(*columns, strict=True))
     ]
 
 
@@ -88,7 +98,7 @@ def draw(core: SkipCore, ends: Ends | None) -> list[str]:
         raise ValueError("no episode has begun; call reset() before render()")
     position, compute, price = state.position.tolist(), state.compute.tolist(), state.price.tolist()
     lines = [_line(route, position[n], compute[n], price[n]) for n, route in enumerate(state.route.tolist())]
-    for row, info in zip(ends.rows.tolist(), end_infos(ends), strict=True) if ends is not None else ():
+    for row, info in zip(ends.rows.tolist(), end_infos(ends, core), strict=True) if ends is not None else ():
         line = _line(info["route"].tolist(), core.stack.depth, info["compute"], info["price"])
         lines[row] = f"{line}  score {info['score']:.3f}  label {info['label']}  prediction {info['prediction']}"
     return lines

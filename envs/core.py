@@ -1,28 +1,31 @@
 """The batched environment core: N episodes on the device, one row of a routing state each."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs, take_rows
 from rl_skip.core.policy import JumpRules
-from rl_skip.core.reward import LINEAR, Reward
+from rl_skip.core.reward import LINEAR, Reward, as_reward
 from rl_skip.core.routers import only_way
 from rl_skip.core.routing import Decision, RoutingState
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples
 
-__all__ = ["Ends", "Price", "Score", "SkipCore", "Step"]
+__all__ = ["Beginning", "Ends", "Price", "Score", "SkipCore", "Step"]
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """(outputs, labels) → (B,), the quality of each prediction."""
 Price = float | tuple[float, float]
 """The price λ, in score per unit of relative compute: one number, or the range (low, high) from which each episode draws log-uniformly."""
+
 
 @dataclass(frozen=True)
 class Ends:
@@ -44,6 +47,22 @@ class Ends:
     """(R,) long, the likeliest class."""
     prices: Tensor
     """(R,), the price of each."""
+    examples: Tensor
+    """(R,) long, which rows of the examples were shown."""
+    confidence: Tensor | None = None
+    """(R,), the largest probability of the outputs, of tokens the mean; of a core that is `watched`, else None."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What environments begin their next episode with, where that is not left to chance."""
+
+    rows: Tensor | None = None
+    """(R,) long, the environments that begin one; None: all."""
+    examples: Tensor | None = None
+    """(R,) long, which rows of the examples they show; None: drawn."""
+    prices: Tensor | None = None
+    """(R,), the price of each; None: drawn, or the one that is set."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +74,7 @@ class Step:
     rewards: Tensor
     """(N,): the rise of the penalty, taken off, and what the answer is worth where an episode ended."""
     terminated: Tensor
-    """(N,) bool, where an episode ended."""
+    """(N,) bool, where an episode ended in this step."""
     ends: Ends | None
     """The episodes that ended; None where none did."""
 
@@ -81,11 +100,17 @@ class SkipCore:
         price: see `Price`. May be set between steps; counts for episodes that begin later.
         reward: what an episode earns; a step pays the rise of its penalty since the last one.
         seed: environment i draws from the stream seed + i. None: a random seed.
-        autoreset: whether a row whose episode ended begins the next one in the same step.
+        autoreset_mode: where an episode ended, the next one begins in the same step, in the next step (whose action there counts for nothing), or
+            when `reset` is called for it.
 
     Raises:
         UserError: if there are no examples, no environments, or the price is invalid.
     """
+
+    watched = False
+    """Whether ends hold what a picture shows besides."""
+    named_scores: Mapping[str, Score] = {}
+    """What the score may be set to by name."""
 
     def __init__(
         self,
@@ -98,7 +123,7 @@ class SkipCore:
         price: Price = 0.1,
         reward: Reward = LINEAR,
         seed: int | None = None,
-        autoreset: bool = True,
+        autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
     ) -> None:
         if num_envs < 1:
             raise UserError(f"there must be at least 1 environment, got {num_envs}; set num_envs")
@@ -109,14 +134,15 @@ class SkipCore:
                 f"the rules are for {rules.layout.depth} layers of width {rules.layout.width}, "
                 f"the stack has {stack.depth} of width {stack.width}; make the rules for this stack"
             )
-        self.stack, self.rules, self.examples, self.score = stack.eval(), rules, examples, score
-        self.num_envs, self.autoreset = num_envs, autoreset
-        self.price, self.reward = price, reward
+        self.stack, self.rules, self.examples = stack.eval(), rules, examples
+        self.num_envs, self.autoreset_mode = num_envs, autoreset_mode
+        self.score, self.price, self.reward = score, price, reward
         self.streams = [np.random.default_rng(None if seed is None else seed + i) for i in range(num_envs)]
         device = examples.labels.device
         self.legal = rules.legal.to(device)  # (L, J + 1)
         self.everyone = torch.arange(num_envs, device=device)
         self.drawn = torch.zeros_like(self.everyone)  # (N,), which example each environment shows
+        self.over = torch.zeros_like(self.everyone, dtype=torch.bool)  # (N,), whose episode ended while no other has begun
         self.state: RoutingState | None = None
 
     @property
@@ -133,47 +159,115 @@ class SkipCore:
             raise UserError(f"a price must be a number of at least 0, got {price}; set price")
         self._price = price
 
+    def check_price(self, price: Price) -> None:
+        """Raises `UserError` for a price that the observation cannot show, and would show as another; 0 is shown as the lowest."""
+        layout = self.rules.layout
+        for end in price if isinstance(price, tuple) else (price,):
+            if end != 0 and not layout.price_low <= end <= layout.price_high:
+                shown = f"the observation shows prices from {layout.price_low:g} to {layout.price_high:g}"
+                raise UserError(f"{shown}, got {end:g}; set price within them, or train a run with another --price-range")
+
+    @property
+    def price_range(self) -> tuple[float, float] | None:
+        """The range that each episode draws its price from; None where there is one price."""
+        return self._price if isinstance(self._price, tuple) else None
+
+    @price_range.setter
+    def price_range(self, price_range: tuple[float, float]) -> None:
+        low, high = price_range
+        self.price = low, high
+
+    @property
+    def reward(self) -> Reward:
+        """What an episode earns; counts from the next step on."""
+        return self._reward
+
+    @reward.setter
+    def reward(self, reward: Reward | type[Reward] | str) -> None:
+        self._reward = as_reward(reward)
+
+    @property
+    def score(self) -> Score:
+        """The quality of a prediction."""
+        return self._score
+
+    @score.setter
+    def score(self, score: Score | str) -> None:
+        found = self.named_scores.get(score) if isinstance(score, str) else score
+        if not callable(found):
+            known = "".join(f"{name!r}, or " for name in self.named_scores)
+            raise UserError(f"a score is {known}a function (outputs, labels) → (B,), got {score!r}; set score")
+        self._score = found
+
     @torch.no_grad()
-    def reset(self, seeds: Sequence[int | None] | None = None) -> Tensor:
-        """Begins an episode in every environment. Returns the observations (N, S).
+    def reset(self, seeds: Sequence[int | None] | None = None, beginning: Beginning | None = None) -> Tensor:
+        """Begins an episode in every environment, or in some. Returns the observations of all, (N, S).
 
         Args:
             seeds: new random streams for the environments, one number for each; None goes on with the old stream.
+            beginning: which begin, with what.
+
+        Raises:
+            ResetNeeded: if only some begin and the others never have.
         """
-        for i, seed in enumerate(seeds or ()):
+        beginning = beginning or Beginning()
+        rows = self.everyone if beginning.rows is None else beginning.rows
+        for i in rows.tolist():
+            seed = None if seeds is None else seeds[i]
             if seed is not None:
                 self.streams[i] = np.random.default_rng(seed)
-        self.state = RoutingState(self.stack, self.rules, *self._draw(self.everyone))
-        self.state.visit(0)
-        self.paid = torch.zeros_like(self.state.price)  # (N,), the penalty in earlier rewards
-        return self.state.observe(self.everyone)
+        if beginning.rows is None:
+            self.state = RoutingState(self.stack, self.rules, *self._draw(rows, beginning))
+            self.paid = torch.zeros_like(self.state.price)  # (N,), the penalty in earlier rewards
+        else:
+            self._begun().restart(rows, *self._draw(rows, beginning))
+            self.paid[rows] = 0.0
+        self.over[rows] = False
+        state = self._begun()
+        state.visit(0)
+        return state.observe(self.everyone)
 
     @torch.no_grad()
     def step(self, jumps: Tensor) -> Step:
-        """Sends every row on by `jumps` (N,) long, and runs its next layers until there is a choice again."""
+        """Sends every row on by `jumps` (N,) long, and runs its next layers until there is a choice again.
+
+        Raises:
+            ResetNeeded: without autoreset, if an episode has ended that no other follows.
+        """
         state, rules = self._begun(), self.rules
-        state.follow(self.everyone, Decision(rules.next_layer(state.position, jumps), rules.decision_flops, read=rules.layout.reads))
+        resting = self.over.nonzero().squeeze(1)
+        rows = self.everyone
+        if resting.shape[0] > 0:
+            if self.autoreset_mode == AutoresetMode.DISABLED:
+                which = ", ".join(map(str, resting.tolist()))
+                raise ResetNeeded(f"the episode of environment {which} has ended; call reset() before the next step()")
+            rows = (~self.over).nonzero().squeeze(1)
+        if rows.shape[0] > 0:
+            following = rules.next_layer(state.position[rows], jumps[rows])
+            state.follow(rows, Decision(following, rules.decision_flops, read=rules.layout.reads))
         for i in range(1, self.stack.depth):
-            rows = state.visit(i)
-            if rows is not None and not rules.choices[i]:
-                state.follow(rows, only_way(rules, i, rows))
+            arrived = state.visit(i)
+            if arrived is not None and not rules.choices[i]:
+                state.follow(arrived, only_way(rules, i, arrived))
         penalty = torch.zeros_like(state.compute) + self.reward.penalty(state.compute, state.price)  # (N,), also where it is one number
         rewards, self.paid = self.paid - penalty, penalty
-        terminated = state.next_layer == self.stack.depth
-        ended = terminated.nonzero().squeeze(1)
-        if ended.shape[0] == 0:
-            return Step(state.observe(self.everyone), rewards, terminated, None)
-        ends = self._end(ended)
-        rewards[ended] += self.reward.gain(ends.scores)
-        if self.autoreset:
-            state.restart(ended, *self._draw(ended))
+        rewards[resting] = 0.0
+        terminated = (state.next_layer == self.stack.depth) & ~self.over
+        ended, ends = terminated.nonzero().squeeze(1), None
+        if ended.shape[0] > 0:
+            ends = self._end(ended)
+            rewards[ended] += self.reward.gain(ends.scores)
+            self.over[ended] = True
+        beginning = {AutoresetMode.SAME_STEP: ended, AutoresetMode.NEXT_STEP: resting, AutoresetMode.DISABLED: resting}[self.autoreset_mode]
+        if beginning.shape[0] > 0:
+            state.restart(beginning, *self._draw(beginning, Beginning()))
             state.visit(0)  # after layer 0 there always is a choice: rules without one are refused
-            self.paid[ended] = 0.0
+            self.paid[beginning], self.over[beginning] = 0.0, False
         return Step(state.observe(self.everyone), rewards, terminated, ends)
 
     def masks(self) -> Tensor:
-        """(N, J + 1) bool, the jumps that are legal now."""
-        return self.legal[self._begun().position]
+        """(N, J + 1) bool, the jumps that are legal now; where an episode is over as after the last layer."""
+        return self.legal[torch.where(self.over, self.stack.depth - 1, self._begun().position)]
 
     def _end(self, rows: Tensor) -> Ends:
         state, labels = self._begun(), self.examples.labels[self.drawn[rows]]
@@ -187,22 +281,25 @@ class SkipCore:
             labels=labels,
             predictions=outputs.argmax(dim=1),
             prices=state.price[rows],
+            examples=self.drawn[rows],
+            confidence=outputs.float().softmax(dim=-1).amax(dim=-1).view(len(rows), -1).mean(dim=1) if self.watched else None,
         )
 
-    def _draw(self, rows: Tensor) -> tuple[Inputs, Tensor]:
-        """New examples and prices for `rows`, each from its own stream."""
+    def _draw(self, rows: Tensor, beginning: Beginning) -> tuple[Inputs, Tensor]:
+        """New examples and prices for `rows`, each from its own stream, which goes on in the same way where one of them is given."""
         streams = [self.streams[i] for i in rows.tolist()]
         device = rows.device
         chosen = torch.tensor([int(stream.integers(len(self.examples))) for stream in streams], device=device)
+        chosen = chosen if beginning.examples is None else beginning.examples.to(device)
         self.drawn[rows] = chosen
         if isinstance(self.price, tuple):
             low, high = math.log(self.price[0]), math.log(self.price[1])
             price = torch.tensor([math.exp(stream.uniform(low, high)) for stream in streams], device=device, dtype=torch.float32)
         else:
             price = torch.full(rows.shape, self.price, device=device, dtype=torch.float32)
-        return take_rows(self.examples.inputs, chosen), price
+        return take_rows(self.examples.inputs, chosen), price if beginning.prices is None else beginning.prices.to(device)
 
     def _begun(self) -> RoutingState:
         if self.state is None:
-            raise ValueError("no episode has begun; call reset() first")
+            raise ResetNeeded("no episode has begun; call reset() first")
         return self.state

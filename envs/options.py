@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from gymnasium.vector import AutoresetMode
 
 from envs.core import Price, Score, SkipCore
 from rl_skip.core.devices import pick_device
@@ -78,7 +79,7 @@ class EnvOptions:
     seed: int | None = None
     """Decides the weights of a network that is built (None: 0), and the episodes until `reset` is given a seed."""
 
-    def core(self, num_envs: int, *, autoreset: bool = True) -> SkipCore:
+    def core(self, num_envs: int, *, autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP) -> SkipCore:
         """The environments that these options describe.
 
         Raises:
@@ -88,17 +89,21 @@ class EnvOptions:
         model, task = (None, self._task()) if self.run is None else self._trained(self.run)
         stack = self._network(task) if model is None else model.stack
         device = self._device(stack)
-        return SkipCore(
+        named = {"accuracy": task.score, "probability": task.probability}
+        core = SkipCore(
             stack.to(device),
             self._rules(stack, None if model is None else model.rules),
             task.load(self.split).to(device),
-            self.score if callable(self.score) else task.score if self.score == "accuracy" else task.probability,
+            named[self.score] if isinstance(self.score, str) else self.score,
             num_envs=num_envs,
             price=self._price(DEFAULT_PRICE if model is None else model.price),
             reward=self._reward(),
             seed=self.seed,
-            autoreset=autoreset,
+            autoreset_mode=autoreset_mode,
         )
+        core.named_scores = named
+        core.check_price(core.price)
+        return core
 
     def _check(self) -> None:
         built = isinstance(self.stack, str) or (self.stack is None and self.run is None)

@@ -8,69 +8,153 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from envs.beginnings import beginning_of
 from envs.convert import METADATA, Array, action_space, check_render_mode, draw, end_infos, jumps_from, observation_space, to_numpy
 from envs.core import Ends
 from envs.options import EnvOptions
+from envs.pictures import Camera, Frame
+from envs.settings import CHANGEABLE, Settings
+from rl_skip.core.errors import UserError
 
 __all__ = ["LayerSkipVectorEnv"]
 
 
-class LayerSkipVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], Array]):
+class LayerSkipVectorEnv(Settings, VectorEnv[NDArray[np.float32], NDArray[np.int64], Array]):
     """N of `LayerSkipEnv` in one batch: with seed s they do what single environments with seeds s, s + 1, … do.
 
-    An environment whose episode ends begins the next one in the same step (`AutoresetMode.SAME_STEP`): its last
-    observation and info are in `infos["final_obs"]` and `infos["final_info"]`.
+    Infos have the form of Gymnasium's own vector environments. With `AutoresetMode.SAME_STEP` an environment whose episode
+    ends begins the next one in the same step: its last observation and info are in `infos["final_obs"]` and
+    `infos["final_info"]`. `price`, `price_range`, `reward` and `score` may be set between steps, for all environments together.
 
     Args:
         num_envs: N.
-        render_mode: "ansi" makes `render` return a line of layers for each environment.
+        render_mode: "ansi" makes `render` return a line of layers for each environment, "rgb_array" a picture (240, 640, 3).
+        autoreset_mode: what follows the end of an episode, as `AutoresetMode` or its value: the next one in the same step, in the next step, or
+            once `reset(options={"reset_mask": mask})` is called.
         options: the fields of `EnvOptions`.
     """
 
     metadata: ClassVar[dict[str, Any]] = {**METADATA, "autoreset_mode": AutoresetMode.SAME_STEP}  # type: ignore[misc]
 
-    def __init__(self, num_envs: int = 1, render_mode: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, num_envs: int = 1, render_mode: str | None = None, autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP, **options: Any
+    ) -> None:
         self.render_mode = check_render_mode(render_mode)
-        self.core, self.num_envs = EnvOptions(**options).core(num_envs), num_envs
+        self.autoreset_mode = _mode(autoreset_mode)
+        self.metadata = {**METADATA, "autoreset_mode": self.autoreset_mode}  # type: ignore[misc]
+        self.core, self.num_envs = EnvOptions(**options).core(num_envs, autoreset_mode=self.autoreset_mode), num_envs
         self.single_observation_space = observation_space(self.core.rules)
         self.single_action_space = action_space(self.core.rules)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
+        self.camera = Camera(self.core) if render_mode == "rgb_array" else None
         self._ends: Ends | None = None
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Begins an episode in every environment; `seed` is one number s for s, s + 1, …, or one for each."""
+        """Begins an episode in every environment, or in some.
+
+        Args:
+            seed: one number s for s, s + 1, …, or one for each.
+            options: "example", a row of the examples, and "price": one number, or one for each environment; "reset_mask": (N,) bool, the environments
+                that begin an episode. What is not given is drawn.
+
+        Returns:
+            The observations of all environments, and the infos of those that begin an episode.
+        """
         seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
         if seeds is not None and len(seeds) != self.num_envs:
             raise ValueError(f"reset needs one seed, or one for each of {self.num_envs} environments, got {len(seeds)}")
+        beginning = beginning_of(options, self.core)
         super().reset(seed=None if seeds is None else seeds[0])
+        observations = to_numpy(self.core.reset(seeds, beginning))
         self._ends = None
-        return to_numpy(self.core.reset(seeds)), self._mask_info()
+        begun = np.arange(self.num_envs) if beginning.rows is None else to_numpy(beginning.rows)
+        if self.camera is not None:
+            self.camera.look(begun=begun)
+        return observations, self._under_way(begun)
 
     def step(self, actions: NDArray[np.int64]) -> tuple[NDArray[np.float32], Array, Array, Array, dict[str, Any]]:
         step = self.core.step(jumps_from(actions, self.core))
         self._ends = step.ends
-        infos = self._mask_info()
-        if step.ends is not None:
-            infos |= self._final(step.ends)
+        if self.camera is not None:
+            self.camera.look(step.ends)
         terminated = to_numpy(step.terminated)
+        same_step = self.autoreset_mode == AutoresetMode.SAME_STEP
+        infos = self._under_way(np.arange(self.num_envs) if same_step else (~terminated).nonzero()[0])
+        if step.ends is not None:
+            infos = self._final(step.ends, infos) if same_step else self._ended(step.ends, infos)
         return to_numpy(step.observations), to_numpy(step.rewards.double()), terminated, np.zeros_like(terminated), infos
 
     def action_masks(self) -> Array:
         """(N, J + 1) bool, the jumps that are legal now."""
         return to_numpy(self.core.masks())
 
-    def render(self) -> tuple[str, ...] | None:
+    def render(self) -> tuple[str, ...] | tuple[Frame, ...] | None:
+        if self.camera is not None:
+            return tuple(self.camera.frames())
         return tuple(draw(self.core, self._ends)) if self.render_mode == "ansi" else None
 
-    def _mask_info(self) -> dict[str, Any]:
-        return {"action_mask": self.action_masks(), "_action_mask": np.ones(self.num_envs, dtype=bool)}
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """What every environment has under that name, or answers when it is called; as of `gymnasium.vector.SyncVectorEnv`."""
+        if name == "action_masks":
+            return tuple(self.action_masks())
+        value = getattr(self, name)
+        return tuple(value(*args, **kwargs) if callable(value) and name not in CHANGEABLE else value for _ in range(self.num_envs))
 
-    def _final(self, ends: Ends) -> dict[str, Any]:
-        """The ended episodes in the form of Gymnasium's own vector environments."""
-        infos: dict[str, Any] = {}
-        for row, observation, info in zip(ends.rows.tolist(), to_numpy(ends.observations), end_infos(ends), strict=True):
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """An attribute, repeated for each environment."""
+        return self.call(name)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Sets one of the settings for all environments.
+
+        Args:
+            name: "price", "price_range", "reward" or "score".
+            values: the value, or a list of N equal ones; a tuple is a range of prices.
+
+        Raises:
+            AttributeError: if that is no setting, or one that cannot change.
+            ValueError: if the environments would differ.
+        """
+        if name not in CHANGEABLE:
+            raise AttributeError(f"{name!r} cannot be set; the settings that may change are {', '.join(CHANGEABLE)}")
+        if isinstance(values, list):
+            if len(values) != self.num_envs or any(value != values[0] for value in values):
+                raise ValueError(f"{name} belongs to all {self.num_envs} environments together; set one value")
+            values = values[0]
+        setattr(self, name, values)
+
+    def _under_way(self, rows: NDArray[np.int64]) -> dict[str, Any]:
+        """The infos of environments in which an episode goes on."""
+        if len(rows) == 0:
+            return {}
+        there = np.zeros(self.num_envs, dtype=bool)
+        there[rows] = True
+        masks, drawn = self.action_masks(), to_numpy(self.core.drawn)
+        return {
+            "action_mask": np.where(there[:, None], masks, False),
+            "_action_mask": there,
+            "example": np.where(there, drawn, 0),
+            "_example": there.copy(),
+        }
+
+    def _final(self, ends: Ends, infos: dict[str, Any]) -> dict[str, Any]:
+        """Besides, the episodes that ended while others have begun."""
+        for row, observation, info in zip(ends.rows.tolist(), to_numpy(ends.observations), end_infos(ends, self.core), strict=True):
             infos = self._add_info(infos, {"final_obs": observation.copy(), "final_info": info}, row)
         return infos
+
+    def _ended(self, ends: Ends, infos: dict[str, Any]) -> dict[str, Any]:
+        """Besides, the episodes that ended and that nothing follows yet."""
+        for row, info in zip(ends.rows.tolist(), end_infos(ends, self.core), strict=True):
+            infos = self._add_info(infos, info, row)
+        return infos
+
+
+def _mode(mode: AutoresetMode | str) -> AutoresetMode:
+    try:
+        return AutoresetMode[mode.upper()] if isinstance(mode, str) and mode.upper() in AutoresetMode.__members__ else AutoresetMode(mode)
+    except ValueError:
+        raise UserError(f"the autoreset mode is one of {', '.join(AutoresetMode.__members__)}, got {mode!r}; set autoreset_mode") from None

@@ -8,7 +8,7 @@ from rl_skip.core.kinds import BUILT, KINDS
 from rl_skip.core.version import __version__
 
 if TYPE_CHECKING:
-    from rl_skip.attached import Handle, HuggingFaceStack, LearningHandle, SkipConfig, attach
+    from rl_skip.attached import Handle, HuggingFaceStack, LearningHandle, SkipConfig, attach, from_pretrained
     from rl_skip.attached.trainer import SkipTrainer, SkipTraining
     from rl_skip.core.costs import CostModel
     from rl_skip.core.dial import Guarantee
@@ -72,6 +72,7 @@ __all__ = [
     "View",
     "__version__",
     "attach",
+    "from_pretrained",
     "hidden_states",
     "load",
     "load_policy",
@@ -83,7 +84,7 @@ __all__ = [
 ]
 
 _NAMES = {
-    "attached": ("Handle", "HuggingFaceStack", "LearningHandle", "SkipConfig", "attach"),
+    "attached": ("Handle", "HuggingFaceStack", "LearningHandle", "SkipConfig", "attach", "from_pretrained"),
     "attached.trainer": ("SkipTrainer", "SkipTraining"),
     "core.costs": ("CostModel",),
     "core.dial": ("Guarantee",),

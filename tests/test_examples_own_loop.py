@@ -95,5 +95,6 @@ def test_the_trainer(tmp_path: Path) -> None:
     options = {"num_train_epochs": 8, "learning_rate": 3e-3, "per_device_train_batch_size": 16}
     trainer = train(model, TRAIN, VALIDATION, CONFIG, str(tmp_path), **options, **quiet)
     saved = type(model).from_pretrained(tmp_path)
+    assert type(rl_skip.from_pretrained(tmp_path).model) is type(model)
     check(model, trainer.handle, tmp_path)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in saved.state_dict().items())

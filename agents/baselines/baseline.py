@@ -11,7 +11,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from agents.agent import Agent, Results, TrainedRun
+from agents.run.forecast import seconds_of
 from agents.run.learner import Learner
+from agents.run.report import TIMED_ROWS, TIMING
 from agents.run.telemetry import score_metric
 from rl_skip.core.batches import deployed
 from rl_skip.core.errors import UserError
@@ -21,11 +23,13 @@ from rl_skip.core.routing import Router
 from rl_skip.core.task import Examples, score_key
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.curves import CURVE, Curve, Point, save_curve
-from rl_skip.measure.evaluation import Evaluation, evaluate, seconds_per_batch
+from rl_skip.measure.evaluation import REPEATS, Evaluation, evaluate, seconds_per_batch
 
 __all__ = ["Baseline", "Setting", "Unsuited", "baseline_report", "batch_metrics", "print_baseline"]
 
-TIMED_ROWS = 64
+CURVE_PART = "curve"
+"""The part of a run's end that measures every point."""
+TRIED_ROWS = 256
 
 
 class Unsuited(UserError):
@@ -116,11 +120,23 @@ class Baseline(Agent):
 
     def finish(self, run: TrainedRun) -> Results:
         """Calibrates and measures it, writes its curve into the run folder, and prints its points."""
-        report = baseline_report(self, run.folder, run.seconds)
+        report = baseline_report(self, run)
+        if "points" not in report:
+            return Results(report, {})
         print_baseline(report, self.record.title, run.folder, run.console, self.learner.task.score_name)
         key = score_key(self.learner.task.score_name)
         best = max(report["points"], key=lambda point: point[f"validation_{key}"])
         return Results(report, {name: best[name] for name in (key, "compute")})
+
+    def foreseen(self) -> dict[str, float]:
+        rows = self.learner.validation.take(slice(0, TRIED_ROWS))
+        seconds, points = seconds_of(lambda: self.evaluate(rows)) / len(rows), self.points
+        return {CURVE_PART: 2 * points * seconds * len(self.learner.validation), TIMING: points * seconds * TIMED_ROWS * REPEATS}
+
+    @property
+    def points(self) -> int:
+        """How many ways to run it there will be."""
+        return len(self.settings())
 
     def measure(self, examples: Examples, setting: Setting | None = None) -> Evaluation:
         """Runs all examples in evaluation mode; at the operating point used for validation unless another is named."""
@@ -144,32 +160,33 @@ def batch_metrics(supervised: Tensor, compute: Tensor, route: Tensor) -> dict[st
     return {"train/supervised_loss": supervised, "rollout/compute": compute.mean()} | rates
 
 
-def baseline_report(baseline: Baseline, folder: Path, seconds: float) -> dict[str, Any]:
+def baseline_report(baseline: Baseline, run: TrainedRun) -> dict[str, Any]:
     """Calibrates and measures a trained baseline, and writes its curve into the run folder.
 
     Returns:
-        Score, compute and milliseconds for a batch of each point, on test data.
+        Score, compute and milliseconds for a batch of each point, on test data. What failed is missing.
     """
-    baseline.calibrate()
-    learner, config = baseline.learner, baseline.learner.config
-    test = learner.task.load("test").to(learner.device)
-    settings = baseline.settings()
-    validation, tested = ([baseline.measure(split, setting) for setting in settings] for split in (learner.validation, test))
-    curve = Curve(baseline.record, config.seed, *(tuple(map(_point(baseline), settings, evaluations)) for evaluations in (validation, tested)))
-    save_curve(folder, curve)
-    times, key = _milliseconds(baseline, settings), score_key(learner.task.score_name)
-    points = [
-        {
-            "label": setting.label,
-            key: on_test.score,
-            "compute": on_test.compute,
-            "milliseconds": taken,
-            f"validation_{key}": on_validation.score,
-        }
-        for setting, on_test, on_validation, taken in zip(settings, tested, validation, times, strict=True)
-    ]
-    about = {"agent": label_of(config.agent), "budget": config.pricing.budget, "seconds": seconds, "rows": len(test), "split": "test"}
-    return {"points": points, **about, "timed_rows": min(TIMED_ROWS, len(learner.validation))}
+    learner, config, report = baseline.learner, baseline.learner.config, run.report
+    key = score_key(learner.task.score_name)
+    with run.part(CURVE_PART):
+        baseline.calibrate()
+        test = learner.task.load("test").to(learner.device)
+        about = {"agent": label_of(config.agent), "budget": config.pricing.budget, "seconds": run.seconds, "rows": len(test), "split": "test"}
+        settings = baseline.settings()
+        validation, tested = ([baseline.measure(split, setting) for setting in settings] for split in (learner.validation, test))
+        curve = Curve(baseline.record, config.seed, *(tuple(map(_point(baseline), settings, evaluations)) for evaluations in (validation, tested)))
+        save_curve(run.folder, curve)
+        report |= about
+        report["points"] = [
+            {"label": setting.label, key: on_test.score, "compute": on_test.compute, f"validation_{key}": on_validation.score}
+            for setting, on_test, on_validation in zip(settings, tested, validation, strict=True)
+        ]
+    if "points" in report:
+        with run.part(TIMING):
+            report["timed_rows"] = min(TIMED_ROWS, len(learner.validation))
+            for point, taken in zip(report["points"], _milliseconds(baseline, settings), strict=True):
+                point["milliseconds"] = taken
+    return report
 
 
 def _point(baseline: Baseline) -> Callable[[Setting, Evaluation], Point]:
@@ -196,9 +213,12 @@ def _milliseconds(baseline: Baseline, settings: list[Setting]) -> list[float]:
 def print_baseline(report: dict[str, Any], title: str, folder: Path, console: Console, score_name: str) -> None:
     """Prints the points and what to do next."""
     table = Table(title=f"{report['rows']} test rows, {report['seconds']:.0f} s of training", title_justify="left")
-    for column in (title, score_name, "compute", f"ms per {report['timed_rows']} rows"):
+    timed = all("milliseconds" in point for point in report["points"])
+    clock = [f"ms per {report['timed_rows']} row{'s' * (report['timed_rows'] > 1)}"] if timed else []
+    for column in (title, score_name, "compute", *clock):
         table.add_column(column, justify="left" if column == title else "right")
     for point in report["points"]:
-        table.add_row(point["label"], f"{point[score_key(score_name)]:.1%}", f"{point['compute']:.3f}", f"{point['milliseconds']:.1f}")
+        taken = [f"{point['milliseconds']:.1f}"] if timed else []
+        table.add_row(point["label"], f"{point[score_key(score_name)]:.1%}", f"{point['compute']:.3f}", *taken)
     console.print(table)
     console.print("next:", f"  python -m rl_skip compare RUN --baselines {folder}", sep="\n", highlight=False)

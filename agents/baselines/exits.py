@@ -118,6 +118,10 @@ class Exits(Baseline):
         """One for each threshold."""
         return [Setting(f"threshold {threshold:.4g}", ConfidenceExits(self.heads, threshold)) for threshold in self.thresholds]
 
+    @property
+    def points(self) -> int:
+        return THRESHOLDS
+
     def validation_setting(self) -> Setting:
         return Setting(f"threshold {WATCHED:g}", ConfidenceExits(self.heads, WATCHED))
 

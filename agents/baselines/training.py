@@ -1,5 +1,6 @@
 """Trains every baseline of a run, with the run's own options, from the run's own start, into `RUN/baselines`."""
 
+import json
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from agents.agent import AGENTS, AgentConfig
+from agents.agent import AGENTS, REPORT, AgentConfig
 from agents.baselines.baseline import Baseline, Unsuited
 from agents.options.config import PriceConfig, TrainConfig
 from agents.run.checkpoints import Stopped
+from agents.run.forecast import duration
 from agents.run.session import is_finished, train
 from agents.run.start import START
 from rl_skip.measure.compare.baseline import BaselineRecord
@@ -82,6 +84,7 @@ def train_baselines(
     baselines = {name: found for name, found in baselines_of(folder, wanted).items() if only is None or found[0].name in only}
     plan = read_plan(folder) | {name: Planned(record.title) for name, (record, _) in baselines.items()}
     write_plan(folder, plan)
+    _say_how_long(folder, baselines.values(), console)
     threads = torch.get_num_threads()
     try:
         for number, (name, (record, config)) in enumerate(baselines.items(), start=1):
@@ -91,6 +94,15 @@ def train_baselines(
                 write_plan(folder, plan)
     finally:
         torch.set_num_threads(threads)
+
+
+def _say_how_long(folder: Path, baselines: Iterable[tuple[BaselineRecord, TrainConfig]], console: Console) -> None:
+    """From how long the run itself trained: a baseline has as many updates, and each takes about as long."""
+    left = sum(not is_finished(config.folder, config.agent) for _, config in baselines)
+    report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).is_file() else {}
+    if left and "seconds" in report:
+        each, whole = duration(report["seconds"]), duration(left * report["seconds"])
+        console.print(f"{left} baselines to train, about {whole}: the run itself took {each}, and each has as many updates", soft_wrap=True)
 
 
 def _spent(folder: Path, data: str | None) -> float:

@@ -98,7 +98,7 @@ class PriceConfig:
     budget: float | None = None
     """Mean compute allowed, in (0, 1]: the price is controlled until the routes cost that much."""
     guarantee: float | None = None
-    """After training, runs at the smallest compute that loses at most so much accuracy against full depth; 0.01 is one point."""
+    """After training, runs at the smallest compute that loses at most so much score against full depth; 0.01 is one point."""
     guarantee_kind: GuaranteeKind = "confidence"
     """What is promised: "confidence", that the price picked loses no more, 95%; or "expectation", that what is picked loses no more on average over
     draws of validation rows, which takes 99 of them for one point in place of 268, and any score in [0, 1]."""
@@ -129,6 +129,9 @@ class ScheduleConfig:
     collapse."""
     epochs: int = 25
     """Passes over the data with network and policy trained together."""
+    max_updates: int | None = 7_000
+    """Updates that a run makes at most, if neither --epochs nor --warmup-epochs is given: where data are so large that the passes would take more,
+    fewer are made, in the same proportion. More takes longer and learns better; 2,000 to 20,000."""
     batch_size: int = 64
     """Inputs of one update."""
     learning_rate: float = 1e-3
@@ -164,6 +167,8 @@ class ScheduleConfig:
         for name in ("warmup_epochs", "epochs", "batch_size", "eval_epochs"):
             if getattr(self, name) < (0 if name == "warmup_epochs" else 1):
                 raise UserError(f"{name} is too small: {getattr(self, name)}; set --{name.replace('_', '-')}")
+        if self.max_updates is not None and self.max_updates < 1:
+            raise UserError(f"a run makes at least 1 update, got {self.max_updates}; set --max-updates")
         if self.tune not in get_args(Tune):
             raise UserError(f"what is tuned is one of {', '.join(get_args(Tune))}, got {self.tune!r}; set --tune")
         if self.precision not in get_args(Precision):
@@ -174,6 +179,19 @@ class ScheduleConfig:
             positive(name, getattr(self, name), f"--{name.replace('_', '-')}")
         for name in ("weight_decay", "random_route_weight", "full_depth_weight", "distillation_weight"):
             positive(name, getattr(self, name), f"--{name.replace('_', '-')}", zero=True)
+
+
+    def updates(self, rows: int) -> int:
+        """Of a run on so many training rows."""
+        return (self.warmup_epochs + self.epochs) * max(rows // self.batch_size, 1)
+
+    def suited_to(self, rows: int) -> "ScheduleConfig":
+        """With fewer epochs, at least one of each kind, where those that are set take more than `max_updates` on so many training rows."""
+        if self.max_updates is None or self.updates(rows) <= self.max_updates:
+            return self
+        passes = self.max_updates // max(rows // self.batch_size, 1)
+        warmup = max(self.warmup_epochs * passes // (self.warmup_epochs + self.epochs), min(self.warmup_epochs, 1))
+        return replace(self, warmup_epochs=warmup, epochs=max(passes - warmup, 1))
 
 
 @dataclass(frozen=True)
@@ -331,9 +349,12 @@ class TrainConfig:
         except UserError as error:
             raise UserError(f"{file}: {error}") from None
         agent_config = read_dataclass(config_class, fields.object("agent_config"))
+        schedule = fields.object("schedule")
+        schedule.values.setdefault("max_updates", None)  # which runs of before did not know
         given = {
             "task": task.text("name"),
             "data": task.text_or_none("data"),
+            "schedule": read_dataclass(ScheduleConfig, schedule),
             "options": options,
             "resume": str(folder),
             "agent_config": agent_config,

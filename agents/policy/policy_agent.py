@@ -11,10 +11,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from agents.agent import Agent, AgentConfig, Results, TrainedRun
-from agents.policy.calibration import calibrate
+from agents.policy.calibration import calibrate, calibration_rows, refuse_small_budget
+from agents.run.forecast import seconds_of
 from agents.run.learner import Learner
-from agents.run.pictures import show_routes
-from agents.run.report import final_report, print_report
+from agents.run.pictures import DRAWING, show_routes
+from agents.run.report import TABLE, TIMED_ROWS, TIMING, TIMINGS, final_report, print_report, rows_of_report
 from rl_skip.core.batches import deployed
 from rl_skip.core.dial import Guarantee, PriceTable
 from rl_skip.core.errors import UserError, positive
@@ -26,12 +27,17 @@ from rl_skip.core.task import Examples, score_key
 from rl_skip.export.policy_folder import save
 from rl_skip.learning.prices import BudgetPrice, PriceRange, price_source
 from rl_skip.measure.evaluation import Evaluation, evaluate
+from rl_skip.measure.every_price import at_any_price
 from rl_skip.measure.guarantee import guarantee
 from rl_skip.measure.runs import MODEL
 from rl_skip.nets.network import network_to_json
 
 __all__ = ["PolicyAgent", "PolicyAgentConfig"]
 
+CALIBRATION, GUARANTEE, EXPORT, PICTURES = "calibration", "guarantee", "export of the policy", "pictures"
+"""Parts of a run's end, beside those of the report."""
+TRIED_ROWS = 256
+"""Validation rows that are run to foresee how long all of them take."""
 ScoreName = Literal["accuracy", "probability"]
 
 
@@ -40,7 +46,8 @@ class PolicyAgentConfig(AgentConfig):
     """What the policy learns from."""
 
     score: ScoreName = "accuracy"
-    """What the policy is rewarded for: the task's own score, 1 for a right prediction, or the probability of the label."""
+    """What the policy is rewarded for: "accuracy", 1 for a right prediction, or what the task has for a score in its place; or the probability of the
+    label."""
     entropy_start: float = 0.1
     """Weight of the entropy bonus at the start. Too low, and the policy freezes on the first route that works; 0.01 to 0.1."""
     entropy_end: float = 0.001
@@ -94,7 +101,7 @@ class PolicyAgent(Agent):
         self.config = cast(PolicyAgentConfig, learner.config.agent_config)
 
     def try_out(self) -> None:
-        """Observes and rewards two rows, in evaluation mode; draws nothing from the run's random numbers."""
+        """Observes and rewards two rows, in evaluation mode, and tries the budget; draws nothing from the run's random numbers."""
         learner = self.learner
         rows, price = learner.validation.take(slice(0, 2)), self.prices.validation_price
         with deployed(learner.stack, learner.policy), torch.random.fork_rng(devices=[]):
@@ -106,6 +113,8 @@ class PolicyAgent(Agent):
                 reward = self.prices.reward.to_go(self.score(rollout.outputs, rows.labels), rollout.spent, prices)
                 if reward.shape != rollout.spent.shape or not reward.isfinite().all():
                     raise ValueError(f"{len(prices)} rows must earn a finite number each, got {reward.tolist()}")
+            if (budget := learner.config.pricing.budget) is not None:
+                refuse_small_budget(learner, budget)
 
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """(B,), the score that the policy is rewarded for."""
@@ -122,16 +131,32 @@ class PolicyAgent(Agent):
 
     def finish(self, run: TrainedRun) -> Results:
         """Merges adapters, calibrates the policy, exports it, and sets it beside full depth and fixed and random routes."""
-        learner = self.learner
+        learner, promise = self.learner, None
         learner.merge_adapters()
-        table, price = calibrate(learner, self.prices)
-        promise = self._guarantee(table, price, run.console)
-        price = price if promise is None else promise.price
-        self._export(run, table, price, promise)
-        report = final_report(learner, table, price, seconds=run.seconds, reward=self.reward)
+        table, price = PriceTable(score_name=learner.task.score_name), self.prices.validation_price
+        with run.part(CALIBRATION):
+            table, price = calibrate(learner, self.prices)
+        if learner.config.pricing.guarantee is not None:
+            with run.part(GUARANTEE):
+                promise = self._guarantee(table, price, run.console)
+                price = price if promise is None else promise.price
+        with run.part(EXPORT):
+            self._export(run, table, price, promise)
+        report = final_report(learner, table, price, run, reward=self.reward)
         print_report(report, run.folder, run.console, learner.task.score_name, own_stack=run.own_stack)
-        show_routes(run.writer, learner, price)
-        return Results(report, {name: report["policy"][name] for name in (score_key(learner.task.score_name), "compute", "reward")})
+        with run.part(PICTURES):
+            show_routes(run.writer, learner, price)
+        named = (score_key(learner.task.score_name), "compute", "reward")
+        return Results(report, {name: report["policy"][name] for name in named} if "policy" in report else {})
+
+    def foreseen(self) -> dict[str, float]:
+        learner = self.learner
+        rows, price = learner.validation.take(slice(0, TRIED_ROWS)), self.prices.validation_price
+        seconds = seconds_of(lambda: at_any_price(learner.stack, learner.policy, learner.task, rows)(price)) / len(rows)
+        low, high = self.prices.range
+        passed = calibration_rows(learner, budget=isinstance(self.prices, BudgetPrice)) if low < high else 0
+        reported = {TABLE: seconds * rows_of_report(learner), TIMING: seconds * TIMED_ROWS * TIMINGS}
+        return {CALIBRATION: seconds * passed, **reported, PICTURES: seconds * len(learner.validation) + DRAWING}
 
     def _guarantee(self, table: PriceTable, price: float, console: Console) -> Guarantee | None:
         """The guarantee that is set, and at which price it holds; None, with a message, where the data do not support it."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from agents.agent import AGENTS, Results, TrainedRun
 from agents.policy.imitation import imitation_loss, imitation_weight
 from agents.policy.policy_agent import PolicyAgent, PolicyAgentConfig
+from agents.run.forecast import seconds_of
 from agents.run.learner import Critic, Learner
 from agents.run.telemetry import rollout_metrics, score_metric
 from envs import Price, SB3SkipVecEnv, SkipCore
@@ -23,12 +24,15 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.exits import exit_pass
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.policy import JumpPolicy
+from rl_skip.core.progress import begin_stage
 from rl_skip.core.routers import PolicyRouter
 from rl_skip.learning.exact import entropy_weight
 from rl_skip.learning.prices import BudgetPrice, PriceRange, PriceSource
 from rl_skip.measure.every_price import leaves_only
 
 __all__ = ["MaskablePpo", "Ppo", "PpoConfig", "actor_critic"]
+
+ROLLOUTS = "rollouts on the finished network"
 
 
 @dataclass(frozen=True)
@@ -149,12 +153,25 @@ class Ppo(PolicyAgent):
         return metrics | self._improve_network(update)
 
     def finish(self, run: TrainedRun) -> Results:
-        learner, rollouts = self.learner, self.config.finished_rollouts
-        if leaves_only(learner.stack, learner.policy) and learner.tunes:
+        learner, rollouts = self.learner, self._finished_rollouts
+        if rollouts > 0:
+            begin_stage(ROLLOUTS)
             learner.prepare(learns=False)
             for n in range(rollouts):
                 self._improve_policy(learner.updates + n, n / rollouts)
         return super().finish(run)
+
+    def foreseen(self) -> dict[str, float]:
+        parts, rollouts = super().foreseen(), self._finished_rollouts
+        if rollouts == 0:
+            return parts
+        self.learner.prepare(learns=False)
+        return {ROLLOUTS: rollouts * seconds_of(lambda: self._improve_policy(self.learner.updates, 0.0))} | parts
+
+    @property
+    def _finished_rollouts(self) -> int:
+        learner = self.learner
+        return self.config.finished_rollouts if leaves_only(learner.stack, learner.policy) and learner.tunes else 0
 
     def _improve_policy(self, update: int, progress: float) -> dict[str, Tensor]:
         """One rollout of PPO and its training, after a share `progress` of all that it will have."""

@@ -10,16 +10,18 @@ from torch import Tensor
 from agents.agent import AGENTS, Results, TrainedRun
 from agents.policy.imitation import imitation_loss, imitation_weight
 from agents.policy.policy_agent import PolicyAgent, PolicyAgentConfig
+from agents.run.forecast import seconds_of
 from agents.run.learner import Learner
 from agents.run.telemetry import rollout_metrics, score_metric
 from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.errors import UserError
 from rl_skip.core.exits import exit_pass
 from rl_skip.core.forward import Rollout, routed_forward
+from rl_skip.core.progress import begin_stage
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routers import PolicyRouter
 from rl_skip.core.task import Examples
-from rl_skip.learning.alone import learn_alone
+from rl_skip.learning.alone import POLICY_BATCH, learn_alone
 from rl_skip.learning.exact import entropy_weight, exact_loss, exit_metrics, leaving
 from rl_skip.learning.outcomes import SeenExits
 from rl_skip.learning.prices import BudgetPrice, PriceRange
@@ -28,6 +30,8 @@ __all__ = ["Reinforce", "ReinforceConfig", "estimated_advantage", "leave_one_out
 
 BaselineName = Literal["value", "leave-one-out"]
 PASS_BATCH = 256
+POLICY_ALONE = "policy alone"
+"""The part of a run in which the policy learns from the finished network."""
 GradientName = Literal["auto", "exact", "sampled"]
 Advantage = Callable[[Rollout, Tensor, Tensor], Tensor]
 """Rollout of N rows, reward of each route (N,), reward to go of each decision (N, L) → advantage, (N, L) or (N, 1)."""
@@ -208,8 +212,20 @@ class Reinforce(PolicyAgent):
 
     def finish(self, run: TrainedRun) -> Results:
         if self.exact:
+            begin_stage(POLICY_ALONE)
             self.learn_from_finished_network()
         return super().finish(run)
+
+    def foreseen(self) -> dict[str, float]:
+        parts, learner = super().foreseen(), self.learner
+        if not self.exact:
+            return parts
+        rows, price = learner.train.take(slice(0, PASS_BATCH)), torch.ones(PASS_BATCH, device=learner.device)
+        looked = torch.rand(POLICY_BATCH, learner.stack.depth - 1, learner.rules.layout.size, device=learner.device)
+        with deployed(learner.stack):
+            passed = seconds_of(lambda: exit_pass(learner.stack, learner.policy, rows.inputs, price[: len(rows)])) / len(rows)
+        step = 2 * seconds_of(lambda: leaving(learner.policy, looked).probability.sum().backward())  # the optimiser's, and the loss, besides
+        return {POLICY_ALONE: len(learner.train) * (passed + self.config.policy_epochs * step / POLICY_BATCH)} | parts
 
     def learn_from_finished_network(self) -> None:
         """The policy alone, on what the network, which no longer changes, says of the training rows: one pass, then many over its answers."""

@@ -114,8 +114,8 @@ def _parts(file: Path) -> tuple[int, str]:
     return int(match[1]), match[2]
 
 
-class Stopped(Exception):
-    """The run was stopped by Ctrl-C or SIGTERM."""
+class Stopped(BaseException):
+    """The run was stopped by Ctrl-C or SIGTERM; like `KeyboardInterrupt` no error that could be handled on the way."""
 
     def __init__(self, number: int, advice: str) -> None:
         super().__init__(f"stopped; {advice}")

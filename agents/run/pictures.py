@@ -14,9 +14,11 @@ from rl_skip.measure.compare.figures import draw_flow, draw_run_rate
 from rl_skip.measure.compare.result import POLICY, Comparison, RoutesTaken
 from rl_skip.measure.evaluation import evaluate
 
-__all__ = ["show_comparison", "show_routes"]
+__all__ = ["DRAWING", "show_comparison", "show_routes"]
 
 COMPARED = "compare"
+DRAWING = 2.0
+"""Seconds that it takes to draw the routes, about."""
 THOUSANDTHS = 1000
 """TensorBoard's steps are whole numbers: a compute of 0.25 is step 250."""
 

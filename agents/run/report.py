@@ -1,5 +1,6 @@
 """The table at the end of a run: the policy beside what a person could run in its place, on test data."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,23 +11,29 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from agents.agent import TrainedRun
 from agents.run.learner import Learner
-from rl_skip.core.dial import PriceTable
+from agents.run.remarks import remarks
+from rl_skip.core.dial import GRID_POINTS, PriceTable
 from rl_skip.core.exits import left_at
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.random_routes import random_routes_at
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routing import Router
-from rl_skip.core.task import Examples, score_key
+from rl_skip.core.task import Examples, Task, score_key
 from rl_skip.measure.compare.leaving import EntropyExits, exit_table, one_threshold
 from rl_skip.measure.compare.statistics import Bootstrap
-from rl_skip.measure.evaluation import Evaluation, best_fixed_route, evaluate, seconds_per_batch
+from rl_skip.measure.evaluation import BEAM, EXHAUSTIVE_DEPTH, REPEATS, Evaluation, best_fixed_route, evaluate, seconds_per_batch
 from rl_skip.measure.every_price import at_any_price, leaves_only
 from rl_skip.measure.runs import MODEL
 
-__all__ = ["final_report", "print_report"]
+__all__ = ["TABLE", "TIMED_ROWS", "TIMING", "TIMINGS", "final_report", "print_report", "rows_of_report"]
 
+TABLE, DIAL, TIMING = "table", "dial", "timing"
+"""The parts of the report."""
 TIMED_ROWS = 64
+TIMINGS = 2 * REPEATS
+"""How often about the timed rows run through the whole network: full depth every time, the other ways through a part of it."""
 COLUMNS = ("compute", "reward", "milliseconds", "distinct_routes")
 """What is reported of every task besides its score; some have measures of their own too."""
 FULL, FIXED, ONE_THRESHOLD, RANDOM = "full depth", "best fixed route", "one threshold", "random routes"
@@ -35,30 +42,52 @@ SEARCH_ROWS = 1000
 """Validation rows on which the best fixed route is searched: 1,000 tell routes apart that differ by two points, and end soon."""
 
 
-def final_report(learner: Learner, table: PriceTable, price: float, seconds: float, reward: Reward = LINEAR) -> dict[str, Any]:
+def final_report(learner: Learner, table: PriceTable, price: float, run: TrainedRun, reward: Reward = LINEAR) -> dict[str, Any]:
     """Measures on test data at the operating price; everything in it was chosen on validation data before.
 
+    Args:
+        run: whose report is written as its parts are done.
+
     Returns:
-        For each way of running: score, compute, reward, and milliseconds for a batch; the dial's points; and by how much the policy leads.
+        For each way of running: score, compute, reward, and milliseconds for a batch; the dial's points; by how much the policy leads; and
+        what is to be said of a policy that does the same with all rows. What failed is missing.
     """
-    stack, task = learner.stack, learner.task
-    test = task.load("test").to(learner.device)
-    measured = at_any_price(stack, learner.policy, task, test, reward=reward)
-    policy = measured(price)
-    ways = _leaving(learner, test, policy, reward) if leaves_only(stack, learner.policy) else _on_routes(learner, test, policy, reward)
-    timed, key = min(TIMED_ROWS, len(learner.validation), len(test)), score_key(task.score_name)
-    times = _milliseconds(learner, price, {way.name: way.router for way in ways}, timed)
-    evaluations = {"policy": policy} | {way.name: way.on_test for way in ways}
-    report: dict[str, Any] = {
-        name: {key: at.score, "compute": at.compute, "reward": at.reward, "milliseconds": times[name]} for name, at in evaluations.items()
-    }
-    for name, evaluation in evaluations.items():
-        report[name] |= task.measures(evaluation.correct)
-    report["policy"]["distinct_routes"] = policy.distinct_routes
-    report[FIXED]["layers"] = evaluations[FIXED].route[0].nonzero().squeeze(1).tolist()
-    report["dial"] = [{"price": at.price, key: at.score, "compute": at.compute} for at in (measured(point.price) for point in table.points)]
-    report["leads"] = _leads(policy, {way.name: way.on_test for way in ways if way.in_its_place})
-    return report | {"price": price, "seconds": seconds, "rows": len(test), "split": "test", "timed_rows": timed}
+    stack, task, report = learner.stack, learner.task, run.report
+    key, ways = score_key(task.score_name), []
+    with run.part(TABLE):
+        test = task.load("test").to(learner.device)
+        report |= {"price": price, "seconds": run.seconds, "rows": len(test), "split": "test"}
+        measured = at_any_price(stack, learner.policy, task, test, reward=reward)
+        policy = measured(price)
+        report["policy"] = _row(task, policy) | {"distinct_routes": policy.distinct_routes}
+        ways = _leaving(learner, test, policy, reward) if leaves_only(stack, learner.policy) else _on_routes(learner, test, policy, reward)
+        report |= {way.name: _row(task, way.on_test) for way in ways}
+        report[FIXED]["layers"] = next(way.on_test for way in ways if way.name == FIXED).route[0].nonzero().squeeze(1).tolist()
+        report["leads"] = _leads(policy, {way.name: way.on_test for way in ways if way.in_its_place})
+    if not ways:
+        return report
+    with run.part(DIAL):
+        report["dial"] = [{"price": at.price, key: at.score, "compute": at.compute} for at in (measured(point.price) for point in table.points)]
+        report["remarks"] = remarks(learner, policy, report[FULL][key], report["dial"], run.folder)
+    with run.part(TIMING):
+        report["timed_rows"] = min(TIMED_ROWS, len(learner.validation), len(test))
+        for name, taken in _milliseconds(learner, price, {way.name: way.router for way in ways}, report["timed_rows"]).items():
+            report[name]["milliseconds"] = taken
+    return report
+
+
+def _row(task: Task, at: Evaluation) -> dict[str, Any]:
+    """What the report holds of one way to run the network."""
+    return {score_key(task.score_name): at.score, "compute": at.compute, "reward": at.reward, **task.measures(at.correct)}
+
+
+def rows_of_report(learner: Learner) -> int:
+    """About how many rows the table and the dial run through the network, there being as many test rows as validation rows."""
+    rows, depth = len(learner.validation), learner.stack.depth
+    if leaves_only(learner.stack, learner.policy):
+        return 3 * rows
+    layers = 2 ** (depth - 1) if depth <= EXHAUSTIVE_DEPTH else BEAM * depth**2 // 2  # of the routes searched, those that begin alike sharing theirs
+    return (4 + GRID_POINTS // 2) * rows + min(rows, SEARCH_ROWS) * layers // depth
 
 
 @dataclass(frozen=True)
@@ -131,27 +160,19 @@ def _milliseconds(learner: Learner, price: float, ways: dict[str, Router | Tenso
 
 
 def print_report(report: dict[str, Any], folder: Path, console: Console, score_name: str, own_stack: bool = False) -> None:
-    """Prints the table, the dial and what to do next: commands, or for a network of one's own the call that loads it."""
-    table = Table(title=f"{report['rows']} test rows, price {report['price']:.3g}, {report['seconds']:.0f} s of training", title_justify="left")
-    key = score_key(score_name)
-    more = [name for name in report["policy"] if name not in (key, *COLUMNS)]
-    for column in ("", score_name, "compute", *(name.replace("_", " ") for name in more), f"ms per {report['timed_rows']} rows"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name in ("policy", FULL, FIXED, ONE_THRESHOLD, RANDOM):
-        if name not in report:
-            continue
-        row = report[name]
-        measures = (f"{row[measure]:.3f}" for measure in more)
-        table.add_row(name, f"{row[key]:.1%}", f"{row['compute']:.3f}", *measures, f"{row['milliseconds']:.1f}")
-    console.print(table)
-    for name, lead in report["leads"].items():
+    """Prints the table, the dial and what to do next: commands, or for a network of one's own the call that loads it. What is missing is left out."""
+    if "policy" in report:
+        console.print(_table(report, score_name))
+    for remark in report.get("remarks", ()):
+        console.print(remark, soft_wrap=True, markup=False, highlight=False)
+    for name, lead in report.get("leads", {}).items():
         ends = f"95% interval {100 * lead['low']:+.1f} to {100 * lead['high']:+.1f}"
         told = "" if lead["low"] > 0 or lead["high"] < 0 else ": these rows do not tell them apart"
         console.print(f"the policy's lead over {name}: {100 * lead['value']:+.1f} points, {ends}{told}", highlight=False)
-    if report["dial"]:
-        points = "  ".join(f"{point[key]:.1%} at {point['compute']:.3f}" for point in report["dial"])
+    if report.get("dial"):
+        points = "  ".join(f"{point[score_key(score_name)]:.1%} at {point['compute']:.3f}" for point in report["dial"])
         console.print(f"the dial on test data: {points}")
-    if report["policy"]["milliseconds"] >= report["full depth"]["milliseconds"]:
+    if report.get("policy", {}).get("milliseconds", 0.0) >= report.get(FULL, {}).get("milliseconds", math.inf):
         console.print("on this machine, at this batch size, skipping is not faster than running every layer")
     console.print("next:", f"  tensorboard --logdir {folder.parent}", sep="\n")
     if own_stack:
@@ -159,5 +180,21 @@ def print_report(report: dict[str, Any], folder: Path, console: Console, score_n
         return
     console.print(f"  python -m rl_skip eval {folder}")
     if (folder / MODEL).is_dir():
-        console.print(f'  rl_skip.load("{folder / "policy"}", "{folder / MODEL}")', highlight=False, soft_wrap=True)
+        console.print(f'  rl_skip.from_pretrained("{folder}")', highlight=False, soft_wrap=True)
     console.print(f"  python -m rl_skip export {folder} {folder.name}-policy")
+
+
+def _table(report: dict[str, Any], score_name: str) -> Table:
+    key = score_key(score_name)
+    table = Table(title=f"{report['rows']} test rows, price {report['price']:.3g}, {report['seconds']:.0f} s of training", title_justify="left")
+    rows = [name for name in ("policy", FULL, FIXED, ONE_THRESHOLD, RANDOM) if name in report]
+    more = [name for name in report["policy"] if name not in (key, *COLUMNS)]
+    timed = all("milliseconds" in report[name] for name in rows)
+    clock = [f"ms per {report['timed_rows']} row{'s' * (report['timed_rows'] > 1)}"] if timed else []
+    for column in ("", score_name, "compute", *(name.replace("_", " ") for name in more), *clock):
+        table.add_column(column, justify="left" if not column else "right")
+    for name in rows:
+        row = report[name]
+        measures, taken = [f"{row[measure]:.3f}" for measure in more], [f"{row['milliseconds']:.1f}"] if timed else []
+        table.add_row(name, f"{row[key]:.1%}", f"{row['compute']:.3f}", *measures, *taken)
+    return table

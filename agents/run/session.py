@@ -7,43 +7,57 @@ import shutil
 import time
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
+from torch import Tensor
 
-from agents.agent import TrainedRun, find_agent
+from agents.agent import REPORT, TrainedRun, find_agent, has_report
 from agents.options.config import TrainConfig
 from agents.run.checkpoints import Checkpoints, StopRequests, load_random_states, random_states
+from agents.run.display import Display
+from agents.run.forecast import Forecast, Part, seconds_of, unchanged
 from agents.run.learner import Learner
 from agents.run.start import START, load_start, save_start
-from agents.run.telemetry import Display, Telemetry
+from agents.run.telemetry import Telemetry
 from agents.run.warmup import warm_up_for
 from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_write
 from rl_skip.core.plugins import label_of
+from rl_skip.core.progress import listening
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Task, score_key
 from rl_skip.learning.averages import Averages
 from rl_skip.measure.runs import CONFIG, is_run
 from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks import load_task
+from rl_skip.tasks.data_report import DataReport
 
-__all__ = ["Session", "is_finished", "train"]
+__all__ = ["Session", "Unreported", "is_finished", "train"]
 
-REPORT = "report.json"
 REPORTS_PER_EPOCH = 2
 NARROW = 256
 """Below this width the operations are so short that several threads mostly wait for one another."""
+WARM_UP, VALIDATION = "warm-up", "validation"
+VALIDATED_ROWS = 256
+"""That are run to foresee how long all of them take."""
+WORTH_TELLING = 5.0
+"""Seconds that a run takes at least, if it is to be told how many."""
 STATEFUL = ("learner", "warm_up", "agent", "averages")
 
 
+class Unreported(UserError):
+    """A run was trained, but a part of its report failed."""
+
+
 def is_finished(folder: Path, agent: str) -> bool:
-    """Whether a run folder holds the report and the result of its agent."""
-    return (folder / REPORT).is_file() and (folder / find_agent(agent).leaves).exists()
+    """Whether a run folder holds the whole report and the result of its agent."""
+    return has_report(folder) and (folder / find_agent(agent).leaves).exists()
 
 
 def train(
@@ -54,10 +68,11 @@ def train(
     Args:
         task: a task of one's own in place of the one that the options name.
         stack: a network of one's own in place of the one that the options describe; it is trained as it is, in place.
-        start: the state after the warm-up of a run with the same options and seed, in place of a warm-up.
+        start: the state after the warm-up of a run with the same options, seed and data, in place of a warm-up; a file in that run's folder.
 
     Raises:
         UserError: before anything is written, if the options, the data or the run folder do not allow it.
+        Unreported: after everything else, if a part of the report failed; what was trained is kept.
         Stopped: on Ctrl-C or SIGTERM, once a checkpoint is written.
     """
     console = console or Console()
@@ -75,8 +90,11 @@ def train(
     np.random.seed(config.seed % 2**32)
     device = pick_device(config.device)
     task = load_task(config.task, config.data, config.options) if task is None else task
+    begun = folder if config.resume is not None else start.parent if start is not None else None
+    report = DataReport(task, begun, config.train_rows)
     if config.resume is None:
         _refuse_to_replace(folder, config.overwrite)
+        config = _suited(config, task, console)
     built = stack is None
     if stack is None and task.network is not None:
         torch.manual_seed(config.seed)
@@ -85,7 +103,7 @@ def train(
             config = replace(config, network=NetworkConfig(stack.depth, stack.width, heads=1))
     if config.threads is not None or config.network.width < NARROW:
         torch.set_num_threads(config.threads or 1)
-    session = Session(config, task, device, stack, built)
+    session = Session(config, report.task, device, stack, built)
     session.agent.try_out()
     if start is not None:
         session.begin_at(start)
@@ -94,7 +112,12 @@ def train(
             shutil.rmtree(folder)
         _make(folder)
         atomic_write(folder / CONFIG, json.dumps(config.to_json(), indent=2) + "\n")
+    report.write(folder)
+    if begun is None:
+        for line in report.lines():
+            _say(console, line)
     session.run(folder, console)
+    report.write(folder)  # with the test data, which the end of the run has read
     return folder
 
 
@@ -110,6 +133,20 @@ def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
         raise UserError(f"the run folder {folder} exists; name another with --out, replace it with --overwrite, or go on with it: --resume {folder}")
     if folder.exists() and not is_run(folder) and (folder.is_file() or any(folder.iterdir())):
         raise UserError(f"{folder} is not a run folder, so it is not replaced; name another with --out")
+
+
+def _suited(config: TrainConfig, task: Task, console: Console) -> TrainConfig:
+    """The options with as many epochs as suit the number of training rows; says so where that changes them."""
+    if config.schedule.max_updates is None:
+        return config
+    rows = len(task.load("train")) if config.train_rows is None else min(len(task.load("train")), config.train_rows)
+    begun, suited = config.schedule, config.schedule.suited_to(rows)
+    if suited == begun:
+        return config
+    passes = f"{suited.warmup_epochs} + {suited.epochs} passes, warm-up and policy, in place of {begun.warmup_epochs} + {begun.epochs}"
+    limit = f"{begun.updates(rows):,} updates would be more than {begun.max_updates:,}, and these are {suited.updates(rows):,}"
+    _say(console, f"{rows:,} training rows: {passes}: {limit}; set --max-updates, --warmup-epochs and --epochs, or --train-rows")
+    return replace(config, schedule=suited)
 
 
 def _say(console: Console, line: str) -> None:
@@ -157,8 +194,12 @@ class Session:
             self._go_back(folder, checkpoints, console)
         telemetry = Telemetry(folder, resume_after=None if self.config.resume is None else self.done)
         with closing(telemetry), StopRequests(f"go on with: python train.py --resume {shlex.quote(str(folder))}") as stop:
-            self._train(folder, telemetry, checkpoints, stop, console)
-            self._finish(folder, telemetry, console)
+            forecast = foresee(self)
+            if forecast.left() >= WORTH_TELLING:
+                _say(console, f"this takes {forecast.in_words()}")
+            with Display(console, forecast, score_name=self.task.score_name) as display, listening(display):
+                self._train(folder, telemetry, checkpoints, stop, console, display)
+                self._finish(folder, telemetry, console)
 
     def _go_back(self, folder: Path, checkpoints: Checkpoints, console: Console) -> None:
         state = checkpoints.latest(lambda line: _say(console, line))
@@ -170,10 +211,15 @@ class Session:
     def _finish(self, folder: Path, telemetry: Telemetry, console: Console) -> None:
         run = TrainedRun(folder, console, telemetry.writer, self.seconds, own_stack=not self.built)
         report, figures = self.agent.finish(run)
-        telemetry.heat_map(self.learner.updates)
-        telemetry.hyper_parameters(self.config.to_json(), {f"final/{name}": value for name, value in figures.items()})
-        telemetry.flush()
-        atomic_write(folder / REPORT, json.dumps(report, indent=2) + "\n")
+        run.report.update(report)
+        with run.part("last curves"):
+            telemetry.heat_map(self.learner.updates)
+            telemetry.hyper_parameters(self.config.to_json(), {f"final/{name}": value for name, value in figures.items()})
+            telemetry.flush()
+        if run.failed:
+            again = f"python train.py --resume {shlex.quote(str(folder))}"
+            raise Unreported(f"{' and '.join(run.failed)} failed, as {folder / REPORT} tells; {again} does what is left, without training")
+        run.write(whole=True)
 
     def _end_warm_up(self, folder: Path, console: Console) -> None:
         if self.agent.leaves_start:
@@ -182,39 +228,76 @@ class Session:
         if self.agent.warms_up and (shortfall := self.warm_up.shortfall()) is not None:
             _say(console, shortfall)
 
-    def _train(self, folder: Path, telemetry: Telemetry, checkpoints: Checkpoints, stop: StopRequests, console: Console) -> None:
+    def update(self, update: int) -> dict[str, Tensor]:
+        """One update, of the warm-up or of the agent; returns its metrics as scalars on the device."""
+        with self.learner.stack.computing_in(self.learner.precision):
+            return self.warm_up.update(update) if update < self.learner.warmup_updates else self.agent.update(update)
+
+    def phase(self, update: int) -> str:
+        """What learns then, for the display."""
+        return WARM_UP if update < self.learner.warmup_updates else label_of(self.config.agent)
+
+    def _train(
+        self, folder: Path, telemetry: Telemetry, checkpoints: Checkpoints, stop: StopRequests, console: Console, display: Display
+    ) -> None:
         learner, averages = self.learner, self.averages
         every = max(learner.updates_per_epoch // REPORTS_PER_EPOCH, 1)
         begun = time.monotonic() - self.seconds
         since, samples = time.monotonic(), 0
-        with Display(console, learner.updates, self.done, score_name=self.task.score_name) as display, stop.patiently():
+        with stop.patiently():
             for update in range(self.done, learner.updates):
-                warming = update < learner.warmup_updates
                 if update == learner.warmup_updates:
                     self._end_warm_up(folder, console)
-                with learner.stack.computing_in(learner.precision):
-                    metrics = self.warm_up.update(update) if warming else self.agent.update(update)
-                averages.add(metrics)
+                started = time.monotonic()
+                averages.add(self.update(update))
                 samples += self.config.schedule.batch_size
                 self.done, self.seconds = update + 1, time.monotonic() - begun
+                display.forecast.step(self.phase(update), time.monotonic() - started)
                 last = self.done == learner.updates
                 if last or self.done % every == 0:
                     values = averages.read() | self.agent.metrics() | {"time/samples_per_second": samples / (time.monotonic() - since)}
                     since, samples = time.monotonic(), 0
-                    validated = self._validate(self.done)
-                    telemetry.scalars(self.done, values | validated)
-                    display.show("warm-up" if warming else label_of(self.config.agent), self.done, values)
+                    display.show(self.phase(update), values)
+                    telemetry.scalars(self.done, values | self._validate(self.done, display))
                 if last or stop.requested or checkpoints.due(self.done):
                     telemetry.flush()
                     checkpoints.write(self.done, self.state_dict())
                 if stop.requested:
                     break
 
-    def _validate(self, done: int) -> dict[str, float]:
-        """Validation of the agent as it stands, every few epochs and at the end of the training."""
-        learner = self.learner
-        interval = self.config.schedule.eval_epochs * learner.updates_per_epoch
-        if done <= learner.warmup_updates or (done // interval == (done - 1) // interval and done != learner.updates):
+    def validations(self, done: int) -> int:
+        """How many there are up to so many updates: every few epochs once the warm-up is over, and at the end of the training."""
+        learner, interval = self.learner, self.config.schedule.eval_epochs * self.learner.updates_per_epoch
+        passed = max(done // interval - learner.warmup_updates // interval, 0)
+        return passed + (done == learner.updates and done > learner.warmup_updates and done % interval > 0)
+
+    def _validate(self, done: int, display: Display) -> dict[str, float]:
+        """Validation of the agent as it stands, where one is due."""
+        learner, begun = self.learner, time.monotonic()
+        if self.validations(done) == self.validations(done - 1):
             return {}
         evaluation = self.agent.evaluate(learner.validation)
+        display.forecast.step(VALIDATION, time.monotonic() - begun)
         return {f"eval/{score_key(learner.task.score_name)}": evaluation.score, "eval/compute": evaluation.compute, "eval/reward": evaluation.reward}
+
+
+def foresee(session: Session) -> Forecast:
+    """How long the rest of a run takes, from a few steps of each of its parts, all of them taken back."""
+    learner, done = session.learner, session.done
+    first, epoch = max(done, learner.warmup_updates), learner.updates_per_epoch
+    parts = []
+    with unchanged(session, constant=learner.teacher):
+        if done < learner.warmup_updates:
+            parts.append(Part(WARM_UP, learner.warmup_updates - done, seconds_of(partial(session.update, done))))
+        if first < learner.updates:
+            # an agent may do more at the beginning of an epoch, and once at the beginning of all
+            begin = first + -(first - learner.warmup_updates) % epoch + epoch * (first == learner.warmup_updates)
+            begin = begin if begin < learner.updates else first
+            beginning, later = (seconds_of(partial(session.update, update)) for update in (begin, min(begin + 1, learner.updates - 1)))
+            seconds = (beginning + (epoch - 1) * later) / epoch
+            parts.append(Part(session.phase(first), learner.updates - first, seconds))
+            rows = learner.validation.take(slice(0, VALIDATED_ROWS))
+            seconds = seconds_of(lambda: session.agent.evaluate(rows)) * len(learner.validation) / len(rows)
+            parts.append(Part(VALIDATION, session.validations(learner.updates) - session.validations(done), seconds))
+        parts += [Part(title, 1, seconds) for title, seconds in session.agent.foreseen().items()]
+    return Forecast(parts)

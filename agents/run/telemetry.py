@@ -1,18 +1,13 @@
-"""What a run reports: TensorBoard, metrics.jsonl, and the live display."""
+"""What a run reports: TensorBoard and metrics.jsonl."""
 
 import json
 import os
 import struct
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboard.compat.proto.event_pb2 import Event
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -23,7 +18,7 @@ from rl_skip.core.forward import Rollout
 from rl_skip.core.reward import Reward
 from rl_skip.core.task import Task, score_key
 
-__all__ = ["Display", "Telemetry", "rollout_metrics", "score_metric"]
+__all__ = ["Telemetry", "rollout_metrics", "score_metric"]
 
 EVENT_FILES = "events.out.tfevents.*"
 HISTORY = "events.out.tfevents.0000000000.resumed"
@@ -148,37 +143,3 @@ def _run_rates(values: dict[str, Any]) -> list[float]:
     while (name := f"layers/run_rate_{len(rates)}") in values:
         rates.append(values[name])
     return rates
-
-
-class Display:
-    """The live line of a run: a bar with reward, score, compute, price and the time left; plain lines where there is no terminal."""
-
-    def __init__(self, console: Console, total: int, done: int = 0, *, score_name: str = "accuracy") -> None:
-        self.console, self.total, self.score_name = console, total, score_name
-        texts = [TextColumn(text) for text in ("{task.description}", "{task.percentage:>3.0f}%", "{task.fields[state]}")]
-        columns = (texts[0], BarColumn(bar_width=24), texts[1], TimeRemainingColumn(), texts[2])
-        self._progress = Progress(*columns, console=console) if console.is_terminal else None
-        self._task = self._progress.add_task("", total=total, completed=done, state="") if self._progress else None
-        self._begun, self._first, self._next_line = time.monotonic(), done, 0.0
-
-    def __enter__(self) -> "Display":
-        if self._progress:
-            self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        if self._progress:
-            self._progress.stop()
-
-    def show(self, phase: str, done: int, values: dict[str, float]) -> None:
-        """Shows where the run is; `values` holds TensorBoard's tags."""
-        score_tag = f"rollout/{score_key(self.score_name)}"
-        shown = {"reward": "rollout/ep_rew_mean", self.score_name: score_tag, "compute": "rollout/compute", "price": "price"}
-        state = "  ".join(f"{name} {values[tag]:.3f}" for name, tag in shown.items() if tag in values)
-        if self._progress and self._task is not None:
-            self._progress.update(self._task, description=phase, completed=done, state=state)
-            return
-        if done / self.total >= self._next_line:
-            self._next_line = done / self.total + 0.05
-            left = (time.monotonic() - self._begun) / max(done - self._first, 1) * (self.total - done)
-            print(f"{phase:8} {done / self.total:4.0%}  {left:4.0f} s left  {state}", file=self.console.file or sys.stderr, flush=True)

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_skip.attached.called import CalledCarry, CalledStack
-from rl_skip.attached.calls import LayerCall, is_cache, rows_of
+from rl_skip.attached.called import CalledCarry, CalledStack, evaluating
+from rl_skip.attached.calls import LayerCall
+from rl_skip.attached.rows import Places, RowPlaces, few_rows, is_cache, leaves, places_by_shape, rows_of
 from rl_skip.attached.stand_in import Attached, StandIn
 from rl_skip.attached.tail import Recorded, Tail, copied, modules_beside, speaks, taken
 from rl_skip.core.errors import UserError
@@ -51,6 +52,8 @@ class _Call(threading.local):
     """During a look: the modules of the readout."""
     replayed: Recorded
     """During a look: what the modules before the layers have still to return."""
+    traced: Recorded | None = None
+    """During a look that is for this alone: what the modules beside the layers return."""
     autocast: torch.dtype | None = None
     """The number format that the caller's `torch.autocast` asks for."""
 
@@ -90,6 +93,8 @@ class AnsweringStack(CalledStack):
         beside = modules_beside(model, path)
         if missing := [name for name in self._tail if name not in beside]:
             raise UserError(f"the readouts copy {missing[0]}, which is not called after {path}; attach to the layers that they were trained with")
+        self._found_before: dict[tuple[str, int], int | None] = {}
+        self._tail_places = {name: RowPlaces() for name in self._tail}
         self._watched = {name: module for name, module in beside.items() if self._records or name in self._tail}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -136,7 +141,10 @@ class AnsweringStack(CalledStack):
         if now.shown is not None:
             if now.replayed.get(name):
                 return copied(now.replayed[name].pop(0))
-            return now.copies.get(name, original)(*args, **kwargs)
+            output = now.copies.get(name, original)(*args, **kwargs)
+            if now.traced is not None:
+                now.traced.setdefault(name, []).append(output)
+            return output
         if now.inputs is None:
             return original(*args, **kwargs)
         if now.left is not None:
@@ -157,16 +165,17 @@ class AnsweringStack(CalledStack):
         now, B = self.now, carry.hidden.shape[0]
         if self.speaks:
             hidden = self.last_seen(carry, rows)
+            hidden = readout(hidden) if isinstance(readout, Adapter) else hidden
             token = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)  # any: no layer runs
             inputs, before = {str(self._model[0].main_input_name): token}, {}
         elif now.inputs is None:
             whole = type(self._model[0]).__name__
             raise UserError(f"the policy looks at what {whole} would answer: call it, and not a part of it, or disable the policy")
         else:
-            hidden, _ = self.gathered(carry, rows)
-            inputs = {name: _some(value, rows, B, name) for name, value in now.inputs.items()}
-            before = now.before if rows is None else taken(now.before, rows, B)
-        hidden = readout(hidden) if isinstance(readout, Adapter) else hidden
+            hidden, mask = self.gathered(carry, rows)
+            inputs = _some(now.inputs, rows, B)
+            before = now.before if rows is None else taken(now.before, rows, B, self._places_before(carry.hidden))
+            hidden = readout(hidden, mask) if isinstance(readout, Adapter) else hidden
         logits = self._said(hidden, self._copies(readout), inputs, {name: list(outputs) for name, outputs in before.items()})
         return logits.squeeze(1) if self.speaks else logits
 
@@ -178,9 +187,24 @@ class AnsweringStack(CalledStack):
         for i, rows in left:
             adapter = self.readouts.each[i] if i < last else None
             if isinstance(adapter, Adapter):
-                adapted = adapter(carry.hidden.index_select(0, rows)).to(carry.hidden.dtype)
+                adapted = adapter(*self.gathered(carry, rows)).to(carry.hidden.dtype)
                 carry.hidden = carry.hidden.index_copy(0, rows, adapted)
         self.now.left = left if self.now.inputs is not None else None
+
+    def _places_before(self, hidden: Tensor) -> Places:
+        """Where the rows are in what the modules before the layers returned, found by calling them for a few rows."""
+        now, B = self.now, hidden.shape[0]
+        if B > 1 and not self._found_before.keys() >= places_by_shape(now.before, {}, B, B).keys():
+            few, traced = few_rows(B, device=hidden.device), Recorded()
+            assert now.inputs is not None
+            now.traced = traced
+            try:
+                with torch.no_grad(), evaluating(self._model[0]):
+                    self._said(hidden.index_select(0, few), {}, _some(now.inputs, few, B), {})
+            finally:
+                now.traced = None
+            self._found_before |= places_by_shape(now.before, traced, B, few.shape[0])
+        return self._found_before
 
     def _said(self, hidden: Tensor, copies: dict[str, nn.Module], inputs: dict[str, Any], before: Recorded) -> Tensor:
         """The model's logits with a hidden state in the place of its layers."""
@@ -213,7 +237,19 @@ class AnsweringStack(CalledStack):
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if not tensors or tensors[0].shape[0] != B:
             raise UserError(f"{name} is not called with a tensor of the {B} rows, so they cannot be answered by readouts of their own: use adapters")
-        parts = [run(*rows_of(args, rows, B, name), **rows_of(kwargs, rows, B, name)) for run, (_, rows) in zip(runs, left, strict=True)]
+        given = {"args": args, "kwargs": kwargs}
+
+        def some(run: Any, rows: Tensor, places: Places) -> Any:
+            taken = {key: rows_of(value, rows, B, key, places) for key, value in given.items()}
+            return run(*taken["args"], **taken["kwargs"])
+
+        def answer(rows: Tensor | None, places: Places) -> Tensor:
+            with torch.no_grad(), evaluating(self._model[0].get_submodule(name)):
+                output = original(*args, **kwargs) if rows is None else some(original, rows.to(tensors[0].device), places)
+            return next(tensor for _, tensor in leaves("", output))
+
+        places = self._tail_places[name].settle(given, B, answer, name)
+        parts = [some(run, rows, places) for run, (_, rows) in zip(runs, left, strict=True)]
         return _merged(name, parts, torch.cat([rows for _, rows in left]).argsort())
 
 
@@ -249,11 +285,13 @@ def _named(forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[
     return named
 
 
-def _some(value: Any, rows: Tensor | None, B: int, name: str) -> Any:
-    """An argument of the model for the named rows (None: all), without what it would keep for later calls."""
-    if is_cache(value):
-        return None
-    return value if rows is None else rows_of(value, rows, B, name)
+def _some(inputs: dict[str, Any], rows: Tensor | None, B: int) -> dict[str, Any]:
+    """The arguments of the model, which have the rows first, for the named rows (None: all), without what it would keep for later calls."""
+    kept = {name: None if is_cache(value) else value for name, value in inputs.items()}
+    if rows is None:
+        return kept
+    places = {(path, part.dim()): 0 for name, value in kept.items() for path, part in leaves(name, value) if part.dim() and part.shape[0] == B}
+    return {name: rows_of(value, rows, B, name, places) for name, value in kept.items()}
 
 
 def _merged(name: str, parts: list[Any], order: Tensor) -> Any:

@@ -7,24 +7,28 @@ from typing import Any
 from torch import nn
 
 from rl_skip.attached.answering import HEAD_BESIDE
-from rl_skip.attached.finding import find_layers, width_of
+from rl_skip.attached.finding import UNROUTABLE, configured, find_layers, fits, layers_config, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.handle import Handle, RoutedForward
 from rl_skip.attached.identity import check_identity, saved_identity
 from rl_skip.attached.learning import LearningHandle
+from rl_skip.attached.returns import Form, check_form, form_of, returned_parts, unknown_parts
 from rl_skip.attached.skip_config import SkipConfig
 from rl_skip.attached.tail import Tail
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.policy import JumpPolicy, JumpRules
-from rl_skip.core.readouts import Adapter, Readouts
+from rl_skip.core.readouts import Readouts, adapter_of
 from rl_skip.core.reward import LINEAR
 from rl_skip.export.description import Description
 from rl_skip.export.policy_folder import DESCRIPTION, READOUTS, load_policy, read_description
 from rl_skip.export.weights import read_weights
 
 __all__ = ["attach", "check_fit", "check_layers"]
+
+CHANNEL_DIMS = {"VitDetLayer": 1}
+"""Layers of transformers whose channels do not come last."""
 
 
 def attach(
@@ -34,6 +38,7 @@ def attach(
     *,
     channel_dim: int | None = None,
     prompt_tokens: int | None = None,
+    returns: Sequence[str | None] | None = None,
     features: Sequence[Feature] = (),
     readouts: Readouts | None = None,
     example: Inputs | None = None,
@@ -49,10 +54,13 @@ def attach(
         policy: a `SkipConfig`, for a fresh policy that learns in your own training loop, with a `LearningHandle`; a policy, a folder that
             `Handle.save_pretrained` wrote, or rules for a policy that does nothing yet. None: all layers run but within `handle.forced(route)`.
         layers: the path of the layers in the model, such as "encoder.blocks"; "auto" finds those of transformers.
-        channel_dim: where the D channels of the hidden state are; 1 for images (B, D, H, W). None: as saved, or last.
+        channel_dim: where the D channels of the hidden state are; 1 for images (B, D, H, W). None: as saved, or as is known of the layers, or last.
         prompt_tokens: how many real tokens, from the first, a decision may look at. None: as saved, or all that are there
             when the route is chosen; while generating with a cache, that is the prompt. Name it where the first call holds
             less or more than the prompt (a prefill in chunks, prompt lookup, an assistant), or where there is no cache.
+        returns: for layers of one's own that return a tuple, what each part is: "hidden" for the hidden state; the name of the argument of the
+            layers after it that a part becomes, of which rows that skip a layer keep what they had; None for what the model only collects, such as
+            attention weights, of which rows that skip a layer get zeros. None: as saved, or as is known of layers of transformers.
         features: those of one's own that a saved policy sees; registered ones need not be named.
         readouts: what answers rows that leave early, of a `HuggingFaceStack`; a saved policy brings its own along.
         example: with a `SkipConfig`: a batch of the model's arguments without labels, or one tensor, to try the model on and to count the cost of
@@ -81,8 +89,12 @@ def attach(
     elif isinstance(policy, JumpRules):
         policy = JumpPolicy(policy).eval()
     path, routed, standard = _find(model, layers, saved.get("layers"))
-    check_layers(path, routed)
-    width = width_of(model) if standard else None
+    returns = saved.get("returns") if returns is None else returns
+    form = None if returns is None else check_form(returns)
+    check_layers(path, routed, form)
+    width = width_of(model, path) if standard else None
+    if channel_dim is None:
+        channel_dim = saved.get("channel_dim", CHANNEL_DIMS.get(type(routed[0]).__name__, -1))
     if isinstance(policy, SkipConfig):
         if readouts is not None or len(features) > 0:
             raise UserError("a fresh policy makes its own readouts, and SkipConfig(features=…) says what it sees: leave readouts= and features= out")
@@ -93,14 +105,15 @@ def attach(
             config=policy,
             example=example,
             width=width,
-            flops=None if width is None else transformer_flops(model, routed, width),
-            channel_dim=-1 if channel_dim is None else channel_dim,
+            flops=None if width is None else transformer_flops(layers_config(model, path), routed, width),
+            channel_dim=channel_dim,
             prompt_tokens=prompt_tokens,
+            form=form,
             prefix=_base_prefix(model),
         )
     if policy is not None:
         check_fit(policy.rules, len(routed), width, path)
-    flops = None if width is None else transformer_flops(model, routed, width)
+    flops = None if width is None else transformer_flops(layers_config(model, path), routed, width)
     if description is not None:
         check_identity(description, model, path, None if flops is None else flops.shares(), file)
     within = saved.get("layers", path)
@@ -119,8 +132,9 @@ def attach(
         table=None if description is None else description.table,
         trained_on=None if description is None else description.trained_on,
         reward=LINEAR.formula if description is None else description.reward,
-        channel_dim=saved.get("channel_dim", -1) if channel_dim is None else channel_dim,
+        channel_dim=saved.get("channel_dim", CHANNEL_DIMS.get(type(routed[0]).__name__, -1)) if channel_dim is None else channel_dim,
         prompt_tokens=saved.get("prompt_tokens") if prompt_tokens is None else prompt_tokens,
+        form=form,
         readouts=readouts,
         prefix=prefix,
     )
@@ -136,7 +150,7 @@ def _base_prefix(model: nn.Module) -> str:
 def _saved_readouts(model: nn.Module, description: Description, file: Path) -> Readouts:
     """Those in the folder of a saved policy; `model` is what they were trained with."""
     plan, layout = description.readouts or {}, description.rules.layout
-    first = Tail(model, plan["modules"]) if "modules" in plan else Adapter(layout.width, plan["rank"]) if "rank" in plan else None
+    first = Tail(model, plan["modules"]) if "modules" in plan else adapter_of(layout.width, plan) if "rank" in plan else None
     if first is None:
         raise UserError(HEAD_BESIDE)
     readouts = Readouts(first, layout.depth, plan, layout.readout_flops)
@@ -154,14 +168,15 @@ def _check_readouts(policy: JumpPolicy | None, readouts: Readouts | None) -> Non
 
 
 def _find(model: nn.Module, layers: str, saved: str | None) -> tuple[str, Sequence[nn.Module], bool]:
-    """The layers, those at `saved` where "auto" finds none, and whether "auto" finds them too."""
+    """The layers, those at `saved` where "auto" finds none, and whether their width and costs are as the configuration has them."""
     try:
         usual = find_layers(model)
     except UserError:
         path = saved if layers == "auto" else layers
         if path is None:
             raise
-        return *find_layers(model, path), False
+        path, routed = find_layers(model, path)
+        return path, routed, not configured(model, "is_encoder_decoder") and fits(model, path, routed)
     if layers in ("auto", usual[0]):
         return *usual, True
     return *find_layers(model, layers), False
@@ -178,11 +193,16 @@ def check_fit(rules: JumpRules, depth: int, width: int | None, path: str) -> Non
             raise UserError(f"the policy's {name} is {expected}, that of {path} is {actual}; the policy goes with the network that it was trained on")
 
 
-def check_layers(path: str, layers: Sequence[nn.Module]) -> None:
+def check_layers(path: str, layers: Sequence[nn.Module], form: Form | None = None) -> None:
     """Refuses layers that cannot be routed.
 
+    Args:
+        path: where they are.
+        layers: the layers.
+        form: what a person said that they return.
+
     Raises:
-        UserError: for layers that are attached already, one module in several places, and rows that come second.
+        UserError: for layers that are attached already, one module in several places, rows that come second, and tuples of unknown parts.
     """
     if len({id(layer) for layer in layers}) < len(layers):
         raise UserError(f"{path} holds one module more than once, so its layers cannot be told apart: give each layer a module of its own")
@@ -192,3 +212,7 @@ def check_layers(path: str, layers: Sequence[nn.Module]) -> None:
         attention = getattr(layer, "self_attn", None)
         if isinstance(attention, nn.MultiheadAttention) and not attention.batch_first:
             raise UserError(f"the rows of {path} are its second dimension: build the layers with batch_first=True")
+        if type(layer).__name__ in UNROUTABLE:
+            raise UserError(UNROUTABLE[type(layer).__name__])
+        if form is None and form_of(layer) is None and (returned := returned_parts(layer)) is not None:
+            raise UserError(unknown_parts(type(layer).__name__, returned))

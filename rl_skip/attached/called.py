@@ -1,19 +1,24 @@
 """A stack of layers that belong to another model and are called as that model calls them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import Context
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rl_skip.attached.calls import HIDDEN, RETURNS, LayerCall, parameter_names, real_tokens, split_returned
+from rl_skip.attached.calls import LayerCall, parameter_names, real_tokens
 from rl_skip.attached.flops import LayerFlops
+from rl_skip.attached.returns import HIDDEN, Form, blank, form_of, split_returned, spread
+from rl_skip.attached.rows import Places, RowPlaces, put_rows, rows_of
 from rl_skip.core.inputs import Inputs, map_inputs
 from rl_skip.core.readouts import Readouts
 from rl_skip.core.stack import Carry, LayerStack
 
-__all__ = ["CalledCarry", "CalledStack"]
+__all__ = ["CalledCarry", "CalledStack", "evaluating"]
 
 
 @dataclass
@@ -25,7 +30,9 @@ class CalledCarry(Carry):
     calls: dict[int, LayerCall] = field(default_factory=dict)
     """How each layer is called, with all rows."""
     passed: dict[str, Any] = field(default_factory=dict)
-    """What a layer returned for the layers after it, such as T5's position bias, the same for all rows."""
+    """What a layer returned for the layers after it, such as T5's position bias."""
+    parts: tuple[Any, ...] = ()
+    """What else the last layer returned, of all rows, in its place in the tuple; zeros of rows that did not run it."""
     inputs: Inputs | None = None
     """What the model was called with; None where the model itself calls its layers."""
     causal: bool = False
@@ -37,17 +44,25 @@ class CalledCarry(Carry):
         taken = super().take(rows)
         assert isinstance(taken, CalledCarry)
         taken.calls = {i: call.take(rows) for i, call in self.calls.items()}
+        B, taken.parts = self.hidden.shape[0], ()
+        taken.passed = {name: rows_of(value, rows, B, name, self._places) for name, value in self.passed.items()}
         taken.inputs = None if self.inputs is None else map_inputs(self.inputs, lambda tensor: tensor.index_select(0, rows))
         return taken
 
     def put(self, rows: Tensor, other: Carry) -> None:
         assert isinstance(other, CalledCarry)
         super().put(rows, other)
+        for name in self.passed.keys() & other.passed.keys():
+            self.passed = {**self.passed, name: put_rows(self.passed[name], other.passed[name], rows, self.hidden.shape[0], name, self._places)}
         self.calls = {i: call.put(rows, other.calls[i], self.causal) for i, call in self.calls.items()}
         if isinstance(self.inputs, dict) and isinstance(other.inputs, dict):
             self.inputs = {name: tensor.index_copy(0, rows, other.inputs[name]) for name, tensor in self.inputs.items()}
         elif isinstance(self.inputs, Tensor) and isinstance(other.inputs, Tensor):
             self.inputs = self.inputs.index_copy(0, rows, other.inputs)
+
+    @property
+    def _places(self) -> Places:
+        return next(iter(self.calls.values())).places if self.calls else {}
 
 
 class CalledStack(LayerStack):
@@ -58,15 +73,24 @@ class CalledStack(LayerStack):
         forwards: what runs each of them; their own calls by default.
         width: D.
         channel_dim: where the D channels of the hidden state are.
+        form: what each part of what a layer returns is; None: as is known of its class.
     """
 
     def __init__(
-        self, layers: Sequence[nn.Module], *, width: int, forwards: Sequence[Callable[..., Any]] | None = None, channel_dim: int = -1
+        self,
+        layers: Sequence[nn.Module],
+        *,
+        width: int,
+        forwards: Sequence[Callable[..., Any]] | None = None,
+        channel_dim: int = -1,
+        form: Form | None = None,
     ) -> None:
         super().__init__()
         self.routed = tuple(layers)  # a tuple: the layers are the model's, and are not registered a second time
         self.forwards = self.routed if forwards is None else tuple(forwards)
-        self.names = [parameter_names(layer.forward) for layer in layers]
+        self.names = [parameter_names(layer) for layer in layers]
+        self.forms = [form_of(layer) if form is None else form for layer in layers]
+        self.places = RowPlaces(named=type(layers[0]).__module__.startswith("transformers."))
         self.depth, self.width, self.channel_dim = len(self.routed), width, channel_dim
         self.prompt_tokens: int | None = None
         self.causal = any(getattr(module, "is_causal", False) for module in self.routed[0].modules())
@@ -106,25 +130,49 @@ class CalledStack(LayerStack):
 
     def run(self, i: int, carry: Carry, rows: Tensor | None) -> Tensor:
         assert isinstance(carry, CalledCarry) and carry.spending is not None
-        call = carry.calls[i]
-        if rows is None:
-            carry.hidden, passed = split_returned(self.routed[i], call.run(self.forwards[i], carry.hidden, carry.passed))
-        else:
-            some = call.take(rows)
-            moved, passed = split_returned(self.routed[i], some.run(self.forwards[i], carry.hidden.index_select(0, rows), carry.passed))
-            carry.hidden = carry.hidden.index_copy(0, rows, moved.to(carry.hidden.dtype))
-        if passed:
-            carry.passed = {**{name: value for name, value in passed.items() if value is not None}, **carry.passed}
+        call, form, B = carry.calls[i].given(carry.passed), self.forms[i], carry.hidden.shape[0]
         spent = carry.spending[:, i] / carry.full_flops
-        return spent if rows is None else spent.index_select(0, rows)
+        if rows is None:
+            carry.hidden, named, carry.parts = split_returned(self.routed[i], call.run(self.forwards[i], carry.hidden), form)
+            carry.passed = carry.passed | {name: value for name, value in named.items() if value is not None}
+            if named and i + 1 in carry.calls:  # some rows may be taken before a layer runs on some
+                self.settled(i + 1, carry.hidden, carry.calls[i + 1].given(carry.passed))
+            return spent
+        call = self.settled(i, carry.hidden, call)
+        returned = call.take(rows).run(self.forwards[i], carry.hidden.index_select(0, rows))
+        moved, named, parts = split_returned(self.routed[i], returned, form)
+        carry.hidden = carry.hidden.index_copy(0, rows, moved.to(carry.hidden.dtype))
+        carry.parts = spread(parts, carry.parts, rows, B, f"what {type(self.routed[i]).__name__} returns beside the hidden state")
+        for name in named.keys() & call.arguments.keys():  # rows that skip the layer keep what it would have changed
+            if call.arguments[name] is not None:
+                carry.passed = {**carry.passed, name: put_rows(call.arguments[name], named[name], rows, B, name, call.places)}
+        return spent.index_select(0, rows)
+
+    def settled(self, i: int, hidden: Tensor, call: LayerCall) -> LayerCall:
+        """The call of layer `i` with where the rows are in its arguments."""
+
+        def answer(rows: Tensor | None, places: Places) -> Tensor:
+            some = replace(call.without_caches(), places=places)
+            rows = None if rows is None else rows.to(hidden.device)
+            some, own = (some, hidden) if rows is None else (some.take(rows), hidden.index_select(0, rows))
+            with torch.no_grad(), evaluating(self.routed[i]):  # in a context of its own: the call that goes on may be collecting outputs there
+                returned = Context().run(partial(some.run, self.forwards[i], own.detach()))
+            return split_returned(self.routed[i], returned, self.forms[i])[0]
+
+        return replace(call, places=self.places.settle(call.parts(), call.row_count, answer, type(self.routed[i]).__name__))
+
+    def skip(self, carry: CalledCarry) -> None:
+        """Called instead of `run` where no row runs a layer."""
+        carry.parts = blank(carry.parts)
 
     def returned(self, i: int, carry: CalledCarry) -> Any:
         """What layer `i` returns to its model now, in the form in which the layer itself does."""
-        names = RETURNS.get(type(self.routed[i]).__name__)
-        if names is None:
+        form = self.forms[i]
+        if form is None:
             return carry.hidden
         values = {**carry.calls[i].arguments, **carry.passed, HIDDEN: carry.hidden}
-        return tuple(None if name is None else values.get(name) for name in names)
+        parts = carry.parts or (None,) * len(form)
+        return tuple(part if name is None else values.get(name) for name, part in zip(form, parts, strict=False))
 
     def pooled(self, carry: Carry, rows: Tensor | None) -> Tensor:
         hidden = carry.hidden if rows is None else carry.hidden.index_select(0, rows)
@@ -134,3 +182,16 @@ class CalledStack(LayerStack):
             return hidden.flatten(1, -2).mean(dim=1) if hidden.dim() > 2 else hidden
         weight = mask.unsqueeze(-1)  # (R, T, 1)
         return (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+@contextmanager
+def evaluating(layer: nn.Module) -> Iterator[None]:
+    """Within it, the layer is not in training mode."""
+    training = [module for module in layer.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -7,11 +7,12 @@ from torch import nn
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["configured", "find_layers", "run_all_layers", "width_of"]
+__all__ = ["UNROUTABLE", "configured", "depth_of", "find_layers", "fits", "layers_config", "run_all_layers", "width_of"]
 
 KNOWN = {
     "bart": "encoder.layers",
     "bert": "encoder.layer",
+    "data2vec-audio": "encoder.layers",
     "deberta": "encoder.layer",
     "deberta-v2": "encoder.layer",
     "deit": "deit.layers",
@@ -25,21 +26,34 @@ KNOWN = {
     "mbart": "encoder.layers",
     "mistral": "model.layers",
     "modernbert": "model.layers",
+    "mpnet": "encoder.layer",
     "mt5": "encoder.block",
     "opt": "decoder.layers",
     "qwen2": "model.layers",
     "roberta": "encoder.layer",
+    "sew": "encoder.layers",
+    "sew-d": "encoder.layers",
     "t5": "encoder.block",
+    "unispeech": "encoder.layers",
+    "unispeech-sat": "encoder.layers",
     "vit": "vit.layers",
     "wav2vec2": "encoder.layers",
+    "wav2vec2-conformer": "encoder.layers",
+    "wavlm": "encoder.layers",
     "whisper": "encoder.layers",
     "xlm-roberta": "encoder.layer",
 }
 """Where the layers of a family are: the end of their path. Of encoder-decoders, those of the encoder."""
+UNROUTABLE = {
+    "PixtralAttentionLayer": "all images of a batch are one row in the layers of Pixtral, so they cannot run on some of them",
+    "XLNetLayer": "the rows of XLNet are the second dimension of its hidden state, so its layers cannot run on some of them",
+}
+"""Classes of layers that cannot run on some rows alone, and why."""
 REFUSED = {
     "albert": "ALBERT runs one layer's weights over and over, so there is no list of layers to skip",
     "swin": "the hidden state of Swin shrinks from stage to stage, so its stages cannot be skipped; "
     'one stage can be attached by its path, such as layers="swin.encoder.layers.2.blocks"',
+    "xlnet": UNROUTABLE["XLNetLayer"],
 }
 
 
@@ -65,14 +79,16 @@ def find_layers(model: nn.Module, layers: str = "auto") -> tuple[str, Sequence[n
     known = [name for name in lists if _ends_with(name, KNOWN[kind])] if kind in KNOWN else []
     if len(known) == 1:
         return known[0], list(lists[known[0]])
-    depth = configured(model, "num_hidden_layers")
-    if depth is None:
+    depths = {name: depth_of(model, name) for name in lists}
+    if not any(depths.values()):
         raise UserError(f'{type(model).__name__} has no configuration to find its layers by; name their path, such as layers="encoder.blocks"')
-    fitting = [name for name, listed in lists.items() if len(listed) == depth and all(map(_is_checkpointing, listed))]
+    fitting = [name for name, listed in lists.items() if fits(model, name, listed)]
     if len(fitting) == 1:
         return fitting[0], list(lists[fitting[0]])
     if fitting:
+        depth = " and ".join(dict.fromkeys(str(depths[name]) for name in fitting))
         raise UserError(f'{type(model).__name__} has {len(fitting)} lists of {depth} layers: {", ".join(fitting)}; name one, layers="{fitting[0]}"')
+    depth = " or ".join(dict.fromkeys(str(depth) for depth in depths.values() if depth))
     others = ", ".join(f"{name or 'the model itself'} ({len(listed)})" for name, listed in lists.items()) or "none"
     raise UserError(f'no list of {depth} layers was found in {type(model).__name__}; its lists are: {others}; name one with layers="…"')
 
@@ -93,9 +109,30 @@ def run_all_layers(model: nn.Module) -> list[tuple[Any, str, float]]:
     return dropped
 
 
-def width_of(model: nn.Module) -> int | None:
-    """D as the configuration has it, None for a model without one."""
-    width = configured(model, "hidden_size")
+def fits(model: nn.Module, path: str, layers: Sequence[nn.Module] | nn.ModuleList) -> bool:
+    """Whether the layers are as many as their configuration says, and all checkpointing layers of transformers."""
+    return len(layers) == depth_of(model, path) and all(map(_is_checkpointing, layers))
+
+
+def layers_config(model: nn.Module, path: str) -> Any:
+    """The configuration of the layers at `path`: the nearest on the way to them that says how deep it is, such as the text part's of CLIP."""
+    way = path.split(".")
+    inside = [model]
+    for name in way[:-1]:
+        inside.append(inside[-1].get_submodule(name))
+    configs = [config for module in reversed(inside) if (config := getattr(module, "config", None)) is not None]
+    return next((config for config in configs if isinstance(getattr(config, "num_hidden_layers", None), int)), getattr(model, "config", None))
+
+
+def depth_of(model: nn.Module, path: str) -> int | None:
+    """L as the configuration of the layers at `path` has it, None without one."""
+    depth = getattr(layers_config(model, path), "num_hidden_layers", None)
+    return depth if isinstance(depth, int) else None
+
+
+def width_of(model: nn.Module, path: str) -> int | None:
+    """D as the configuration of the layers at `path` has it, None without one."""
+    width = getattr(layers_config(model, path), "hidden_size", None)
     return width if isinstance(width, int) else None
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_skip.attached.calls import LayerCall, split_returned
-from rl_skip.attached.finding import configured
+from rl_skip.attached.calls import LayerCall
+from rl_skip.attached.returns import Form, split_returned
 from rl_skip.core.costs import attention_pair_flops, count_flops, counting, linear_flops
 from rl_skip.core.errors import UserError
 
@@ -38,16 +38,18 @@ class LayerFlops:
         return self.of(torch.tensor([NOMINAL_TOKENS]))[0]
 
 
-def transformer_flops(model: nn.Module, layers: Sequence[nn.Module], width: int) -> LayerFlops:
+def transformer_flops(config: Any, layers: Sequence[nn.Module], width: int) -> LayerFlops:
     """Of the layers of a transformer: all its linear maps for each token, scores and weighted values for each pair."""
-    heads, head_width = configured(model, "num_attention_heads"), configured(model, "head_dim")
+    heads, head_width = (getattr(config, name, None) for name in ("num_attention_heads", "head_dim"))
     attention_width = heads * head_width if isinstance(heads, int) and isinstance(head_width, int) else width
     per_token = [float(_linear_maps(layer)) for layer in layers]
     L = len(layers)
     return LayerFlops(per_token, [float(attention_pair_flops(attention_width))] * L, [0.0] * L)
 
 
-def counted_flops(layers: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]], hidden: Tensor, call: LayerCall) -> LayerFlops:
+def counted_flops(
+    layers: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]], forms: Sequence[Form | None], hidden: Tensor, call: LayerCall
+) -> LayerFlops:
     """Of any layers, counted on the first row of a call that all of them can take, and without its cache, which stays as it is.
 
     Raises:
@@ -58,11 +60,11 @@ def counted_flops(layers: Sequence[nn.Module], forwards: Sequence[Callable[..., 
     single = single.take(first) if single.row_count > 1 else single
     row = hidden[:1].detach()
     counted = []
-    for i, (layer, forward) in enumerate(zip(layers, forwards, strict=True)):
+    for i, (layer, forward, form) in enumerate(zip(layers, forwards, forms, strict=True)):
         returned: list[Any] = []
         with counting(layer):
             counted.append(count_flops(partial(_run, single, forward, row, returned)))
-        shape = split_returned(layer, returned[0])[0].shape
+        shape = split_returned(layer, returned[0], form)[0].shape
         if shape != row.shape:
             raise UserError(f"layer {i} makes {tuple(shape)} of {tuple(row.shape)}: a layer that can be skipped gives back the shape that it takes")
     if sum(counted) == 0:
@@ -72,7 +74,7 @@ def counted_flops(layers: Sequence[nn.Module], forwards: Sequence[Callable[..., 
 
 
 def _run(call: LayerCall, forward: Callable[..., Any], hidden: Tensor, returned: list[Any]) -> None:
-    returned.append(call.run(forward, hidden, {}))
+    returned.append(call.run(forward, hidden))
 
 
 def _linear_maps(module: nn.Module) -> int:

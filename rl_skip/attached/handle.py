@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.attached.answering import AnsweringStack, Beside
-from rl_skip.attached.caches import check_forced, check_off, fill_caches, keep_route, kept_route
+from rl_skip.attached.caches import check_forced, check_off, fill_caches, keep_route, kept_route, routable
 from rl_skip.attached.called import CalledCarry, CalledStack
 from rl_skip.attached.calls import LayerCall
+from rl_skip.attached.checkpointing import check_first_time, outside_checkpoint, run_checkpointed
+from rl_skip.attached.collected import Collected
+from rl_skip.attached.finding import depth_of
 from rl_skip.attached.flops import LayerFlops, counted_flops
+from rl_skip.attached.hub import push
 from rl_skip.attached.identity import identity
+from rl_skip.attached.returns import Form
 from rl_skip.attached.stand_in import StandIn, install, remove
 from rl_skip.core.dial import Dial, PriceTable
 from rl_skip.core.errors import UserError
@@ -39,11 +44,12 @@ class RoutedForward(StandIn):
         if not self.handle.routing:
             check_off((*args, *kwargs.values()))
             return self.original(*args, **kwargs)
-        return self.handle.call_layer(self.index, args, kwargs)
+        with outside_checkpoint(self.module):
+            return self.handle.call_layer(self.index, args, kwargs)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the layer."""
-        return self.original(*args, **kwargs)
+        return run_checkpointed(self.module, self.original, args, kwargs)
 
 
 class _Progress(threading.local):
@@ -53,12 +59,14 @@ class _Progress(threading.local):
     router: Router | None = None
     at = -1
     """The last layer that was called."""
+    collected: Collected
+    """What transformers collects inside the layers."""
 
 
 class Handle(Dial):
     """A policy attached to a model, made by `rl_skip.attach`. The model stays the object that it was.
 
-    Attention weights (`output_attentions`) are those of the rows that ran a layer. `LearningHandle` is one whose policy learns.
+    Attention weights (`output_attentions`) are zeros for rows that skipped a layer. `LearningHandle` is one whose policy learns.
 
     Args:
         model: the model.
@@ -72,6 +80,7 @@ class Handle(Dial):
         channel_dim: where the D channels of the hidden state are.
         prompt_tokens: how many real tokens, from the first, a decision may look at; None: all that are there when the
             route is chosen.
+        form: what each part of what a layer returns is; None: as is known of its class.
         readouts: what answers rows that leave early; None: what the model does after its last layer.
         prefix: where in `model`, around which adapters may have been put, the model is that the policy was trained on; it ends with a dot.
         trained_on: what the policy was trained on; plain JSON.
@@ -80,6 +89,8 @@ class Handle(Dial):
 
     learns = False
     """Whether the policy, and the readouts, learn while they are attached."""
+    processor: Any = None
+    """What makes the model's inputs, such as a tokenizer; it goes to the hub with the model."""
 
     def __init__(
         self,
@@ -94,6 +105,7 @@ class Handle(Dial):
         table: PriceTable | None = None,
         channel_dim: int = -1,
         prompt_tokens: int | None = None,
+        form: Form | None = None,
         readouts: Readouts | None = None,
         prefix: str = "",
         trained_on: dict[str, Any] | None = None,
@@ -103,9 +115,10 @@ class Handle(Dial):
         self.prefix = prefix
         self.table = PriceTable() if table is None else table
         self.price = price
-        self.flops, self.reward = flops, reward
+        self.flops, self.reward, self.form = flops, reward, form
+        self._configured_depth = depth_of(model, path)
         routed = [RoutedForward(self, i, layer) for i, layer in enumerate(layers)]
-        options: dict[str, Any] = {"width": width or 0, "forwards": [one.run for one in routed], "channel_dim": channel_dim}
+        options: dict[str, Any] = {"width": width or 0, "forwards": [one.run for one in routed], "channel_dim": channel_dim, "form": form}
         self._stand_ins: list[StandIn] = [*routed]
         if readouts is None:
             self.stack = CalledStack(layers, **options)
@@ -193,13 +206,50 @@ class Handle(Dial):
             self.policy,
             stack=self.stack,
             weights=False,
-            network=identity(self.model, self.path.removeprefix(self.prefix), self.stack.channel_dim, self.stack.prompt_tokens),
+            network=identity(self.model, self.path.removeprefix(self.prefix), self.stack.channel_dim, self.stack.prompt_tokens, self.form),
             price=self.price,
             price_table=self.table,
             trained_on=self.trained_on,
             reward=self.reward,
             overwrite=overwrite,
         )
+
+    def model_weights(self) -> dict[str, Any]:
+        """The model's weights by their names, without what the handle has added to it."""
+        return self.model.state_dict()
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        include_model: bool = True,
+    ) -> str:
+        """Writes policy and model to the Hugging Face hub; `rl_skip.from_pretrained(repo_id)` loads both, and transformers the model.
+
+        Args:
+            repo_id: owner/name; it is made where it is missing.
+            commit_message, commit_description: of the commit.
+            private: whether a repository that is made is private; None: as its owner's default is.
+            token: of the hub; None: the one of `hf auth login`.
+            revision: the branch to write to; it is made where it is missing.
+            create_pr: opens a pull request instead.
+            include_model: whether the model goes along, with `processor`. Without it, the policy names the model that it was trained for, as an
+                adapter of peft does: for a model that the hub has as it is.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: as `save_pretrained`; or if the model cannot be written, or the hub refuses.
+        """
+        options = {"commit_description": commit_description, "private": private, "token": token, "revision": revision, "create_pr": create_pr}
+        return push(self, repo_id, include_model=include_model, commit_message=commit_message, **options)
 
     def detach(self) -> None:
         """Gives the model and its modules their own `forward` back; the handle is of no use afterwards."""
@@ -228,7 +278,10 @@ class Handle(Dial):
         call.check()
         progress = self._progress
         state = progress.state
-        if state is None or i <= progress.at:
+        begins = state is None or i <= progress.at
+        call = routable(call, begins)
+        if state is None or begins:
+            check_first_time(i)
             state = self._begin(hidden, call)
         carry = state.carry
         assert isinstance(carry, CalledCarry)
@@ -236,9 +289,12 @@ class Handle(Dial):
         if i > progress.at + 1:  # the model left layers out by itself, such as wav2vec2 when it trains
             state.pass_over(i)
         progress.at = i
+        progress.collected.begin()
         rows = state.visit(i)
+        progress.collected.end(stack.routed[i], rows, call.row_count)
         if rows is None:
             fill_caches(i, hidden, call)
+            stack.skip(carry)
         else:
             assert progress.router is not None
             self._decide(progress.router, state, i, rows)
@@ -250,19 +306,21 @@ class Handle(Dial):
 
     def _begin(self, hidden: Tensor, call: LayerCall) -> RoutingState:
         """A new call of the model."""
-        route = kept_route(call)
+        self._check_layers()
+        route = kept_route(call, self._cause())
         if self._forced is not None:
             check_forced(self._forced, route)
             route = self._forced if route is None else route
         self._check_width(hidden)
         self._check_device(hidden)
         if self.flops is None:
-            self.flops = counted_flops(self.stack.routed, self.stack.forwards, hidden, call)
+            self.flops = counted_flops(self.stack.routed, self.stack.forwards, self.stack.forms, hidden, self.stack.settled(0, hidden, call))
         router, price = self._router(route, hidden)
         if self._answering is not None:
             self._answering.adopt(hidden)
         state = RoutingState(self.stack, router.rules, hidden, price, self.stack.carry_of(hidden, call, self.flops))
         self._progress.state, self._progress.router, self._progress.at = state, router, -1
+        self._progress.collected = Collected()
         self._route, self._spent = state.route, state.spent
         return state
 
@@ -292,6 +350,40 @@ class Handle(Dial):
         if not checked[..., 0].all():
             raise UserError("layer 0 always runs, and the route leaves it out")
         return checked.bool()
+
+    def _check_layers(self) -> None:
+        """Refuses a model that no longer calls the layers that the policy was attached to."""
+        try:
+            now = list(self.model.get_submodule(self.path).children())
+        except AttributeError:  # somebody put something around a part of the model
+            return
+        L, attach_again = self.stack.depth, "detach() first, change the layers, then attach a policy for those that are left"
+        if len(now) != L:
+            raise UserError(f"{self.path} has {len(now)} layers, and had {L} when the policy was attached: {attach_again}")
+        for i, (one, routed) in enumerate(zip(now, self.stack.routed, strict=True)):
+            if one is not routed and all(module is not routed for module in one.modules()):  # it may have been wrapped
+                raise UserError(f"layer {i} of {self.path} was replaced after the policy was attached: {attach_again}")
+        depth = depth_of(self.model, self.path)
+        if depth is not None and self._configured_depth is not None and depth < self._configured_depth:
+            raise UserError(
+                f"the model ends after {depth} of its {L} layers by itself (num_hidden_layers of its configuration, which assistant_early_exit "
+                "sets), and the policy decides about all of them: generate without an early exit, or within handle.disabled()"
+            )
+
+    def _cause(self) -> str:
+        """How a cache that has no route was filled."""
+        if self._progress.state is not None and self._progress.at < self.stack.depth - 1:
+            return (
+                f"the last call of the model ended after layer {self._progress.at} of {self.stack.depth}, by an error or an exit of its own, "
+                "and left its cache without a route: begin with an empty cache, and let calls run to the last layer"
+            )
+        adapters = getattr(self.model, "peft_config", {})
+        if any("PREFIX_TUNING" in str(getattr(config, "peft_type", "")) for config in (adapters.values() if isinstance(adapters, dict) else ())):
+            return "prefix tuning fills the cache before the first layer, so its rows have no route: train another kind of adapter, such as LoRA"
+        return (
+            "the cache was filled while no policy was attached, or by an adapter such as prefix tuning, so its rows have no route: begin with an "
+            "empty cache, and take an adapter that leaves it alone, such as LoRA"
+        )
 
     def _check_width(self, hidden: Tensor) -> None:
         width = hidden.shape[self.stack.channel_dim]

@@ -1,6 +1,5 @@
 """A model from transformers as a `LayerStack`, so that the routed forward pass, the environment, the agents and the export serve it."""
 
-import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.attached.attaching import check_layers
-from rl_skip.attached.called import CalledCarry, CalledStack
-from rl_skip.attached.calls import LayerCall, put_rows, real_tokens
-from rl_skip.attached.finding import find_layers, run_all_layers, width_of
+from rl_skip.attached.called import CalledCarry, CalledStack, evaluating
+from rl_skip.attached.calls import LayerCall, real_tokens
+from rl_skip.attached.finding import find_layers, layers_config, run_all_layers, width_of
 from rl_skip.attached.flops import transformer_flops
-from rl_skip.attached.identity import DIGEST, identity
+from rl_skip.attached.identity import DIGEST, digest, identity
 from rl_skip.attached.library import quiet, require
+from rl_skip.attached.rows import Places, few_rows, places_by_shape, put_rows
 from rl_skip.attached.tail import Recorded, Tail, called_after, copied, head_modules, modules_beside, readout_plan, speaks, standing_in, taken
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_replace
-from rl_skip.core.inputs import Inputs
+from rl_skip.core.inputs import Inputs, map_inputs
 from rl_skip.core.readouts import Adapter, Readouts
 from rl_skip.core.stack import Carry, masked_mean
 from rl_skip.export.weights import save_weights
@@ -42,11 +42,13 @@ class _Reached(Exception):
 class _ModelCarry(CalledCarry):
     before: Recorded = field(default_factory=dict)
     """What the modules before layer 0 returned, by name, so that they need not run again to finish."""
+    before_places: Callable[[], Places] = dict
+    """Finds where the rows are in it."""
 
     def take(self, rows: Tensor) -> "_ModelCarry":
         some = super().take(rows)
         assert isinstance(some, _ModelCarry)
-        some.before = taken(self.before, rows, self.hidden.shape[0])
+        some.before = taken(self.before, rows, self.hidden.shape[0], self.before_places())
         return some
 
     def put(self, rows: Tensor, other: Carry) -> None:
@@ -54,8 +56,8 @@ class _ModelCarry(CalledCarry):
         B = self.hidden.shape[0]
         super().put(rows, other)
         alike = {name: len(outputs) for name, outputs in self.before.items()} == {name: len(outputs) for name, outputs in other.before.items()}
-        pairs = {name: zip(outputs, other.before[name], strict=True) for name, outputs in self.before.items()} if alike else {}
-        self.before = {name: [put_rows(old, new, rows, B, name) for old, new in outputs] for name, outputs in pairs.items()}
+        before, places = self.before if alike else {}, self.before_places()
+        self.before = {name: put_rows(outputs, other.before[name], rows, B, name, places) for name, outputs in before.items()}
 
 
 class HuggingFaceStack(CalledStack):
@@ -84,6 +86,8 @@ class HuggingFaceStack(CalledStack):
 
     processor: Any = None
     """What made the inputs, such as a tokenizer; saved beside the model."""
+    fresh: tuple[str, ...] = ()
+    """Names of the model's weights that were not in its file, so that they have to be learned as the head's have."""
 
     def __init__(
         self,
@@ -96,17 +100,18 @@ class HuggingFaceStack(CalledStack):
     ) -> None:
         path, routed = find_layers(model, layers)
         check_layers(path, routed)
-        width = width_of(model)
+        width = width_of(model, path)
         if width is None:
             raise UserError(f"{type(model).__name__} has no configuration with a hidden_size; build a ModuleStack from its parts instead")
         super().__init__(routed, width=width)
         self.model, self.head, self.path, self.prompt_tokens, self.prepare = model, head, path, prompt_tokens, prepare
-        self.flops = transformer_flops(model, routed, width)
+        self.flops = transformer_flops(layers_config(model, path), routed, width)
         self.register_buffer("layer_flops", self.flops.nominal(), persistent=False)
         self.speaks = head is None and speaks(model, self.causal)
         parameters = inspect.signature(model.forward).parameters
         self.options = {name: value for name, value in (("use_cache", False), ("return_dict", True)) if name in parameters}
         self.beside = modules_beside(model, path)
+        self._found_before: dict[tuple[str, int], int | None] = {}
         run_all_layers(model)
 
     def described(self) -> dict[str, Any]:
@@ -114,6 +119,27 @@ class HuggingFaceStack(CalledStack):
 
     def begin(self, inputs: Inputs) -> Carry:
         inputs = inputs if self.prepare is None else self.prepare(inputs)
+        reached, calls, before = self._before_layers(inputs)
+        calls[0].check()
+        calls = {i: self.settled(i, reached, call) for i, call in calls.items()}
+        carry = _ModelCarry(**vars(self.carry_of(reached, calls[0], self.flops)))
+        if carry.mask is None and isinstance(inputs, dict) and "attention_mask" in inputs:
+            carry.mask = carry.hidden.new_ones(carry.hidden.shape[:2], dtype=torch.bool)  # rows with padding may come to take its place
+        carry.calls, carry.inputs, carry.before, carry.causal = calls, inputs, before, self.causal
+        carry.before_places = partial(self._places_before, before, inputs, calls[0].row_count)
+        return carry
+
+    def _places_before(self, before: Recorded, inputs: Inputs, B: int) -> Places:
+        """Where the rows are in what the modules before the layers returned for `inputs`, found by calling them for a few rows."""
+        if B > 1 and not self._found_before.keys() >= places_by_shape(before, {}, B, B).keys():
+            few = few_rows(B, device=self._device())
+            with torch.no_grad(), evaluating(self.model):
+                again = self._before_layers(map_inputs(inputs, lambda tensor: tensor.index_select(0, few.to(tensor.device))))[2]
+            self._found_before |= places_by_shape(before, again, B, few.shape[0])
+        return self._found_before
+
+    def _before_layers(self, inputs: Inputs) -> tuple[Tensor, dict[int, LayerCall], Recorded]:
+        """Calls the model up to its layers: the hidden state there, the calls of the layers, and what the modules before them returned."""
         calls: dict[int, LayerCall] = {}
         reached: list[Tensor] = []
 
@@ -127,12 +153,7 @@ class HuggingFaceStack(CalledStack):
         before: Recorded = {}
         with self._recording(before, reached), standing_in(self.routed, [partial(record, i) for i in range(self.depth)]), suppress(_Reached):
             self._call(inputs)
-        calls[0].check()
-        carry = _ModelCarry(**vars(self.carry_of(reached[0], calls[0], self.flops)))
-        if carry.mask is None and isinstance(inputs, dict) and "attention_mask" in inputs:
-            carry.mask = carry.hidden.new_ones(carry.hidden.shape[:2], dtype=torch.bool)  # rows with padding may come to take its place
-        carry.calls, carry.inputs, carry.before, carry.causal = calls, inputs, before, self.causal
-        return carry
+        return reached[0], calls, before
 
     def finish(self, carry: Carry) -> Tensor:
         return self._answered(carry, nn.Identity())
@@ -141,7 +162,7 @@ class HuggingFaceStack(CalledStack):
         """The model's outputs with the hidden state of the carry in the place of its layers; by copies of its modules where `readout` has some."""
         assert isinstance(carry, _ModelCarry) and carry.inputs is not None
         inputs = carry.inputs
-        carry = replace(carry, hidden=readout(carry.hidden)) if isinstance(readout, Adapter) else carry
+        carry = replace(carry, hidden=readout(carry.hidden, carry.mask)) if isinstance(readout, Adapter) else carry
 
         def pass_by(i: int, *args: Any, **kwargs: Any) -> Any:
             _, call = LayerCall.of(self.names[i], args, kwargs)
@@ -153,7 +174,9 @@ class HuggingFaceStack(CalledStack):
         with self._replaying(carry.before), standing_in(modules, forwards):
             outputs = self._call(inputs)
         if self.head is not None:
-            return self.head(masked_mean(outputs.last_hidden_state, real_tokens(carry.calls[0], carry.hidden.shape[1])))
+            mask = real_tokens(carry.calls[0], carry.hidden.shape[1])
+            hidden = outputs.last_hidden_state
+            return self.head(masked_mean(hidden, None if mask is None else mask[:, : hidden.shape[1]]))  # Longformer pads for its layers alone
         logits = getattr(outputs, "logits", None)
         if logits is None:
             raise UserError(f"{type(self.model).__name__} returns no logits: give the stack a head, or load the model with one")
@@ -182,7 +205,7 @@ class HuggingFaceStack(CalledStack):
         with torch.no_grad():
             carry = self.begin(example)
             names = called_after(lambda: self.finish(carry), self.routed[-1], self.beside)
-        return readout_plan(self.model, names, self.depth)
+        return readout_plan(self.model, names, self.depth, self.fresh)
 
     def make_readout(self, plan: dict[str, Any]) -> nn.Module:
         return Tail(self.model, plan["modules"]) if "modules" in plan else super().make_readout(plan)
@@ -200,7 +223,9 @@ class HuggingFaceStack(CalledStack):
             readouts.flops /= self.begin(example).hidden.shape[1]
 
     def head_modules(self) -> list[nn.Module]:
-        return head_modules(self.model) if self.head is None else [self.head]
+        if self.head is not None:
+            return [self.head]
+        return head_modules(self.model, self.beside, {} if self.readouts is None else self.readouts.plan, self.fresh)
 
     def keep(self, layers: Sequence[int]) -> "HuggingFaceStack":
         model, config = self.model, self._config
@@ -236,7 +261,7 @@ class HuggingFaceStack(CalledStack):
         The configuration is marked with a digest of the weights, by which a policy distinguishes the model from the one that it was made of.
         """
         self._config._name_or_path = ""  # what it was made of is not what it is
-        setattr(self._config, DIGEST, _digest(self.model))
+        setattr(self._config, DIGEST, digest(self.model))
 
         def fill(new: Path) -> None:
             self.model.save_pretrained(new)  # type: ignore[operator]
@@ -282,9 +307,3 @@ class HuggingFaceStack(CalledStack):
         with standing_in(modules, [partial(replay, list(before[name]), self.beside[name].forward) for name in before]):
             yield
 
-
-def _digest(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8 if tensor.dim() else tensor.dtype).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -2,18 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from rl_skip.attached.finding import configured
+from rl_skip.attached.returns import check_form
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.export.description import Description
 
-__all__ = ["DIGEST", "check_described", "check_identity", "identity", "saved_identity"]
+__all__ = ["DIGEST", "check_described", "check_identity", "digest", "identity", "marked", "saved_identity"]
 
 VOLATILE = {
     "architectures",
@@ -43,7 +46,9 @@ DIGEST = "rl_skip_weights"
 """A field in the configuration of a model that was trained here, by which a policy distinguishes it from the model that it was made of."""
 
 
-def identity(model: nn.Module, path: str, channel_dim: int, prompt_tokens: int | None = None) -> dict[str, Any]:
+def identity(
+    model: nn.Module, path: str, channel_dim: int, prompt_tokens: int | None = None, returns: Sequence[str | None] | None = None
+) -> dict[str, Any]:
     """The identity of the model, in plain JSON. Adapters around it do not count."""
     model = _without_adapters(model)
     name, config = configured(model, "_name_or_path"), _config(model)
@@ -57,6 +62,7 @@ def identity(model: nn.Module, path: str, channel_dim: int, prompt_tokens: int |
         "layers": path,
         "channel_dim": channel_dim,
         "prompt_tokens": prompt_tokens,
+        "returns": None if returns is None else list(returns),
     }
 
 
@@ -71,6 +77,8 @@ def check_described(fields: Fields, _width: int, _depth: int) -> None:
         fields.object("config")
     if fields.values.get("prompt_tokens") is not None:
         fields.integer("prompt_tokens")
+    if fields.values.get("returns") is not None:
+        check_form(fields.values["returns"])
 
 
 def saved_identity(description: Description, file: Path) -> dict[str, Any]:
@@ -107,6 +115,29 @@ def check_identity(description: Description, model: nn.Module, path: str, layer_
             raise UserError(
                 f"{file}: layer_costs[{i}] is {expected:.5f}, the given model's is {actual:.5f}; load the model that the policy was saved for"
             )
+
+
+def digest(model: nn.Module) -> str:
+    """A digest of a model's weights."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8 if tensor.dim() else tensor.dtype).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+@contextmanager
+def marked(model: nn.Module) -> Iterator[None]:
+    """Within it, a model from transformers is known by a digest of its weights, and not by the name of the one that it was made of."""
+    config: Any = model.config
+    before = {name: getattr(config, name) for name in ("_name_or_path", "_commit_hash", DIGEST) if hasattr(config, name)}
+    config._name_or_path, config._commit_hash = "", None
+    setattr(config, DIGEST, digest(model))
+    try:
+        yield
+    finally:
+        delattr(config, DIGEST)
+        for name, value in before.items():
+            setattr(config, name, value)
 
 
 def _without_adapters(model: nn.Module) -> nn.Module:

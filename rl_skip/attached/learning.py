@@ -16,11 +16,11 @@ from rl_skip.attached.deciding import Deciding, tied
 from rl_skip.attached.examples import IGNORED, call, checked_labels, logits_of, made_up, split_batch
 from rl_skip.attached.finding import run_all_layers
 from rl_skip.attached.flops import LayerFlops
-from rl_skip.attached.fresh_readouts import CountsReadout, after_layers, check_model, new_readouts, tried
+from rl_skip.attached.fresh_readouts import CountsReadout, after_layers, check_model, fresh_after, new_readouts, tried
 from rl_skip.attached.handle import Handle
 from rl_skip.attached.skip_config import SkipConfig
 from rl_skip.attached.stand_in import StandIn
-from rl_skip.attached.tail import Tail, head_modules
+from rl_skip.attached.tail import head_modules, modules_beside
 from rl_skip.core.batches import deployed
 from rl_skip.core.dial import PriceTable, checked_price
 from rl_skip.core.errors import UserError
@@ -105,8 +105,12 @@ class LearningHandle(Handle):
         self._averages: Averages | None = None
         batch = made_up(model) if example is None else example
         with tried(model, example):
-            names, shown = after_layers(model, layers, path, batch, options["channel_dim"])
-        readouts = new_readouts(model, names, len(layers), width or shown, config, options)
+            names, shape = after_layers(model, layers, path, batch)
+        prefix, channel_dim = options["prefix"], options["channel_dim"]
+        within = model.get_submodule(prefix.rstrip("."))
+        inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        fresh = fresh_after(within, inside, config.fresh_head) if len(shape) > 2 else ()  # of tokens there is a mean
+        readouts = new_readouts(within, inside, len(layers), width or shape[channel_dim], config.readout_rank, fresh, channel_dim)
         super().__init__(model, layers, path, width=width, flops=flops, policy=None, readouts=readouts, **options)
         self._chosen = None
         assert self.stack.readouts is not None
@@ -123,7 +127,8 @@ class LearningHandle(Handle):
         assert isinstance(reward, Reward)
         self.reward = reward.formula
         self.deciding = Deciding(policy, price_source(config, reward)).train(model.training)
-        self._heads = head_modules(model) or [model.get_submodule(name) for name in self._tail_names()]
+        beside = modules_beside(within, path.removeprefix(prefix))
+        self._heads = head_modules(within, beside, readouts.plan, fresh) or [beside[name] for name in readouts.plan.get("modules", [])]
         self._layerdrop = run_all_layers(model)
         model.add_module(PART, nn.ModuleDict({"deciding": self.deciding, "readouts": self.stack.readouts}))
 
@@ -148,6 +153,9 @@ class LearningHandle(Handle):
     def part(self) -> nn.Module:
         """What the model has got: policy, readouts, and where the steering of the price stands."""
         return self.model.get_submodule(PART)
+
+    def model_weights(self) -> dict[str, Any]:
+        return {name: tensor for name, tensor in super().model_weights().items() if not name.startswith(f"{PART}.")}
 
     def parameter_groups(self, learning_rate: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """Groups for an optimiser: the model at this learning rate, head and readouts faster, the policy at its own; as `train.py` has them.
@@ -353,12 +361,6 @@ class LearningHandle(Handle):
             yield
         finally:
             self._router_of_all = None
-
-    def _tail_names(self) -> list[str]:
-        readouts = self.stack.readouts
-        assert readouts is not None
-        first = readouts.each[0]
-        return [self.prefix + name for name in first.by_name()] if isinstance(first, Tail) else []
 
 
 def handle_of(model: nn.Module) -> LearningHandle:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from rl_skip.attached.finding import configured, width_of
+from rl_skip.attached.classes import Head, has_classifier, name_classes
+from rl_skip.attached.finding import configured, find_layers, width_of
 from rl_skip.attached.huggingface import HEAD, HuggingFaceStack
 from rl_skip.attached.identity import check_described, check_identity
 from rl_skip.attached.library import quiet, require
@@ -24,15 +25,15 @@ if TYPE_CHECKING:
 __all__ = [
     "ATTACHED",
     "load_model",
-    "name_classes",
-    "order_of_model",
     "read_config",
     "read_extractor",
+    "read_processor",
     "read_tokenizer",
     "takes_token_types",
 ]
 
-CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification", "ForAudioClassification")
+OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack")
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.model")
 
 
@@ -40,15 +41,16 @@ def read_config(folder: str) -> Any:
     """The configuration of the model in a folder.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is none, or its weights are not in safetensors.
     """
     transformers = require()
     if not Path(folder).is_dir():
         raise UserError(f"there is no folder {folder} with a model; set --model to one that save_pretrained wrote")
     if not Path(folder, "config.json").is_file():
         raise UserError(f"{folder} holds no model, it has no config.json; set --model to a folder that save_pretrained wrote")
+    _check_weights(folder)
     with _reading(folder), quiet():
-        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        return transformers.AutoConfig.from_pretrained(folder, **OFFLINE)
 
 
 def read_tokenizer(folder: str) -> Any:
@@ -60,7 +62,7 @@ def read_tokenizer(folder: str) -> Any:
     if not any(Path(folder, name).is_file() for name in TOKENIZERS):  # transformers would make an empty one
         raise UserError(f"{folder} has no tokenizer; write the model's beside it: tokenizer.save_pretrained({folder!r})")
     with _reading(folder), quiet():
-        return require().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return require().AutoTokenizer.from_pretrained(folder, **OFFLINE)
 
 
 def read_extractor(folder: str) -> Any:
@@ -68,48 +70,73 @@ def read_extractor(folder: str) -> Any:
     transformers = require()
     with _reading(folder), quiet():
         if Path(folder, "preprocessor_config.json").is_file():
-            return transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+            return transformers.AutoFeatureExtractor.from_pretrained(folder, **OFFLINE)
         return transformers.Wav2Vec2FeatureExtractor(return_attention_mask=False)
 
 
-def load_model(folder: str, classes: Sequence[str] | None = None, *, processor: Any = None, **options: Any) -> HuggingFaceStack:
-    """The model in a folder as a stack: a classifier with its own head, a language model, or a backbone with a linear head on its mean.
+def read_processor(folder: str) -> Any:
+    """What makes the inputs of the model in a folder: a tokenizer, an image processor or a feature extractor; None: there is none."""
+    transformers = require()
+    if not Path(folder, "preprocessor_config.json").is_file():
+        return read_tokenizer(folder) if any(Path(folder, name).is_file() for name in TOKENIZERS) else None
+    reader = transformers.AutoImageProcessor if hasattr(read_config(folder), "image_size") else transformers.AutoFeatureExtractor
+    with _reading(folder), quiet():
+        return reader.from_pretrained(folder, **OFFLINE)
+
+
+def load_model(
+    folder: str, classes: Sequence[str] | None = None, *, head: Head = "standard", processor: Any = None, **options: Any
+) -> HuggingFaceStack:
+    """The model in a folder as a stack: a classifier with its own head, a language model, or a backbone with a fresh head.
 
     Args:
-        folder: what `save_pretrained` wrote.
-        classes: the names of the classes, with which a backbone gets its head; None: a head must be there, if the model needs one.
+        folder: what `save_pretrained` wrote, or `HuggingFaceStack.write_model`.
+        classes: the names of the classes in the model's order, with which a backbone gets its head; None: a head must be there, if one is needed.
+        head: what a backbone gets. "standard": the classifier that transformers has for such a model, "mean" where it has none.
+            "mean": a norm and two linear layers on the mean over its tokens, beside the model.
         processor: what made the inputs, to be saved beside the model.
         options: more arguments of `HuggingFaceStack`.
 
     Raises:
         UserError: if there is no model, its layers are not found, or it has another number of classes.
     """
-    transformers, config = require(), read_config(folder)
-    name = next(iter(config.architectures or ()), "")
-    own_head = name.endswith(CLASSIFIERS) or classes is None
-    model_class = getattr(transformers, name, None) if own_head else transformers.AutoModel
+    config, saved_head = read_config(folder), Path(folder, HEAD)
+    if saved_head.is_file() and classes is not None and config.num_labels != len(classes):
+        raise UserError(f"the head in {folder} has {config.num_labels} classes, the data have {len(classes)}; set --data to data with as many")
+    if classes is not None:
+        name_classes(config, classes)
+    model_class, beside = _class_of(folder, config, classes is not None and not saved_head.is_file(), head)
+    with _reading(folder), quiet():
+        weights = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+        model, found = model_class.from_pretrained(folder, config=config, **OFFLINE, **weights)
+    if saved_head.is_file() or beside:
+        options["head"] = _mean_head(model, config.num_labels)
+    if saved_head.is_file():
+        options["head"].load_state_dict(read_weights(saved_head, options["head"].state_dict()))
+    stack = HuggingFaceStack(model, **options)
+    stack.processor, stack.fresh = processor, tuple(sorted(found["missing_keys"]))
+    return stack
+
+
+def _class_of(folder: str, config: Any, classifies: bool, head: Head) -> tuple[Any, bool]:
+    """The class of transformers that the model is loaded as, and whether it gets a head beside it."""
+    transformers, name = require(), next(iter(config.architectures or ()), "")
+    if classifies and not has_classifier(config):
+        classifier = _classifier_for(config) if head == "standard" else None
+        return classifier or transformers.AutoModel, classifier is None
+    model_class = getattr(transformers, name, None)
     if model_class is None:
         raise UserError(f"{folder} holds a {name or 'model of an unnamed class'}, which transformers does not know; set --model to another")
-    if classes is not None and name.endswith(CLASSIFIERS) and config.num_labels != len(classes):
-        raise UserError(
-            f"the model in {folder} has {config.num_labels} classes, the data have {len(classes)}; set --data to data with as many, "
-            "or --model to a backbone without a head"
-        )
-    with _reading(folder), quiet():
-        model = model_class.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
-    saved_head = Path(folder, HEAD)
-    if saved_head.is_file() or not own_head:
-        count = config.num_labels if classes is None else len(classes)
-        if saved_head.is_file() and config.num_labels != count:
-            raise UserError(f"the head in {folder} has {config.num_labels} classes, the data have {count}; set --data to data with as many")
-        options["head"] = _mean_head(model, count)
-        if saved_head.is_file():
-            options["head"].load_state_dict(read_weights(saved_head, options["head"].state_dict()))
-        elif classes is not None:
-            name_classes(model.config, classes)
-    stack = HuggingFaceStack(model, **options)
-    stack.processor = processor
-    return stack
+    return model_class, False
+
+
+def _classifier_for(config: Any) -> Any:
+    """The class of transformers that puts a classifier on models of a configuration; None: there is none."""
+    for inputs in ("SEQUENCE", "IMAGE", "AUDIO"):
+        known = getattr(require(), f"MODEL_FOR_{inputs}_CLASSIFICATION_MAPPING").get(type(config), None)
+        if known is not None:
+            return known[0] if isinstance(known, tuple) else known
+    return None
 
 
 def takes_token_types(config: Any) -> bool:
@@ -120,27 +147,24 @@ def takes_token_types(config: Any) -> bool:
     return forward is not None and "token_type_ids" in inspect.signature(forward).parameters and getattr(config, "type_vocab_size", 2) > 1
 
 
-def name_classes(config: Any, classes: Sequence[str]) -> None:
-    """Writes the names of the classes into a model's configuration."""
-    config.id2label, config.label2id = dict(enumerate(classes)), {name: i for i, name in enumerate(classes)}
-
-
-def order_of_model(classes: Sequence[str], config: Any) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """For each class of the data its number in the model, and the classes in the model's order, if it knows them by these names."""
-    named = [str(config.id2label[i]) for i in range(config.num_labels)]
-    index = {name.lower(): i for i, name in enumerate(named)}
-    if len(index) == len(named) == len(classes) and all(name.lower() in index for name in classes):
-        order = torch.tensor([index[name.lower()] for name in classes])
-        return order, tuple(classes[int(i)] for i in order.argsort())
-    return torch.arange(len(classes)), tuple(classes)
-
-
 def _mean_head(model: nn.Module, classes: int) -> nn.Module:
-    width = width_of(model)
+    width = width_of(model, find_layers(model)[0])
     if width is None:
         raise UserError(f"{type(model).__name__} has no configuration with a hidden_size, so no head can be added to it; set --model to a classifier")
     dropout = configured(model, "hidden_dropout_prob") or configured(model, "hidden_dropout") or 0.0
     return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, classes))
+
+
+def _check_weights(folder: str) -> None:
+    """Refuses a model whose weights are in other files alone, which can hold code."""
+    if any(file.name != HEAD for file in Path(folder).glob("*.safetensors")):
+        return
+    others = sorted(file.name for pattern in PICKLED for file in Path(folder).glob(pattern))
+    found = f"{others[0]}, which is not read since it can hold code, and" if others else "a config.json and"
+    raise UserError(
+        f"{folder} has {found} no model.safetensors; load the model with from_pretrained, write it with save_pretrained into a folder, "
+        "and set --model to that"
+    )
 
 
 @contextmanager

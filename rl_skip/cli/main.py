@@ -13,6 +13,8 @@ from typing import Any, NoReturn, get_args
 import torch
 
 from rl_skip.cli.generate import generate
+from rl_skip.cli.passes import showing_progress
+from rl_skip.cli.streams import outlasting_readers
 from rl_skip.core.devices import pick_device
 from rl_skip.core.dial import GuaranteeKind
 from rl_skip.core.errors import UserError
@@ -29,6 +31,7 @@ from rl_skip.measure.guarantee import guarantee
 from rl_skip.measure.prune import prune
 from rl_skip.measure.runs import CONFIG, FORMAT_VERSION, is_run, load_run, read_run
 from rl_skip.measure.runs import MODEL as MODEL_FOLDER
+from rl_skip.tasks.data_report import read_data_report
 
 __all__ = ["Parser", "carry_out", "compare_parser", "compare_runs", "console", "main"]
 
@@ -50,13 +53,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def carry_out(parser: "Parser", argv: Sequence[str] | None = None) -> int:
-    """Runs the command that a parser reads from the words, and prints what it reports."""
+    """Runs the command that a parser reads from the words, and prints what it reports; quietly to the end where nobody reads that."""
+    with outlasting_readers():
+        return _carry_out(parser, argv)
+
+
+def _carry_out(parser: "Parser", argv: Sequence[str] | None) -> int:
     try:
         arguments = parser.parse_args(argv)
         if arguments.threads is not None:
             torch.set_num_threads(arguments.threads)
         command: Command = arguments.command
-        report = command(arguments)
+        with showing_progress():
+            report = command(arguments)
     except (UserError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -93,7 +102,7 @@ def _parser() -> Parser:
     text = "the price λ, in score per unit of relative compute; higher skips more (default: the policy's operating price)"
     dial.add_argument("--price", type=_price, help=text)
     dial.add_argument("--budget", type=_budget, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
-    text = "the smallest compute that loses at most so much accuracy against full depth (0.01: one point), found on validation data"
+    text = "the smallest compute that loses at most so much score against full depth (0.01: one point), found on validation data"
     dial.add_argument("--guarantee", type=_tolerance, metavar="TOLERANCE", help=text)
     text = "confidence: kept for all but one draw of validation rows in twenty; expectation: kept on average, with fewer rows (default: confidence)"
     measure.add_argument("--guarantee-kind", choices=get_args(GuaranteeKind), help=text)
@@ -177,7 +186,7 @@ def _add_compare_options(parser: argparse.ArgumentParser, training: str) -> None
 
 def _eval(arguments: argparse.Namespace) -> Report:
     device = pick_device(arguments.device)
-    model, task = load_run(arguments.run, data=arguments.data, price=arguments.price, budget=arguments.budget, device=device)
+    model, task = load_run(arguments.run, data=arguments.data, price=arguments.price, budget=arguments.budget, device=device, changed=_warn)
     split: Split = arguments.split
     promise: Report = {}
     if arguments.guarantee is not None:
@@ -204,6 +213,10 @@ def _eval(arguments: argparse.Namespace) -> Report:
         **task.measures(measured.correct),
         **promise,
     }
+
+
+def _warn(sentence: str) -> None:
+    print("note:", sentence, file=sys.stderr)
 
 
 def _compare(arguments: argparse.Namespace) -> Comparison:
@@ -265,7 +278,7 @@ def _info(arguments: argparse.Namespace) -> Report:
     description = read_description(export, None)
     network_weights = count_weights(export / MODEL) if (export / MODEL).is_file() else None
     policy_weights = count_weights(export / POLICY)
-    settings = {} if run is None else {"run": Fields.read(folder / CONFIG, FORMAT_VERSION).values}
+    settings = {} if run is None else {"run": Fields.read(folder / CONFIG, FORMAT_VERSION).values, **_data(folder)}
     return {
         "kind": "export" if run is None else "run",
         "folder": str(folder),
@@ -274,6 +287,12 @@ def _info(arguments: argparse.Namespace) -> Report:
         "policy_weights": policy_weights,
         "network_weights": network_weights,
     }
+
+
+def _data(folder: Path) -> Report:
+    """What a run read, in short; nothing of runs that did not note it."""
+    splits, remarks = read_data_report(folder)
+    return {"data": {**{split: str(report) for split, report in splits.items()}, "remarks": list(remarks)}} if splits else {}
 
 
 def _number(text: str) -> float:
@@ -300,7 +319,7 @@ def _budget(text: str) -> float:
 def _tolerance(text: str) -> float:
     tolerance = _number(text)
     if not 0 < tolerance < 1:
-        raise argparse.ArgumentTypeError(f"a guarantee is a loss of accuracy in (0, 1), 0.01 being one point, got {text!r}")
+        raise argparse.ArgumentTypeError(f"a guarantee is a loss of score in (0, 1), 0.01 being one point, got {text!r}")
     return tolerance
 
 

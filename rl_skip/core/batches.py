@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.core.inputs import by_length
+from rl_skip.core.progress import rows_done
 from rl_skip.core.task import Examples
 
 __all__ = ["deployed", "in_batches"]
@@ -39,7 +40,10 @@ def in_batches(run: Callable[[Examples, Tensor], tuple[Tensor, ...]], examples: 
         The tensors, (N, …) each, on the CPU, in the order of the examples.
     """
     order = by_length(examples.inputs)
+    results: list[tuple[Tensor, ...]] = []
     with deployed(*modules):
-        results = [run(examples.take(rows.to(examples.labels.device)), rows) for rows in order.split(batch_size)]
+        for rows in order.split(batch_size):
+            results.append(run(examples.take(rows.to(examples.labels.device)), rows))
+            rows_done(min(len(results) * batch_size, len(order)), len(order))
     back = order.argsort()
     return [torch.cat(batches).cpu()[back] for batches in zip(*results, strict=True)]

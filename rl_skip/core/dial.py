@@ -9,7 +9,19 @@ from typing import Literal, NamedTuple
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["CONFIDENCE", "Dial", "Guarantee", "GuaranteeKind", "PricePoint", "PriceTable", "checked_price", "checked_tolerance", "price_grid"]
+__all__ = [
+    "CONFIDENCE",
+    "GRID_POINTS",
+    "Dial",
+    "Guarantee",
+    "GuaranteeKind",
+    "PricePoint",
+    "PriceTable",
+    "checked_price",
+    "checked_tolerance",
+    "price_grid",
+    "refuse_below",
+]
 
 GRID_POINTS = 17
 CONFIDENCE = 0.95
@@ -35,7 +47,7 @@ def checked_tolerance(tolerance: float) -> float:
         UserError: unless it lies in (0, 1).
     """
     if not 0 < tolerance < 1:
-        raise UserError(f"a guarantee is a loss of accuracy in (0, 1), 0.01 being one point, got {tolerance}; set --guarantee")
+        raise UserError(f"a guarantee is a loss of score in (0, 1), 0.01 being one point, got {tolerance}; set --guarantee")
     return tolerance
 
 
@@ -73,6 +85,13 @@ class Guarantee:
 def price_grid(low: float, high: float) -> list[float]:
     """The prices at which a policy for many prices is measured, evenly spaced in their logarithm from `low` to `high`."""
     return [low * (high / low) ** (k / (GRID_POINTS - 1)) for k in range(GRID_POINTS)]
+
+
+def refuse_below(budget: float, smallest: float) -> None:
+    """Raises `UserError` for a budget below the smallest compute, which it names rounded up, so that it can be taken as it stands."""
+    if budget < smallest:
+        named = math.ceil(smallest * 10_000) / 10_000
+        raise UserError(f"a budget of {budget:g} is below the smallest compute of this policy, {named:.4f}; raise --budget, or budget=, to that")
 
 
 class PricePoint(NamedTuple):
@@ -132,16 +151,15 @@ class PriceTable:
         """The cheapest price whose mean compute is at most `budget`.
 
         Raises:
-            UserError: if the budget does not lie in (0, 1], no point costs so little, or the table is empty.
+            UserError: if the budget does not lie in (0, 1], or up to the table's largest compute where that is more, no point costs so
+                little, or the table is empty.
         """
-        if not 0 < budget <= 1:
+        if not 0 < budget <= max([1.0, *(point.compute for point in self.points)]):
             raise UserError(f"a budget is a mean compute in (0, 1], got {budget}; set --budget, or budget=")
         if not self.points:
             why = "it was trained for one price, or not calibrated"
             raise UserError(f"this policy has no table of budgets, {why}: set --price, or price=, or call handle.calibrate(loader)")
-        smallest = self.points[0].compute
-        if budget < smallest:
-            raise UserError(f"a budget of {budget} is below the smallest compute of this policy, {smallest:.4f}; raise --budget, or budget=, to that")
+        refuse_below(budget, self.points[0].compute)
         above = bisect.bisect_right([point.compute for point in self.points], budget)
         if above == len(self.points):
             return self.points[-1].price
@@ -182,10 +200,12 @@ class Dial:
     def budget(self) -> float | None:
         """The mean compute that the price led to on validation data; None without a table. Set it, and the price follows.
 
-        Setting raises `UserError` for a budget outside (0, 1] or below the smallest compute of the table.
+        What it gives can always be set again; None leaves the price as it is. Setting raises `UserError` for a budget outside (0, 1] or below
+        the smallest compute of the table.
         """
         return self.table.compute_for(self.price)
 
     @budget.setter
-    def budget(self, budget: float) -> None:
-        self.price = self.table.price_for(budget)
+    def budget(self, budget: float | None) -> None:
+        if budget is not None:
+            self.price = self.table.price_for(budget)

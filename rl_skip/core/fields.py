@@ -78,13 +78,13 @@ class Fields:
             raise self.wrong(name, f"a finite number of at least {low:g}" if high == math.inf else f"a number in [{low:g}, {high:g}]")
         return float(value)
 
-    def numbers(self, name: str, length: int) -> tuple[float, ...]:
-        """A list of `length` finite numbers of at least 0."""
+    def numbers(self, name: str, length: int, low: float = 0.0) -> tuple[float, ...]:
+        """A list of `length` finite numbers of at least `low`."""
         value = self.get(name)
         if not isinstance(value, list | tuple) or len(value) != length:
             raise self.wrong(name, f"a list of {length} numbers")
         inner = Fields({f"[{n}]": number for n, number in enumerate(value)}, self.source, f"{self.prefix}{name}")
-        return tuple(inner.number(key) for key in inner.values)
+        return tuple(inner.number(key, low) for key in inner.values)
 
     def flag(self, name: str) -> bool:
         """true or false."""

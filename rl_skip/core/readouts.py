@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rl_skip.core.costs import count_flops, counting
 
-__all__ = ["LARGEST", "RANK", "Adapter", "Readouts", "too_large"]
+__all__ = ["LARGEST", "POOLING_RANK", "RANK", "Adapter", "PoolingAdapter", "Readouts", "adapter_of", "too_large"]
 
-RANK = 16
+RANK, POOLING_RANK = 16, 128
 LARGEST = 4_000_000
 """Numbers that the readouts of all depths may hold together as copies of the network's own head, 16 MB in single precision; beyond, they are
 adapters: they are saved with every policy."""
@@ -33,10 +34,39 @@ class Adapter(nn.Module):
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """A hidden state → one of the same shape."""
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """A hidden state → one of the same shape; `mask` (B, T) says which tokens are real, None: all."""
         moved: Tensor = self.up(self.down(hidden.movedim(self.channel_dim, -1)))
         return hidden + moved.movedim(-1, self.channel_dim)
+
+
+class PoolingAdapter(Adapter):
+    """An adapter for a head that reads one token, such as BERT's first: every token gets to know the mean over all, hidden + f(mean).
+
+    After the first layers the token that the head reads knows little of the others yet.
+
+    Args:
+        width, rank, channel_dim: as `Adapter` takes them.
+    """
+
+    def __init__(self, width: int, rank: int = POOLING_RANK, channel_dim: int = -1) -> None:
+        super().__init__(width, rank, channel_dim)
+        self.norm, self.down = nn.LayerNorm(width), nn.Linear(width, rank)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """A hidden state → one of the same shape; `mask` (B, T) says which tokens are real, None: all."""
+        tokens = hidden.movedim(self.channel_dim, -1)
+        weight = tokens.new_ones(tokens.shape[:-1]) if mask is None else mask.to(tokens.dtype)
+        real = weight.flatten(1).sum(dim=1, keepdim=True).clamp(min=1)  # (B, 1)
+        mean = (tokens * weight.unsqueeze(-1)).flatten(1, -2).sum(dim=1) / real  # (B, D)
+        moved: Tensor = self.up(torch.tanh(self.down(self.norm(mean))))
+        return hidden + moved.view(len(moved), *(1,) * (tokens.dim() - 2), -1).movedim(-1, self.channel_dim)
+
+
+def adapter_of(width: int, plan: dict[str, Any], channel_dim: int = -1) -> Adapter:
+    """The adapter that a plan describes, {"rank": …}, and {"pools": True} for one that knows the mean over the tokens."""
+    kind = PoolingAdapter if plan.get("pools") else Adapter
+    return kind(width, plan["rank"], channel_dim)
 
 
 def too_large(copied: Sequence[nn.Module], depth: int) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rl_skip.core.costs import CostModel, counting
 from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs
-from rl_skip.core.readouts import RANK, Adapter, Readouts, too_large
+from rl_skip.core.readouts import RANK, Adapter, Readouts, adapter_of, too_large
 
 __all__ = ["Carry", "LayerStack", "masked_mean"]
 
@@ -148,7 +148,7 @@ class LayerStack(nn.Module):
         """(R, ...), what the named rows (None: all) are answered by a readout: a copy of `readout()`, or an adapter before `finish`."""
         if isinstance(readout, Adapter):
             some = carry if rows is None else carry.take(rows)
-            return self.finish(replace(some, hidden=readout(some.hidden)))
+            return self.finish(replace(some, hidden=readout(some.hidden, some.mask)))
         outputs: Tensor = readout(*self.gathered(carry, rows))
         return outputs
 
@@ -183,7 +183,7 @@ class LayerStack(nn.Module):
             UserError: if the stack has no such head.
         """
         if "rank" in plan:
-            return Adapter(self.width, plan["rank"], self.channel_dim)
+            return adapter_of(self.width, plan, self.channel_dim)
         head = self.readout()
         if head is None:
             raise UserError(f"a {type(self).__name__} has no head of which readouts could be copies; load them with the stack they were saved for")

@@ -111,6 +111,11 @@ class Task(Classification):
     """What reports call the mean of `score`."""
     remarks: tuple[str, ...] = ()
     """What was passed over, cut off or changed when the data were read: a sentence each, with counts and file names."""
+    remarks_on: Callable[[Split], tuple[str, ...]] | None = None
+    """The same of one split, where it is known only once the split is loaded, such as how many texts are cut off."""
+    labels: Callable[[Split], Tensor] | None = None
+    """The labels of a split as `load` gives them, where they are known without its inputs: with it the report on the data counts test rows at
+    once. None: they are counted when evaluation reads them."""
 
     def build(self, config: NetworkSize) -> LayerStack:
         """The network of a `NetworkConfig`: fresh, or the model that the task was given."""

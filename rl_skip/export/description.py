@@ -195,6 +195,8 @@ def _read_plan(fields: Fields) -> dict[str, Any]:
     plan = fields.object("readouts")
     if "rank" in plan.values:
         plan.integer("rank")
+        if "pools" in plan.values:
+            plan.flag("pools")
     modules = plan.values.get("modules", ["head"])
     if not isinstance(modules, list) or not modules or not all(isinstance(name, str) for name in modules):
         raise plan.wrong("modules", "a list of the modules that are copied")

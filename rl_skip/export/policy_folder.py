@@ -59,6 +59,11 @@ class SkipModel(Dial, nn.Module):
         """The last call's rollout, without its outputs and without gradients."""
 
     @property
+    def processor(self) -> Any:
+        """What makes the inputs of a model from transformers, such as a tokenizer; None: it is not known."""
+        return getattr(self.stack, "processor", None)
+
+    @property
     def rules(self) -> JumpRules:
         """What the policy may do and see."""
         return self.policy.rules
@@ -103,6 +108,9 @@ def save(
     Raises:
         UserError: if the folder exists, or price or trained_on are invalid.
     """
+    if not isinstance(model, JumpPolicy) and not isinstance(getattr(model, "policy", None), JumpPolicy):
+        lacks = "what is exported is a JumpPolicy, whose network is fixed, or a SkipLayer with one"
+        raise UserError(f"{lacks}, got a {type(model).__name__}; measure another agent with envs.evaluate(agent, run)")
     if isinstance(model, JumpPolicy):
         policy = model
     else:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.kinds import kind_of, read_network
-from rl_skip.core.readouts import Adapter
+from rl_skip.core.readouts import adapter_of
 from rl_skip.core.stack import LayerStack
 from rl_skip.export.weights import build, read_weights
 
@@ -29,7 +30,8 @@ class PrunedNetwork(nn.Module):
     Args:
         stack: the whole network, which must not be used afterwards: the other layers are taken out of it.
         layers: the layers that stay, ascending, layer 0 first.
-        rank: of an adapter before the head, which is loaded afterwards; None: the stack's own readout, if it is one, where the route leaves early.
+        plan: what an adapter before the head is, which is loaded afterwards, as `adapter_of` takes it; None: the stack's own readout, if it is one,
+            where the route leaves early.
 
     Example:
         >>> from rl_skip.nets.module_stack import ModuleStack
@@ -39,13 +41,13 @@ class PrunedNetwork(nn.Module):
         (2, torch.Size([5, 2]))
     """
 
-    def __init__(self, stack: LayerStack, layers: Sequence[int], rank: int | None = None) -> None:
+    def __init__(self, stack: LayerStack, layers: Sequence[int], plan: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.layers = checked_layers(layers, stack.depth)
         self.jumps = [following - layer - 1 for layer, following in pairwise([*self.layers, stack.depth])]
         """After each layer, how many were taken out: a stack that marks its jumps goes on marking them."""
         answering = stack.take_readout(self.layers[-1])
-        self.adapter = answering if rank is None else Adapter(stack.width, rank, stack.channel_dim)
+        self.adapter = answering if plan is None else adapter_of(stack.width, plan, stack.channel_dim)
         self.stack = stack.keep(self.layers)
 
     def forward(self, inputs: Inputs) -> Tensor:
@@ -56,7 +58,7 @@ class PrunedNetwork(nn.Module):
                 rows = torch.arange(carry.hidden.shape[0], device=carry.hidden.device)
                 self.stack.on_jump(carry, rows, torch.full_like(rows, jump))
         if self.adapter is not None:
-            carry.hidden = self.adapter(carry.hidden)
+            carry.hidden = self.adapter(carry.hidden, carry.mask)
         return self.stack.finish(carry)
 
 
@@ -93,11 +95,12 @@ def load_pruned(folder: Path | str, stack: LayerStack | None = None, *, device: 
     fields = Fields.read(folder / DESCRIPTION, FORMAT_VERSION)
     depth = fields.integer("depth")
     layers = _read_layers(fields, depth)
-    rank = fields.integer("adapter_rank") if "adapter_rank" in fields.values else None
+    adapter = "adapter_rank" in fields.values
+    plan = {"rank": fields.integer("adapter_rank"), "pools": fields.values.get("adapter_pools") is True} if adapter else None
     if stack is not None:
         if stack.depth != depth:
             raise UserError(f"{fields.source}: depth is {depth}, the given stack has {stack.depth}; pass the network that was pruned")
-        network = PrunedNetwork(stack, layers, rank)
+        network = PrunedNetwork(stack, layers, plan)
         network.load_state_dict(read_weights(folder / WEIGHTS, network.state_dict(), same_dtype=True))
         return network.to(device).eval()
     if fields.get("network") is None:
@@ -106,14 +109,14 @@ def load_pruned(folder: Path | str, stack: LayerStack | None = None, *, device: 
     kind = kind_of(described)
     if kind.read_model is not None:
         whole = kind.read_model(folder / MODEL, described)
-        network = PrunedNetwork(whole, range(whole.depth), rank)
+        network = PrunedNetwork(whole, range(whole.depth), plan)
         network.layers = layers
         if network.adapter is not None:
             network.adapter.load_state_dict(read_weights(folder / WEIGHTS, network.adapter.state_dict()))
         return network.to(device).eval()
     if (missing := kind.missing(described)) is not None:
         raise UserError(f"{folder} {missing}")
-    return build(folder / WEIGHTS, lambda: PrunedNetwork(kind.build(described), layers, rank), DESCRIPTION).to(device)
+    return build(folder / WEIGHTS, lambda: PrunedNetwork(kind.build(described), layers, plan), DESCRIPTION).to(device)
 
 
 def _read_layers(fields: Fields, depth: int) -> tuple[int, ...]:

@@ -9,9 +9,10 @@ from rl_skip.learning.exact import EntropyBonus, entropy_weight, exact_loss, lea
 from rl_skip.learning.outcomes import SeenExits
 from rl_skip.learning.prices import PriceSource
 
-__all__ = ["AloneOptions", "learn_alone"]
+__all__ = ["POLICY_BATCH", "AloneOptions", "learn_alone"]
 
-BATCH = 256
+POLICY_BATCH = 256
+"""Rows of one update."""
 
 
 class AloneOptions(EntropyBonus, Protocol):
@@ -43,7 +44,7 @@ def learn_alone(
         weight = entropy_weight(options, epoch / options.policy_epochs)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (1 - 0.9 * epoch / options.policy_epochs)
-        for rows in torch.randperm(len(scores), generator=generator).to(device).split(BATCH):
+        for rows in torch.randperm(len(scores), generator=generator).to(device).split(POLICY_BATCH):
             price = prices.draw(len(rows), generator).to(device)  # (R,)
             looked = observations[rows].clone()  # (R, L - 1, S)
             looked[..., -1] = policy.rules.layout.scale_price(price).unsqueeze(1)

@@ -10,7 +10,7 @@ from rl_skip.core.dial import PricePoint, PriceTable, price_grid
 from rl_skip.core.policy import JumpPolicy
 from rl_skip.learning.prices import BudgetPrice, PriceRange
 
-__all__ = ["CALIBRATION_ROWS", "Measure", "Measured", "calibrate", "logit_bias_within"]
+__all__ = ["CALIBRATION_ROWS", "HALVINGS", "SLACK", "Measure", "Measured", "calibrate", "logit_bias_within"]
 
 TOLERANCE = 0.005
 SLACK = 0.005

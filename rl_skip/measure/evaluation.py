@@ -14,6 +14,7 @@ from rl_skip.core.batches import in_batches
 from rl_skip.core.features import View
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.policy import JumpPolicy
+from rl_skip.core.progress import begin_stage
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routers import FixedRoute
 from rl_skip.core.routing import Decision, Router, RoutingState
@@ -21,6 +22,9 @@ from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Task
 
 __all__ = [
+    "BEAM",
+    "EXHAUSTIVE_DEPTH",
+    "REPEATS",
     "Evaluation",
     "all_routes",
     "beside_full_depth",
@@ -34,6 +38,8 @@ __all__ = [
 
 EXHAUSTIVE_DEPTH = 12
 BEAM = 32
+REPEATS = 15
+"""Timed calls, of which the median counts."""
 ROWS_AT_ONCE = 512
 SLACK = 1e-6
 """What rounding may add to a compute."""
@@ -119,9 +125,10 @@ def beside_full_depth(
     stack: LayerStack, policy: JumpPolicy, task: Task, examples: Examples, *, price: float, reward: Reward = LINEAR, batch_size: int = 256
 ) -> tuple[Evaluation, Evaluation]:
     """The policy at a price, and every layer, on the same rows."""
-    everything = torch.ones(stack.depth, dtype=torch.bool)
-    measured, full = (evaluate(stack, router, task, examples, price=price, reward=reward, batch_size=batch_size) for router in (policy, everything))
-    return measured, full
+    begin_stage("policy")
+    measured = evaluate(stack, policy, task, examples, price=price, reward=reward, batch_size=batch_size)
+    begin_stage("full depth")
+    return measured, evaluate(stack, torch.ones(stack.depth, dtype=torch.bool), task, examples, price=price, reward=reward, batch_size=batch_size)
 
 
 def hidden_states(stack: LayerStack, examples: Examples, *, batch_size: int = 256) -> Tensor:
@@ -262,7 +269,7 @@ def _best_within(routes: Tensor, scores: Tensor, computes: Tensor, max_compute: 
 
 
 @torch.no_grad()
-def seconds_per_batch(calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int = 15) -> dict[str, float]:
+def seconds_per_batch(calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int = REPEATS) -> dict[str, float]:
     """Median seconds of each call, the calls taking turns so that noise falls on all alike."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for name, call in itertools.chain.from_iterable(itertools.repeat(list(calls.items()), repeats + 2)):

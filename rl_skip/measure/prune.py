@@ -12,6 +12,8 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.core.files import atomic_replace
 from rl_skip.core.forward import routed_forward
+from rl_skip.core.progress import begin_stage
+from rl_skip.core.readouts import PoolingAdapter
 from rl_skip.core.task import Task, score_key
 from rl_skip.core.version import __version__
 from rl_skip.export.policy_folder import SkipModel, read_description
@@ -63,8 +65,10 @@ def prune(
     if layers is None and budget is None:
         layers = _compared_layers(run)
     if layers is None:
+        begin_stage("best fixed route")
         layers = _best_layers(model, task, budget, batch_size)
     layers = checked_layers(layers, model.stack.depth)
+    begin_stage("pruned network")
     measured = _measure(model, task, layers, batch_size)
     origin = read_description(run / "policy", read_run(run).features)
     description = {
@@ -89,6 +93,7 @@ def prune(
     weights = sum(parameter.numel() for parameter in pruned.parameters())
     if pruned.adapter is not None:
         description["adapter_rank"] = pruned.adapter.down.out_features
+        description["adapter_pools"] = isinstance(pruned.adapter, PoolingAdapter)
 
     def fill(new: Path) -> None:
         (new / DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """Reading the folder of a finished run: `config.json` and the export in `policy/`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,13 +12,14 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature, check_features, find_features
 from rl_skip.core.fields import Fields
 from rl_skip.core.reward import Reward, find_reward
-from rl_skip.core.task import Task
+from rl_skip.core.task import Examples, Split, Task
 from rl_skip.export.policy_folder import SkipModel, load, read_description
 from rl_skip.nets.network import NetworkConfig, read_network_config
 from rl_skip.tasks import DEFAULTS, load_task
+from rl_skip.tasks.data_report import SplitReport, read_data_report, watched
 from rl_skip.tasks.options import TaskOptions, read_task_options
 
-__all__ = ["CONFIG", "FORMAT_VERSION", "MODEL", "Run", "is_run", "load_run", "read_run"]
+__all__ = ["CONFIG", "FORMAT_VERSION", "MODEL", "Run", "is_run", "load_run", "read_run", "refuse_other_data"]
 
 CONFIG = "config.json"
 MODEL = "model"
@@ -120,25 +121,54 @@ def load_run(
     price: float | None = None,
     budget: float | None = None,
     device: torch.device | str = "cpu",
+    changed: Callable[[str], None] | None = None,
 ) -> tuple[SkipModel, Task]:
     """The trained model of a run, and its task.
 
     Args:
         data: where the data are now, if not where the run read them.
         price, budget, device: as `load` takes them.
+        changed: is told in a sentence if a split, when it is loaded, has other rows or labels than the run had; None: it is refused.
 
     Raises:
         UserError: if there is no finished run, its task cannot be read, or the two do not fit.
     """
     run = read_run(folder)
-    task = run.load_task(data)
     description, stack = read_description(run.policy, run.features), None
+    if budget is not None:
+        description.table.price_for(budget)  # refused before data are read, which takes longer
+    task = _compared(run.load_task(data), run.folder, changed)
     if description.network is not None and task.network is None:
         _check_network(run, task, description.network)
     if description.missing is not None:  # an embedding or a stack of one's own, or a model from transformers
         with torch.random.fork_rng(devices=[]):
             stack = task.build(run.network)
     return load(run.policy, stack, price=price, budget=budget, features=run.features, device=device), task
+
+
+def _compared(task: Task, folder: Path, changed: Callable[[str], None] | None) -> Task:
+    """The task, each of whose splits is compared with what the run read when it is loaded."""
+    begun, _ = read_data_report(folder)
+
+    def compare(split: Split, examples: Examples) -> None:
+        difference = begun[split].difference(SplitReport.of(task, split, examples.labels, examples)) if split in begun else None
+        if difference is None:
+            return
+        told = f"the {split} data are not those of the run {folder} ({difference})"
+        if changed is None:
+            raise UserError(f"{told}; set --data to where those are, or measure on others with: eval {folder} --data PATH")
+        changed(told)
+
+    return watched(task, compare)
+
+
+def refuse_other_data(folder: Path, other: Path) -> None:
+    """Raises `UserError` if two runs are known to have been trained or measured on different rows."""
+    mine, theirs = read_data_report(folder)[0], read_data_report(other)[0]
+    for split in mine.keys() & theirs.keys():
+        if (difference := mine[split].difference(theirs[split])) is not None:
+            told = f"the {split} data of {folder} and of {other} are not the same ({difference})"
+            raise UserError(f"{told}; name runs and baselines of the same data")
 
 
 def _check_network(run: Run, task: Task, described: dict[str, Any]) -> None:

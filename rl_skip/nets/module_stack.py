@@ -140,7 +140,7 @@ class ModuleStack(LayerStack):
     def read(self, readout: nn.Module, carry: Carry, rows: Tensor | None) -> Tensor:
         hidden, mask = self.gathered(carry, rows)
         if isinstance(readout, Adapter):
-            hidden, readout = readout(hidden), self.head
+            hidden, readout = readout(hidden, mask), self.head
         return self._caller(readout)(hidden, mask)
 
     def keep(self, layers: Sequence[int]) -> "ModuleStack":

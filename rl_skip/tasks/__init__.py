@@ -66,6 +66,8 @@ def load_task(name: str, data: str | None = None, options: TaskOptions = DEFAULT
         raise UserError(f"the task {name!r} builds its network itself and does not take {options.model}; leave out --model, or set --task")
     if options.pair_column is not None and name != "text":
         raise UserError(f"the task {name!r} has no pairs of texts; leave out --pair-column, or set --task text")
+    if options.label_order is not None and (not options.pretrained or name == "language"):
+        raise UserError("--label-order is the order of the classes of a model that has some; leave it out, or set --model to a classifier")
     if bundled is None:
         return _own_task(name, data)
     if bundled.needs_data and place is None:

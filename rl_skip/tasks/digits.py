@@ -25,7 +25,7 @@ def digits() -> Task:
         return Examples(images[rows[split]], labels[rows[split]])
 
     embedding = PatchEmbedding(height=8, image_width=8, channels=1, patch=1, patch_width=8, overlap=1)
-    return Task("digits", tuple(str(digit) for digit in range(10)), load, embedding, embedding.tokens)
+    return Task("digits", tuple(str(digit) for digit in range(10)), load, embedding, embedding.tokens, labels=lambda split: labels[rows[split]])
 
 
 DIGITS = BundledTask(digits, needs_data=False)

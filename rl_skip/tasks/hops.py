@@ -31,7 +31,8 @@ def hops(name: str = "hops", *, nodes: int = 8, longest: int = 8) -> Task:
     """
     embedding = PointerEmbedding(nodes, longest)
     load = partial(_load, nodes=nodes, longest=longest)
-    return Task(name, tuple(map(str, range(nodes))), load, embedding, embedding.tokens, in_words=_in_words, required_depth=_required_depth)
+    told: Any = {"in_words": _in_words, "required_depth": _required_depth, "labels": lambda split: load(split).labels}
+    return Task(name, tuple(map(str, range(nodes))), load, embedding, embedding.tokens, **told)
 
 
 def reached(pointers: Tensor) -> Tensor:

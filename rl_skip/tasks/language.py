@@ -11,12 +11,14 @@ from torch.nn.functional import cross_entropy
 
 from rl_skip.attached.huggingface import HuggingFaceStack
 from rl_skip.attached.library import require
-from rl_skip.attached.pretrained import load_model, read_tokenizer
+from rl_skip.attached.pretrained import load_model, read_config, read_tokenizer
+from rl_skip.attached.vocabulary import most_tokens
 from rl_skip.core.errors import UserError
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks import BundledTask
+from rl_skip.tasks.decoding import decoded
 from rl_skip.tasks.options import TaskOptions, model_defaults
 from rl_skip.tasks.reading import reading
 from rl_skip.tasks.tokens import character_tokenizer, no_embedding, trained_tokenizer, vocabulary_for
@@ -88,12 +90,21 @@ def language(path: Path, options: TaskOptions) -> Task:
     """
     require()
     rows, prompt = options.max_tokens, options.prompt_tokens
+    remarks: tuple[str, ...] = ()
+    if options.pretrained:
+        tokenizer = read_tokenizer(options.model)
+        positions = most_tokens(tokenizer, read_config(options.model), options.model) or rows
+        if positions < rows:
+            rows, remarks = positions, (f"rows have {positions} tokens, since the model has no more positions, and not the {rows} of --max-tokens",)
     if prompt >= rows:
         raise UserError(f"a prompt of {prompt} tokens leaves none of {rows} to count; set --prompt-tokens below --max-tokens")
     with reading(path, EXPECTED):
-        text = path.read_bytes().decode("utf-8-sig")
+        text = decoded(path.read_bytes(), path, EXPECTED)
+    if not text.strip():
+        raise UserError(f"{path} is empty; set --data to {EXPECTED}")
     parts = {split: text[round(low * len(text)) : round(high * len(text))] for split, (low, high) in SHARES.items()}
-    tokenizer = read_tokenizer(options.model) if options.pretrained else _tokenizer(parts["train"])
+    if not options.pretrained:
+        tokenizer = _tokenizer(parts["train"])
     ids = {split: _ids(tokenizer, share, rows, path) for split, share in parts.items()}
 
     @cache
@@ -112,9 +123,17 @@ def language(path: Path, options: TaskOptions) -> Task:
         assert isinstance(examples.inputs, dict)
         return tokenizer.batch_decode(examples.inputs["input_ids"])
 
+    def remarks_on(split: Split) -> tuple[str, ...]:
+        left = (len(ids[split]) - rows) % (rows - prompt)
+        unknown = 0 if tokenizer.unk_token_id is None else int((ids[split] == tokenizer.unk_token_id).sum())
+        told = {f"the last {left:,} tokens of {split} fill no row of {rows}, and are left out": left}
+        told[f"{unknown:,} of {len(ids[split]):,} tokens of {split} stand for characters that the training part lacks"] = unknown
+        return tuple(sentence for sentence, count in told.items() if count)
+
     per_token = len(parts["validation"]) / max(len(ids["validation"]), 1)
     names: Any = {"name": "language", "classes": ("text",), "score_name": "token likelihood"}
-    return LanguageTask(**names, load=load, embedding=no_embedding, tokens=rows, in_words=in_words, network=network, characters_per_token=per_token)
+    names |= {"in_words": in_words, "remarks": remarks, "remarks_on": remarks_on, "labels": lambda split: load(split).labels}
+    return LanguageTask(**names, load=load, embedding=no_embedding, tokens=rows, network=network, characters_per_token=per_token)
 
 
 def _tokenizer(text: str) -> Any:

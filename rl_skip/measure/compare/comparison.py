@@ -28,7 +28,7 @@ from rl_skip.measure.compare.statistics import Bootstrap, area_by_row, best_with
 from rl_skip.measure.compare.timing import batch_times
 from rl_skip.measure.compare.trained import baseline_folders, missing_baselines, read_baselines, seed_of
 from rl_skip.measure.compare.verdict import judge
-from rl_skip.measure.runs import load_run, read_run
+from rl_skip.measure.runs import load_run, read_run, refuse_other_data
 
 __all__ = ["BUDGETS", "compare", "compared"]
 
@@ -69,6 +69,8 @@ def compare(
     seeds = [seed_of(read_run(folder).folder) for folder in folders]
     extra = _by_seed(list(baselines), folders, seeds)
     for folder, seed in zip(folders, seeds, strict=True):
+        for other in [folders[0], *baseline_folders(folder), *extra[folder]]:
+            refuse_other_data(folder, other)
         model, task = load_run(folder, data=data, device=device)
         chosen = Rows.load(task, device, rows)
         measurement = measure(folder, seed, model, task, chosen, budgets, own, read_run(folder).reward)
@@ -192,7 +194,9 @@ class _Together:
         """The k-th operating point."""
         points = [measured.operating[k] for measured in self.measurements]
         policy = [_at_price(curves[POLICY], point.price) for curves, point in zip(self.curves, points, strict=True)]
-        baselines = [self._baseline(name, policy, points[0].budget) for name in names]
+        budget, spent = points[0].budget, _mean(validation.mean_compute for validation, _ in policy)
+        reached = budget is None or spent <= budget + SLACK
+        baselines = [self._baseline(name, policy, budget, reached) for name in names]
         rewards = {POLICY: torch.stack([point.policy for point in points]), BEST_FIXED: torch.stack([point.fixed for point in points])}
         oracle = [point.oracle for point in points if point.oracle is not None]
         gap = None
@@ -201,27 +205,31 @@ class _Together:
             gap = self.bootstrap.ratio(rewards[POLICY] - rewards[BEST_FIXED], rewards[ORACLE] - rewards[BEST_FIXED])
         routes = [_routes(test) for _, test in policy]
         return Operating(
-            budget=points[0].budget,
+            budget=budget,
             prices=tuple(point.price for point in points),
-            validation_compute=_mean(validation.mean_compute for validation, _ in policy),
+            validation_compute=spent,
             baselines=tuple(baseline for baseline in baselines if baseline is not None),
             gap_closed=gap,
             rewards={name: float(values.double().mean()) for name, values in rewards.items()},
             distinct_routes=_mean(len(route.unique(dim=0)) for route in routes),
             route_entropy=_mean(route_entropy(route) for route in routes),
             fixed_as_cheap=self._baseline(BEST_FIXED, policy, None),
+            reached=reached,
         )
 
-    def _baseline(self, name: str, policy: list[tuple[Point, Point]], budget: float | None) -> BaselineResult | None:
-        """The point beside the policy's, or for every seed the best within what policy and budget allow."""
+    def _baseline(self, name: str, policy: list[tuple[Point, Point]], budget: float | None, reached: bool = True) -> BaselineResult | None:
+        """The point beside the policy's, or for every seed the best within what policy and budget allow; the budget alone if it is not reached."""
         chosen: list[Point] = []
         for curves, (validation, test) in zip(self.curves, policy, strict=True):
             curve = curves[name]
             if name == POLICY or curve.record.control:
+                if not reached and name != POLICY:
+                    return None  # it spends what the policy does
                 assert test.price is not None
                 chosen.append(_at_price(curve, test.price)[1])
                 continue
-            n = 0 if name == FULL_DEPTH else best_within(curve.validation, max(validation.mean_compute, budget or 0.0) + SLACK)
+            limit = max(validation.mean_compute, budget or 0.0) if reached else budget or 0.0
+            n = 0 if name == FULL_DEPTH else best_within(curve.validation, limit + SLACK)
             if n is None:
                 return None
             chosen.append(curve.test[n])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rl_skip.core.dial import price_grid
 from rl_skip.core.errors import UserError
+from rl_skip.core.progress import begin_stage
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.task import Task
 from rl_skip.export.policy_folder import SkipModel
@@ -83,15 +84,18 @@ def measure(
     """
     points = [(None, model.price), *((budget, _price_for(model, budget)) for budget in (budgets if model.table.points else ()))]
     prices = sorted({*(price for _, price in points), *_prices(model)}, reverse=True)
+    begin_stage(f"{folder}: policy")
     validation, test = (
         {at.price: at for at in evaluate_prices(model.stack, model.policy, task, split, prices, reward=reward)} for split in rows.both()
     )
+    begin_stage(f"{folder}: fixed routes")
     books = [RouteBook(model.stack, task, split, allow_exit=model.rules.allow_exit) for split in rows.both()]
     bench = Bench(model, task, rows, (books[0], books[1]), (validation, test), reward)
     curves = {POLICY: _policy_points((validation, test), seed, THE_POLICY)}
     for baseline in dict.fromkeys([*map(BASELINES.find, BASELINES.names()), *own]):
         if baseline.record.name in curves:
             raise UserError(f"there is a baseline {baseline.record.name!r} already; give yours another name")
+        begin_stage(f"{folder}: {baseline.record.title}")
         curve = measured_curve(baseline, bench, seed)
         if curve is not None:
             curves[baseline.record.name] = curve

@@ -114,6 +114,8 @@ class Operating:
     """Entropy in bits of how often it used each."""
     fixed_as_cheap: BaselineResult | None = None
     """The best fixed route that spends no more than the policy, where the budget would allow more."""
+    reached: bool = True
+    """Whether the policy can spend as little as the budget; if not it stands here with the least that it can, and the others within the budget."""
 
     def baseline(self, name: str) -> BaselineResult | None:
         """The entry of that name."""

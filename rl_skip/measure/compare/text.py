@@ -21,7 +21,7 @@ Everything is measured on test data; prices, routes and points of curves were ch
 {curves}
 - *lead*: the policy's {score} minus the baseline's, row by row. *p*: exact McNemar test with one run; with several, signs of rows flipped at random.
 - *area*: mean {score} over all budgets from 0.2 to 1, each answered with the point that validation data choose within it; where none is that
-  cheap, by always answering with the most frequent class.
+  cheap, with what answers without a network, such as the most frequent class.
 - *share of the oracle's gap*: (policy - best fixed route) / (oracle - best fixed route), in {reward} at the policy's price.
 - *break-even*: the compute below which the policy is faster than full depth, estimated from what layers and decisions took.
 """
@@ -91,19 +91,29 @@ def _title(comparison: Comparison) -> str:
 def _score_table(comparison: Comparison) -> Table:
     rows = [[f"{comparison.score_name} at compute", *map(_budget_label, comparison.operating), "area 0.2 to 1"]]
     for curve in comparison.curves:
-        results = [point.baseline(curve.record.name) for point in comparison.operating]
-        rows.append([curve.record.title, *map(_cell, results), "" if curve.record.name == FULL_DEPTH else _percent(curve.area)])
+        cells = [_cell(point, point.baseline(curve.record.name)) for point in comparison.operating]
+        rows.append([curve.record.title, *cells, "" if curve.record.name == FULL_DEPTH else _percent(curve.area)])
     return rows
 
 
-def _cell(baseline: BaselineResult | None) -> str:
+def _cell(point: Operating, baseline: BaselineResult | None) -> str:
     if baseline is None:
         return ""
+    if not point.reached:
+        return _least(point) if baseline.record.name == POLICY else f"{_percent(baseline.score)} at {baseline.compute:.3f}"
     mark = "+" if trails(baseline) else "-" if leads(baseline) else " "
     return f"{_percent(baseline.score)} at {baseline.compute:.3f}{mark}".rstrip()
 
 
+def _least(point: Operating) -> str:
+    return f"no less than {point.baselines[0].compute:.3f}"
+
+
 def _leads_section(point: Operating) -> str:
+    if not point.reached:
+        others = [["beside a policy that cannot", "point", "compute", "score"]]
+        others += [[one.record.title, one.label, f"{one.compute:.3f}", _percent(one.score)] for one in point.baselines[1:]]
+        return f"### {_budget_label(point).capitalize()}: the policy spends {_least(point)}\n\n{_piped(others)}"
     rows = [["the policy beside", "point", "compute", "lead", "95% interval", "p"]]
     for baseline in point.baselines:
         if baseline.record.name != POLICY:

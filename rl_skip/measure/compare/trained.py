@@ -8,6 +8,7 @@ import torch
 
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
+from rl_skip.core.progress import begin_stage
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.curves import CURVE, Curve, Point, load_curve
 from rl_skip.measure.compare.measure import policy_curve
@@ -89,6 +90,7 @@ def read_baselines(folders: Iterable[Path], task: str, rows: Rows, data: str | N
 
 
 def _policy_of(folder: Path, rows: Rows, data: str | None, device: torch.device | str) -> Curve:
+    begin_stage(f"{folder}: policy")
     model, task = load_run(folder, data=data, device=device)
     record = BaselineRecord(f"policy {folder.name}", f"policy {folder.name}", about="another policy", advice="use that one", trained=True)
     if model.rules.scope == "input":

@@ -33,12 +33,21 @@ def judge(run: str, depth: int, operating: tuple[Operating, ...], times: Iterabl
     pruning = use not in (POLICY, BEST_FIXED) and _fixed(exported) is not None  # is no advice beside a baseline that is better
     sentences = better if pruning else [_headline(run, depth, exported, use), *better]
     for point in operating[1:]:
+        if not point.reached:
+            sentences.append(_unreached(point))
+            continue
         changed = _best(point)
         if changed != use:
             sentences.append(f"At a budget of {point.budget:g}: {_headline(run, depth, point, changed)}")
         sentences += [f"At a budget of {point.budget:g}: {sentence}" for sentence in _better_baselines(point) if sentence not in sentences]
     sentences += [_looking(exported), *_slow(times)]
     return Verdict(use, tuple(sentences))
+
+
+def _unreached(point: Operating) -> str:
+    said = f"At a budget of {point.budget:g}: the policy spends at least {point.baselines[0].compute:.3g}"
+    fixed = point.baseline(BEST_FIXED)
+    return f"{said}." if fixed is None else f"{said}; a fixed route has {fixed.score.value:.1%} at compute {fixed.compute:.3g}."
 
 
 def _best(point: Operating) -> str:

@@ -1,5 +1,6 @@
 """Calibration of a policy whose routes depend on the price alone, in a known way."""
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -7,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.policy.calibration import calibrate
+from agents.options.config import PolicyConfig, PriceConfig
+from agents.policy.calibration import calibrate, refuse_small_budget
+from agents.policy.reinforce import Reinforce
 from rl_skip.core.dial import PricePoint, PriceTable
+from rl_skip.core.errors import UserError
 from rl_skip.core.policy import ILLEGAL, JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.core.task import Examples, Task
 from rl_skip.learning.prices import BudgetPrice, FixedPrice, PriceRange
@@ -122,6 +126,24 @@ def test_a_budget_is_spent_by_the_rows_that_care_for_it_most(budget):
     assert set(ran.tolist()) == {2, DEPTH}
     assert sorted(ran.tolist(), reverse=True) == ran.tolist()  # the margins ascend
     assert price == pytest.approx(_budget(budget).validation_price)
+
+
+@pytest.mark.parametrize("exits", [False, True])
+def test_a_budget_below_what_the_cheapest_route_costs_is_refused_with_that(tiny_learner, exits):
+    pricing = PriceConfig(budget=0.01)
+    learner = tiny_learner(pricing=pricing, policy=PolicyConfig(max_jump=1, allow_exit=exits))
+    flops, routes = learner.stack.layer_costs, torch.tensor(list(itertools.product([0, 1], repeat=4))).bool()
+    decision = learner.rules.decision_flops / float(learner.stack.layer_flops.sum())
+    cheapest = min(
+        float(route.double() @ flops.double()) + decision * sum(learner.rules.choices[i] for i in range(4) if route[i])
+        for route in routes
+        if route[0] and (exits or route[3]) and not any(not route[i] and not route[i + 1] for i in range(3))
+    )
+    with pytest.raises(UserError, match="a budget of 0.01 is below the smallest compute of this policy") as refused:
+        Reinforce(learner).try_out()
+    named = float(str(refused.value).split("policy, ")[1].split(";")[0])
+    assert named == pytest.approx(cheapest, abs=2e-4) and named >= cheapest - 1e-7
+    refuse_small_budget(learner, named)
 
 
 def test_a_budget_below_all_gives_the_most_frugal_policy():

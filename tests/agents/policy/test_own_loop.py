@@ -23,7 +23,9 @@ ROWS, PRICE = 8, 0.2
 def load(split: Split) -> Examples:
     generator = torch.Generator().manual_seed(len(split))
     ids = torch.randint(3, VOCABULARY, (ROWS, 7), generator=generator)
-    return Examples({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.arange(ROWS) % 2)
+    mask = torch.ones_like(ids)
+    mask[::2, 5:] = 0
+    return Examples({"input_ids": ids, "attention_mask": mask}, torch.arange(ROWS) % 2)
 
 
 def model_of(state: dict[str, Tensor] | None = None) -> nn.Module:
@@ -36,8 +38,9 @@ def model_of(state: dict[str, Tensor] | None = None) -> nn.Module:
     return model
 
 
+@pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize("pricing", [{"price": PRICE}, {"budget": 0.5}])
-def test_an_update_has_the_gradients_of_train_py(pricing: dict[str, float]) -> None:
+def test_an_update_has_the_gradients_of_train_py(pricing: dict[str, float], fresh: bool) -> None:
     """Network, readouts and policy; with in-place distillation, since no warm-up has made a teacher."""
     schedule = ScheduleConfig(warmup_epochs=1, epochs=4, batch_size=ROWS)
     config = TrainConfig(
@@ -48,7 +51,11 @@ def test_an_update_has_the_gradients_of_train_py(pricing: dict[str, float]) -> N
         agent_config=ReinforceConfig(policy_epochs=0),
     )
     task = Task("tiny", ("no", "yes"), load, embedding=nn.Identity, tokens=7)
-    learner = Learner(config, task, torch.device("cpu"), rl_skip.HuggingFaceStack(model_of()))
+    stack = rl_skip.HuggingFaceStack(model_of())
+    stack.fresh = ("classifier.weight", "classifier.bias") if fresh else ()
+    learner = Learner(config, task, torch.device("cpu"), stack)
+    for parameter in learner.stack.readouts.parameters():  # type: ignore[union-attr]
+        parameter.data += 0.1 * torch.randn(parameter.shape)  # adapters begin as 0
     agent, gradients = Reinforce(learner), {}
     begun = {"policy": copy.deepcopy(learner.policy.state_dict()), "readouts": copy.deepcopy(learner.stack.readouts.state_dict())}  # type: ignore[union-attr]
     prices: list[Tensor] = []
@@ -67,7 +74,7 @@ def test_an_update_has_the_gradients_of_train_py(pricing: dict[str, float]) -> N
     metrics = agent.update(update)
 
     model, batch = model_of(), learner.batch(update)
-    handle = rl_skip.attach(model, rl_skip.SkipConfig(**pricing), example=batch.inputs)  # type: ignore[arg-type]
+    handle = rl_skip.attach(model, rl_skip.SkipConfig(fresh_head=fresh, **pricing), example=batch.inputs)  # type: ignore[arg-type]
     handle.policy.load_state_dict(begun["policy"])  # type: ignore[union-attr]
     handle.stack.readouts.load_state_dict(begun["readouts"])  # type: ignore[union-attr]
     handle.deciding.prices.draw = lambda *_: prices[0]  # type: ignore[attr-defined, method-assign]

@@ -1,7 +1,6 @@
 """Models from transformers from the command line: trained, then evaluated, compared, pruned, exported and attached with no code of one's own."""
 
 import json
-import wave
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from rl_skip.cli.main import main
 from rl_skip.export.pruned import load_pruned
 from rl_skip.measure.runs import load_run
 from rl_skip.tasks.speech import resampled
-from tests.rl_skip.pretrained_folders import save_bert, save_vit, save_wav2vec2, write_table
+from tests.rl_skip.pretrained_folders import save_bert, save_vit, save_wav2vec2, write_recordings, write_table
 
 transformers = pytest.importorskip("transformers")
 FEW = ["--warmup-epochs", "1", "--epochs", "1", "--threads", "1"]
@@ -38,7 +37,8 @@ def _rows(run: Path, count: int = 12) -> rl_skip.Examples:
 
 def _train_backbone(folder: Path, *flags: str) -> Path:
     data, model = write_table(folder / "data.tsv", 160), save_bert(folder / "model")
-    return _train(folder / "run", "--task", "text", "--data", str(data), "--model", str(model), "--price-range", "0.05", "0.5", *flags)
+    options = ["--task", "text", "--data", str(data), "--model", str(model), "--head", "mean", "--price-range", "0.05", "0.5"]
+    return _train(folder / "run", *options, *flags)
 
 
 @pytest.fixture(scope="module")
@@ -170,22 +170,16 @@ def test_images_with_a_model(tmp_path: Path) -> None:
     assert isinstance(inputs, torch.Tensor)
     large = torch.nn.functional.interpolate(inputs / 255, (12, 12), mode="bilinear", antialias=True)
     torch.testing.assert_close(ours.stack.prepare(inputs), (large.repeat(1, 3, 1, 1) - 0.5) / 0.5)  # type: ignore[operator]
-    model = transformers.ViTModel.from_pretrained(run / "model").eval()
+    model = transformers.AutoModelForImageClassification.from_pretrained(run / "model").eval()
     handle = rl_skip.attach(model, run / "policy")
     with torch.no_grad():
-        ours(inputs)
-        model(pixel_values=ours.stack.prepare(inputs))  # type: ignore[operator]
+        torch.testing.assert_close(model(pixel_values=ours.stack.prepare(inputs)).logits, ours(inputs))  # type: ignore[operator]
     assert ours.last is not None and handle.last_routes.equal(ours.last.route)
 
 
 def test_speech_with_a_model(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    for n in range(60):
-        with wave.open(str(tmp_path / "data" / f"{'abc'[n % 3]}_someone_{n // 3}.wav"), "wb") as file:
-            file.setparams((1, 2, 8000, 0, "NONE", ""))
-            file.writeframes((1e4 * np.sin(np.arange(1000 + 20 * n) * 0.1 * (1 + n % 3))).astype(np.int16).tobytes())
-    folder = save_wav2vec2(tmp_path / "model")
-    run = _train(tmp_path / "run", "--task", "speech", "--data", str(tmp_path / "data"), "--model", str(folder))
+    data, folder = write_recordings(tmp_path / "data"), save_wav2vec2(tmp_path / "model")
+    run = _train(tmp_path / "run", "--task", "speech", "--data", str(data), "--model", str(folder))
     ours, inputs = load_run(run)[0], _rows(run).inputs
     model = transformers.AutoModelForAudioClassification.from_pretrained(run / "model").eval()
     rl_skip.attach(model, run / "policy")

@@ -24,7 +24,7 @@ pytest.importorskip("peft")
 
 
 def _learner(tmp_path: Path, tune: Tune, head: bool, warmup_epochs: int = 1) -> Learner:
-    options = TaskOptions(model=str(save_bert(tmp_path / "model", head=head)))
+    options = TaskOptions(model=str(save_bert(tmp_path / "model", head=head)), head="mean")
     task = load_task("text", str(write_table(tmp_path / "data.tsv", 160)), options)
     schedule = ScheduleConfig(warmup_epochs=warmup_epochs, epochs=1, batch_size=16, learning_rate=1e-2, tune=tune)
     return Learner(replace(TrainConfig(schedule=schedule, options=options), task="text"), task, torch.device("cpu"))

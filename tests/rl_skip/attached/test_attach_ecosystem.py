@@ -6,6 +6,7 @@ import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +77,23 @@ def test_a_model_is_copied_and_pickled_after_it_was_trained() -> None:
             other.bert.encoder.layer[0].forward.handle.detach()
             with handle.disabled():
                 assert other(**inputs).logits.equal(model(**inputs).logits)
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache)), "file"])
+def test_a_cache_of_rows_on_routes_is_copied_pickled_and_saved(way: Any, tmp_path: Path) -> None:
+    model, following = build("llama"), torch.tensor([[5], [6], [7], [8]])
+    inputs = batch(model)
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(following)], dim=1)
+    with rl_skip.attach(model).forced(ROUTES), torch.no_grad():
+        cache = model(**inputs).past_key_values
+        if way == "file":
+            torch.save(cache, tmp_path / "cache.pt")
+            other = torch.load(tmp_path / "cache.pt", weights_only=False)
+        else:
+            other = way(cache)
+        expected = model(input_ids=following, attention_mask=mask, past_key_values=cache).logits
+        assert other.get_seq_length() == 9 and isinstance(other, transformers.DynamicCache)
+        assert model(input_ids=following, attention_mask=mask, past_key_values=other).logits.equal(expected)
 
 
 def test_nothing_of_a_call_is_kept() -> None:

@@ -41,8 +41,9 @@ AFTER = {  # what each model calls after its layers, read from its source
     "gpt2": ["transformer.ln_f", "lm_head"],
 }
 KINDS = ["copies", "adapters"]
+PLANS: dict[str, Any] = {"copies": None, "adapters": {"rank": 3}, "pooling": {"rank": 3, "pools": True}}
 EXITS = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [1, 1, 1, 0, 0]], dtype=torch.bool)
-PARTS = [(family, kind) for family in LAYERS for kind in KINDS]
+PARTS = [(family, kind) for family in LAYERS for kind in KINDS] + [(family, "pooling") for family in ("bert", "modernbert", "vit")]
 parts = pytest.mark.parametrize(("family", "kind"), PARTS)
 
 
@@ -50,10 +51,10 @@ def with_readouts(family: str, kind: str, seed: int = 0) -> tuple[nn.Module, Rea
     """A model, readouts that differ from its head, and a policy that looks at what they answer and has opinions strong enough for rows to part."""
     model = build(family)
     stack = HuggingFaceStack(model)
-    readouts = stack.add_readouts(batch(model), plan={"rank": 3} if kind == "adapters" else None)
+    readouts = stack.add_readouts(batch(model), plan=PLANS[kind])
     torch.manual_seed(5)
     for parameter in readouts.parameters():
-        parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
+        parameter.data.add_(torch.randn_like(parameter), alpha=1.0 if kind == "pooling" else 0.3)
     torch.manual_seed(seed)
     layout = ObservationLayout(WIDTH, DEPTH, features=CONFIDENCES, readout_flops=readouts.flops)
     policy = JumpPolicy(JumpRules.reaching(layout, allow_exit=True, jumps=False, hidden=16)).eval()
@@ -67,6 +68,11 @@ def cut(model: nn.Module, family: str, readouts: Readouts, i: int) -> nn.Module:
     if i == DEPTH - 1:
         return short
     weights = readouts.each[i].state_dict()
+    if "norm.weight" in weights:
+        norm, down, up = (partial(call, *(weights[f"{name}.{kind}"] for kind in ("weight", "bias"))) for name, call in POOLS)
+        of_mean = partial(torch.mean, dim=1, keepdim=True)
+        short.get_submodule(LAYERS[family])[-1].register_forward_hook(lambda _module, _args, out: out + up(down(norm(of_mean(out))).tanh()))
+        return short
     if "down.weight" in weights:
         down, up, bias = (weights[name] for name in ("down.weight", "up.weight", "up.bias"))
         short.get_submodule(LAYERS[family])[-1].register_forward_hook(lambda _module, _args, out: out + out @ down.T @ up.T + bias)
@@ -77,8 +83,26 @@ def cut(model: nn.Module, family: str, readouts: Readouts, i: int) -> nn.Module:
     return short
 
 
+def _linear(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    return x @ weight.T + bias
+
+
+def _normed(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    centred = x - x.mean(dim=-1, keepdim=True)
+    return centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt() * weight + bias
+
+
+POOLS = [("norm", _normed), ("down", _linear), ("up", _linear)]
+
+
 def row_of(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
     return {name: x[row : row + 1] for name, x in inputs.items()}
+
+
+def alone(inputs: dict[str, Tensor], row: int, kind: str) -> dict[str, Tensor]:
+    """A row without its padding, which a model that is cut by hand would take into a mean."""
+    keep = inputs["attention_mask"][row].bool() if kind == "pooling" and "input_ids" in inputs else slice(None)
+    return {name: x[row : row + 1, keep] for name, x in inputs.items()}
 
 
 def real(logits: Tensor, inputs: dict[str, Tensor], family: str) -> Tensor:
@@ -90,7 +114,7 @@ def real(logits: Tensor, inputs: dict[str, Tensor], family: str) -> Tensor:
 def test_what_comes_after_the_layers_is_found(family: str, kind: str) -> None:
     _, readouts, _ = with_readouts(family, kind)
     assert len(readouts.each) == DEPTH - 1
-    assert readouts.plan == ({"modules": AFTER[family]} if kind == "copies" else {"rank": 3})
+    assert readouts.plan == ({"modules": AFTER[family]} if kind == "copies" else PLANS[kind])
 
 
 @parts
@@ -99,7 +123,7 @@ def test_a_row_that_leaves_gets_what_the_cut_model_says(family: str, kind: str) 
     inputs = batch(model)
     cuts = [cut(model, family, readouts, i) for i in range(DEPTH)]
     with torch.no_grad():
-        expected = torch.cat([cuts[int(EXITS[row].sum()) - 1](**row_of(inputs, row)).logits for row in range(ROWS)])
+        expected = torch.cat([cuts[int(EXITS[row].sum()) - 1](**alone(inputs, row, kind)).logits for row in range(ROWS)])
         bare = model(**inputs).logits
         handle = rl_skip.attach(model, policy, readouts=readouts)
         with handle.forced(EXITS):
@@ -107,7 +131,8 @@ def test_a_row_that_leaves_gets_what_the_cut_model_says(family: str, kind: str) 
         assert type(outputs) is type(cuts[0](**inputs))
         torch.testing.assert_close(real(outputs.logits, inputs, family), real(expected, inputs, family), atol=1e-5, rtol=1e-5)
         for row, left in enumerate((EXITS.sum(dim=1) < DEPTH).tolist()):
-            assert torch.allclose(outputs.logits[row, -1], bare[row, -1], atol=1e-3) != left
+            answered, before = (logits[row, -1] if logits.dim() == 3 else logits[row] for logits in (outputs.logits, bare))
+            assert torch.allclose(answered, before, atol=1e-3) != left
         with handle.forced(torch.ones(DEPTH).bool()):
             assert model(**inputs).logits.equal(bare)
         with handle.disabled():
@@ -137,8 +162,7 @@ def test_the_policy_sees_and_spends_what_it_does_in_a_routed_forward(family: str
     assert len(rows_left) > 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", ["bert", "modernbert", "llama", "gpt2"])
+@pytest.mark.parametrize(("family", "kind"), [part for part in PARTS if part[0] in ("bert", "modernbert", "llama", "gpt2")])
 def test_a_look_is_at_what_the_cut_model_says_of_the_row_alone(family: str, kind: str) -> None:
     """Of a language model: of the token that follows the prompt."""
     model, readouts, policy = with_readouts(family, kind)
@@ -245,7 +269,7 @@ def test_adapters_in_the_layers_are_merged_under_the_policy(family: str, kind: s
         assert merged is model
         torch.testing.assert_close(merged(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
         handle_free = {row: cut(detached(model), family, readouts, int(EXITS[row].sum()) - 1) for row in range(ROWS)}
-        by_hand = torch.cat([handle_free[row](**row_of(inputs, row)).logits for row in range(ROWS)])
+        by_hand = torch.cat([handle_free[row](**alone(inputs, row, kind)).logits for row in range(ROWS)])
         torch.testing.assert_close(real(merged(**inputs).logits, inputs, family), real(by_hand, inputs, family), atol=1e-5, rtol=1e-5)
 
 

@@ -38,9 +38,11 @@ def test_layers_that_are_not_found() -> None:
         rl_skip.attach(OfPairs(), layers="layers")
     with pytest.raises(UserError, match=r"'blocks.0' is a Pair, expected a ModuleList or Sequential"):
         rl_skip.attach(OfPairs(), layers="blocks.0")
-    mpnet = transformers.MPNetModel(transformers.MPNetConfig(**{**VISION, "vocab_size": 60}))
-    with pytest.raises(UserError, match=r"no list of 5 layers was found in MPNetModel; its lists are: encoder.layer \(5\)"):
-        rl_skip.attach(mpnet)
+    squeezed = transformers.SqueezeBertModel(transformers.SqueezeBertConfig(**{**VISION, "embedding_size": 32, "vocab_size": 60}))
+    with pytest.raises(UserError, match=r"no list of 5 layers was found in SqueezeBertModel; its lists are: encoder.layers \(5\)"):
+        rl_skip.attach(squeezed)
+    with pytest.raises(UserError, match=r"SqueezeBertModule returns a dict, expected its hidden state, or a tuple with it"):
+        rl_skip.attach(squeezed, layers="encoder.layers")
 
 
 def test_two_candidates() -> None:
@@ -66,7 +68,7 @@ def test_a_policy_of_another_width_or_depth() -> None:
     model.bert.encoder.layer = model.bert.encoder.layer[:4]
     with pytest.raises(UserError, match=r"the policy's depth is 5, that of bert.encoder.layer is 4"):
         rl_skip.attach(model, make_policy(), layers="bert.encoder.layer")
-    handle = rl_skip.attach(OfPairs(), make_policy(), layers="blocks")
+    handle = rl_skip.attach(OfPairs(), make_policy(), layers="blocks", returns=("hidden", None))
     with pytest.raises(UserError, match=r"width 32, that of blocks has 8"):
         handle.model(torch.zeros(2, 3, 8))
 
@@ -88,10 +90,21 @@ def test_a_forward_that_was_replaced_after_attaching_is_not_lost() -> None:
         handle.detach()
 
 
-def test_a_layer_that_returns_an_unknown_tuple() -> None:
+class _Unreadable(Pair):
+    """Layers whose code is not to be had tell what they return when they are called."""
+
+    def forward(self, *args: torch.Tensor) -> object:  # noqa: D102
+        return super().forward(*args)
+
+
+@pytest.mark.parametrize("kind", [Pair, _Unreadable])
+def test_a_layer_that_returns_an_unknown_tuple(kind: type[nn.Module]) -> None:
     model = OfPairs()
-    with rl_skip.attach(model, layers="blocks").forced(ROUTE), pytest.raises(UserError, match=r"Pair returns a tuple whose parts are not known"):
-        model(torch.zeros(4, 3, 8))
+    model.blocks = nn.ModuleList(kind() for _ in range(DEPTH))
+    with pytest.raises(UserError, match=r'returns a tuple whose parts are not known: .* attach\(…, returns=\("hidden", None\)\)'):
+        with rl_skip.attach(model, layers="blocks").forced(ROUTE):
+            model(torch.zeros(4, 3, 8))
+        assert kind is not Pair
 
 
 def test_caches_without_rows_to_leave_out() -> None:
@@ -161,16 +174,24 @@ def test_a_cache_goes_on_as_it_was_begun() -> None:
 
 @pytest.mark.parametrize("beams", [1, 2])
 def test_caches_of_other_kinds_of_attention(beams: int) -> None:
-    """The state that linear attention keeps is one for all tokens: it has no rows of a length to fill up."""
+    """The state that linear attention keeps is one for all tokens: such a cache stays empty, and nothing goes on from it."""
     options = {"hidden_size": 32, "num_hidden_layers": DEPTH, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
     kinds = ["conv", "full_attention", "conv", "full_attention", "conv"]
     config = transformers.Lfm2Config(vocab_size=60, pad_token_id=0, bos_token_id=1, eos_token_id=2, layer_types=kinds, **options)
     model = transformers.Lfm2ForCausalLM(config).eval()
     inputs = batch(build("llama"))
-    with rl_skip.attach(model).forced(ROUTE.repeat_interleave(beams, dim=0)):
+    handle = rl_skip.attach(model)
+    with handle.forced(ROUTE.repeat_interleave(beams, dim=0)):
         with pytest.raises(UserError, match="has no rows that some layers may leave out: use use_cache=False"):
             model.generate(**inputs, max_new_tokens=3, num_beams=beams)
         model.generate(**inputs, max_new_tokens=3, num_beams=beams, use_cache=False)
+    with torch.no_grad():
+        with handle.forced(ROUTE):
+            outputs = model(**inputs)
+            assert outputs.logits.equal(model(**inputs, use_cache=False).logits)
+        mask = torch.cat([inputs["attention_mask"], torch.ones(4, 1, dtype=torch.long)], dim=1)
+        with handle.disabled(), pytest.raises(UserError, match="stayed empty while a policy was attached"):
+            model(input_ids=torch.ones(4, 1, dtype=torch.long), attention_mask=mask, past_key_values=outputs.past_key_values)
 
 
 def test_layers_that_cost_nothing_or_change_the_shape() -> None:
@@ -190,3 +211,52 @@ def test_one_module_that_is_several_layers_and_rows_that_come_second() -> None:
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8), 3, enable_nested_tensor=False)
     with pytest.raises(UserError, match="batch_first=True"):
         rl_skip.attach(encoder, layers="layers")
+
+
+def test_the_causes_of_a_cache_without_a_route_are_told_apart() -> None:
+    peft = pytest.importorskip("peft")
+    model, following = build("llama"), torch.tensor([[5], [6], [7], [8]])
+    inputs = batch(model)
+    with torch.no_grad():
+        prefixed = peft.get_peft_model(build("llama"), peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+        with rl_skip.attach(prefixed).forced(ROUTE), pytest.raises(UserError, match=r"prefix tuning fills the cache .* such as LoRA"):
+            prefixed(**inputs)
+
+        handle = rl_skip.attach(model)
+        cut, model.model.layers = model.model.layers, model.model.layers[:3]
+        with handle.forced(ROUTE), pytest.raises(UserError, match=r"model.layers has 3 layers, and had 5 when .* detach\(\) first"):
+            model(**inputs)
+        model.model.layers = nn.ModuleList([*cut[:4], build("llama").model.layers[4]])
+        with handle.forced(ROUTE), pytest.raises(UserError, match="layer 4 of model.layers was replaced"):
+            model(**inputs)
+        model.model.layers = cut
+
+        one = {name: x[:1] for name, x in inputs.items()}
+        with handle.forced(ROUTE[0]), pytest.raises(UserError, match=r"ends after 2 of its 5 layers by itself .* without an early exit"):
+            model.generate(**one, max_new_tokens=4, assistant_early_exit=2, pad_token_id=0)
+        model.config.num_hidden_layers = DEPTH  # which transformers leaves as it was for the early exit
+        cache = transformers.DynamicCache(config=model.config)
+        failing = model.model.layers[3].register_forward_pre_hook(lambda *_: 1 / 0)
+        with handle.forced(ROUTE), pytest.raises(ZeroDivisionError):
+            model(**inputs, past_key_values=cache)
+        failing.remove()
+        mask = torch.cat([inputs["attention_mask"], torch.ones_like(following)], dim=1)
+        with handle.forced(ROUTE), pytest.raises(UserError, match=r"the last call of the model ended after layer 2 of 5"):
+            model(input_ids=following, attention_mask=mask, past_key_values=cache)
+
+
+def test_layers_that_were_wrapped_after_attaching_are_the_same_layers() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self, inside: nn.Module) -> None:
+            super().__init__()
+            self.inside = inside
+
+        def forward(self, *args: object, **kwargs: object) -> object:
+            return self.inside(*args, **kwargs)
+
+    model = build("bert")
+    inputs = batch(model)
+    with rl_skip.attach(model).forced(ROUTE), torch.no_grad():
+        expected = model(**inputs).logits
+        model.bert.encoder.layer = nn.ModuleList(Wrapped(layer) for layer in model.bert.encoder.layer)
+        assert model(**inputs).logits.equal(expected)

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 import rl_skip
 from rl_skip.attached.learning import LearningHandle
+from rl_skip.attached.pretrained import load_model
 from rl_skip.core.exits import exit_pass
 from tests.rl_skip.attached.plain_network import Mlp
 from tests.rl_skip.huggingface_models import DEPTH, batch, build, pruned
@@ -97,6 +98,41 @@ def test_the_policys_part_is_the_expected_reward_of_leaving_after_each_layer() -
     assert handle.metrics()["rollout/ep_rew_mean"] == pytest.approx(sum(rewards) / 4, rel=1e-4)
 
 
+@pytest.mark.parametrize("head", ["fresh", "fresh pooler", "trained", "trained, with adapters", "resized"])
+def test_readouts_begin_as_those_of_a_run_from_the_same_file(head: str, tmp_path: Any) -> None:
+    """Copies of a head that was trained; adapters that know the mean over the tokens before one that has yet to be."""
+    kind = {"fresh": "BertModel", "fresh pooler": "BertForMaskedLM"}.get(head, "BertForSequenceClassification")
+    config, inputs = build("bert").config, batch(build("bert"))
+    getattr(transformers, kind)(config).save_pretrained(tmp_path)
+    run = load_model(str(tmp_path), ("no", "yes"))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    if head == "trained, with adapters":
+        peft = pytest.importorskip("peft")
+        model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS"))
+    if head == "resized":
+        model.resize_token_embeddings(config.vocab_size + 3)
+    handle = rl_skip.attach(model, rl_skip.SkipConfig())
+    readouts, theirs = handle.stack.readouts, run.add_readouts(inputs)
+    assert readouts is not None and readouts.plan == theirs.plan
+    assert ("pools" in readouts.plan) == head.startswith("fresh")
+    assert handle.part.readouts.state_dict().keys() == theirs.state_dict().keys()  # type: ignore[attr-defined, operator, union-attr]
+    if "adapters" in head or head == "resized":
+        return
+    names = {id(weight): name for name, weight in run.model.named_parameters()}
+    expected = {names[id(weight)] for module in run.head_modules() for weight in module.parameters()}
+    (faster,) = [group["params"] for group in handle.parameter_groups(1e-3) if group["lr"] == 1e-2]  # type: ignore[attr-defined]
+    assert {name for name, weight in model.named_parameters() if any(weight is one for one in faster) and "rl_skip" not in name} == expected
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_person_says_whether_the_head_has_yet_to_be_learned(fresh: bool) -> None:
+    _, handle, inputs = attached(fresh_head=fresh)
+    assert handle.stack.readouts is not None and ("pools" in handle.stack.readouts.plan) == fresh
+    x = torch.randn(4, 3)
+    plain = rl_skip.attach(Mlp(), rl_skip.SkipConfig(fresh_head=fresh), layers="blocks", example=x)  # no tokens, so no mean over them
+    assert plain.stack.readouts is not None and "modules" in plain.stack.readouts.plan
+
+
 def test_rows_that_are_padding_count_nowhere() -> None:
     gradients = []
     for padded in (True, False):
@@ -176,7 +212,7 @@ def test_each_group_learns_at_its_own_rate() -> None:
     groups = handle.parameter_groups(0.001, weight_decay=0.1)
     rate = {id(parameter): (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]}
     for name, parameter in model.named_parameters():
-        fast = name.startswith(("classifier", "rl_skip.readouts"))
+        fast = name.startswith(("classifier", "bert.pooler", "rl_skip.readouts"))  # the readouts copy the pooler too
         assert rate[id(parameter)] == ((0.007, 0.0) if "deciding" in name else (0.004, 0.1) if fast else (0.001, 0.1)), name
 
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from rl_skip.core.dial import PricePoint, PriceTable, price_grid
+from rl_skip.core.dial import Dial, PricePoint, PriceTable, price_grid
 from rl_skip.core.errors import UserError
 
 TABLE = PriceTable((PricePoint(1.0, 0.2, 0.9), PricePoint(0.1, 0.4, 0.95), PricePoint(0.01, 0.8, 0.95)))
@@ -42,6 +42,27 @@ def test_a_budget_outside_its_range_is_refused(budget):
 def test_a_budget_that_is_too_small_is_refused_with_the_smallest():
     with pytest.raises(UserError, match="smallest compute of this policy, 0.2000"):
         TABLE.price_for(0.19)
+
+
+def test_the_smallest_that_a_refusal_names_is_taken():
+    table = PriceTable((PricePoint(0.4, 0.12341, 0.9), PricePoint(0.1, 0.6, 0.95)))
+    with pytest.raises(UserError, match="smallest compute of this policy, 0.1235;"):
+        table.price_for(0.1)
+    assert table.price_for(0.1235) == pytest.approx(0.4, rel=1e-2)
+
+
+@pytest.mark.parametrize("points", [(), TABLE.points, (PricePoint(0.4, 0.3, 0.9), PricePoint(0.1, 1.02, 0.95)), (PricePoint(0.4, 1.02, 0.9),)])
+@pytest.mark.parametrize("price", [0.0, 1e-9, 0.1, 0.2, 0.4, 7.0])
+def test_a_budget_and_a_price_can_be_set_to_what_they_are(points, price):
+    class Turned(Dial):
+        table = PriceTable(tuple(points))
+
+    dial = Turned()
+    dial.price = price
+    dial.price = dial.price
+    budget = dial.budget
+    dial.budget = dial.budget
+    assert dial.budget == (None if budget is None else pytest.approx(budget)) and (points or dial.price == price)
 
 
 def test_an_empty_table_refuses_budgets():

@@ -24,6 +24,7 @@ from rl_skip.measure.compare.measure import Measurement, measure
 from rl_skip.measure.compare.measured import Bench, MeasuredBaseline
 from rl_skip.measure.compare.result import BEST_FIXED, FULL_DEPTH, ORACLE, POLICY, RANDOM, SHUFFLED, Comparison
 from rl_skip.measure.compare.rows import Rows
+from rl_skip.measure.compare.text import terminal
 from rl_skip.measure.evaluation import evaluate
 from rl_skip.nets.network import NetworkConfig, build_network
 from rl_skip.tasks import load_task
@@ -304,6 +305,18 @@ def test_the_dial_is_turned_to_every_budget(small: tuple[SkipModel, Task, Exampl
         alone = evaluate(stack, policy, task, few, price=one.price)
         torch.testing.assert_close(one.policy, alone.correct - one.price * alone.compute_by_row)
         assert torch.equal(at[one.price].correct, alone.correct)
+
+
+def test_below_the_policys_reach_the_others_keep_to_the_budget() -> None:
+    model = SkipModel(TwoKinds(), Scripted(LOOKING), price=PRICE, table=PriceTable.monotone([(PRICE, 0.75, 1.0)])).eval()
+    run = measure(Path("run"), 0, model, TASK, Rows.load(TASK, "cpu"), budgets=(0.5, 0.75))
+    within, dearer = (baseline(title, title, COMMON, compute) for title, compute in (("within", 0.5), ("dearer", 0.6)))
+    exported, below, at = compared([run], [[within, dearer]]).operating
+    assert (exported.reached, below.reached, at.reached) == (True, False, True)
+    assert {one.record.name: one.compute for one in below.baselines} == pytest.approx({POLICY: 0.75, FULL_DEPTH: 1.0, BEST_FIXED: 0.5, "within": 0.5})
+    assert {"dearer", RANDOM, SHUFFLED, ORACLE} <= {one.record.name for one in at.baselines}
+    table = terminal(compared([run], [[within, dearer]]))
+    assert "no less than 0.750" in table and "the policy spends at least 0.75; a fixed route has 0.0% at compute 0.5" in table
 
 
 def test_few_rows_are_always_the_same_ones() -> None:

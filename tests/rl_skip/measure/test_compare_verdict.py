@@ -1,5 +1,7 @@
 """The words that the figures lead to."""
 
+from dataclasses import replace
+
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.result import BEST_FIXED, POLICY, SHUFFLED, BaselineResult, BatchTime, Interval, Operating, Verdict
 from rl_skip.measure.compare.verdict import judge
@@ -35,6 +37,15 @@ def test_a_fixed_route_that_is_as_good_names_the_layers_to_leave_out() -> None:
     assert found.use == "fixed"
     command = "`python -m rl_skip prune runs/digits DIR` writes the network without layers 2, 5 and 6, with no policy and no routing"
     assert "a fixed route is as good here, 0.2 ± 0.4 points apart" in found.sentences[0] and command in found.sentences[0]
+
+
+def test_a_budget_that_the_policy_cannot_reach_shows_what_a_fixed_route_has_there() -> None:
+    below = replace(operating(baseline(BEST_FIXED, -0.3, compute=0.2), budget=0.2), reached=False)
+    found = verdict(operating(baseline(BEST_FIXED, 0.013)), below)
+    assert found.use == POLICY and sum("budget" in sentence for sentence in found.sentences) == 1
+    assert "At a budget of 0.2: the policy spends at least 0.4; a fixed route has 120.0% at compute 0.2." in found.sentences
+    alone = verdict(operating(baseline(BEST_FIXED, 0.013)), replace(operating(budget=0.2), reached=False))
+    assert "At a budget of 0.2: the policy spends at least 0.4." in alone.sentences
 
 
 def test_a_lead_that_only_one_of_interval_and_test_supports_is_none() -> None:

@@ -14,6 +14,8 @@ from rl_skip.core.task import Task
 from rl_skip.nets.blocks import PatchEmbedding
 from rl_skip.tasks import load_task
 from rl_skip.tasks.images import images, patch_and_padding
+from rl_skip.tasks.options import TaskOptions
+from rl_skip.tasks.reading import digests
 
 np = pytest.importorskip("numpy")
 SPLITS = ("train", "validation", "test")
@@ -132,6 +134,32 @@ def test_an_npz_that_names_its_test_part(tmp_path: Path) -> None:
     assert_same_images(*all_rows(task, ("test",)), test[:, None], [str(label + 8) for label in labels_of(9)])
 
 
+@pytest.mark.parametrize(("x", "y"), [("x_{}", "y_{}"), ("{}_images", "{}_labels")])
+def test_an_npz_that_names_all_splits_and_more(tmp_path: Path, x: str, y: str) -> None:
+    pixels = {"train": random_images(36), "val": random_images(12, seed=1), "test": random_images(9, seed=2)}
+    arrays = {form.format(split): values for split, of in pixels.items() for form, values in ((x, of), (y, labels_of(len(of))))}
+    task = images(save(tmp_path / "data.npz", **arrays, weights=np.ones(3)))
+    assert [len(task.load(split)) for split in SPLITS] == [36, 12, 9]
+    assert_same_images(*all_rows(task, ("validation",)), pixels["val"][:, None], [str(label) for label in labels_of(12)])
+    assert task.remarks == (f"passed over in {tmp_path / 'data.npz'}: the arrays weights",)
+
+
+def test_what_lies_beside_arrays_is_named(tmp_path: Path) -> None:
+    save(tmp_path / "test.npz", x=random_images(12), y=labels_of(12))
+    task = images(save(tmp_path / "train.npz", x=random_images(30), y=labels_of(30)))
+    assert task.remarks == (f"passed over beside {tmp_path / 'train.npz'}: test.npz",)
+    folder = write(tmp_path / "idx", idx_files())
+    write(folder, idx_files(), packed=True)
+    assert images(folder).remarks[0].startswith(f"passed over in {folder}: t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz, train-")
+
+
+def test_equal_rows_are_found_as_a_slow_comparison_finds_them() -> None:
+    for dtype in ("uint8", "float32"):
+        raw = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (600, 1, 1, 5)).astype(dtype))  # 32 different rows, in more than one block
+        found = digests(raw)
+        assert all((found[i] == found[j]) == torch.equal(raw[i], raw[j]) for i in range(600) for j in range(0, 600, 37))
+
+
 def pictures(
     root: Path, count: int, seed: int = 0, mode: str = "RGB", suffix: str = ".png", size: tuple[int, int] = (8, 10)
 ) -> tuple[Any, list[str]]:
@@ -223,6 +251,7 @@ BAD_IDX = {
     "no test images": {"t10k-images-idx3-ubyte": idx_images(random_images(0)), "t10k-labels-idx1-ubyte": idx_labels(labels_of(0))},
     "test images of another size": {"t10k-images-idx3-ubyte": idx_images(random_images(9, 10, 8))},
     "a class in test alone": {"t10k-labels-idx1-ubyte": idx_labels(labels_of(9, 4))},
+    "equal images": {TRAIN_IMAGES: idx_images(np.zeros((36, 8, 8), "uint8"))},
     "one class": {TRAIN_LABELS: idx_labels(labels_of(36, 1)), "t10k-labels-idx1-ubyte": idx_labels(labels_of(9, 1))},
 }
 
@@ -265,6 +294,14 @@ BAD_NPZ = {
     "not a number": ({"x": np.where(X > 200, np.nan, X), "y": Y}, "not finite"),
     "labels with a fraction": ({"x": X, "y": Y / 2}, "float64"),
     "one-hot labels": ({"x": X, "y": np.eye(3)[Y].astype(int)}, "(12, 3)"),
+    "one label for all": ({"x": X, "y": Y[0]}, "has shape ()"),
+    "an empty label": ({"x": X, "y": np.array(["a", "b", " "] * 4)}, "an empty label in row 2"),
+    "equal images": ({"x": X * 0, "y": Y}, "are equal"),
+    "bytes and fractions": ({"x_train": X, "y_train": Y, "x_test": X / 255, "y_test": Y}, "the train images"),
+    "two validation parts": (
+        {f"{axis}_{split}": of for split in ("train", "val", "dev", "test") for axis, of in (("x", X), ("y", Y))},
+        "x_val and x_dev, both for validation",
+    ),
     "one class": ({"x": X, "y": Y * 0}, "'0' alone"),
     "too few": ({"x": X[:3], "y": Y[:3]}, "too few"),
 }
@@ -295,7 +332,6 @@ def test_bad_folders_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="set --data"):
         load_task("images", str(tmp_path / "missing"))
     pictures(half / "train", 4)
-    assert_refused(half)  # train holds no pictures itself
     (half / "test").mkdir()
     assert_refused(half, str(half / "test"))
     other = tmp_path / "other"
@@ -305,15 +341,26 @@ def test_bad_folders_are_refused_in_one_line(tmp_path: Path) -> None:
         assert_refused(other, "7.png")
 
 
-def test_one_class_of_pictures_and_sixteen_bits_are_refused(tmp_path: Path) -> None:
-    Image = pytest.importorskip("PIL.Image")
-    pictures(tmp_path / "one", 6)
-    for file in (tmp_path / "one" / "dog").iterdir():
+def test_one_class_of_pictures_is_refused(tmp_path: Path) -> None:
+    pictures(tmp_path, 6)
+    for file in (tmp_path / "dog").iterdir():
         file.unlink()
-    assert_refused(tmp_path / "one", "'cat' alone")
-    pictures(tmp_path / "deep", 6, mode="L")
-    Image.fromarray(np.arange(64, dtype="uint16").reshape(8, 8)).save(tmp_path / "deep" / "dog" / "9.png")
-    assert_refused(tmp_path / "deep", "8 bits")
+    assert_refused(tmp_path, f"{tmp_path / 'dog'} gives no pictures, it holds no files")
+    (tmp_path / "dog").rmdir()
+    assert_refused(tmp_path, "'cat' alone")
+
+
+@pytest.mark.parametrize("values", [(0, 65535), (-1, 1)])
+def test_a_pretrained_model_gets_no_values_that_it_would_take_for_others(tmp_path: Path, values: tuple[int, int]) -> None:
+    pytest.importorskip("transformers")
+    from tests.rl_skip.pretrained_folders import save_vit
+
+    raw = np.random.default_rng(0).uniform(*values, (30, 12, 12))
+    raw[:, 0, 0] = values[0]
+    path = save(tmp_path / "data.npz", x=raw, y=labels_of(30))
+    assert images(path).load("train").inputs is not None
+    with pytest.raises(UserError, match=f"run from {values[0]} to .*, and a model from transformers gets 0 to 255 or 0 to 1; set --data"):
+        images(path, TaskOptions(model=str(save_vit(tmp_path / "model"))))
 
 
 def test_fashion_mnist() -> None:

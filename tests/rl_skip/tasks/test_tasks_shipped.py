@@ -13,7 +13,7 @@ from tests.rl_skip.pretrained_folders import write_table
 
 
 def test_banking77_is_as_its_authors_describe_it() -> None:
-    classes, parts = read_tables(find_data("banking77"), TaskOptions())
+    classes, parts, _ = read_tables(find_data("banking77"), TaskOptions())
     assert len(classes) == 77 and {"card_arrival", "wrong_amount_of_cash_received"} < set(classes)
     counts = {split: len(part.texts) for split, part in parts.items()}
     assert counts["test"] == 3080 and counts["train"] + counts["validation"] == 10003

@@ -171,7 +171,7 @@ def test_a_folder_per_label(tmp_path: Path, packed: bool) -> None:
 
 
 def test_numbers_are_classes_in_their_order(tmp_path: Path) -> None:
-    files = {f"{label}_ann_{take}.wav": wav(tone(500)) for label in (10, 9, 2) for take in range(4)}
+    files = {f"{label}_ann_{take}.wav": wav(tone(500 + take)) for label in (10, 9, 2) for take in range(4)}
     assert speech(write(tmp_path, files)).classes == ("2", "9", "10")
 
 
@@ -186,16 +186,14 @@ def test_the_embedding_fits(tmp_path: Path) -> None:
 GOOD = two_words()
 ONE = "low_ann_3.wav"
 BAD = {
-    "cut short": ({ONE: GOOD[ONE][:-700]}, "is cut short: it holds 2050 of 2400 samples"),
+    "cut short": ({ONE: GOOD[ONE][:-700]}, "cut short, with 2050 of 2400 samples"),
     "cut in the header": ({ONE: GOOD[ONE][:30]}, "cannot be read"),
     "nothing in it": ({ONE: b""}, "cannot be read"),
     "no wav at all": ({ONE: b"This is text." * 50}, "cannot be read"),
-    "wrong rate": ({ONE: wav(tone(400), rate=16000)}, "has 16000 Hz"),
-    "stereo": ({ONE: wav(tone(400), channels=2)}, "2 channel"),
-    "eight bits": ({ONE: wav(tone(400), width=1)}, "8 bits"),
+    "a rate that no recorder has": ({ONE: wav(tone(400), rate=2**30)}, "1073741824 Hz"),
     "no samples": ({ONE: wav(tone(400, 0))}, "no samples"),
     "a name without a label": ({"hello.wav": GOOD[ONE]}, "hello.wav"),
-    "a file outside the folders": ({"loud/low_ann_3.wav": GOOD[ONE]}, "is in no label's folder"),
+    "a file outside the folders": ({"loud/low_ann_3.wav": GOOD[ONE]}, "is in no class's folder"),
 }
 
 

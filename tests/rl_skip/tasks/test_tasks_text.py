@@ -22,7 +22,7 @@ transformers = pytest.importorskip("transformers")
 
 @pytest.mark.parametrize("name", ["all.tsv", "all.csv", "all.tsv.gz", "all.csv.gz"])
 def test_a_single_file_is_split_in_three(name: str, tmp_path: Path) -> None:
-    classes, parts = read_tables(write_table(tmp_path / name, 50), TaskOptions())
+    classes, parts, _ = read_tables(write_table(tmp_path / name, 50), TaskOptions())
     assert classes == ("0", "1")
     assert [len(parts[split].texts) for split in ("train", "validation", "test")] == [30, 10, 10]
     read = [(text, int(label)) for part in parts.values() for text, label in zip(part.texts, part.labels, strict=True)]
@@ -33,18 +33,18 @@ def test_a_folder_names_its_splits(tmp_path: Path) -> None:
     for n, name in enumerate(("train.tsv.gz", "dev.csv", "test.tsv")):
         write_table(tmp_path / name, 20 + 2 * n, seed=n)
     write_table(tmp_path / "train_phrases.tsv", 40, seed=3)
-    _, parts = read_tables(tmp_path, TaskOptions())
+    _, parts, _ = read_tables(tmp_path, TaskOptions())
     assert {split: part.texts for split, part in parts.items()} == {
         split: [text for text, _ in sentences(20 + 2 * n, n)] for n, split in enumerate(("train", "validation", "test"))
     }
-    _, parts = read_tables(tmp_path, TaskOptions(train_file="train_phrases.tsv"))
+    _, parts, _ = read_tables(tmp_path, TaskOptions(train_file="train_phrases.tsv"))
     assert parts["train"].texts == [text for text, _ in sentences(40, 3)]
 
 
 def test_what_has_no_file_is_held_out_of_the_training_rows(tmp_path: Path) -> None:
     write_table(tmp_path / "train.tsv", 60)
     write_table(tmp_path / "test.tsv", 10, seed=1)
-    _, parts = read_tables(tmp_path, TaskOptions())
+    _, parts, _ = read_tables(tmp_path, TaskOptions())
     assert [len(parts[split].texts) for split in ("train", "validation", "test")] == [50, 10, 10]
     assert not (parts["validation"].labels.float().mean() - 0.5).abs() > 1e-6
     assert parts["test"].texts == [text for text, _ in sentences(10, 1)]
@@ -53,10 +53,10 @@ def test_what_has_no_file_is_held_out_of_the_training_rows(tmp_path: Path) -> No
 def test_quotes_enclose_in_csv_and_are_literal_in_tsv(tmp_path: Path) -> None:
     rows = "label,text\n" + "".join(f'{n % 2},"a ""film"", new\nline {n}"\n' for n in range(20))
     (tmp_path / "a.csv").write_text(rows)
-    _, parts = read_tables(tmp_path / "a.csv", TaskOptions())
+    _, parts, _ = read_tables(tmp_path / "a.csv", TaskOptions())
     assert all(text.startswith('a "film", new\nline ') for text in parts["train"].texts)
     (tmp_path / "a.tsv").write_text("\ufefflabel\ttext\n" + "".join(f'{n % 2}\t"a film" {n}\n' for n in range(20)), encoding="utf-8")
-    _, parts = read_tables(tmp_path / "a.tsv", TaskOptions())
+    _, parts, _ = read_tables(tmp_path / "a.tsv", TaskOptions())
     assert all(text.startswith('"a film" ') for text in parts["train"].texts)
 
 
@@ -117,7 +117,7 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.
     refused("has no tokenizer; write the model's beside it", save_bert(tmp_path / "mute", tokenizer=False))
     refused("has 3 classes, the data have 2; set --data", save_bert(tmp_path / "three", head=True, names=("a", "b", "c")))
     (save_bert(tmp_path / "bare") / "model.safetensors").unlink()
-    refused("bare cannot be read", tmp_path / "bare")
+    refused("bare has a config.json and no model.safetensors", tmp_path / "bare")
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     refused(r"this needs transformers; pip install 'rl-skip\[huggingface\]'", tmp_path / "other")
 
@@ -132,7 +132,7 @@ def test_labels_that_the_model_names_are_put_in_its_order(tmp_path: Path) -> Non
 
 def test_a_backbone_gets_a_head_on_the_mean_of_its_real_tokens(tmp_path: Path) -> None:
     data, folder = write_table(tmp_path / "a.tsv", 50), save_bert(tmp_path / "model")
-    task = load_task("text", str(data), TaskOptions(model=str(folder)))
+    task = load_task("text", str(data), TaskOptions(model=str(folder), head="mean"))
     stack = task.build(None).eval()  # type: ignore[arg-type]
     inputs = task.load("test").inputs
     assert isinstance(stack, HuggingFaceStack) and isinstance(inputs, dict)

@@ -176,6 +176,8 @@ def test_tasks_without_texts_take_no_pairs(task: str, tmp_path: Path) -> None:
 
 def test_a_tokenizer_that_glues_texts_is_refused(tmp_path: Path) -> None:
     folder = save_bert(tmp_path / "model", tokenizer=False)
-    trained_tokenizer([text for text, _ in sentences(200)], 300, for_language=True).save_pretrained(folder)
+    tokenizer = trained_tokenizer([text for text, _ in sentences(200)], 300, for_language=True)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+    tokenizer.save_pretrained(folder)
     with pytest.raises(UserError, match="model puts nothing between the texts of a pair; set --model"):
         load_task("text", str(write_pairs(tmp_path / "a.tsv", 50)), TaskOptions(model=str(folder), **PAIR))

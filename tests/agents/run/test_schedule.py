@@ -1,0 +1,63 @@
+"""How many passes a run makes suits how many rows there are; whoever says how many gets them."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+import train
+from agents.options.config import NetworkConfig, ScheduleConfig, TrainConfig
+from agents.run.session import train as run_training
+from rl_skip.core.task import Examples, Split, Task
+
+
+@pytest.mark.parametrize(
+    ("flags", "rows"),
+    [
+        ([], 1_078),
+        (["--task", "images"], 10_000),
+        (["--task", "speech"], 3_000),
+        (["--task", "text", "--model", "minilm"], 10_003),
+        (["--task", "text", "--model", "minilm"], 6_920),
+        (["--task", "hops"], 100_000),
+        (["--task", "hops-16", "--tune", "all"], 100_000),
+        (["--task", "images", "--epochs", "40"], 60_000),
+        (["--task", "images", "--warmup-epochs", "40"], 60_000),
+    ],
+)
+def test_small_data_and_passes_that_were_asked_for_stay_as_they_are(flags: list[str], rows: int) -> None:
+    schedule = train.read_options(flags).schedule
+    assert schedule.suited_to(rows) == schedule
+
+
+@pytest.mark.parametrize("rows", [30_000, 60_000, 200_000, 5_000_000])
+@pytest.mark.parametrize("flags", [["--task", "images"], ["--task", "images", "--warmup-epochs", "10", "--epochs", "90", "--max-updates", "9000"]])
+def test_large_data_are_passed_fewer_times_in_the_same_proportion(flags: list[str], rows: int) -> None:
+    schedule = train.read_options(flags).schedule
+    suited = schedule.suited_to(rows)
+    assert suited.warmup_epochs >= 1 and suited.epochs >= 1 and suited.suited_to(rows) == suited
+    assert suited.updates(rows) <= max(schedule.max_updates, 2 * (rows // schedule.batch_size))
+    assert replace(suited, warmup_epochs=schedule.warmup_epochs, epochs=schedule.epochs) == schedule
+    share = schedule.warmup_epochs / schedule.epochs
+    assert abs(suited.warmup_epochs - share * suited.epochs) <= 1
+
+
+def test_a_run_says_what_was_chosen_and_keeps_it(tmp_path: Path) -> None:
+    def load(split: Split) -> Examples:
+        x = torch.randn(160, 5, 3, generator=torch.Generator().manual_seed(len(split)))
+        return Examples(x, (x.sum(dim=(1, 2)) > 0).long())
+
+    task = Task("sums", ("minus", "plus"), load, embedding=lambda width: torch.nn.Linear(3, width), tokens=5)
+    schedule, said = ScheduleConfig(warmup_epochs=20, epochs=30, batch_size=16, max_updates=60), io.StringIO()
+    network = NetworkConfig(layers=3, width=8, heads=2)
+    run_training(TrainConfig(out=str(tmp_path / "run"), network=network, schedule=schedule), Console(file=said), task=task)
+    assert "160 training rows: 2 + 4 passes, warm-up and policy, in place of 20 + 30: 500 updates would be more than 60" in said.getvalue()
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())["schedule"]
+    assert (kept["warmup_epochs"], kept["epochs"]) == (2, 4)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps[-1] == 60
+    assert TrainConfig.from_json(tmp_path / "run").schedule == replace(schedule, warmup_epochs=2, epochs=4)
