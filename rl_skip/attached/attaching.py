@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from rl_skip.attached.answering import HEAD_BESIDE
-from rl_skip.attached.finding import UNROUTABLE, configured, find_layers, fits, layers_config, width_of
+from rl_skip.attached.finding import UNROUTABLE, configured, find_layers, fits, layers_config, uncompiled, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.handle import Handle, RoutedForward
 from rl_skip.attached.identity import check_identity, saved_identity
@@ -81,6 +81,7 @@ def attach(
         [1, 0, 0, 1]
         >>> handle.detach()
     """
+    model = uncompiled(model)
     description, file = None, Path()
     saved: dict[str, Any] = {}
     if isinstance(policy, Path | str):

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 from rl_skip.attached.answering import AnsweringStack, Beside
 from rl_skip.attached.caches import check_forced, check_off, fill_caches, keep_route, kept_route, routable
 from rl_skip.attached.called import CalledCarry, CalledStack
-from rl_skip.attached.calls import LayerCall
+from rl_skip.attached.calls import LayerCall, real_tokens
 from rl_skip.attached.checkpointing import check_first_time, outside_checkpoint, run_checkpointed
-from rl_skip.attached.collected import Collected
+from rl_skip.attached.collected import Collected, refuse_collecting
 from rl_skip.attached.finding import depth_of
 from rl_skip.attached.flops import LayerFlops, counted_flops
 from rl_skip.attached.hub import push
@@ -28,6 +29,7 @@ from rl_skip.core.readouts import Readouts
 from rl_skip.core.reward import LINEAR
 from rl_skip.core.routers import FixedRoute, PolicyRouter
 from rl_skip.core.routing import Router, RoutingState
+from rl_skip.core.tracing import ONE_ROUTE, tracing
 from rl_skip.export.policy_folder import save
 
 __all__ = ["Handle", "RoutedForward"]
@@ -35,6 +37,8 @@ __all__ = ["Handle", "RoutedForward"]
 
 class RoutedForward(StandIn):
     """What stands in the place of a layer's `forward` while a policy is attached."""
+
+    handle: "Handle"
 
     def __init__(self, handle: "Handle", index: int, layer: nn.Module) -> None:
         super().__init__(handle, layer, f"layer {index}")
@@ -44,6 +48,14 @@ class RoutedForward(StandIn):
         if not self.handle.routing:
             check_off((*args, *kwargs.values()))
             return self.original(*args, **kwargs)
+        if torch.compiler.is_dynamo_compiling():
+            from rl_skip.attached.compiled import call_layer
+
+            return call_layer(self, args, kwargs)
+        if tracing():
+            if not self.handle.takes_fixed(args, kwargs):
+                raise UserError(ONE_ROUTE)
+            return self.handle.run_fixed(self.index, args, kwargs)
         with outside_checkpoint(self.module):
             return self.handle.call_layer(self.index, args, kwargs)
 
@@ -61,6 +73,21 @@ class _Progress(threading.local):
     """The last layer that was called."""
     collected: Collected
     """What transformers collects inside the layers."""
+
+
+@dataclass
+class Turn:
+    """What happens at one layer while the model is called."""
+
+    index: int
+    """i, the layer."""
+    state: RoutingState
+    rows: Tensor | None
+    """(R,), the rows that run it; None where there are none."""
+    args: tuple[Any, ...] = ()
+    """What the layer is called with for these rows, by position,"""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """and by name."""
 
 
 class Handle(Dial):
@@ -129,6 +156,7 @@ class Handle(Dial):
         self.stack.prompt_tokens = prompt_tokens
         self._enabled = self._attached = True
         self._forced: Tensor | None = None
+        self._fixed: tuple[bool, ...] | None = None  # the forced route, if it is one for all rows, in the form that a compiler reads
         self._progress = _Progress()
         self._route: Tensor | None = None
         self._spent: Tensor | None = None
@@ -180,11 +208,13 @@ class Handle(Dial):
         Raises:
             UserError: if it is not a route of so many layers.
         """
-        before, self._forced = self._forced, self._checked(route)
+        before = self._forced, self._fixed
+        self._forced = self._checked(route)
+        self._fixed = tuple(self._forced.tolist()) if self._forced.dim() == 1 else None
         try:
             yield
         finally:
-            self._forced = before
+            self._forced, self._fixed = before
 
     def save_pretrained(self, folder: Path | str, *, overwrite: bool = False) -> None:
         """Writes the policy, what it belongs to, its table and a model card; `rl_skip.attach(model, folder)` takes it up again.
@@ -271,9 +301,15 @@ class Handle(Dial):
 
     def call_layer(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs layer `i` on the rows whose next layer it is, and sends them on."""
-        stack, answering = self.stack, self._answering
+        answering = self._answering
         if answering is not None and answering.looking:
             return answering.pass_by(i, args, kwargs)
+        turn = self.open_turn(i, args, kwargs)
+        returned = None if turn.rows is None else self.stack.forwards[i](*turn.args, **turn.kwargs)
+        return self.close_turn(turn, returned)
+
+    def open_turn(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Turn":
+        """Finds the rows whose next layer is `i`, which the model calls, and what the layer is called with for them."""
         hidden, call = LayerCall.of(self.stack.names[i], args, kwargs)
         call.check()
         progress = self._progress
@@ -290,18 +326,50 @@ class Handle(Dial):
             state.pass_over(i)
         progress.at = i
         progress.collected.begin()
-        rows = state.visit(i)
-        progress.collected.end(stack.routed[i], rows, call.row_count)
+        rows = state.due(i)
         if rows is None:
-            fill_caches(i, hidden, call)
+            return Turn(i, state, None)
+        some, called = self.stack.gathered_call(i, carry, state.some(rows))
+        return Turn(i, state, rows, *called.as_given(some))
+
+    def close_turn(self, turn: "Turn", returned: Any) -> Any:
+        """Sends the rows on after their layer, which `returned` something for them. Returns what the layer returns to its model."""
+        stack, answering, i, state = self.stack, self._answering, turn.index, turn.state
+        carry, router = state.carry, self._progress.router
+        assert isinstance(carry, CalledCarry) and router is not None
+        call = carry.calls[i]
+        if turn.rows is not None:
+            state.ran(i, turn.rows, stack.ran(i, carry, state.some(turn.rows), returned))
+        self._progress.collected.end(stack.routed[i], turn.rows, call.row_count)
+        if turn.rows is None:
+            fill_caches(i, carry.hidden, call)
             stack.skip(carry)
         else:
-            assert progress.router is not None
-            self._decide(progress.router, state, i, rows)
+            self._decide(router, state, i, turn.rows)
         if i == stack.depth - 1:
             if answering is not None:
                 answering.leave(state)
             self._end(state, call)
+        return stack.returned(i, carry)
+
+    def takes_fixed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether `run_fixed` does all that this call of a layer needs: one route for all rows, and no cache to be filled."""
+        return self._fixed is not None and not any(hasattr(value, "get_seq_length") for value in (*args, *kwargs.values()))
+
+    def run_fixed(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Layer `i` on the forced route of all rows, with nothing but the model's own operations, for graphs that are recorded. Nothing is noted."""
+        assert self._fixed is not None
+        self._route = self._spent = None
+        stack, answering = self.stack, self._answering
+        hidden, call = LayerCall.of(stack.names[i], args, kwargs)
+        carry = CalledCarry(hidden=hidden, full_flops=hidden, calls={i: call})
+        if self._fixed[i]:
+            stack.keep_returned(i, carry, stack.forwards[i](*args, **kwargs))
+        else:
+            refuse_collecting()
+        if answering is not None and i == stack.depth - 1:
+            carry.mask = answering.seen_tokens(hidden, real_tokens(call, hidden.shape[1])) if hidden.dim() == 3 else None
+            answering.leave_together(max(k for k, runs in enumerate(self._fixed) if runs), carry)
         return stack.returned(i, carry)
 
     def _begin(self, hidden: Tensor, call: LayerCall) -> RoutingState:

@@ -25,6 +25,7 @@ from rl_skip.core.files import atomic_replace
 from rl_skip.core.inputs import Inputs, map_inputs
 from rl_skip.core.readouts import Adapter, Readouts
 from rl_skip.core.stack import Carry, masked_mean
+from rl_skip.core.tracing import refuse_tracing
 from rl_skip.export.weights import save_weights
 
 __all__ = ["HEAD", "HuggingFaceStack"]
@@ -118,6 +119,7 @@ class HuggingFaceStack(CalledStack):
         return identity(self.model, self.path, self.channel_dim, self.prompt_tokens)
 
     def begin(self, inputs: Inputs) -> Carry:
+        refuse_tracing("a HuggingFaceStack calls its model in parts: record its model itself, stack.model or the folder that rl-skip prune writes")
         inputs = inputs if self.prepare is None else self.prepare(inputs)
         reached, calls, before = self._before_layers(inputs)
         calls[0].check()

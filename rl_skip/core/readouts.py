@@ -60,7 +60,7 @@ class PoolingAdapter(Adapter):
         real = weight.flatten(1).sum(dim=1, keepdim=True).clamp(min=1)  # (B, 1)
         mean = (tokens * weight.unsqueeze(-1)).flatten(1, -2).sum(dim=1) / real  # (B, D)
         moved: Tensor = self.up(torch.tanh(self.down(self.norm(mean))))
-        return hidden + moved.view(len(moved), *(1,) * (tokens.dim() - 2), -1).movedim(-1, self.channel_dim)
+        return hidden + moved.view(moved.shape[0], *(1,) * (tokens.dim() - 2), -1).movedim(-1, self.channel_dim)
 
 
 def adapter_of(width: int, plan: dict[str, Any], channel_dim: int = -1) -> Adapter:

@@ -88,6 +88,14 @@ class LayerStack(nn.Module):
         self.readouts: Readouts | None = None
         """What answers rows that leave early; None: what comes after the last layer answers all."""
 
+    def __prepare_scriptable__(self) -> None:
+        """Called by `torch.jit.script`, which would read the source of what rows may skip.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"torch.jit.script cannot read a {type(self).__name__}: torch.jit.trace a PrunedNetwork of one route instead")
+
     def computing(self, device: torch.device) -> AbstractContextManager[None]:
         """Within it, the network computes in the number format that `autocast` names; every pass enters it."""
         return nullcontext() if self.autocast is None else torch.autocast(device.type, self.autocast)

@@ -66,7 +66,7 @@ def image_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_text_to_the_row(text_run: Path) -> None:
     policy, full, task = _measured(text_run)
-    _, tables = read_tables(text_run.parent / "data.tsv", TaskOptions())
+    _, tables, _ = read_tables(text_run.parent / "data.tsv", TaskOptions())
     texts = tables["test"].texts
     assert max(len(text.split()) for text in texts) > 9, "some are cut off"
     handle = rl_skip.from_pretrained(text_run)

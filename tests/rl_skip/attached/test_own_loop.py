@@ -264,15 +264,16 @@ def test_a_policy_for_a_budget_is_fitted_to_it() -> None:
     assert handle.last_compute.mean().item() == pytest.approx(0.7, abs=0.06)
 
 
-@pytest.mark.parametrize("how", ["autocast", "checkpointing"])
-def test_the_gradient_is_the_same_in_mixed_precision_and_with_checkpointing(how: str) -> None:
+@pytest.mark.parametrize("how", ["autocast", "checkpointing", "compiled"])
+def test_the_gradient_is_the_same_in_mixed_precision_with_checkpointing_and_compiled(how: str) -> None:
     gradients = []
     for plain in (True, False):
         model, handle, inputs = attached()
         if how == "checkpointing" and not plain:
             model.activation_checkpointing_enable()
+        called = torch.compile(model, backend="eager") if how == "compiled" and not plain else model
         with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast" and not plain):
-            loss = handle.loss(model(**inputs), LABELS)
+            loss = handle.loss(called(**inputs), LABELS)
         loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, expected in gradients[0].items():
