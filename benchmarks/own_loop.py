@@ -29,7 +29,8 @@ import transformers
 
 import rl_skip
 from benchmarks.training import trained
-from rl_skip.attached.pretrained import CLASSIFIERS, name_classes, read_config
+from rl_skip.attached.classes import has_classifier, name_classes
+from rl_skip.attached.pretrained import read_config
 from rl_skip.core.inputs import take_rows, trimmed
 from rl_skip.core.task import Examples, Task
 from rl_skip.measure.evaluation import evaluate
@@ -73,7 +74,7 @@ def loader(examples: Examples, shuffle: bool = False) -> DataLoader[dict[str, to
 def fine_tuned(source: str, folder: Path, task: Task, train: Examples, tokenizer: Any) -> Path:
     """A classifier for the task: `source` itself, or in `folder` what it became after some epochs without a policy."""
     config = read_config(source)
-    if next(iter(config.architectures or ()), "").endswith(CLASSIFIERS) and config.num_labels == len(task.classes):
+    if has_classifier(config) and config.num_labels == len(task.classes):
         return Path(source)
     if not (folder / "config.json").is_file():
         torch.manual_seed(0)

@@ -4,6 +4,7 @@ import copy
 import re
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,6 +73,21 @@ def test_a_loop(name: str, tmp_path: Path) -> None:
         pytest.importorskip("accelerate")
     train, model = runpy.run_path(str(FOLDER / f"{name}.py"))["train"], tiny()
     check(model, train(model, loader(TRAIN), loader(VALIDATION), CONFIG, epochs=8, learning_rate=3e-3), tmp_path)
+
+
+def test_a_loop_with_a_teacher() -> None:
+    """It says the opposite of the labels, and weighs more."""
+    seen = []
+
+    def teacher(labels: Tensor, **batch: Tensor) -> Any:
+        seen.append(torch.is_grad_enabled())
+        return SimpleNamespace(logits=8.0 * nn.functional.one_hot(1 - labels, 2))
+
+    model, config = tiny(), rl_skip.SkipConfig(policy_epochs=1, distillation_weight=4.0)
+    train = runpy.run_path(str(FOLDER / "own_loop.py"))["train"]
+    train(model, loader(TRAIN), loader(VALIDATION), config, epochs=8, learning_rate=3e-3, teacher=teacher)
+    labels = torch.tensor([int(row["labels"]) for row in TEST])
+    assert seen == [False] * 64 and (logits(model).argmax(dim=1) == 1 - labels).float().mean() > 0.9
 
 
 def test_the_loop_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
