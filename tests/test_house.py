@@ -13,6 +13,7 @@ import pytest
 TOP = Path(__file__).resolve().parents[1]
 FLOORS = (
     "rl_skip.core",
+    "rl_skip.learning",
     "rl_skip.nets",
     "rl_skip.export",
     "rl_skip.attached",

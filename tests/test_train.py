@@ -86,7 +86,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
 def test_the_process_ends_with_code_2_and_without_a_traceback(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(TOP / "train.py"), "--price", "nan"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "error: the price must be a finite number of at least 0, got nan; set --price\n"
+    assert done.stderr == "error: the price must be a finite number of at least 0, got nan; set --price, or price=\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,8 +18,10 @@ from rl_skip.core.policy import JumpPolicy, JumpRules
 from rl_skip.core.random_routes import random_routes
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
+from rl_skip.learning.prices import seen_range
+from rl_skip.learning.supervised import distillation, exits_loss, taught_loss
 
-__all__ = ["Critic", "Learner", "distillation"]
+__all__ = ["Critic", "Learner"]
 
 RISE_UPDATES = 50
 TEACHER_BATCH = 256
@@ -27,11 +29,6 @@ LARGEST_TEACHER = 2**28
 """Numbers that a teacher's outputs of all training rows may hold, 1 GB; beyond, the readouts learn from the network's own full depth instead."""
 BUCKET = 32
 """Batches among whose rows those of like length are put together: more pads less, fewer mixes better."""
-
-
-def distillation(outputs: Tensor, teacher: Tensor) -> Tensor:
-    """Mean cross-entropy of outputs (B, …, C) from the teacher's outputs, a scalar (Hinton et al. 2015, at temperature 1)."""
-    return -(teacher.softmax(dim=-1) * outputs.log_softmax(dim=-1)).sum(dim=-1).mean()
 
 
 def _outputs(stack: LayerStack, route: Tensor, batch: Examples, _rows: Tensor) -> tuple[Tensor]:
@@ -74,7 +71,7 @@ class Learner:
         """Whether the readouts are this learner's own, and not those that a given stack brought along."""
         readout_flops = self._readout_flops()
         self.adapters = choose_parameters(self.stack, config.schedule.tune)
-        price_range, has_memory = config.pricing.seen_range, self.stack.has_memory
+        price_range, has_memory = seen_range(config.pricing), self.stack.has_memory
         self.rules = config.policy.rules(self.stack.depth, self.stack.width, price_range, has_memory, readout_flops)
         self.policy, self.critic = JumpPolicy(self.rules).to(device), Critic(self.rules).to(device)
         schedule = config.schedule
@@ -220,14 +217,9 @@ class Learner:
             rows: (B,), which training rows they are.
             answers: (L, B, ...), of each layer; the last layer's weigh 1, the others' `exit_weight`.
         """
-        schedule, K = self.config.schedule, len(answers) - 1
-        early = answers[:-1].flatten(0, 1)  # (K B, ...)
-        again = torch.arange(len(batch), device=rows.device).repeat(K)  # (K B,), the batch once for each layer
-        loss = self.taught_loss(answers[-1], batch, rows)
-        lesson = self.taught_loss(early, Examples(batch.inputs, batch.labels[again]), rows[again])
-        if self.teacher is None and schedule.distillation_weight > 0:
-            lesson = lesson + schedule.distillation_weight * distillation(early, answers[-1].detach()[again])
-        return loss + schedule.exit_weight * K * lesson
+        schedule = self.config.schedule
+        weights = {"exit_weight": schedule.exit_weight, "distillation_weight": schedule.distillation_weight}
+        return exits_loss(self.task.loss, answers, batch.labels, self.teacher_of(rows), **weights)
 
     def taught_loss(self, outputs: Tensor, batch: Examples, rows: Tensor) -> Tensor:
         """Mean loss of outputs on the labels and, where there is a teacher, on what it said of these rows; a scalar.
@@ -237,10 +229,11 @@ class Learner:
             batch: B rows.
             rows: (B,), which training rows they are.
         """
-        loss, weight = self.task.loss(outputs, batch.labels).mean(), self.config.schedule.distillation_weight
-        if self.teacher is None or weight == 0:
-            return loss
-        return loss + weight * distillation(outputs, self.teacher[rows.to(self.teacher.device)].to(self.device))
+        return taught_loss(self.task.loss, outputs, batch.labels, self.teacher_of(rows), self.config.schedule.distillation_weight)
+
+    def teacher_of(self, rows: Tensor) -> Tensor | None:
+        """(B, ...), what the teacher said of these training rows; None without one."""
+        return None if self.teacher is None else self.teacher[rows.to(self.teacher.device)].to(self.device)
 
     def end_warm_up(self) -> None:
         """Called between warm-up and what follows.

@@ -23,7 +23,7 @@ from agents.run.display import Display
 from agents.run.forecast import Forecast, Part, seconds_of, unchanged
 from agents.run.learner import Learner
 from agents.run.start import START, load_start, save_start
-from agents.run.telemetry import Averages, Telemetry
+from agents.run.telemetry import Telemetry
 from agents.run.warmup import warm_up_for
 from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
@@ -32,6 +32,7 @@ from rl_skip.core.plugins import label_of
 from rl_skip.core.progress import listening
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Task, score_key
+from rl_skip.learning.averages import Averages
 from rl_skip.measure.runs import CONFIG, is_run
 from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks import load_task

@@ -7,7 +7,7 @@ from torch import nn
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["UNROUTABLE", "configured", "depth_of", "find_layers", "fits", "layers_config", "uncompiled", "width_of"]
+__all__ = ["UNROUTABLE", "configured", "depth_of", "find_layers", "fits", "layers_config", "run_all_layers", "uncompiled", "width_of"]
 
 KNOWN = {
     "bart": "encoder.layers",
@@ -101,6 +101,22 @@ def _found(model: nn.Module, layers: str) -> tuple[str, Sequence[nn.Module]]:
     depth = " or ".join(dict.fromkeys(str(depth) for depth in depths.values() if depth))
     others = ", ".join(f"{name or 'the model itself'} ({len(listed)})" for name, listed in lists.items()) or "none"
     raise UserError(f'no list of {depth} layers was found in {type(model).__name__}; its lists are: {others}; name one with layers="…"')
+
+
+def run_all_layers(model: nn.Module) -> list[tuple[Any, str, float]]:
+    """Turns LayerDrop off, by which a model in training leaves out layers of its own accord.
+
+    Returns:
+        What held it, its name there, and what it was.
+    """
+    dropped = []
+    for module in model.modules():
+        for holder in (module, getattr(module, "config", None)):
+            for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+                if hasattr(holder, name):
+                    dropped.append((holder, name, getattr(holder, name)))
+                    setattr(holder, name, 0.0)
+    return dropped
 
 
 def fits(model: nn.Module, path: str, layers: Sequence[nn.Module] | nn.ModuleList) -> bool:

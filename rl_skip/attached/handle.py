@@ -93,7 +93,7 @@ class Turn:
 class Handle(Dial):
     """A policy attached to a model, made by `rl_skip.attach`. The model stays the object that it was.
 
-    Attention weights (`output_attentions`) are zeros for rows that skipped a layer.
+    Attention weights (`output_attentions`) are zeros for rows that skipped a layer. `LearningHandle` is one whose policy learns.
 
     Args:
         model: the model.
@@ -114,6 +114,8 @@ class Handle(Dial):
         reward: what it was rewarded for, in words.
     """
 
+    learns = False
+    """Whether the policy, and the readouts, learn while they are attached."""
     processor: Any = None
     """What makes the model's inputs, such as a tokenizer; it goes to the hub with the model."""
 
@@ -148,7 +150,7 @@ class Handle(Dial):
         if readouts is None:
             self.stack = CalledStack(layers, **options)
         else:
-            looks = policy is not None and policy.rules.layout.reads
+            looks = self.learns or (policy is not None and policy.rules.layout.reads)
             answering = AnsweringStack(layers, model=model, path=path, readouts=readouts, looks=looks, prefix=prefix, **options)
             self.stack, self._stand_ins = answering, [*routed, *answering.stand_ins(self)]
         self.stack.prompt_tokens = prompt_tokens
@@ -241,6 +243,10 @@ class Handle(Dial):
             reward=self.reward,
             overwrite=overwrite,
         )
+
+    def model_weights(self) -> dict[str, Any]:
+        """The model's weights by their names, without what the handle has added to it."""
+        return self.model.state_dict()
 
     def push_to_hub(
         self,
@@ -339,8 +345,7 @@ class Handle(Dial):
             fill_caches(i, carry.hidden, call)
             stack.skip(carry)
         else:
-            with torch.no_grad(), torch.autocast(carry.hidden.device.type, enabled=False):
-                state.follow(turn.rows, router.decide(state, i, turn.rows))
+            self._decide(router, state, i, turn.rows)
         if i == stack.depth - 1:
             if answering is not None:
                 answering.leave(state)
@@ -378,19 +383,26 @@ class Handle(Dial):
         self._check_device(hidden)
         if self.flops is None:
             self.flops = counted_flops(self.stack.routed, self.stack.forwards, self.stack.forms, hidden, self.stack.settled(0, hidden, call))
-        router: Router
-        if route is None:
-            assert self.policy is not None
-            router = PolicyRouter(self.policy.to(hidden.device))
-        else:
-            router = FixedRoute(route)
+        router, price = self._router(route, hidden)
         if self._answering is not None:
             self._answering.adopt(hidden)
-        state = RoutingState(self.stack, router.rules, hidden, self.price, self.stack.carry_of(hidden, call, self.flops))
+        state = RoutingState(self.stack, router.rules, hidden, price, self.stack.carry_of(hidden, call, self.flops))
         self._progress.state, self._progress.router, self._progress.at = state, router, -1
         self._progress.collected = Collected()
         self._route, self._spent = state.route, state.spent
         return state
+
+    def _router(self, route: Tensor | None, hidden: Tensor) -> tuple[Router, Tensor | float]:
+        """Who decides in a call that begins with `hidden`, on a `route` if it is given; and at which price, one for all rows or (B,)."""
+        if route is not None:
+            return FixedRoute(route), self.price
+        assert self.policy is not None
+        return PolicyRouter(self.policy.to(hidden.device)), self.price
+
+    def _decide(self, router: Router, state: RoutingState, i: int, rows: Tensor) -> None:
+        """Sends the rows on that have run layer `i`."""
+        with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
+            state.follow(rows, router.decide(state, i, rows))
 
     def _end(self, state: RoutingState, call: LayerCall) -> None:
         keep_route(call, state.route)

@@ -24,6 +24,10 @@ class Saved(Protocol):
     model: nn.Module
     processor: Any
 
+    def model_weights(self) -> dict[str, Any]:
+        """The model's weights by their names."""
+        ...
+
     def save_pretrained(self, folder: Path | str, *, overwrite: bool = False) -> None:
         """Writes the policy."""
         ...
@@ -42,7 +46,7 @@ def push(handle: Saved, repo_id: str, *, include_model: bool, commit_message: st
             handle.save_pretrained(folder / POLICY_FOLDER if include_model else folder)
             if include_model:
                 with quiet():
-                    handle.model.save_pretrained(folder)  # type: ignore[operator]
+                    handle.model.save_pretrained(folder, state_dict=handle.model_weights())  # type: ignore[operator]
         if include_model and handle.processor is not None:
             handle.processor.save_pretrained(folder)
         card = Path(folder, POLICY_FOLDER if include_model else "", CARD).read_text(encoding="utf-8")

@@ -10,11 +10,27 @@ from torch import Tensor, nn
 from rl_skip.attached.finding import configured
 from rl_skip.attached.rows import Places, rows_of
 from rl_skip.core.errors import UserError
+from rl_skip.core.readouts import POOLING_RANK, RANK, too_large
 
-__all__ = ["Recorded", "Tail", "called_after", "copied", "modules_beside", "shares_weights", "speaks", "standing_in", "taken"]
+__all__ = [
+    "Recorded",
+    "Tail",
+    "called_after",
+    "copied",
+    "fresh_weights",
+    "head_modules",
+    "modules_beside",
+    "readout_plan",
+    "shares_weights",
+    "speaks",
+    "standing_in",
+    "taken",
+]
 
 Recorded = dict[str, list[Any]]
 """What the modules before layer 0 returned, by name, in the order of their calls."""
+LOADED = "_is_hf_initialized"
+"""Which attribute transformers gives the weights that it has read from a file."""
 
 
 class Tail(nn.Module):
@@ -33,7 +49,7 @@ class Tail(nn.Module):
         self.copies = nn.ModuleDict()
         for name in names:
             try:
-                self.copies[name.replace(".", "/")] = deepcopy(model.get_submodule(name))
+                self.copies[name.replace(".", "/")] = _without_adapters(model.get_submodule(name))
             except AttributeError:
                 advice = "load the model that they were saved for"
                 raise UserError(f"the readouts copy a module {name}, which {type(model).__name__} lacks; {advice}") from None
@@ -41,6 +57,20 @@ class Tail(nn.Module):
     def by_name(self) -> dict[str, nn.Module]:
         """The copies by the paths of what they are copies of."""
         return {name.replace("/", "."): copy for name, copy in self.copies.items()}
+
+
+def _without_adapters(module: nn.Module) -> nn.Module:
+    """A copy of a module as it would be without peft: adapters are merged into its weights, and what peft trains in its place is it."""
+    trained = getattr(module, "modules_to_save", None)
+    if trained is not None:
+        return deepcopy(trained[module.active_adapters[0]])  # type: ignore[index]
+    copy = deepcopy(module)
+    if hasattr(copy, "get_base_layer") and hasattr(copy, "merge"):
+        copy.merge()  # type: ignore[operator]
+        return copy.get_base_layer()  # type: ignore[operator]
+    for name, child in copy.named_children():
+        setattr(copy, name, _without_adapters(child))
+    return copy
 
 
 def modules_beside(model: nn.Module, path: str) -> dict[str, nn.Module]:
@@ -77,6 +107,56 @@ def called_after(call: Callable[[], object], last: nn.Module, beside: dict[str, 
         for hook in hooks:
             hook.remove()
     return [name for name in after if name not in before and next(beside[name].parameters(), None) is not None]
+
+
+def readout_plan(model: nn.Module, names: Sequence[str], depth: int, fresh: Sequence[str] = ()) -> dict[str, Any]:
+    """What readouts suit a model of L = `depth` layers that calls the modules `names` after them, whose weights `fresh` have yet to be learned.
+
+    Returns:
+        Copies of those modules, {"modules": …}. Or adapters before the model's own head: {"rank": …} where there are no such modules, they are
+        large, their weights are others' too, or they are a whole decoder; {"rank": …, "pools": True} where the last of them is fresh: there is
+        nothing to copy yet, and a head may read one token alone.
+    """
+    decodes = configured(model, "is_encoder_decoder")  # what comes after the encoder is the whole decoder
+    if names and not decodes and any(weight.startswith(f"{names[-1]}.") for weight in fresh):
+        return {"rank": POOLING_RANK, "pools": True}
+    if not names or decodes or shares_weights(model, names) or too_large([model.get_submodule(name) for name in names], depth):
+        return {"rank": RANK}
+    return {"modules": list(names)}
+
+
+def head_modules(model: nn.Module, beside: dict[str, nn.Module], plan: dict[str, Any], fresh: Sequence[str]) -> list[nn.Module]:
+    """What a model from transformers has besides its base, and what of its base is learned like that, such as BERT's pooler; empty where its base
+    is not known.
+
+    Args:
+        beside: its modules beside the way to its layers.
+        plan: of its readouts, which may be copies of such modules.
+        fresh: names of the weights that have yet to be learned.
+    """
+    inside = getattr(model, "base_model_prefix", "")
+    heads = [child for name, child in model.named_children() if name != inside]
+    if len(heads) == len(list(model.children())):
+        return []
+    within = {name for name in beside for weight in fresh if f"{weight}.".startswith(f"{name}.")}
+    return [*heads, *(beside[name] for name in sorted(within.union(plan.get("modules", []))) if beside[name] not in heads)]
+
+
+def fresh_weights(model: nn.Module) -> tuple[str, ...]:
+    """Names of the weights that `from_pretrained` did not find in a model's file; none of a model that was not loaded so.
+
+    transformers marks what it has loaded, and the mark stays while the weights learn. What peft has added is left out.
+    """
+    added = {
+        id(parameter)
+        for module in model.modules()
+        if hasattr(module, "base_layer") or hasattr(module, "original_module")
+        for name, child in module.named_children()
+        if name not in ("base_layer", "original_module")
+        for parameter in child.parameters()
+    }
+    loaded = {name: getattr(weight, LOADED, False) for name, weight in model.named_parameters() if id(weight) not in added}
+    return tuple(name for name, known in loaded.items() if not known) if any(loaded.values()) else ()
 
 
 def shares_weights(model: nn.Module, names: Sequence[str]) -> bool:

@@ -346,9 +346,9 @@ def test_operations_of_a_readout() -> None:
 def test_a_head_that_is_too_large_or_not_its_own_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     assert HuggingFaceStack(_tied()).plan_readouts(batch(_tied())).keys() == {"rank"}
     model = build("bert")
-    monkeypatch.setattr("rl_skip.core.stack.LARGEST", 4 * (WIDTH * WIDTH + 3 * WIDTH + 2) - 1)
+    monkeypatch.setattr("rl_skip.core.readouts.LARGEST", 4 * (WIDTH * WIDTH + 3 * WIDTH + 2) - 1)
     assert HuggingFaceStack(model).plan_readouts(batch(model)).keys() == {"rank"}
-    monkeypatch.setattr("rl_skip.core.stack.LARGEST", 4 * (WIDTH * WIDTH + 3 * WIDTH + 2))
+    monkeypatch.setattr("rl_skip.core.readouts.LARGEST", 4 * (WIDTH * WIDTH + 3 * WIDTH + 2))
     assert HuggingFaceStack(model).plan_readouts(batch(model)).keys() == {"modules"}
 
 

@@ -161,6 +161,20 @@ def test_what_was_pushed_is_loaded_at_the_revision_that_is_named(
         assert [answer["label"] for answer in alone] == [("bad", "good")[i] for i in logits_of(handle).argmax(dim=1)]
 
 
+def test_what_learns_is_pushed_as_a_model_and_its_policy(run: Path, tmp_path: Path, pushed: list[tuple[str, dict[str, Any]]]) -> None:
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(run / "model")
+    handle = rl_skip.attach(model, rl_skip.SkipConfig(price=0.1))
+    handle.processor = transformers.AutoTokenizer.from_pretrained(run / "model")
+    handle.push_to_hub("me/films")
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "repository", output_loading_info=True)[1]
+    assert not any(again.values()), "the file holds the model's weights and no others"
+    loaded = rl_skip.from_pretrained(tmp_path / "repository")
+    model.eval()
+    assert isinstance(loaded, Handle)
+    torch.testing.assert_close(logits_of(loaded), logits_of(handle))
+    assert loaded.last_routes.equal(handle.last_routes)
+
+
 def test_a_policy_alone_names_its_model_on_the_hub(tmp_path: Path, cache: Path, pushed: list[tuple[str, dict[str, Any]]]) -> None:
     put(cache, "someone/tiny-bert", "main", "3" * 40, save_bert(tmp_path / "base", head=True))
     model = transformers.AutoModelForSequenceClassification.from_pretrained("someone/tiny-bert")

@@ -208,7 +208,7 @@ def test_a_head_that_cannot_be_copied_is_read_through_adapters(case: str, monkey
     else:
         layers = [nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8)) for _ in range(4)]
         stack = ModuleStack(nn.Linear(8, 8), layers, nn.Sequential(nn.Flatten(), nn.Linear(24, 5)), width=8, example=example)
-    monkeypatch.setattr("rl_skip.core.stack.LARGEST", 3 * (24 * 5 + 5) - (case == "large"))
+    monkeypatch.setattr("rl_skip.core.readouts.LARGEST", 3 * (24 * 5 + 5) - (case == "large"))
     readouts = stack.add_readouts(example, plan=plan)
     assert readouts.plan == {"rank": 2 if case == "asked for" else 16}
     x, route = torch.randn(7, 3, 8), torch.tensor([1, 1, 0, 0]).bool()
