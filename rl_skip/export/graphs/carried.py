@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from rl_skip.core.errors import UserError
-from rl_skip.core.inputs import Inputs, by_length, lengths, map_inputs, row_count, take_rows, trimmed
+from rl_skip.core.inputs import Inputs, by_length, lengths, row_count, take_rows, trimmed
 from rl_skip.core.stack import Carry, LayerStack
 
 __all__ = ["Carried", "moving_axes", "probes"]

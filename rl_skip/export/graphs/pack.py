@@ -4,38 +4,30 @@ The graph of a layer holds its readout, what the policy sees, the policy and the
 nothing to compute, and a decision costs no call of its own.
 """
 
-import hashlib
-import json
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import FEATURES
-from rl_skip.core.files import atomic_replace
 from rl_skip.core.forward import routed_forward
-from rl_skip.core.inputs import Inputs, take_rows, trimmed
+from rl_skip.core.inputs import Inputs
 from rl_skip.core.stack import LayerStack
-from rl_skip.export.description import Description
-from rl_skip.export.graphs.carried import Carried, moving_axes, probes
-from rl_skip.export.graphs.modules import ANSWERS, LOOK, PRICE, SPENT, AnswerGraph, BeginGraph, LayerGraph, State, reads_at_exits
+from rl_skip.export.graphs.carried import Carried, probes
+from rl_skip.export.graphs.folder import About, checked_batches, difference, moving_inputs, names_of, numpy_inputs, write_folder
+from rl_skip.export.graphs.modules import ANSWERS, FIRST, LOOK, PRICE, SPENT, AnswerGraph, BeginGraph, LayerGraph, State, reads_at_exits
 from rl_skip.export.graphs.trace import NEW, require, to_onnx, traced
 from rl_skip.export.policy_folder import SkipModel
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["DESCRIPTION", "FORMAT_VERSION", "RUNNER", "Graphs", "check_exportable", "routed_graphs", "write_pack"]
+__all__ = ["BEGIN", "DESCRIPTION", "LAYER", "RUNNER", "Graphs", "check_exportable", "same_routes", "write_pack"]
 
-FORMAT_VERSION = 1
 DESCRIPTION, RUNNER = "pack.json", "run_pack.py"
 BEGIN, LAYER, ANSWER, FINISH = "begin.onnx", "layer_{}.onnx", "readout_{}.onnx", "finish.onnx"
-TOLERANCE = 1e-4
-CHECKED_ROWS = 33
 
 
 def check_exportable(model: SkipModel) -> None:
@@ -51,7 +43,7 @@ def check_exportable(model: SkipModel) -> None:
         raise UserError("a language model answers token by token and keeps a cache, which a pack cannot hold; use rl_skip.attach")
     for feature in layout.features:
         if feature.name not in FEATURES.names() and not feature.at_once:
-            raise UserError(f"the feature {feature.name!r} is your own and may read more than a graph can; set at_once in it if it reads the view alone")
+            raise UserError(f"the feature {feature.name!r} is your own and may read what graphs lack; set at_once in it if it reads the view alone")
 
 
 class Graphs:
@@ -72,28 +64,22 @@ class Graphs:
         with torch.no_grad():
             self.carried = Carried(self.stack, self.first, self.second)
             self._check_layers()
+            begun = BeginGraph(self.stack, self.policy, self.carried, [], {})(self.first)
+            self._seen = {name: tensor for name, tensor in begun.items() if name.startswith(FIRST)}
+            self._looks: State = {}
             self._looks = self._look()
+            self.answer_shape = tuple(LayerGraph(self.stack, self.policy, self.carried, self.stack.depth - 1)(self._state())[ANSWERS].shape[1:])
+            """Of what one row is answered."""
         self.by_file: dict[str, ModelProto] = {}
         self.answers: list[str | None] = []
         """For each layer, the file of the graph that answers rows that leave after it; None: the layer's own does."""
         self._build()
 
     @property
-    def names(self) -> list[str]:
-        """The names of the network's inputs."""
-        return ["inputs"] if isinstance(self.first, Tensor) else list(self.first)
-
-    @property
     def shared(self) -> list[str]:
         """What the graph before the layers returns that is the same for all rows."""
         outputs = [value.name.removeprefix(NEW) for value in self.by_file[BEGIN].graph.output]
         return [name for name in outputs if name in self.carried.tensors and not self.carried.has_rows(name)]
-
-    @property
-    def types(self) -> list[str]:
-        """What NumPy calls their types."""
-        tensors = [self.first] if isinstance(self.first, Tensor) else self.first.values()
-        return [str(tensor.dtype).removeprefix("torch.") for tensor in tensors]
 
     def _build(self) -> None:
         depth, rules = self.stack.depth, self.policy.rules
@@ -106,26 +92,14 @@ class Graphs:
             self.answers.append(file)
         used = {value.name for proto in self.by_file.values() for value in proto.graph.input}
         begin = BeginGraph(self.stack, self.policy, self.carried, [name for name in self.carried.tensors if name in used], self._looks)
-        moving = self._moving_inputs()
         with torch.no_grad():
             outputs = list(begin(self.first))
-        program = traced(begin, self.first, moving, "what comes before the layers")
-        self.by_file[BEGIN] = to_onnx(program, self.names, outputs)
-
-    def _moving_inputs(self) -> Any:
-        if isinstance(self.first, Tensor) or isinstance(self.second, Tensor):
-            assert isinstance(self.first, Tensor) and isinstance(self.second, Tensor)
-            return moving_axes(self.first, self.second)
-        return {name: moving_axes(tensor, self.second[name]) for name, tensor in self.first.items()}
+        program = traced(begin, self.first, moving_inputs(self.first, self.second), "what comes before the layers")
+        self.by_file[BEGIN] = to_onnx(program, names_of(self.first), outputs)
 
     def _state(self) -> State:
         rows = self.carried.tensors["full_flops"].new_zeros(self.carried.tensors["hidden"].shape[0])
-        return {**self.carried.tensors, **self._looks, **self._first(), SPENT: rows, PRICE: rows + self.model.price}
-
-    def _first(self) -> State:
-        """What a policy that looks at the input alone sees of it."""
-        begun = BeginGraph(self.stack, self.policy, self.carried, [], {})(self.first)
-        return {name: tensor for name, tensor in begun.items() if name != SPENT}
+        return {**self.carried.tensors, **self._looks, **self._seen, SPENT: rows, PRICE: rows + self.model.price}
 
     def _state_graph(self, module: LayerGraph | AnswerGraph, what: str) -> "ModelProto":
         with torch.no_grad():
@@ -137,7 +111,6 @@ class Graphs:
     def _look(self) -> State:
         """What the features of a look keep for the next, of the first probe."""
         choices = [i for i, choice in enumerate(self.policy.rules.choices) if choice]
-        self._looks: State = {}
         kept = LayerGraph(self.stack, self.policy, self.carried, choices[0])(self._state())
         return {name: values for name, values in kept.items() if name.startswith(LOOK)}
 
@@ -151,18 +124,14 @@ class Graphs:
                 raise UserError(f"layer {i} hands on {more[0]} besides the hidden state, which a pack cannot hold")
 
 
-def write_pack(
-    folder: Path, model: SkipModel, inputs: Inputs, description: Description, classes: Sequence[str], beside: Sequence[Path] = ()
-) -> dict[str, Any]:
+def write_pack(folder: Path, model: SkipModel, inputs: Inputs, about: About) -> dict[str, Any]:
     """Writes the pack of a routed network, once it has answered like the network itself.
 
     Args:
         folder: what to make; it must not exist.
         model: the network and its policy, in evaluation mode on the CPU.
         inputs: rows of its data, on which it is traced and checked.
-        description: of the policy, as exported.
-        classes: their names, in the order of the answers.
-        beside: files that are to lie in the pack too, such as a tokenizer.
+        about: what stands in its description.
 
     Returns:
         The files, and by how much answers differed at most from PyTorch's.
@@ -173,50 +142,36 @@ def write_pack(
     for name in ("numpy", "onnxruntime"):
         require(name)
     graphs = Graphs(model, inputs)
+    files = {name: proto.SerializeToString() for name, proto in graphs.by_file.items()}
     runner = Path(__file__).with_name(RUNNER)
-    checked: dict[str, float] = {}
 
-    def fill(new: Path) -> None:
-        for name, proto in graphs.by_file.items():
-            (new / name).write_bytes(proto.SerializeToString())
-        for file in (runner, *beside):
-            shutil.copyfile(file, new / file.name)
-        files = sorted(file for file in new.iterdir())
-        about = {
-            "format_version": FORMAT_VERSION,
-            "inputs": dict(zip(graphs.names, graphs.types, strict=True)),
-            "shared": graphs.shared,
-            "answers": graphs.answers,
-            "classes": list(classes),
-            "policy": description.to_json(),
-            "files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
-        }
-        (new / DESCRIPTION).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        checked["difference"] = _difference(new, model, take_rows(inputs, slice(0, CHECKED_ROWS)))
+    def check(new: Path) -> float:
+        from rl_skip.export.graphs.run_pack import Pack
 
-    atomic_replace(folder, fill)
-    return {"folder": str(folder), "files": sorted(file.name for file in folder.iterdir()), "largest_difference": checked["difference"]}
+        pack = Pack(new)
+        return same_routes(model, lambda rows, price: pack(rows, price)[:2], checked_batches(inputs))
+
+    more = {"shared": graphs.shared, "answers": graphs.answers}
+    return write_folder(folder, DESCRIPTION, {**files, RUNNER: runner}, graphs.first, about, more, check)
 
 
-def _difference(folder: Path, model: SkipModel, inputs: Inputs) -> float:
-    """By how much the answers of a pack differ at most from those of its network, at the operating price and at the ends of the table.
+def same_routes(model: SkipModel, run: Callable[[dict[str, Any], float], tuple[Any, Any]], batches: Sequence[Inputs]) -> float:
+    """By how much answers differ at most from the network's, at its operating price and at the ends of its table.
+
+    Args:
+        run: arrays by name and a price → answers (B, ...) and routes (B, L).
 
     Raises:
-        UserError: if they differ by more than rounding does, or a row takes another route.
+        UserError: if they differ by more than rounding explains, or a row takes another route.
     """
-    from rl_skip.export.graphs.run_pack import Pack
-
-    pack, largest = Pack(folder), 0.0
-    prices = {model.price, *(point.price for point in (*model.table.points[:1], *model.table.points[-1:]))}
-    for price in sorted(prices):
-        for rows in (inputs, take_rows(inputs, slice(0, 1))):
-            rows = trimmed(rows)
+    largest = 0.0
+    ends = (*model.table.points[:1], *model.table.points[-1:])
+    for price in sorted({model.price, *(point.price for point in ends)}):
+        for rows in batches:
             with torch.no_grad():
                 rollout = routed_forward(model.stack, model.policy, rows, price=price)
-            answers, routes, _ = pack(rows.numpy() if isinstance(rows, Tensor) else {name: tensor.numpy() for name, tensor in rows.items()}, price)
-            if not (routes == rollout.route.numpy()).all():
-                raise UserError(f"the pack sends rows other ways than the network at a price of {price:g}, so it is not written; report the network")
-            largest = max(largest, float(abs(answers - rollout.outputs.numpy()).max()))
-    if not largest <= TOLERANCE:
-        raise UserError(f"the pack's answers differ by {largest:.2g} from the network's, more than {TOLERANCE:g}, so it is not written")
+            answers, routes = run(numpy_inputs(rows), price)
+            if not torch.equal(torch.as_tensor(routes), rollout.route):
+                raise UserError(f"at a price of {price:g} the graphs send rows other ways than the network does, so they are not written")
+            largest = max(largest, difference("the graphs", answers, rollout.outputs))
     return largest

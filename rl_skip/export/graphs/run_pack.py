@@ -5,9 +5,11 @@
 """
 
 import hashlib
+import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -16,7 +18,7 @@ import onnxruntime
 class Pack:
     """A routed network. `threads`: those of one operator. `price`: in score per unit of compute; higher skips more."""
 
-    def __init__(self, folder, threads=1):
+    def __init__(self, folder: Path | str, threads: int = 1) -> None:
         folder = Path(folder)
         self.about = json.loads((folder / "pack.json").read_text(encoding="utf-8"))
         for name, digest in self.about["files"].items():
@@ -28,21 +30,21 @@ class Pack:
         graphs = {name: onnxruntime.InferenceSession(folder / name, options) for name in self.about["files"] if name.endswith(".onnx")}
         wanted = {name: [value.name for value in graph.get_inputs()] for name, graph in graphs.items()}
         given = {name: [value.name.removeprefix("new.") for value in graph.get_outputs()] for name, graph in graphs.items()}
-        self.run = lambda name, state: dict(zip(given[name], graphs[name].run(None, {key: state[key] for key in wanted[name]})))
+        self.run = lambda name, state: dict(zip(given[name], graphs[name].run(None, {key: state[key] for key in wanted[name]}), strict=True))
         self.price = self.about["policy"]["price"]
 
-    def price_for(self, budget):
+    def price_for(self, budget: float) -> float:
         """The price that led to a mean compute of `budget` on validation data, in (0, 1]."""
         points = self.about["policy"]["price_table"]  # compute ascends, price descends
         if not points or not points[0]["compute"] <= budget <= 1:
             raise ValueError(f"a budget must lie in [{points[0]['compute']:.4f}, 1], got {budget}" if points else "the policy knows one price alone")
-        for low, high in zip(points, points[1:]):
+        for low, high in itertools.pairwise(points):
             if budget < high["compute"]:
                 share = (budget - low["compute"]) / (high["compute"] - low["compute"])
                 return low["price"] * (1 - share if high["price"] == 0 else math.pow(high["price"] / low["price"], share))
         return points[-1]["price"]
 
-    def __call__(self, inputs, price=None, budget=None):
+    def __call__(self, inputs: Any, price: Any = None, budget: float | None = None) -> tuple[Any, Any, Any]:
         """Answers (B, ...), routes (B, L) bool, compute (B,) of B rows, at one price or one for each row."""
         inputs = inputs if isinstance(inputs, dict) else {"inputs": inputs}
         about, depth = self.about, self.about["policy"]["depth"]
@@ -62,9 +64,9 @@ class Pack:
             state |= self.run(f"layer_{i}.onnx", state | shared)
             routes[state["row"], i] = True
             following = state.pop("next_layer")
-            for layer in np.unique(following):
-                here = following == layer
-                some = state if here.all() else {name: values[here] for name, values in state.items()}
+            for layer in set(following.tolist()):
+                here = np.flatnonzero(following == layer)
+                some = state if len(here) == len(following) else {name: values[here] for name, values in state.items()}
                 if layer < depth:
                     arriving.setdefault(layer, []).append({name: values for name, values in some.items() if name != "answers"})
                     continue

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rl_skip.core.errors import UserError
 
@@ -72,7 +72,8 @@ def to_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], output
         require(name)
     try:
         with _quiet():
-            made = torch.onnx.export(program, (), input_names=list(inputs), output_names=[NEW + name for name in outputs], opset_version=OPSET, verbose=False, dynamo=True)
+            named = [NEW + name for name in outputs]
+            made = torch.onnx.export(program, (), input_names=inputs, output_names=named, opset_version=OPSET, verbose=False, dynamo=True)
     except Exception as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"the network uses an operator that ONNX lacks: {reason}; set --format torch-export") from error
@@ -110,11 +111,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def shaped(tensors: Mapping[str, Tensor], axes: Mapping[str, frozenset[int]]) -> dict[str, list[Any]]:
-    """The shape of each tensor in words: a size, "rows", or "tokens" where it may be any."""
-    said = {0: "rows"}
-    return {
-        name: [said.get(axis, "tokens") if axis in axes[name] else size for axis, size in enumerate(tensor.shape)] for name, tensor in tensors.items()
-    }
