@@ -12,11 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("onnx", reason="pip install 'rl-skip[onnx]'")
-pytest.importorskip("onnxscript", reason="pip install 'rl-skip[onnx]'")
-onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'rl-skip[onnx]'")
-np = pytest.importorskip("numpy")
-
 import rl_skip
 from rl_skip import HuggingFaceStack, JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.core.dial import PriceTable
@@ -27,14 +22,18 @@ from rl_skip.core.inputs import take_rows, trimmed
 from rl_skip.export.graphs.carried import probes
 from rl_skip.export.graphs.folder import About, numpy_inputs
 from rl_skip.export.graphs.one_row import write_one_row
-from rl_skip.export.graphs.pack import write_pack
+from rl_skip.export.graphs.pack import Graphs, write_pack
 from rl_skip.export.graphs.routes import every_exit, write_routes
-from rl_skip.export.graphs.run_pack import Pack
 from rl_skip.export.policy_folder import SkipModel, read_description
 from rl_skip.nets.network import NetworkConfig, build_network
 from rl_skip.tasks import load_task
 
+WANTED = "pip install 'rl-skip[onnx]'"
+np, onnxruntime, *_ = (pytest.importorskip(name, reason=WANTED) for name in ("numpy", "onnxruntime", "onnx", "onnxscript"))
+Pack = pytest.importorskip("rl_skip.export.graphs.run_pack").Pack
+
 LAYERS, WIDTH = 3, 16
+FEW = slice(5, 12)
 PRICES = (0.001, 0.05, 5.0)
 TABLE = [(1.0, 0.4, 0.5), (0.1, 0.6, 0.6), (0.0, 0.9, 0.7)]
 BLOCKING = """
@@ -49,24 +48,34 @@ sys.meta_path.insert(0, Refused())
 
 @dataclass(frozen=True)
 class Exported:
-    """A network with its policy, rows of its data, and the folder that it was exported to."""
+    """A network with its policy, rows of its data, its pack, and its graph for one row."""
 
     model: SkipModel
     inputs: object
     about: About
     folder: Path
+    one_row: Path
 
     def expected(self, rows, price):
         with torch.no_grad():
             return routed_forward(self.model.stack, self.model.policy, rows, price=price)
 
 
-def spread(policy: JumpPolicy) -> JumpPolicy:
-    """A policy that nobody trained, which sends rows different ways and heeds the price."""
-    torch.manual_seed(3)
-    nn.init.normal_(policy.fc_in.weight, std=2.0)
-    nn.init.normal_(policy.fc_out.weight, std=1.0)
-    return policy.eval()
+def ways(stack, policy, inputs):
+    """The routes that rows take at the tests' prices."""
+    with torch.no_grad():
+        return {tuple(route) for price in PRICES for route in routed_forward(stack, policy, inputs, price=price).route.tolist()}
+
+
+def spread(stack, policy, inputs):
+    """The policy, with the first weights drawn that send a few rows at least three ways."""
+    for seed in range(200):
+        torch.manual_seed(seed)
+        nn.init.normal_(policy.fc_in.weight, std=2.0)
+        nn.init.normal_(policy.fc_out.weight, std=1.0)
+        if len(ways(stack.eval(), policy.eval(), inputs)) > 2:
+            return policy
+    raise AssertionError("no policy sends the rows three ways")
 
 
 def unlike(stack):
@@ -77,20 +86,20 @@ def unlike(stack):
     return stack
 
 
-def model_of(stack, *, jumps, features=None, scope="state", allow_exit=True):
+def model_of(stack, inputs, *, jumps, features=None, scope="state"):
     flops = 0.0 if stack.readouts is None else stack.readouts.flops
     chosen = default_features(has_memory=False, has_readouts=bool(flops)) if features is None else features
     layout = ObservationLayout(stack.width, stack.depth, features=chosen, readout_flops=flops)
-    policy = spread(JumpPolicy(JumpRules.reaching(layout, allow_exit=allow_exit, jumps=jumps, scope=scope)))
+    policy = spread(stack, JumpPolicy(JumpRules.reaching(layout, allow_exit=True, jumps=jumps, scope=scope)), trimmed(take_rows(inputs, FEW)))
     return SkipModel(stack.eval(), policy, price=0.05, table=PriceTable.monotone(TABLE)).eval()
 
 
-def exported(tmp, model, inputs, classes=("a", "b"), write=write_pack):
-    saved = tmp / "policy"
-    rl_skip.save(saved, model.policy, stack=model.stack, weights=False, price=model.price, price_table=model.table)
-    about = About(read_description(saved), classes)
-    write(tmp / "graphs", model, inputs, about)
-    return Exported(model, inputs, about, tmp / "graphs")
+def exported(tmp, model, inputs, classes):
+    rl_skip.save(tmp / "policy", model.policy, stack=model.stack, weights=False, price=model.price, price_table=model.table)
+    about, graphs = About(read_description(tmp / "policy"), classes), Graphs(model, inputs)
+    write_pack(tmp / "pack", graphs, inputs, about)
+    write_one_row(tmp / "one_row", graphs, inputs, about)
+    return Exported(model, inputs, about, tmp / "pack", tmp / "one_row" / "one_row.onnx")
 
 
 def digits_stack(readouts):
@@ -125,56 +134,55 @@ def bert_stack():
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
+    """Rows of different lengths, and a policy that looks at the answers and leaves."""
     stack, inputs = bert_stack()
-    return exported(tmp_path_factory.mktemp("bert"), model_of(stack, jumps=False), inputs)
+    return exported(tmp_path_factory.mktemp("bert"), model_of(stack, inputs, jumps=False), inputs, ("a", "b"))
 
 
 @pytest.fixture(scope="module")
-def leaving(tmp_path_factory):
+def digits(tmp_path_factory):
+    """A policy that looks at the answers, jumps and leaves: what it saw last was seen any number of layers ago."""
     stack, inputs = digits_stack(readouts=True)
-    return exported(tmp_path_factory.mktemp("leaving"), model_of(stack, jumps=False), inputs, map(str, range(10)))
+    return exported(tmp_path_factory.mktemp("digits"), model_of(stack, inputs, jumps=True), inputs, map(str, range(10)))
 
 
 @pytest.fixture(scope="module")
-def jumping(tmp_path_factory):
-    """A policy that looks at the hidden state, jumps, and leaves to what the network itself makes of the hidden state."""
+def blind(tmp_path_factory):
+    """A policy that looks at the input alone, without readouts: rows that leave are answered by what comes after the layers."""
     stack, inputs = digits_stack(readouts=False)
-    return exported(tmp_path_factory.mktemp("jumping"), model_of(stack, jumps=True), inputs, map(str, range(10)))
+    model = model_of(stack, inputs, jumps=True, features=default_features(has_memory=False), scope="input")
+    return exported(tmp_path_factory.mktemp("blind"), model, inputs, map(str, range(10)))
 
 
-def check_rows(found, answers, routes, compute, rollout):
+def check_rows(answers, routes, compute, rollout):
     assert routes.tolist() == rollout.route.tolist()
     assert np.abs(answers - rollout.outputs.numpy()).max() < 1e-4
     assert np.abs(compute - rollout.compute.numpy()).max() < 1e-5
 
 
 @pytest.mark.parametrize("rows", [1, 7, 33])
-@pytest.mark.parametrize("name", ["bert", "leaving", "jumping"])
+@pytest.mark.parametrize("name", ["bert", "digits", "blind"])
 def test_a_pack_takes_each_row_its_own_way_and_answers_as_pytorch_does(request, name, rows):
     made = request.getfixturevalue(name)
-    pack, seen = Pack(made.folder), set()
+    pack, batch = Pack(made.folder), trimmed(take_rows(made.inputs, slice(5, 5 + rows)))
     for price in PRICES:
-        batch = trimmed(take_rows(made.inputs, slice(5, 5 + rows)))
-        rollout = made.expected(batch, price)
-        check_rows(made, *pack(numpy_inputs(batch), price=price), rollout)
-        seen |= {tuple(route) for route in rollout.route.tolist()}
-    assert rows < 7 or len(seen) > 2, "the rows must take different ways for this to show anything"
+        check_rows(*pack(numpy_inputs(batch), price=price), made.expected(batch, price))
 
 
-def test_rows_of_one_batch_may_have_prices_of_their_own(leaving):
+def test_rows_of_one_batch_may_have_prices_of_their_own(digits):
     prices = [PRICES[n % 3] for n in range(12)]
-    batch = take_rows(leaving.inputs, slice(0, 12))
-    rollout = leaving.expected(batch, torch.tensor(prices))
-    check_rows(leaving, *Pack(leaving.folder)(batch.numpy(), price=prices), rollout)
+    batch = take_rows(digits.inputs, slice(0, 12))
+    rollout = digits.expected(batch, torch.tensor(prices))
+    check_rows(*Pack(digits.folder)(batch.numpy(), price=prices), rollout)
 
 
-def test_a_budget_is_turned_into_the_price_that_the_dial_has_for_it(leaving):
-    pack, table = Pack(leaving.folder), leaving.model.table
+def test_a_budget_is_turned_into_the_price_that_the_dial_has_for_it(digits):
+    pack, table = Pack(digits.folder), digits.model.table
     for budget in (0.4, 0.47, 0.6, 0.75, 0.9, 1.0):
         assert pack.price_for(budget) == pytest.approx(table.price_for(budget), rel=1e-6)
     with pytest.raises(ValueError, match=r"\[0.4000, 1\], got 0.3"):
         pack.price_for(0.3)
-    batch = take_rows(leaving.inputs, slice(0, 5))
+    batch = take_rows(digits.inputs, slice(0, 5))
     assert pack(batch.numpy(), budget=0.6)[1].tolist() == pack(batch.numpy(), price=table.price_for(0.6))[1].tolist()
 
 
@@ -191,85 +199,67 @@ assert "torch" not in sys.modules
     done = subprocess.run([sys.executable, "-c", code], cwd=bert.folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "found.npz")
-    check_rows(bert, found["answers"], found["routes"], found["compute"], bert.expected(batch, bert.model.price))
+    check_rows(found["answers"], found["routes"], found["compute"], bert.expected(batch, bert.model.price))
 
 
 @pytest.mark.parametrize("name", ["layer_1.onnx", "run_pack.py"])
-def test_a_file_that_was_changed_is_refused_by_name(leaving, tmp_path, name):
-    folder = shutil.copytree(leaving.folder, tmp_path / "pack")
+def test_a_file_that_was_changed_is_refused_by_name(digits, tmp_path, name):
+    folder = shutil.copytree(digits.folder, tmp_path / "pack")
     with (folder / name).open("ab") as opened:
         opened.write(b"#")
     with pytest.raises(ValueError, match=f"{name} is not the file that was exported"):
         Pack(folder)
 
 
-def test_a_pack_says_what_it_is_and_names_nothing_of_the_machine(leaving):
-    about = json.loads((leaving.folder / "pack.json").read_text())
+def test_a_pack_says_what_it_is_and_names_nothing_of_the_machine(digits):
+    about = json.loads((digits.folder / "pack.json").read_text())
     assert about["inputs"] == {"inputs": "float32"} and about["classes"] == list(map(str, range(10)))
-    assert set(about["files"]) | {"pack.json"} == {file.name for file in leaving.folder.iterdir()}
+    assert set(about["files"]) | {"pack.json"} == {file.name for file in digits.folder.iterdir()}
     assert [point["price"] for point in about["policy"]["price_table"]] == [1.0, 0.1, 0.0]
-    for file in leaving.folder.iterdir():
+    for file in digits.folder.iterdir():
         assert b"/rl_skip/" not in file.read_bytes() and b"site-packages" not in file.read_bytes(), file.name
 
 
-def test_a_policy_that_looks_at_the_input_alone_can_be_exported(tmp_path):
-    stack, inputs = digits_stack(readouts=True)
-    made = exported(tmp_path, model_of(stack, jumps=False, scope="input", features=default_features(has_memory=False)), inputs)
-    batch = take_rows(inputs, slice(0, 9))
-    for price in PRICES:  # rows that leave are answered by graphs of their own, since nobody looked at a readout
-        check_rows(made, *Pack(made.folder)(batch.numpy(), price=price), made.expected(batch, price))
-
-
-@pytest.mark.parametrize("make", [lambda: (model_of(digits_stack(False)[0], jumps=True), digits_stack(False)[1]), lambda: _bert_model()])
-def test_one_graph_for_one_row_goes_the_same_ways(tmp_path, make):
-    model, inputs = make()
-    made = exported(tmp_path, model, inputs, write=write_one_row)
-    graph, ways = onnxruntime.InferenceSession(made.folder / "one_row.onnx"), set()
+@pytest.mark.parametrize("name", ["bert", "digits", "blind"])
+def test_one_graph_for_one_row_goes_the_same_ways(request, name):
+    made = request.getfixturevalue(name)
+    graph = onnxruntime.InferenceSession(made.one_row)
     for price in PRICES:
-        for n in range(8):
-            row = trimmed(take_rows(inputs, slice(n, n + 1)))
+        for n in range(FEW.start, FEW.stop):
+            row = trimmed(take_rows(made.inputs, slice(n, n + 1)))
             answers, route, compute = graph.run(None, {**numpy_inputs(row), "price": np.array([price], dtype=np.float32)})
-            rollout = made.expected(row, price)
-            check_rows(made, answers, route, compute, rollout)
-            ways.add(tuple(route[0]))
-    assert len(ways) > 1
-
-
-def _bert_model():
-    stack, inputs = bert_stack()
-    return model_of(stack, jumps=False), inputs
+            check_rows(answers, route, compute, made.expected(row, price))
 
 
 @pytest.mark.parametrize("form", ["onnx", "torch-export"])
-def test_every_exit_is_a_graph_that_answers_as_its_readout_does(tmp_path, form):
-    stack, inputs = bert_stack()
-    policy = model_of(stack, jumps=False).policy
-    rl_skip.save(tmp_path / "policy", policy, stack=stack, weights=False, price=0.1)
-    about = About(read_description(tmp_path / "policy"), ("a", "b"))
-    write_routes(tmp_path / "exits", stack.eval(), inputs, {**every_exit(LAYERS), "route": (0, 2)}, form, about)
-    batch = trimmed(take_rows(inputs, slice(0, 7)))
-    for name, layers in {**every_exit(LAYERS), "route": (0, 2)}.items():
-        route = torch.zeros(LAYERS, dtype=torch.bool)
-        route[list(layers)] = True
+def test_a_route_that_all_rows_share_is_answered_by_the_readout_of_its_last_layer(tmp_path, bert, form):
+    routes, stack = {"exit_1": every_exit(LAYERS)["exit_1"], "route": (0, 2)}, bert.model.stack
+    write_routes(tmp_path / "routes", stack, bert.inputs, routes, form, bert.about)
+    batch = trimmed(take_rows(bert.inputs, slice(0, 7)))
+    for name, layers in routes.items():
         with torch.no_grad():
-            expected = routed_forward(stack, route, batch).outputs
+            carry = stack.begin(batch)
+            for i in layers:
+                stack.run(i, carry, None)
+            expected = stack.finish(carry) if layers[-1] == LAYERS - 1 else stack.read(stack.readouts.each[layers[-1]], carry, None)
         if form == "onnx":
-            answers = onnxruntime.InferenceSession(tmp_path / "exits" / f"{name}.onnx").run(None, numpy_inputs(batch))[0]
+            answers = onnxruntime.InferenceSession(tmp_path / "routes" / f"{name}.onnx").run(None, numpy_inputs(batch))[0]
         else:
-            answers = torch.export.load(tmp_path / "exits" / f"{name}.pt2").module()(batch).detach().numpy()
+            answers = torch.export.load(tmp_path / "routes" / f"{name}.pt2").module()(batch).detach().numpy()
         assert np.abs(answers - expected.numpy()).max() < 1e-4, name
 
 
-def test_working_memories_and_features_of_ones_own_are_refused_in_one_line(tmp_path):
+def test_working_memories_and_features_of_ones_own_are_refused():
     task = load_task("digits", None)
     inputs = task.load("validation").inputs[:9]
     gated = build_network(NetworkConfig(layers=LAYERS, width=WIDTH, heads=2, stack="skip-layer"), task.embedding, task.tokens, 10)
-    with pytest.raises(UserError, match="working memory"):
-        write_pack(tmp_path / "pack", model_of(gated, jumps=True), inputs, None)
-    stack, _ = digits_stack(readouts=False)
-    with pytest.raises(UserError, match="'secret' is your own"):
-        write_pack(tmp_path / "pack", model_of(stack, jumps=True, features=(_Secret(),)), inputs, None)
-    assert not (tmp_path / "pack").exists()
+    for stack, features, complaint in (
+        (gated, default_features(has_memory=True), "working memory"),
+        (digits_stack(readouts=False)[0], (_Secret(),), "'secret' is your own"),
+    ):
+        policy = JumpPolicy(JumpRules.reaching(ObservationLayout(WIDTH, LAYERS, features=features)))
+        with pytest.raises(UserError, match=complaint):
+            Graphs(SkipModel(stack.eval(), policy, price=0.1).eval(), inputs)
 
 
 class _Secret(Feature):
