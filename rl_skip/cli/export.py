@@ -7,7 +7,7 @@ from typing import Any
 from rl_skip.core.errors import UserError
 from rl_skip.export.graphs.folder import About
 from rl_skip.export.graphs.one_row import write_one_row
-from rl_skip.export.graphs.pack import write_pack
+from rl_skip.export.graphs.pack import Graphs, write_pack
 from rl_skip.export.graphs.routes import GraphFormat, every_exit, write_routes
 from rl_skip.export.policy_folder import copy_export, read_description
 from rl_skip.measure.runs import MODEL, load_run, read_run
@@ -64,4 +64,4 @@ def export_graphs(
     if layers is not None or exits:
         routes = every_exit(model.stack.depth) if layers is None else {"route": layers}
         return write_routes(folder, model.stack, inputs, routes, form, about)
-    return (write_one_row if one_row else write_pack)(folder, model, inputs, about)
+    return (write_one_row if one_row else write_pack)(folder, Graphs(model, inputs), inputs, about)

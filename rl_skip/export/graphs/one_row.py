@@ -9,10 +9,9 @@ import torch
 from rl_skip.core.inputs import Inputs, take_rows, trimmed
 from rl_skip.export.graphs.folder import About, write_folder
 from rl_skip.export.graphs.modules import ANSWERS, NEXT, PRICE, SPENT
-from rl_skip.export.graphs.pack import BEGIN, LAYER, Graphs, same_routes
+from rl_skip.export.graphs.pack import BEGIN, LAYER, NEW, Graphs, same_routes
 from rl_skip.export.graphs.routes import DESCRIPTION
-from rl_skip.export.graphs.trace import NEW, require
-from rl_skip.export.policy_folder import SkipModel
+from rl_skip.export.graphs.trace import require
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
@@ -24,20 +23,19 @@ ROUTE, COMPUTE = "route", "compute"
 CHECKED_ROWS = 9
 
 
-def write_one_row(folder: Path, model: SkipModel, inputs: Inputs, about: About) -> dict[str, Any]:
+def write_one_row(folder: Path, graphs: Graphs, inputs: Inputs, about: About) -> dict[str, Any]:
     """Writes `one_row.onnx`, inputs and a price (1,) → answers (1, ...), route (1, L) and compute (1,), once it has answered like the network.
 
     Args:
         folder: what to make; it must not exist.
-        model: the network and its policy, in evaluation mode on the CPU.
-        inputs: rows of its data, on which it is traced and checked.
+        graphs: those of the network.
+        inputs: rows of its data, on which the graph is checked.
         about: what stands in the description.
 
     Raises:
-        UserError: if the folder exists, a package is missing, or the network cannot be exported.
+        UserError: if the folder exists, a package is missing, or the graph answers otherwise.
     """
     runtime = require("onnxruntime")
-    graphs = Graphs(model, inputs)
 
     def check(new: Path) -> float:
         graph = runtime.InferenceSession(new / FILE)
@@ -46,7 +44,7 @@ def write_one_row(folder: Path, model: SkipModel, inputs: Inputs, about: About) 
             answers, route, _ = graph.run([ANSWERS, ROUTE, COMPUTE], {**rows, PRICE: torch.tensor([price]).numpy()})
             return answers, route
 
-        return same_routes(model, run, [trimmed(take_rows(inputs, slice(n, n + 1))) for n in range(CHECKED_ROWS)])
+        return same_routes(graphs.model, run, [trimmed(take_rows(inputs, slice(n, n + 1))) for n in range(CHECKED_ROWS)])
 
     return write_folder(folder, DESCRIPTION, {FILE: one_row_graph(graphs).SerializeToString()}, graphs.first, about, {"format": "onnx"}, check)
 

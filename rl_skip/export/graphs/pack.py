@@ -18,15 +18,17 @@ from rl_skip.core.stack import LayerStack
 from rl_skip.export.graphs.carried import Carried, probes
 from rl_skip.export.graphs.folder import About, checked_batches, difference, moving_inputs, names_of, numpy_inputs, write_folder
 from rl_skip.export.graphs.modules import ANSWERS, FIRST, LOOK, PRICE, SPENT, AnswerGraph, BeginGraph, LayerGraph, State, reads_at_exits
-from rl_skip.export.graphs.trace import NEW, require, to_onnx, traced
+from rl_skip.export.graphs.trace import require, to_onnx, traced
 from rl_skip.export.policy_folder import SkipModel
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["BEGIN", "DESCRIPTION", "LAYER", "RUNNER", "Graphs", "check_exportable", "same_routes", "write_pack"]
+__all__ = ["BEGIN", "DESCRIPTION", "LAYER", "NEW", "RUNNER", "Graphs", "check_exportable", "same_routes", "write_pack"]
 
 DESCRIPTION, RUNNER = "pack.json", "run_pack.py"
+NEW = "new."
+"""Before the names of what a graph makes of a state: within it, what comes out cannot be called as what went in."""
 BEGIN, LAYER, ANSWER, FINISH = "begin.onnx", "layer_{}.onnx", "readout_{}.onnx", "finish.onnx"
 
 
@@ -93,7 +95,7 @@ class Graphs:
         used = {value.name for proto in self.by_file.values() for value in proto.graph.input}
         begin = BeginGraph(self.stack, self.policy, self.carried, [name for name in self.carried.tensors if name in used], self._looks)
         with torch.no_grad():
-            outputs = list(begin(self.first))
+            outputs = [NEW + name for name in begin(self.first)]
         program = traced(begin, self.first, moving_inputs(self.first, self.second), "what comes before the layers")
         self.by_file[BEGIN] = to_onnx(program, names_of(self.first), outputs)
 
@@ -104,7 +106,7 @@ class Graphs:
     def _state_graph(self, module: LayerGraph | AnswerGraph, what: str) -> "ModelProto":
         with torch.no_grad():
             state = self._state()
-            outputs = list(module(state))
+            outputs = [NEW + name for name in module(state)]
         moving = {name: self.carried.axes.get(name, frozenset({0})) for name in state}
         return to_onnx(traced(module, state, moving, what), list(state), outputs)
 
@@ -124,24 +126,23 @@ class Graphs:
                 raise UserError(f"layer {i} hands on {more[0]} besides the hidden state, which a pack cannot hold")
 
 
-def write_pack(folder: Path, model: SkipModel, inputs: Inputs, about: About) -> dict[str, Any]:
+def write_pack(folder: Path, graphs: Graphs, inputs: Inputs, about: About) -> dict[str, Any]:
     """Writes the pack of a routed network, once it has answered like the network itself.
 
     Args:
         folder: what to make; it must not exist.
-        model: the network and its policy, in evaluation mode on the CPU.
-        inputs: rows of its data, on which it is traced and checked.
+        graphs: those of the network.
+        inputs: rows of its data, on which the pack is checked.
         about: what stands in its description.
 
     Returns:
         The files, and by how much answers differed at most from PyTorch's.
 
     Raises:
-        UserError: if the folder exists, a package is missing, or the network cannot be exported.
+        UserError: if the folder exists, a package is missing, or the pack answers otherwise.
     """
     for name in ("numpy", "onnxruntime"):
         require(name)
-    graphs = Graphs(model, inputs)
     files = {name: proto.SerializeToString() for name, proto in graphs.by_file.items()}
     runner = Path(__file__).with_name(RUNNER)
 
@@ -149,7 +150,7 @@ def write_pack(folder: Path, model: SkipModel, inputs: Inputs, about: About) -> 
         from rl_skip.export.graphs.run_pack import Pack
 
         pack = Pack(new)
-        return same_routes(model, lambda rows, price: pack(rows, price)[:2], checked_batches(inputs))
+        return same_routes(graphs.model, lambda rows, price: pack(rows, price)[:2], checked_batches(inputs))
 
     more = {"shared": graphs.shared, "answers": graphs.answers}
     return write_folder(folder, DESCRIPTION, {**files, RUNNER: runner}, graphs.first, about, more, check)

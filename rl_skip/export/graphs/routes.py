@@ -14,7 +14,7 @@ from rl_skip.core.stack import LayerStack
 from rl_skip.export.graphs.carried import probes
 from rl_skip.export.graphs.folder import About, checked_batches, difference, moving_inputs, names_of, numpy_inputs, write_folder
 from rl_skip.export.graphs.modules import ANSWERS, RouteGraph
-from rl_skip.export.graphs.trace import NEW, require, to_onnx, traced
+from rl_skip.export.graphs.trace import require, to_onnx, traced
 from rl_skip.export.pruned import checked_layers
 
 __all__ = ["DESCRIPTION", "GraphFormat", "every_exit", "write_routes"]
@@ -81,4 +81,4 @@ def _written(program: torch.export.ExportedProgram, inputs: Sequence[str], form:
 
 def _run_onnx(file: Path, inputs: Inputs) -> Any:
     graph = require("onnxruntime").InferenceSession(file)
-    return graph.run([NEW + ANSWERS], numpy_inputs(inputs))[0]
+    return graph.run([ANSWERS], numpy_inputs(inputs))[0]

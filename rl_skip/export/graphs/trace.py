@@ -15,12 +15,10 @@ from rl_skip.core.errors import UserError
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["NEW", "OPSET", "require", "to_onnx", "traced", "used_inputs"]
+__all__ = ["OPSET", "require", "to_onnx", "traced"]
 
 OPSET = 18
 """Of the ONNX operators that are used; onnxruntime 1.14 and newer run it."""
-NEW = "new."
-"""Before the names of what a graph returns: within a graph, what comes out cannot be called as what went in."""
 EXTRA = "pip install 'rl-skip[onnx]'"
 
 
@@ -72,15 +70,14 @@ def to_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], output
         require(name)
     try:
         with _quiet():
-            named = [NEW + name for name in outputs]
-            made = torch.onnx.export(program, (), input_names=inputs, output_names=named, opset_version=OPSET, verbose=False, dynamo=True)
+            made = torch.onnx.export(program, (), input_names=inputs, output_names=outputs, opset_version=OPSET, verbose=False, dynamo=True)
     except Exception as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"the network uses an operator that ONNX lacks: {reason}; set --format torch-export") from error
     assert made is not None
     proto: ModelProto = made.model_proto
     graph = proto.graph
-    used = used_inputs(proto)
+    used = {name for node in graph.node for name in node.input}
     kept = [value for value in graph.input if value.name in used]
     del graph.input[:]
     graph.input.extend(kept)
@@ -89,12 +86,6 @@ def to_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], output
     for holder in (proto, graph, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del holder.metadata_props[:]
     return proto
-
-
-def used_inputs(proto: "ModelProto") -> set[str]:
-    """The names of the inputs of a graph that its nodes or outputs name."""
-    named = {name for node in proto.graph.node for name in node.input} | {value.name for value in proto.graph.output}
-    return {value.name for value in proto.graph.input} & named
 
 
 @contextmanager
