@@ -56,9 +56,11 @@ def one_row_graph(graphs: Graphs) -> "ModelProto":
     here = _Placed("begin/", begin, {})
     nodes, weights = here.nodes, here.weights
     state = {**here.outputs, PRICE: PRICE}
-    constants = {f"layer/{i}": torch.tensor([i]) for i in range(depth + 1)} | {"no_answers": torch.zeros(1, *graphs.answer_shape)}
+    nothing = {name: torch.zeros_like(like[:1]) for name, like in graphs.looks.items()} | {ANSWERS: torch.zeros(1, *graphs.answer_shape)}
+    constants = {f"no/{name}": zeros for name, zeros in nothing.items()}
+    constants |= {f"layer/{i}": torch.tensor([i]) for i in range(depth + any(graphs.answers))}
     weights += [onnx.numpy_helper.from_array(tensor.numpy(), name) for name, tensor in constants.items()]
-    state |= {ANSWERS: "no_answers", NEXT: "layer/0"}
+    state |= {name: f"no/{name}" for name in nothing} | {NEXT: "layer/0"}
     changing = [name for name in state if any(name in _outputs(graphs.by_file[LAYER.format(i)]) for i in range(depth))]
     for i in range(depth):
         asked = f"asked/{i}"

@@ -68,8 +68,9 @@ class Graphs:
             self._check_layers()
             begun = BeginGraph(self.stack, self.policy, self.carried, [], {})(self.first)
             self._seen = {name: tensor for name, tensor in begun.items() if name.startswith(FIRST)}
-            self._looks: State = {}
-            self._looks = self._look()
+            self.looks: State = {}
+            """What the features of a look keep for the next, by name, of the first probe."""
+            self.looks = self._look()
             self.answer_shape = tuple(LayerGraph(self.stack, self.policy, self.carried, self.stack.depth - 1)(self._state())[ANSWERS].shape[1:])
             """Of what one row is answered."""
         self.by_file: dict[str, ModelProto] = {}
@@ -93,7 +94,7 @@ class Graphs:
                 self.by_file[file] = self._state_graph(AnswerGraph(self.stack, self.carried, i), "what comes after the layers")
             self.answers.append(file)
         used = {value.name for proto in self.by_file.values() for value in proto.graph.input}
-        begin = BeginGraph(self.stack, self.policy, self.carried, [name for name in self.carried.tensors if name in used], self._looks)
+        begin = BeginGraph(self.stack, self.policy, self.carried, [name for name in self.carried.tensors if name in used], self.looks)
         with torch.no_grad():
             outputs = [NEW + name for name in begin(self.first)]
         program = traced(begin, self.first, moving_inputs(self.first, self.second), "what comes before the layers")
@@ -101,7 +102,7 @@ class Graphs:
 
     def _state(self) -> State:
         rows = self.carried.tensors["full_flops"].new_zeros(self.carried.tensors["hidden"].shape[0])
-        return {**self.carried.tensors, **self._looks, **self._seen, SPENT: rows, PRICE: rows + self.model.price}
+        return {**self.carried.tensors, **self.looks, **self._seen, SPENT: rows, PRICE: rows + self.model.price}
 
     def _state_graph(self, module: LayerGraph | AnswerGraph, what: str) -> "ModelProto":
         with torch.no_grad():

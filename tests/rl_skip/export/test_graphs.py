@@ -2,9 +2,13 @@
 
 import json
 import math
+import runpy
 import shutil
 import subprocess
 import sys
+import threading
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +36,7 @@ WANTED = "pip install 'rl-skip[onnx]'"
 np, onnxruntime, *_ = (pytest.importorskip(name, reason=WANTED) for name in ("numpy", "onnxruntime", "onnx", "onnxscript"))
 Pack = pytest.importorskip("rl_skip.export.graphs.run_pack").Pack
 
+SERVER = Path(__file__).resolve().parents[3] / "examples" / "serving" / "serve.py"
 LAYERS, WIDTH = 3, 16
 FEW = slice(5, 12)
 PRICES = (0.001, 0.05, 5.0)
@@ -267,6 +272,36 @@ class _Secret(Feature):
 
     def read(self, view):
         return torch.full((len(view.rows), 1), math.pi)
+
+
+def test_the_server_answers_texts_each_at_its_own_budget(bert, tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = shutil.copytree(bert.folder, tmp_path / "pack")
+    words = {"[UNK]": 0, **{f"word{n}": n for n in range(1, 50)}}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    server = runpy.run_path(str(SERVER))["serve"](folder, 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def ask(**asked):
+        request = urllib.request.Request(f"http://localhost:{server.server_port}", json.dumps(asked).encode())
+        with urllib.request.urlopen(request) as opened:
+            return json.load(opened)
+
+    try:
+        for budget in (0.4, 0.9):
+            said = ask(text="word3 word7 word30 word11", budget=budget)
+            row = {"input_ids": torch.tensor([[3, 7, 30, 11]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+            rollout = bert.expected(row, bert.model.table.price_for(budget))
+            assert said["layers"] == rollout.route[0].nonzero().squeeze(1).tolist()
+            assert said["class"] == "ab"[int(rollout.outputs.argmax())]
+            assert said["probability"] == pytest.approx(float(rollout.outputs.softmax(dim=1).max()), abs=1e-4)
+            assert said["compute"] == pytest.approx(float(rollout.compute), abs=1e-5)
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            ask(text="word3", budget=0.01)
+    finally:
+        server.shutdown()
 
 
 def test_probes_differ_in_rows_and_tokens_and_both_have_padding():
