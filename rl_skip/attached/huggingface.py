@@ -148,7 +148,7 @@ class HuggingFaceStack(CalledStack):
         def record(i: int, *args: Any, **kwargs: Any) -> Any:
             hidden, calls[i] = LayerCall.of(self.names[i], args, kwargs)
             reached.append(hidden)
-            if i == self.depth - 1:
+            if i == self.depth - 1 and not torch.compiler.is_exporting():  # where the rest is dead code, and an exception would tear the trace
                 raise _Reached
             return self.returned(i, CalledCarry(hidden=hidden, full_flops=hidden, calls=calls))
 

@@ -146,6 +146,34 @@ def test_export_overwrites_nothing(capsys, run, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_export_writes_a_route_as_a_graph_that_answers_as_the_network_does(capsys, trained, tmp_path):
+    pytest.importorskip("numpy")
+    folder, stack, _, task = trained
+    words = ["--format", "torch-export", "--layers", "0,2"]
+    found = report(capsys, "export", folder, tmp_path / "graphs", *words)
+    assert found["files"] == ["graphs.json", "route.pt2"] and found["largest_difference"] < 1e-4
+    inputs = task.load("test").take(slice(0, 9)).inputs
+    with torch.no_grad():
+        expected = routed_forward(stack, torch.tensor([1, 0, 1, 0]), inputs).outputs
+    torch.testing.assert_close(torch.export.load(tmp_path / "graphs" / "route.pt2").module()(inputs), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--one-row"], "--one-row is for graphs; set --format"),
+        (["--format", "torch-export"], "set --layers or --exits"),
+        (["--format", "torch-export", "--one-row"], "set --layers or --exits"),
+        (["--format", "onnx", "--layers", "0,9"], "numbered 0 to 3"),
+        (["--format", "onnx", "--layers", "0,2", "--exits"], "not allowed with"),
+        (["--format", "tflite"], "tflite"),
+    ],
+)
+def test_export_refuses_graphs_that_there_are_not(capsys, trained, tmp_path, words, said):
+    assert said in complaint(capsys, "export", trained[0], tmp_path / "graphs", *words)
+    assert not (tmp_path / "graphs").exists()
+
+
 def test_info_describes_runs_and_exports(capsys, run):
     found = report(capsys, "info", run)
     assert (found["kind"], found["run"]["agent"], found["policy"]["depth"]) == ("run", "reinforce", 4)
