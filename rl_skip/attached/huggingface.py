@@ -123,7 +123,8 @@ class HuggingFaceStack(CalledStack):
         inputs = inputs if self.prepare is None else self.prepare(inputs)
         reached, calls, before = self._before_layers(inputs)
         calls[0].check()
-        calls = {i: self.settled(i, reached, call) for i, call in calls.items()}
+        if not torch.compiler.is_exporting():  # where layers are recorded for all rows of a batch, and no rows are taken
+            calls = {i: self.settled(i, reached, call) for i, call in calls.items()}
         carry = _ModelCarry(**vars(self.carry_of(reached, calls[0], self.flops)))
         if carry.mask is None and isinstance(inputs, dict) and "attention_mask" in inputs:
             carry.mask = carry.hidden.new_ones(carry.hidden.shape[:2], dtype=torch.bool)  # rows with padding may come to take its place

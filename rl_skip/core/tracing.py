@@ -1,14 +1,31 @@
 """Graphs that are recorded on some inputs and then run on others: where a router decides, they would repeat the routes that they were recorded on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["ONE_ROUTE", "PRUNE", "refuse_tracing", "tracing"]
+__all__ = ["ONE_ROUTE", "PRUNE", "part_by_part", "refuse_tracing", "tracing"]
 
 WHOLE = "a graph that is recorded as a whole (fullgraph=True, torch.export, torch.jit) would repeat the routes of the rows that it was recorded on"
 ONE_ROUTE = f"{WHOLE}: record it with one route (L,) for all rows, within handle.forced(route), and use_cache=False"
 PRUNE = f"{WHOLE}: record the network of one route, PrunedNetwork(stack, layers) or rl-skip prune"
+
+
+_in_parts: ContextVar[bool] = ContextVar("in_parts", default=False)
+
+
+@contextmanager
+def part_by_part() -> Iterator[None]:
+    """Within it a stack may be recorded, by what records its parts one by one and leaves the routes to whoever runs them."""
+    token = _in_parts.set(True)
+    try:
+        yield
+    finally:
+        _in_parts.reset(token)
 
 
 def tracing() -> bool:
@@ -22,6 +39,8 @@ def refuse_tracing(sentence: str) -> None:
     Raises:
         UserError: where operations are being recorded.
     """
+    if _in_parts.get():
+        return
     if torch.compiler.is_dynamo_compiling():
         from rl_skip.core.compiled import refuse_whole_graph
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from rl_skip.core.errors import UserError
+from rl_skip.core.tracing import part_by_part
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -47,7 +48,7 @@ def traced(module: nn.Module, given: Any, moving: Any, what: str) -> torch.expor
     """
     sizes = _sizes(moving)
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), _quiet(), part_by_part():
             return torch.export.export(module, (given,), dynamic_shapes=(sizes,), strict=False)
     except Exception as error:  # tracing runs the network's own code, which can fail in any way
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
