@@ -57,6 +57,7 @@ def option_names(kind: type) -> list[str]:
         (["--checkpoint-updates", "0"], "set --checkpoint-updates"),
         (["--keep-checkpoints", "0"], "set --keep-checkpoints"),
         (["--out", "a-run"], "the run folder a-run exists; name another with --out"),
+        (["--out", "a-run", "--overwrite"], "a-run is not a run folder, so it is not replaced"),
         (["--out", "no-run", "--overwrite"], "no-run is not a run folder, so it is not replaced"),
         (["--out", "file", "--overwrite"], "file is not a run folder, so it is not replaced"),
         (["--resume", "no-run"], "no-run is no run folder, it has no config.json"),
@@ -108,11 +109,11 @@ def test_the_run_folder_holds_what_the_next_commands_need(finished_run: Any) -> 
 
 def test_overwrite_replaces_a_run_and_the_same_seed_gives_the_same_policy(finished_run: Any, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.json").write_text('{"format_version": 1, "task": {}, "network": {}, "agent": ""}')  # of an earlier version
     (folder / "stale").touch()
     assert train.main(["--out", str(folder), "--overwrite", *finished_run.options]) == 0
-    assert not (folder / "stale").exists()
+    assert not (folder / "stale").exists() and not (folder / ".owner").exists()
     for name in ("policy.safetensors", "model.safetensors"):
         assert (folder / "policy" / name).read_bytes() == (finished_run.folder / "policy" / name).read_bytes()
 

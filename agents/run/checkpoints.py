@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from agents.options.config import CheckpointConfig
-from rl_skip.core.files import atomic_write
+from rl_skip.core.files import atomic_write, remove_unfinished
 
 __all__ = ["Checkpoints", "StopRequests", "Stopped", "load_random_states", "random_states"]
 
@@ -79,6 +79,7 @@ class Checkpoints:
 
     def latest(self, say: Callable[[str], None]) -> dict[str, Any] | None:
         """The newest whole checkpoint, on the CPU, or None; each damaged one is reported with `say`, and set aside."""
+        remove_unfinished(self.folder)
         for file in self._files():
             update, digest = _parts(file)
             content = file.read_bytes()

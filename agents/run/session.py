@@ -1,11 +1,12 @@
 """A training run from its options to its folder: warm-up, agent, checkpoints, report."""
 
 import json
+import os
 import random
 import shlex
 import shutil
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,17 +23,18 @@ from agents.run.checkpoints import Checkpoints, StopRequests, load_random_states
 from agents.run.display import Display
 from agents.run.forecast import Forecast, Part, seconds_of, unchanged
 from agents.run.learner import Learner
+from agents.run.owner import LOCK, owning, refuse_owned
 from agents.run.start import START, load_start, save_start
 from agents.run.telemetry import Averages, Telemetry
 from agents.run.warmup import warm_up_for
 from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
-from rl_skip.core.files import atomic_write
+from rl_skip.core.files import atomic_write, remove_unfinished
 from rl_skip.core.plugins import label_of
 from rl_skip.core.progress import listening
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Task, score_key
-from rl_skip.measure.runs import CONFIG, is_run
+from rl_skip.measure.runs import CONFIG, holds_run
 from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks import load_task
 from rl_skip.tasks.data_report import DataReport
@@ -85,14 +87,41 @@ def train(
             see = config.agent_class.see.format(folder=folder)
             _say(console, f"the run {folder} is finished, nothing is left to do; see python -m rl_skip {see}")
             return folder
+    else:
+        _refuse_to_replace(folder, config.overwrite)
+    with ExitStack() as owned:
+        if folder.is_dir():
+            owned.enter_context(owning(folder))
+        if config.resume is not None:
+            remove_unfinished(folder)
+        session, report = _set_up(config, console, task, stack, start)
+        if config.resume is None:
+            if folder.is_dir():
+                _empty(folder)
+            else:
+                _make(folder)
+                owned.enter_context(owning(folder))
+            atomic_write(folder / CONFIG, json.dumps(session.config.to_json(), indent=2) + "\n")
+        report.write(folder)
+        if config.resume is None and start is None:
+            for line in report.lines():
+                _say(console, line)
+        session.run(folder, console)
+        report.write(folder)  # with the test data, which the end of the run has read
+    return folder
+
+
+def _set_up(
+    config: TrainConfig, console: Console, task: Task | None, stack: LayerStack | None, start: Path | None
+) -> tuple["Session", DataReport]:
+    """The run before its first update, and what was read for it; nothing is written."""
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
     device = pick_device(config.device)
     task = load_task(config.task, config.data, config.options) if task is None else task
-    begun = folder if config.resume is not None else start.parent if start is not None else None
+    begun = config.folder if config.resume is not None else start.parent if start is not None else None
     report = DataReport(task, begun, config.train_rows)
     if config.resume is None:
-        _refuse_to_replace(folder, config.overwrite)
         config = _suited(config, task, console)
     built = stack is None
     if stack is None and task.network is not None:
@@ -106,18 +135,7 @@ def train(
     session.agent.try_out()
     if start is not None:
         session.begin_at(start)
-    if config.resume is None:
-        if folder.exists():
-            shutil.rmtree(folder)
-        _make(folder)
-        atomic_write(folder / CONFIG, json.dumps(config.to_json(), indent=2) + "\n")
-    report.write(folder)
-    if begun is None:
-        for line in report.lines():
-            _say(console, line)
-    session.run(folder, console)
-    report.write(folder)  # with the test data, which the end of the run has read
-    return folder
+    return session, report
 
 
 def _make(folder: Path) -> None:
@@ -127,10 +145,23 @@ def _make(folder: Path) -> None:
         raise UserError(f"the run folder {folder} cannot be made ({error.strerror}); name another with --out") from None
 
 
+def _empty(folder: Path) -> None:
+    """Removes all that a run folder holds but its lock; last of all what shows that it is one, for whoever is interrupted here."""
+    for child in sorted(folder.iterdir(), key=lambda child: child.name == CONFIG):
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        elif child.name != LOCK:
+            child.unlink()
+
+
 def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not overwrite:
+    """Refuses a folder that is in use, one that is not to be overwritten, and one that holds anything but a run."""
+    if not os.path.lexists(folder):
+        return
+    refuse_owned(folder)
+    if not overwrite:
         raise UserError(f"the run folder {folder} exists; name another with --out, replace it with --overwrite, or go on with it: --resume {folder}")
-    if folder.exists() and not is_run(folder) and (folder.is_file() or any(folder.iterdir())):
+    if not holds_run(folder) and (not folder.is_dir() or any(child.name != LOCK for child in folder.iterdir())):
         raise UserError(f"{folder} is not a run folder, so it is not replaced; name another with --out")
 
 

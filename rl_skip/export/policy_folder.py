@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rl_skip.core.dial import Dial, Guarantee, PriceTable, checked_price
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature, as_feature
+from rl_skip.core.fields import is_ours
 from rl_skip.core.files import atomic_replace
 from rl_skip.core.forward import Rollout, routed_forward
 from rl_skip.core.inputs import Inputs
@@ -170,7 +171,7 @@ def copy_export(source: Path, folder: Path, *, features: Sequence[Feature] = (),
 
 def _write_folder(folder: Path, fill: Callable[[Path], None], overwrite: bool) -> None:
     """Writes the folder; `overwrite` replaces nothing but another export."""
-    if overwrite and (folder.is_symlink() or folder.exists()) and not (folder / DESCRIPTION).is_file():
+    if overwrite and (folder.is_symlink() or folder.exists()) and not is_ours(folder / DESCRIPTION, "depth", "max_jump", "layer_costs"):
         raise UserError(f"{folder} is not an exported policy, so it is not overwritten; name another folder")
     atomic_replace(folder, fill, overwrite=overwrite)
 

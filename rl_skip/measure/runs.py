@@ -10,7 +10,7 @@ import torch
 
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature, check_features, find_features
-from rl_skip.core.fields import Fields
+from rl_skip.core.fields import Fields, is_ours
 from rl_skip.core.reward import Reward, find_reward
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.export.policy_folder import SkipModel, load, read_description
@@ -19,7 +19,7 @@ from rl_skip.tasks import DEFAULTS, load_task
 from rl_skip.tasks.data_report import SplitReport, read_data_report, watched
 from rl_skip.tasks.options import TaskOptions, read_task_options
 
-__all__ = ["CONFIG", "FORMAT_VERSION", "MODEL", "Run", "is_run", "load_run", "read_run", "refuse_other_data"]
+__all__ = ["CONFIG", "FORMAT_VERSION", "MODEL", "Run", "holds_run", "is_run", "load_run", "read_run", "refuse_other_data"]
 
 CONFIG = "config.json"
 MODEL = "model"
@@ -80,6 +80,11 @@ class Run:
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run's, not an export."""
     return (folder / CONFIG).is_file()
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a folder holds a run of this version or another, known by what its `config.json` says and not by the file's name."""
+    return is_ours(folder / CONFIG, "task", "network", "agent")
 
 
 def read_run(folder: Path | str) -> Run:

@@ -264,6 +264,7 @@ def test_saving_refuses_a_folder_that_exists_and_overwrites_only_exports(tmp_pat
     assert rl_skip.load(export).price == 0.7
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("years of work")
+    (tmp_path / "precious" / "policy.json").write_text('{"Version": "2012-10-17", "Statement": []}')  # of somebody else
     with pytest.raises(UserError, match="not an exported policy"):
         rl_skip.save(tmp_path / "precious", policy, stack=stack, price=0.7, overwrite=True)
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
