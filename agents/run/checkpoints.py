@@ -19,8 +19,9 @@ import torch
 from agents.options.config import CheckpointConfig
 from rl_skip.core.files import atomic_write, remove_unfinished
 
-__all__ = ["Checkpoints", "StopRequests", "Stopped", "load_random_states", "random_states"]
+__all__ = ["CHECKPOINTS", "Checkpoints", "StopRequests", "Stopped", "load_random_states", "random_states"]
 
+CHECKPOINTS = "checkpoints"
 NAME = re.compile(r"update-(\d{9})-([0-9a-f]{16})\.pt")
 
 
@@ -57,7 +58,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
-        self.folder, self.config = folder / "checkpoints", config
+        self.folder, self.config = folder / CHECKPOINTS, config
         self._written = (0, time.monotonic())  # which update, and when
 
     def due(self, done: int) -> bool:

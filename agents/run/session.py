@@ -6,6 +6,7 @@ import random
 import shlex
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.agent import REPORT, TrainedRun, find_agent, has_report
 from agents.options.config import TrainConfig
@@ -23,6 +24,7 @@ from agents.run.checkpoints import Checkpoints, StopRequests, load_random_states
 from agents.run.display import Display
 from agents.run.forecast import Forecast, Part, seconds_of, unchanged
 from agents.run.learner import Learner
+from agents.run.overflow import output_not_finite, stopped_at, weight_not_finite
 from agents.run.owner import LOCK, owning, refuse_owned
 from agents.run.start import START, load_start, save_start
 from agents.run.telemetry import Averages, Telemetry
@@ -30,6 +32,7 @@ from agents.run.warmup import warm_up_for
 from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_write, remove_unfinished
+from rl_skip.core.finite import NotFinite
 from rl_skip.core.plugins import label_of
 from rl_skip.core.progress import listening
 from rl_skip.core.stack import LayerStack
@@ -54,6 +57,8 @@ STATEFUL = ("learner", "warm_up", "agent", "averages")
 
 class Unreported(UserError):
     """A run was trained, but a part of its report failed."""
+
+    exit_code = 1
 
 
 def is_finished(folder: Path, agent: str) -> bool:
@@ -199,6 +204,8 @@ class Session:
         """Goes to the end of the warm-up, from another run with the same options and seed; an agent without a warm-up begins as usual."""
         if self.learner.warmup_updates > 0:
             load_start(self.learner, start)
+            if (said := weight_not_finite(self.learning)) is not None:
+                raise NotFinite(f"{start}: {said}; remove it, and the warm-up is repeated")
             self.done = self.learner.warmup_updates
 
     def state_dict(self) -> dict[str, Any]:
@@ -237,6 +244,8 @@ class Session:
             _say(console, f"the run {folder} has no checkpoint that could be used, so it begins at update {self.done}")
         else:
             self.load_state_dict(state)
+            if (said := weight_not_finite(self.learning)) is not None:
+                raise NotFinite(f"in the checkpoint of {folder} {said}; remove the newest in {checkpoints.folder}, and go on before it")
 
     def _finish(self, folder: Path, telemetry: Telemetry, console: Console) -> None:
         run = TrainedRun(folder, console, telemetry.writer, self.seconds, own_stack=not self.built)
@@ -259,9 +268,32 @@ class Session:
             _say(console, shortfall)
 
     def update(self, update: int) -> dict[str, Tensor]:
-        """One update, of the warm-up or of the agent; returns its metrics as scalars on the device."""
-        with self.learner.stack.computing_in(self.learner.precision):
-            return self.warm_up.update(update) if update < self.learner.warmup_updates else self.agent.update(update)
+        """One update, of the warm-up or of the agent; returns its metrics as scalars on the device.
+
+        Raises:
+            NotFinite: if it led to numbers that are not finite.
+        """
+        try:
+            with self.learner.stack.computing_in(self.learner.precision):
+                return self.warm_up.update(update) if update < self.learner.warmup_updates else self.agent.update(update)
+        except NotFinite as error:
+            where = output_not_finite(update, self.learner)
+            raise stopped_at(update, self.learner, f"{error}, and {where}" if where else str(error)) from None
+        except (RuntimeError, ValueError):  # such as distributions raise on logits that are not finite
+            if (said := self.not_finite(update)) is None:
+                raise
+            raise stopped_at(update, self.learner, said) from None
+
+    def not_finite(self, update: int) -> str | None:
+        """A sentence on the first weight, or the first output for an update's batch, that is not finite; None where all are."""
+        return weight_not_finite(self.learning) or output_not_finite(update, self.learner)
+
+    @property
+    def learning(self) -> dict[str, nn.Module]:
+        """All that learns, by name."""
+        learner = self.learner
+        own = {name: module for name, module in vars(self.agent).items() if isinstance(module, nn.Module)}
+        return own | {"network": learner.stack, "policy": learner.policy, "critic": learner.critic}
 
     def phase(self, update: int) -> str:
         """What learns then, for the display."""
@@ -290,6 +322,8 @@ class Session:
                     display.show(self.phase(update), values)
                     telemetry.scalars(self.done, values | self._validate(self.done, display))
                 if last or stop.requested or checkpoints.due(self.done):
+                    if (said := weight_not_finite(self.learning)) is not None:
+                        raise stopped_at(update, learner, said)
                     telemetry.flush()
                     checkpoints.write(self.done, self.state_dict())
                 if stop.requested:
@@ -312,22 +346,35 @@ class Session:
 
 
 def foresee(session: Session) -> Forecast:
-    """How long the rest of a run takes, from a few steps of each of its parts, all of them taken back."""
+    """How long the rest of a run takes, from a few steps of each of its parts, all of them taken back.
+
+    Steps that are taken more than once may lead to what is not finite where the run itself does not: then what follows is not foreseen.
+    """
+    parts: list[Part] = []
+    with unchanged(session, constant=session.learner.teacher):
+        try:
+            parts.extend(_foreseen(session))
+        except NotFinite:
+            pass
+        except (RuntimeError, ValueError):
+            if session.not_finite(session.done) is None:
+                raise
+    return Forecast(parts)
+
+
+def _foreseen(session: Session) -> Iterator[Part]:
     learner, done = session.learner, session.done
     first, epoch = max(done, learner.warmup_updates), learner.updates_per_epoch
-    parts = []
-    with unchanged(session, constant=learner.teacher):
-        if done < learner.warmup_updates:
-            parts.append(Part(WARM_UP, learner.warmup_updates - done, seconds_of(partial(session.update, done))))
-        if first < learner.updates:
-            # an agent may do more at the beginning of an epoch, and once at the beginning of all
-            begin = first + -(first - learner.warmup_updates) % epoch + epoch * (first == learner.warmup_updates)
-            begin = begin if begin < learner.updates else first
-            beginning, later = (seconds_of(partial(session.update, update)) for update in (begin, min(begin + 1, learner.updates - 1)))
-            seconds = (beginning + (epoch - 1) * later) / epoch
-            parts.append(Part(session.phase(first), learner.updates - first, seconds))
-            rows = learner.validation.take(slice(0, VALIDATED_ROWS))
-            seconds = seconds_of(lambda: session.agent.evaluate(rows)) * len(learner.validation) / len(rows)
-            parts.append(Part(VALIDATION, session.validations(learner.updates) - session.validations(done), seconds))
-        parts += [Part(title, 1, seconds) for title, seconds in session.agent.foreseen().items()]
-    return Forecast(parts)
+    if done < learner.warmup_updates:
+        yield Part(WARM_UP, learner.warmup_updates - done, seconds_of(partial(session.update, done)))
+    if first < learner.updates:
+        # an agent may do more at the beginning of an epoch, and once at the beginning of all
+        begin = first + -(first - learner.warmup_updates) % epoch + epoch * (first == learner.warmup_updates)
+        begin = begin if begin < learner.updates else first
+        beginning, later = (seconds_of(partial(session.update, update)) for update in (begin, min(begin + 1, learner.updates - 1)))
+        seconds = (beginning + (epoch - 1) * later) / epoch
+        yield Part(session.phase(first), learner.updates - first, seconds)
+        rows = learner.validation.take(slice(0, VALIDATED_ROWS))
+        seconds = seconds_of(lambda: session.agent.evaluate(rows)) * len(learner.validation) / len(rows)
+        yield Part(VALIDATION, session.validations(learner.updates) - session.validations(done), seconds)
+    yield from (Part(title, 1, seconds) for title, seconds in session.agent.foreseen().items())

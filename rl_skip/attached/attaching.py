@@ -15,6 +15,7 @@ from rl_skip.attached.returns import Form, check_form, form_of, returned_parts, 
 from rl_skip.attached.tail import Tail
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature
+from rl_skip.core.finite import refuse_not_finite
 from rl_skip.core.policy import JumpPolicy, JumpRules
 from rl_skip.core.readouts import Readouts, adapter_of
 from rl_skip.core.reward import LINEAR
@@ -124,6 +125,7 @@ def _saved_readouts(model: nn.Module, description: Description, file: Path) -> R
         raise UserError(HEAD_BESIDE)
     readouts = Readouts(first, layout.depth, plan, layout.readout_flops)
     readouts.load_state_dict(read_weights(file.parent / READOUTS, readouts.state_dict()))
+    refuse_not_finite(readouts, file.parent / READOUTS, "train the policy anew with train.py")
     return readouts
 
 

@@ -22,6 +22,7 @@ from rl_skip.attached.rows import Places, few_rows, places_by_shape, put_rows
 from rl_skip.attached.tail import Recorded, Tail, called_after, copied, modules_beside, shares_weights, speaks, standing_in, taken
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_replace
+from rl_skip.core.finite import refuse_not_finite
 from rl_skip.core.inputs import Inputs, map_inputs
 from rl_skip.core.readouts import POOLING_RANK, RANK, Adapter, Readouts
 from rl_skip.core.stack import Carry, masked_mean
@@ -276,6 +277,7 @@ class HuggingFaceStack(CalledStack):
 
         The configuration is marked with a digest of the weights, by which a policy distinguishes the model from the one that it was made of.
         """
+        refuse_not_finite(self, f"the model is not written to {folder}", "train it anew, with a lower --learning-rate")
         self._config._name_or_path = ""  # what it was made of is not what it is
         setattr(self._config, DIGEST, digest(self.model))
 

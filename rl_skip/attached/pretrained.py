@@ -15,6 +15,7 @@ from rl_skip.attached.huggingface import HEAD, HuggingFaceStack
 from rl_skip.attached.identity import check_described, check_identity
 from rl_skip.attached.library import quiet, require
 from rl_skip.core.errors import UserError
+from rl_skip.core.finite import refuse_not_finite
 from rl_skip.core.kinds import NetworkKind
 from rl_skip.core.stack import LayerStack
 from rl_skip.export.weights import read_weights
@@ -114,6 +115,7 @@ def load_model(
     if saved_head.is_file():
         options["head"].load_state_dict(read_weights(saved_head, options["head"].state_dict()))
     stack = HuggingFaceStack(model, **options)
+    refuse_not_finite(stack, folder, "load another copy of the model")
     stack.processor, stack.fresh = processor, tuple(sorted(found["missing_keys"]))
     return stack
 

@@ -4,4 +4,6 @@ __all__ = ["UserError"]
 
 
 class UserError(Exception):
-    """A user's mistake, in one line; the command lines print it and exit with code 2."""
+    """A user's mistake, in one line; the command lines print it and exit with its code."""
+
+    exit_code = 2

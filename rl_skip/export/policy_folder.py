@@ -14,6 +14,7 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature, as_feature
 from rl_skip.core.fields import is_ours
 from rl_skip.core.files import atomic_replace
+from rl_skip.core.finite import refuse_not_finite
 from rl_skip.core.forward import Rollout, routed_forward
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.kinds import kind_of
@@ -32,6 +33,7 @@ __all__ = ["DESCRIPTION", "FILES", "MODEL", "POLICY", "READOUTS", "SkipModel", "
 RIGHT_NETWORK = "the policy goes with the network that it was trained on"
 DESCRIPTION, POLICY, MODEL, READOUTS, CARD = FILES = ("policy.json", "policy.safetensors", "model.safetensors", "readouts.safetensors", "README.md")
 COST_TOLERANCE = 1e-4
+TRAIN_ANEW = "train the policy anew with train.py"
 
 
 class SkipModel(Dial, nn.Module):
@@ -138,6 +140,9 @@ def save(
         readouts=None if stack.readouts is None else stack.readouts.plan,
     )
 
+    for name, module in (("policy", policy), ("network", stack)):
+        refuse_not_finite(module, f"the {name} is not exported to {folder}", "train it anew, with a lower --learning-rate")
+
     def fill(new: Path) -> None:
         description.write(new / DESCRIPTION)
         save_weights(new / POLICY, policy.state_dict())
@@ -196,7 +201,9 @@ def load_policy(folder: Path | str, features: Sequence[Feature] = ()) -> JumpPol
         UserError: if a file is missing, a field is wrong, or the weights do not fit.
     """
     rules = read_description(folder, features).rules
-    return build(Path(folder, POLICY), lambda: JumpPolicy(replace(rules)), DESCRIPTION)  # a copy, whose cached masks are on its own device
+    policy = build(Path(folder, POLICY), lambda: JumpPolicy(replace(rules)), DESCRIPTION)  # a copy, whose cached masks are on its own device
+    refuse_not_finite(policy, Path(folder, POLICY), TRAIN_ANEW)
+    return policy
 
 
 def load(
@@ -236,6 +243,7 @@ def load(
             stack.load_state_dict(state, strict=False)
     _check_costs(description, stack, folder)
     _load_readouts(description, stack, Path(folder, READOUTS))
+    refuse_not_finite(stack, folder, TRAIN_ANEW)
     stack.take_policy(policy, description.price)
     operating = description.price if price is None else price
     model = SkipModel(stack, policy, price=operating, table=description.table, guarantee=description.guarantee)

@@ -1,6 +1,7 @@
 """What a run says of its data, and that it goes on with the same rows alone."""
 
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -124,6 +125,7 @@ def labels_left_out(made: dict[str, list[Any]]) -> None:
 
 WRONG: list[tuple[Callable[[dict[str, list[Any]]], object], str]] = [
     (lambda made: made["validation"][7].__setitem__(1, -100), "the label of row 7 of the validation data is -100, and the classes of the task signs"),
+    (lambda made: made["train"][50][0][2].__setitem__(1, math.nan), "the input of row 50 holds a number that is not finite; mend the task"),
     (lambda made: made["train"].clear(), "the train data of the task signs cannot be used: they hold no rows; mend the task"),
     (labels_left_out, "the train data of the task signs cannot be used: the input has 90 rows, and there are 87 labels; mend the task"),
     (lambda made: made["train"][4].append("more"), "the train data of the task signs cannot be loaded (ValueError: too many values to unpack"),

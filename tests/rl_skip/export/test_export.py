@@ -18,6 +18,7 @@ from rl_skip import JumpPolicy, JumpRules, ModuleStack, ObservationLayout, SkipL
 from rl_skip.core.features import default_features
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.reward import LINEAR
+from rl_skip.export import policy_folder
 from rl_skip.export.policy_folder import copy_export
 from rl_skip.nets.blocks import FrameEmbedding, PatchEmbedding
 from rl_skip.nets.gated import AdapterBody
@@ -268,6 +269,23 @@ def test_saving_refuses_a_folder_that_exists_and_overwrites_only_exports(tmp_pat
     with pytest.raises(UserError, match="not an exported policy"):
         rl_skip.save(tmp_path / "precious", policy, stack=stack, price=0.7, overwrite=True)
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("part", ["policy", "network"])
+def test_weights_that_are_not_finite_are_neither_written_nor_loaded(tmp_path, part, bad, monkeypatch):
+    stack, network, policy, _ = make_case("blocks")
+    name, weight = next(iter({"policy": policy, "network": stack}[part].named_parameters()))
+    weight.data.view(-1)[-1] = bad
+    with pytest.raises(UserError, match=f"the {part} is not exported to .*: the weight {name} holds numbers that are not finite") as raised:
+        rl_skip.save(tmp_path / "a", policy, stack=stack, network=network, price=PRICE)
+    assert one_line(raised) and not (tmp_path / "a").exists()
+    monkeypatch.setattr(policy_folder, "refuse_not_finite", lambda *_: None)  # as it was written before
+    rl_skip.save(tmp_path / "a", policy, stack=stack, network=network, price=PRICE)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=f"the weight {name} holds numbers that are not finite") as raised:
+        rl_skip.load(tmp_path / "a")
+    assert one_line(raised)
 
 
 @pytest.mark.parametrize("trained_on", [{"note": object()}, {"loss": math.nan}])
