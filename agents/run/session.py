@@ -35,6 +35,7 @@ from rl_skip.core.files import atomic_write, remove_unfinished
 from rl_skip.core.finite import NotFinite
 from rl_skip.core.plugins import label_of
 from rl_skip.core.progress import listening
+from rl_skip.core.seal import seal
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Task, score_key
 from rl_skip.measure.runs import CONFIG, holds_run
@@ -52,6 +53,8 @@ VALIDATED_ROWS = 256
 """That are run to foresee how long all of them take."""
 WORTH_TELLING = 5.0
 """Seconds that a run takes at least, if it is to be told how many."""
+SEALED = (".json", ".jsonl", ".safetensors")
+"""Files of a finished run that get a digest; its export and its model have their own, and checkpoints carry theirs in their names."""
 STATEFUL = ("learner", "warm_up", "agent", "averages")
 
 
@@ -113,6 +116,7 @@ def train(
                 _say(console, line)
         session.run(folder, console)
         report.write(folder)  # with the test data, which the end of the run has read
+        seal(folder, sorted(file.name for file in folder.iterdir() if file.suffix in SEALED))
     return folder
 
 

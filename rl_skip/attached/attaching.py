@@ -19,8 +19,9 @@ from rl_skip.core.finite import refuse_not_finite
 from rl_skip.core.policy import JumpPolicy, JumpRules
 from rl_skip.core.readouts import Readouts, adapter_of
 from rl_skip.core.reward import LINEAR
+from rl_skip.core.seal import check_sealed
 from rl_skip.export.description import Description
-from rl_skip.export.policy_folder import DESCRIPTION, READOUTS, load_policy, read_description
+from rl_skip.export.policy_folder import DESCRIPTION, FILES, READOUTS, load_policy, read_description
 from rl_skip.export.weights import read_weights
 
 __all__ = ["attach", "check_fit", "check_layers"]
@@ -81,6 +82,7 @@ def attach(
     if isinstance(policy, Path | str):
         description, file = read_description(policy, features), Path(policy, DESCRIPTION)
         policy, saved = load_policy(policy, features), saved_identity(description, file)
+        check_sealed(file.parent, *FILES)
     elif isinstance(policy, JumpRules):
         policy = JumpPolicy(policy).eval()
     path, routed, standard = _find(model, layers, saved.get("layers"))

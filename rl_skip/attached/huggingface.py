@@ -25,6 +25,7 @@ from rl_skip.core.files import atomic_replace
 from rl_skip.core.finite import refuse_not_finite
 from rl_skip.core.inputs import Inputs, map_inputs
 from rl_skip.core.readouts import POOLING_RANK, RANK, Adapter, Readouts
+from rl_skip.core.seal import seal
 from rl_skip.core.stack import Carry, masked_mean
 from rl_skip.export.weights import save_weights
 
@@ -287,6 +288,7 @@ class HuggingFaceStack(CalledStack):
                 self.processor.save_pretrained(new)
             if self.head is not None:
                 save_weights(new / HEAD, self.head.state_dict())
+            seal(new)
 
         with quiet():
             atomic_replace(folder, fill, overwrite=True)

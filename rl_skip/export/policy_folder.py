@@ -20,6 +20,7 @@ from rl_skip.core.inputs import Inputs
 from rl_skip.core.kinds import kind_of
 from rl_skip.core.policy import JumpPolicy, JumpRules
 from rl_skip.core.reward import LINEAR, Reward
+from rl_skip.core.seal import SEAL, check_sealed, seal
 from rl_skip.core.stack import LayerStack
 from rl_skip.export.card import model_card
 from rl_skip.export.description import Description
@@ -151,6 +152,7 @@ def save(
         if stack.readouts is not None:
             save_weights(new / READOUTS, stack.readouts.state_dict())
         (new / CARD).write_text(model_card(description, weights), encoding="utf-8")
+        seal(new)
 
     _write_folder(Path(folder), fill, overwrite)
 
@@ -165,9 +167,10 @@ def copy_export(source: Path, folder: Path, *, features: Sequence[Feature] = (),
         load(source, features=features)
     else:
         load_policy(source, features)
+    check_sealed(source, *FILES)
 
     def fill(new: Path) -> None:
-        for name in FILES:
+        for name in (*FILES, SEAL):
             if (source / name).is_file():
                 shutil.copyfile(source / name, new / name)
 
@@ -185,24 +188,27 @@ def read_description(folder: Path | str, features: Sequence[Feature] | None = ()
     """What an exported policy is; `features` are those of one's own that it may see, None: any, for a description that is not run.
 
     Raises:
-        UserError: if there is no such folder, or a field of its `policy.json` is missing or wrong.
+        UserError: if there is no such folder, or its `policy.json` has a field that is missing or wrong, or is not as it was written.
     """
     if not Path(folder).is_dir():
         raise UserError(f"there is no folder {folder}; name an exported policy, the folder with a {DESCRIPTION}")
     if not Path(folder, DESCRIPTION).is_file() and Path(folder, "policy", DESCRIPTION).is_file():
         raise UserError(f"{folder} is a run; name the policy in it, {Path(folder, 'policy')}")
-    return Description.read(Path(folder, DESCRIPTION), None if features is None else tuple(map(as_feature, features)))
+    description = Description.read(Path(folder, DESCRIPTION), None if features is None else tuple(map(as_feature, features)))
+    check_sealed(Path(folder), DESCRIPTION)
+    return description
 
 
 def load_policy(folder: Path | str, features: Sequence[Feature] = ()) -> JumpPolicy:
     """The exported policy alone, in evaluation mode; `features` are those of one's own that it may see.
 
     Raises:
-        UserError: if a file is missing, a field is wrong, or the weights do not fit.
+        UserError: if a file is missing or not as it was written, a field is wrong, or the weights do not fit.
     """
     rules = read_description(folder, features).rules
     policy = build(Path(folder, POLICY), lambda: JumpPolicy(replace(rules)), DESCRIPTION)  # a copy, whose cached masks are on its own device
     refuse_not_finite(policy, Path(folder, POLICY), TRAIN_ANEW)
+    check_sealed(Path(folder), POLICY)
     return policy
 
 
@@ -227,7 +233,8 @@ def load(
         device: where to run.
 
     Raises:
-        UserError: if a file is missing, a field is wrong, the weights or the stack do not fit, or the budget is too small.
+        UserError: if a file is missing or not as it was written, a field is wrong, the weights or the stack do not fit, or the budget is
+            too small.
     """
     if price is not None and budget is not None:
         raise UserError("a price and a budget exclude each other; set one of --price and --budget")
@@ -244,6 +251,7 @@ def load(
     _check_costs(description, stack, folder)
     _load_readouts(description, stack, Path(folder, READOUTS))
     refuse_not_finite(stack, folder, TRAIN_ANEW)
+    check_sealed(Path(folder), *FILES)
     stack.take_policy(policy, description.price)
     operating = description.price if price is None else price
     model = SkipModel(stack, policy, price=operating, table=description.table, guarantee=description.guarantee)

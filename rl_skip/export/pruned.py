@@ -14,6 +14,7 @@ from rl_skip.core.finite import refuse_not_finite
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.kinds import kind_of, read_network
 from rl_skip.core.readouts import adapter_of
+from rl_skip.core.seal import check_sealed
 from rl_skip.core.stack import LayerStack
 from rl_skip.export.weights import build, read_weights
 
@@ -88,7 +89,7 @@ def load_pruned(folder: Path | str, stack: LayerStack | None = None, *, device: 
         device: where to run.
 
     Raises:
-        UserError: if a file is missing, a field is wrong, or the weights or the stack do not fit.
+        UserError: if a file is missing or not as it was written, a field is wrong, or the weights or the stack do not fit.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -100,6 +101,7 @@ def load_pruned(folder: Path | str, stack: LayerStack | None = None, *, device: 
     plan = {"rank": fields.integer("adapter_rank"), "pools": fields.values.get("adapter_pools") is True} if adapter else None
     network = _built(fields, folder, stack, depth, layers, plan)
     refuse_not_finite(network, folder, "prune the run again")
+    check_sealed(folder, DESCRIPTION, WEIGHTS, CARD)
     return network.to(device).eval()
 
 

@@ -15,6 +15,7 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.core.files import atomic_write
 from rl_skip.core.finite import NotFinite, not_finite
+from rl_skip.core.seal import check_sealed, is_sealed
 from rl_skip.measure.compare.baseline import BaselineRecord
 
 __all__ = ["CURVE", "Curve", "Point", "load_curve", "price_label", "save_curve"]
@@ -104,6 +105,8 @@ def load_curve(folder: Path) -> Curve:
         tensors = load_file(folder / TENSORS)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder / TENSORS} is not a readable safetensors file ({error}); train the baseline again") from None
+    if is_sealed(folder):
+        check_sealed(folder, CURVE, TENSORS)
     validation, test = (_read_points(fields.objects(split), tensors, split, folder / TENSORS) for split in SPLITS)
     if [point.label for point in validation] != [point.label for point in test]:
         raise UserError(f"{fields.source}: validation and test must have the same points in the same order; write the file anew")

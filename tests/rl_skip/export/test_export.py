@@ -2,6 +2,7 @@ import copy
 import json
 import math
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from rl_skip import JumpPolicy, JumpRules, ModuleStack, ObservationLayout, SkipL
 from rl_skip.core.features import default_features
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.reward import LINEAR
+from rl_skip.core.seal import seal
 from rl_skip.export import policy_folder
 from rl_skip.export.policy_folder import copy_export
 from rl_skip.nets.blocks import FrameEmbedding, PatchEmbedding
@@ -102,6 +104,7 @@ def edit(folder, change):
     described = json.loads(file.read_text())
     change(described)
     file.write_text(json.dumps(described))
+    seal(folder)  # whoever edits a folder on purpose seals it too
 
 
 def one_line(raised):
@@ -212,7 +215,13 @@ def test_the_policy_alone(export):
 
 
 def test_the_folder_holds_no_pickle_and_its_json_has_the_documented_fields(export):
-    assert sorted(file.name for file in export.iterdir()) == ["README.md", "model.safetensors", "policy.json", "policy.safetensors"]
+    assert sorted(file.name for file in export.iterdir()) == [
+        "README.md",
+        "SHA256SUMS",
+        "model.safetensors",
+        "policy.json",
+        "policy.safetensors",
+    ]
     for file in export.glob("*.safetensors"):
         size = int.from_bytes(file.read_bytes()[:8], "little")  # the format: length of a JSON header, the header, raw numbers
         json.loads(file.read_bytes()[8 : 8 + size])
@@ -480,6 +489,31 @@ def test_a_stack_that_does_not_fit_is_refused(export, config, field):
     with pytest.raises(UserError, match=f"policy.json: {field} is"):
         rl_skip.load(export, stack)
     assert all(torch.equal(tensor, before[name]) for name, tensor in stack.state_dict().items())
+
+
+def test_a_bit_that_changed_is_refused_wherever_it_is(export):
+    files, draw = sorted(export.iterdir()), random.Random(0)
+    sizes = [file.stat().st_size for file in files]
+    for _ in range(200):
+        file = draw.choices(files, sizes)[0] if draw.random() < 0.5 else draw.choice(files)
+        whole, bit = file.read_bytes(), draw.randrange(8 * file.stat().st_size)
+        file.write_bytes(whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :])
+        with pytest.raises(UserError) as raised:
+            rl_skip.load(export)
+        assert str(export) in one_line(raised)
+        file.write_bytes(whole)
+    assert rl_skip.load(export).price == PRICE
+    copy_export(export, export.parent / "copy")
+    assert {file.name: file.read_bytes() for file in (export.parent / "copy").iterdir()} == {file.name: file.read_bytes() for file in files}
+
+
+def test_an_export_without_digests_is_refused_with_what_makes_them(export):
+    (export / "SHA256SUMS").unlink()
+    with pytest.raises(UserError, match="has no SHA256SUMS, as those of earlier versions") as raised:
+        rl_skip.load(export)
+    assert one_line(raised)
+    seal(export)
+    assert rl_skip.load(export).price == PRICE
 
 
 def test_layer_costs_that_differ_are_refused(tmp_path, export):
