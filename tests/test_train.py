@@ -1,6 +1,7 @@
 """The command line of training: what it refuses, in one line and before anything is written, and what it explains."""
 
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
@@ -11,6 +12,7 @@ import pytest
 
 import train
 from agents.options.config import TrainConfig
+from rl_skip.cli.main import main as rl_skip
 
 TOP = Path(__file__).resolve().parents[1]
 
@@ -105,6 +107,16 @@ def test_the_run_folder_holds_what_the_next_commands_need(finished_run: Any) -> 
     names = {name.partition(".tfevents")[0] for name in contents(finished_run.folder)}
     assert {"config.json", "metrics.jsonl", "report.json", "events.out"} <= names
     assert {"policy/policy.json", "policy/policy.safetensors", "policy/model.safetensors", "policy/README.md"} <= names
+
+
+@pytest.mark.parametrize("name", ["config.json", "data.json"])
+def test_a_finished_run_of_which_a_bit_changed_is_refused(name: str, finished_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sums = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=finished_run.folder, capture_output=True, text=True)
+    assert sums.returncode == 0 and {"config.json: OK", "report.json: OK", "metrics.jsonl: OK"} <= set(sums.stdout.splitlines())
+    folder = Path(shutil.copytree(finished_run.folder, tmp_path / "run"))
+    (folder / name).write_text((folder / name).read_text().replace("0", "1", 1))
+    assert rl_skip(["eval", str(folder)]) == 2
+    assert f"{folder / name} is not as it was written" in capsys.readouterr().err
 
 
 def test_overwrite_replaces_a_run_and_the_same_seed_gives_the_same_policy(finished_run: Any, tmp_path: Path) -> None:

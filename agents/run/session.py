@@ -35,7 +35,7 @@ from rl_skip.core.files import atomic_write, remove_unfinished
 from rl_skip.core.finite import NotFinite
 from rl_skip.core.plugins import label_of
 from rl_skip.core.progress import listening
-from rl_skip.core.seal import seal
+from rl_skip.core.seal import SEAL, seal
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Task, score_key
 from rl_skip.measure.runs import CONFIG, holds_run
@@ -110,6 +110,7 @@ def train(
                 _make(folder)
                 owned.enter_context(owning(folder))
             atomic_write(folder / CONFIG, json.dumps(session.config.to_json(), indent=2) + "\n")
+        (folder / SEAL).unlink(missing_ok=True)  # until the end, files change
         report.write(folder)
         if config.resume is None and start is None:
             for line in report.lines():

@@ -21,7 +21,7 @@ from rl_skip.core.readouts import Readouts, adapter_of
 from rl_skip.core.reward import LINEAR
 from rl_skip.core.seal import check_sealed
 from rl_skip.export.description import Description
-from rl_skip.export.policy_folder import DESCRIPTION, FILES, READOUTS, load_policy, read_description
+from rl_skip.export.policy_folder import DESCRIPTION, LOADED, READOUTS, load_policy, read_description
 from rl_skip.export.weights import read_weights
 
 __all__ = ["attach", "check_fit", "check_layers"]
@@ -82,7 +82,6 @@ def attach(
     if isinstance(policy, Path | str):
         description, file = read_description(policy, features), Path(policy, DESCRIPTION)
         policy, saved = load_policy(policy, features), saved_identity(description, file)
-        check_sealed(file.parent, *FILES)
     elif isinstance(policy, JumpRules):
         policy = JumpPolicy(policy).eval()
     path, routed, standard = _find(model, layers, saved.get("layers"))
@@ -99,6 +98,8 @@ def attach(
     prefix = path.removesuffix(within) if path.endswith(within) else ""  # of what was put around the model, such as peft's adapters
     if description is not None and description.readouts is not None:
         readouts = _saved_readouts(model.get_submodule(prefix.rstrip(".")), description, file)
+    if description is not None:
+        check_sealed(file.parent, *LOADED, whole=True)
     _check_readouts(policy, readouts)
     return Handle(
         model,

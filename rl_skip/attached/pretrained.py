@@ -105,7 +105,7 @@ def load_model(
     """
     config, saved_head = read_config(folder), Path(folder, HEAD)
     if is_sealed(Path(folder)):
-        check_sealed(Path(folder))
+        check_sealed(Path(folder), whole=True)
     if saved_head.is_file() and classes is not None and config.num_labels != len(classes):
         raise UserError(f"the head in {folder} has {config.num_labels} classes, the data have {len(classes)}; set --data to data with as many")
     if classes is not None:

@@ -35,18 +35,19 @@ def require_seal(folder: Path) -> None:
         raise UserError(f"{folder} has no {SEAL}, as those of earlier versions, so a change would not be noticed; to trust it as it is: {trusted}")
 
 
-def check_sealed(folder: Path, *names: str) -> None:
+def check_sealed(folder: Path, *names: str, whole: bool = False) -> None:
     """Refuses a folder of which a file is not as it was when the folder was sealed.
 
     Args:
-        names: the files that are compared, each of which must be there or not as in the seal; all that the seal names by default.
+        names: the files that are compared; those of them that are there must be in the seal.
+        whole: whether all that the seal names is compared too.
 
     Raises:
         UserError: naming the file that differs, is missing, or was added; or if there is no seal.
     """
     require_seal(folder)
     sealed = _read(folder / SEAL)
-    for name in names or sealed:
+    for name in dict.fromkeys((*names, *sealed) if whole else names):
         file = folder / name
         if name not in sealed and file.exists():
             raise UserError(f"{file} was added after {folder / SEAL} was written, so it is not read; restore the folder, or write it anew")

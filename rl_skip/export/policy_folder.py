@@ -29,10 +29,25 @@ from rl_skip.export.weights import build, read_weights, save_weights
 if TYPE_CHECKING:
     from rl_skip.nets.skip_layer import SkipLayer
 
-__all__ = ["DESCRIPTION", "FILES", "MODEL", "POLICY", "READOUTS", "SkipModel", "copy_export", "load", "load_policy", "read_description", "save"]
+__all__ = [
+    "DESCRIPTION",
+    "FILES",
+    "LOADED",
+    "MODEL",
+    "POLICY",
+    "READOUTS",
+    "SkipModel",
+    "copy_export",
+    "load",
+    "load_policy",
+    "read_description",
+    "save",
+]
 
 RIGHT_NETWORK = "the policy goes with the network that it was trained on"
 DESCRIPTION, POLICY, MODEL, READOUTS, CARD = FILES = ("policy.json", "policy.safetensors", "model.safetensors", "readouts.safetensors", "README.md")
+LOADED = tuple(name for name in FILES if name != CARD)
+"""What is loaded of them: the card alone may be written later, on the hub for example."""
 COST_TOLERANCE = 1e-4
 TRAIN_ANEW = "train the policy anew with train.py"
 
@@ -167,7 +182,7 @@ def copy_export(source: Path, folder: Path, *, features: Sequence[Feature] = (),
         load(source, features=features)
     else:
         load_policy(source, features)
-    check_sealed(source, *FILES)
+    check_sealed(source, *LOADED, whole=True)
 
     def fill(new: Path) -> None:
         for name in (*FILES, SEAL):
@@ -251,7 +266,7 @@ def load(
     _check_costs(description, stack, folder)
     _load_readouts(description, stack, Path(folder, READOUTS))
     refuse_not_finite(stack, folder, TRAIN_ANEW)
-    check_sealed(Path(folder), *FILES)
+    check_sealed(Path(folder), *LOADED, whole=True)
     stack.take_policy(policy, description.price)
     operating = description.price if price is None else price
     model = SkipModel(stack, policy, price=operating, table=description.table, guarantee=description.guarantee)

@@ -101,7 +101,7 @@ def load_pruned(folder: Path | str, stack: LayerStack | None = None, *, device: 
     plan = {"rank": fields.integer("adapter_rank"), "pools": fields.values.get("adapter_pools") is True} if adapter else None
     network = _built(fields, folder, stack, depth, layers, plan)
     refuse_not_finite(network, folder, "prune the run again")
-    check_sealed(folder, DESCRIPTION, WEIGHTS, CARD)
+    check_sealed(folder, DESCRIPTION, WEIGHTS, whole=True)
     return network.to(device).eval()
 
 

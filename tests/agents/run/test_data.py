@@ -75,7 +75,8 @@ def other_data(tmp_path: Path) -> Callable[[Callable[[dict[str, list[Any]]], obj
 def stopped(run: Path, folder: Path) -> Path:
     """The run as one that was stopped before its end, which never read its test data."""
     shutil.copytree(run, folder)
-    (folder / "report.json").unlink()
+    for name in ("report.json", "SHA256SUMS"):
+        (folder / name).unlink()
     shutil.rmtree(folder / "policy")
     described = json.loads((folder / "data.json").read_text())
     del described["splits"]["test"]
@@ -204,6 +205,7 @@ def test_a_baseline_is_set_beside_runs_of_the_same_rows_alone(own_run: Path, tmp
     described = json.loads((other / "data.json").read_text())
     described["splits"]["test"]["rows"] = 31
     (other / "data.json").write_text(json.dumps(described))
+    (other / "SHA256SUMS").unlink()
     assert rl_skip(["compare", str(run), "--baselines", str(other)]) == 2
     assert f"the test data of {run} and of {other} are not the same (30 and 31 rows)" in capsys.readouterr().err
 
