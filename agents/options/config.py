@@ -13,6 +13,7 @@ from rl_skip.core.features import default_features, find_features
 from rl_skip.core.fields import Fields, flat, read_dataclass
 from rl_skip.core.plugins import absolute_reference, label_of
 from rl_skip.core.policy import JumpRules, ObservationLayout, PolicyScope
+from rl_skip.core.seal import check_sealed, is_sealed
 from rl_skip.learning.prices import check_pricing, seen_range
 from rl_skip.measure.runs import CONFIG, FORMAT_VERSION, TRAIN_ANEW
 from rl_skip.nets.network import NetworkConfig
@@ -341,6 +342,8 @@ class TrainConfig:
         if not file.is_file():
             raise UserError(f"{folder} is no run folder, it has no {CONFIG}; name one that train.py wrote with --resume")
         fields = Fields.read(file, FORMAT_VERSION, oldest=FORMAT_VERSION, anew=TRAIN_ANEW)
+        if is_sealed(file.parent):
+            check_sealed(file.parent, CONFIG)
         del fields.values["format_version"]
         task = fields.object("task")
         options = read_task_options(task.object("options"))

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from agents.run.tuning import choose_parameters, heads_of, merge_adapters
 from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.devices import multiplies_bfloat16
 from rl_skip.core.errors import UserError
+from rl_skip.core.finite import NotFinite, not_finite
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import lengths
 from rl_skip.core.policy import JumpPolicy, JumpRules
@@ -264,17 +265,28 @@ class Learner:
         return random_routes(chances, keep, self.rules).to(self.device)
 
     def apply(self, loss: Tensor) -> Tensor:
-        """One step of both optimisers down the gradient of `loss`. Returns the norm of the network's gradient."""
+        """One step of both optimisers down the gradient of `loss`. Returns the norm of the network's gradient.
+
+        Raises:
+            NotFinite: before the step, if the gradient is not finite.
+        """
         self.network_optimizer.zero_grad()
         self.policy_optimizer.zero_grad()
         loss.backward()
         limit = self.config.schedule.max_grad_norm
         norm = nn.utils.clip_grad_norm_(self.stack.parameters(), limit)
-        nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
-        nn.utils.clip_grad_norm_(self.critic.parameters(), limit)
+        deciding = [nn.utils.clip_grad_norm_(module.parameters(), limit) for module in (self.policy, self.critic)]
+        if not sum(deciding, norm).isfinite():
+            self._refuse_gradient(loss)
         self.network_optimizer.step()
         self.policy_optimizer.step()
         return norm
+
+    def _refuse_gradient(self, loss: Tensor) -> NoReturn:
+        parts = {"network": self.stack, "policy": self.policy, "critic": self.critic}
+        named = {f"{part}.{name}": weight.grad for part, module in parts.items() for name, weight in module.named_parameters()}
+        last = not_finite((name, gradient) for name, gradient in reversed(named.items()) if gradient is not None)  # it is taken backwards
+        raise NotFinite(f"the gradient of {last or 'the network'} is not finite, and the loss is {loss.item():.4g}")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from agents.run.learner import Learner
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_write
+from rl_skip.core.seal import check_sealed, is_sealed
 
 __all__ = ["START", "load_start", "save_start"]
 
@@ -33,6 +34,8 @@ def load_start(learner: Learner, file: Path) -> None:
         tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"the start is not a readable safetensors file ({error}); {advice}") from None
+    if is_sealed(file.parent):
+        check_sealed(file.parent, file.name)
     weights = {name.removeprefix("stack."): tensor for name, tensor in tensors.items() if name.startswith("stack.")}
     try:
         learner.stack.load_state_dict(weights)

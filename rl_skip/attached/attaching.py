@@ -17,12 +17,14 @@ from rl_skip.attached.skip_config import SkipConfig
 from rl_skip.attached.tail import Tail
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature
+from rl_skip.core.finite import refuse_not_finite
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.policy import JumpPolicy, JumpRules
 from rl_skip.core.readouts import Readouts, adapter_of
 from rl_skip.core.reward import LINEAR
+from rl_skip.core.seal import check_sealed
 from rl_skip.export.description import Description
-from rl_skip.export.policy_folder import DESCRIPTION, READOUTS, load_policy, read_description
+from rl_skip.export.policy_folder import DESCRIPTION, LOADED, READOUTS, load_policy, read_description
 from rl_skip.export.weights import read_weights
 
 __all__ = ["attach", "check_fit", "check_layers"]
@@ -121,6 +123,8 @@ def attach(
     prefix = path.removesuffix(within) if path.endswith(within) else ""  # of what was put around the model, such as peft's adapters
     if description is not None and description.readouts is not None:
         readouts = _saved_readouts(model.get_submodule(prefix.rstrip(".")), description, file)
+    if description is not None:
+        check_sealed(file.parent, *LOADED, whole=True)
     _check_readouts(policy, readouts)
     return Handle(
         model,
@@ -156,6 +160,7 @@ def _saved_readouts(model: nn.Module, description: Description, file: Path) -> R
         raise UserError(HEAD_BESIDE)
     readouts = Readouts(first, layout.depth, plan, layout.readout_flops)
     readouts.load_state_dict(read_weights(file.parent / READOUTS, readouts.state_dict()))
+    refuse_not_finite(readouts, file.parent / READOUTS, "train the policy anew with train.py")
     return readouts
 
 

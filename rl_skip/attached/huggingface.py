@@ -22,8 +22,10 @@ from rl_skip.attached.rows import Places, few_rows, places_by_shape, put_rows
 from rl_skip.attached.tail import Recorded, Tail, called_after, copied, head_modules, modules_beside, readout_plan, speaks, standing_in, taken
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_replace
+from rl_skip.core.finite import refuse_not_finite
 from rl_skip.core.inputs import Inputs, map_inputs
 from rl_skip.core.readouts import Adapter, Readouts
+from rl_skip.core.seal import seal
 from rl_skip.core.stack import Carry, masked_mean
 from rl_skip.core.tracing import refuse_tracing
 from rl_skip.export.weights import save_weights
@@ -263,6 +265,7 @@ class HuggingFaceStack(CalledStack):
 
         The configuration is marked with a digest of the weights, by which a policy distinguishes the model from the one that it was made of.
         """
+        refuse_not_finite(self, f"the model is not written to {folder}", "train it anew, with a lower --learning-rate")
         self._config._name_or_path = ""  # what it was made of is not what it is
         setattr(self._config, DIGEST, digest(self.model))
 
@@ -272,6 +275,7 @@ class HuggingFaceStack(CalledStack):
                 self.processor.save_pretrained(new)
             if self.head is not None:
                 save_weights(new / HEAD, self.head.state_dict())
+            seal(new)
 
         with quiet():
             atomic_replace(folder, fill, overwrite=True)

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: the words after the program's name; those of the process by default.
 
     Returns:
-        0, or 2 for a user's mistake, which is printed in one line on standard error.
+        0, or 2 for a user's mistake and 1 for numbers that are not finite, which is printed in one line on standard error.
     """
     return carry_out(_parser(), argv)
 
@@ -68,7 +68,7 @@ def _carry_out(parser: "Parser", argv: Sequence[str] | None) -> int:
             report = command(arguments)
     except (UserError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return error.exit_code if isinstance(error, UserError) else 2
     if arguments.json:
         print(json.dumps(report.to_json() if isinstance(report, Comparison) else report, ensure_ascii=False))
     elif isinstance(report, Comparison):

@@ -6,7 +6,9 @@ __all__ = ["UserError", "positive"]
 
 
 class UserError(Exception):
-    """A user's mistake, in one line; the command lines print it and exit with code 2."""
+    """A user's mistake, in one line; the command lines print it and exit with its code."""
+
+    exit_code = 2
 
 
 def positive(name: str, value: float, flag: str, zero: bool = False) -> None:

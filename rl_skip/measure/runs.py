@@ -10,16 +10,17 @@ import torch
 
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature, check_features, find_features
-from rl_skip.core.fields import Fields
+from rl_skip.core.fields import Fields, is_ours
 from rl_skip.core.reward import Reward, find_reward
+from rl_skip.core.seal import check_sealed, is_sealed
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.export.policy_folder import SkipModel, load, read_description
 from rl_skip.nets.network import NetworkConfig, read_network_config
 from rl_skip.tasks import DEFAULTS, load_task
-from rl_skip.tasks.data_report import SplitReport, read_data_report, watched
+from rl_skip.tasks.data_report import DATA, SplitReport, read_data_report, watched
 from rl_skip.tasks.options import TaskOptions, read_task_options
 
-__all__ = ["CONFIG", "FORMAT_VERSION", "MODEL", "Run", "is_run", "load_run", "read_run", "refuse_other_data"]
+__all__ = ["CONFIG", "FORMAT_VERSION", "MODEL", "Run", "holds_run", "is_run", "load_run", "read_run", "refuse_other_data"]
 
 CONFIG = "config.json"
 MODEL = "model"
@@ -82,6 +83,11 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a folder holds a run of this version or another, known by what its `config.json` says and not by the file's name."""
+    return is_ours(folder / CONFIG, "task", "network", "agent")
+
+
 def read_run(folder: Path | str) -> Run:
     """Reads a run's `config.json`.
 
@@ -94,6 +100,8 @@ def read_run(folder: Path | str) -> Run:
     if not is_run(folder):
         raise UserError(f"{folder} is not a run, it has no {CONFIG}; name the folder that train.py wrote")
     fields = Fields.read(folder / CONFIG, FORMAT_VERSION, FORMAT_VERSION, TRAIN_ANEW)
+    if is_sealed(folder):
+        check_sealed(folder, CONFIG, DATA)
     task = fields.object("task")
     options = read_task_options(task.object("options"))
     if (folder / MODEL).is_dir():

@@ -13,6 +13,7 @@ import rl_skip
 from rl_skip import JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.cli.main import main
 from rl_skip.core.forward import routed_forward
+from rl_skip.core.seal import seal
 from rl_skip.nets.network import NetworkConfig, build_network, network_to_json
 from rl_skip.tasks import load_task
 from tests.rl_skip.run_config import run_config
@@ -132,7 +133,7 @@ def test_eval_reads_a_task_of_ones_own(capsys, tmp_path):
 
 def test_export_makes_a_folder_that_loads(capsys, run, tmp_path):
     found = report(capsys, "export", run, tmp_path / "new" / "shipped")
-    assert found["files"] == ["README.md", "model.safetensors", "policy.json", "policy.safetensors"]
+    assert found["files"] == ["README.md", "SHA256SUMS", "model.safetensors", "policy.json", "policy.safetensors"]
     images = torch.randn(9, 8, 8)
     assert torch.equal(rl_skip.load(tmp_path / "new" / "shipped")(images), rl_skip.load(run / "policy")(images))
 
@@ -276,6 +277,7 @@ def test_data_that_do_not_fit_the_run_are_refused(capsys, run):
     described = json.loads((run / "policy" / "policy.json").read_text())
     described["network"]["classes"] = 7
     (run / "policy" / "policy.json").write_text(json.dumps(described))
+    seal(run / "policy")
     assert "the data have 10 classes" in complaint(capsys, "eval", run)
 
 
