@@ -39,11 +39,9 @@ def refuse_tracing(sentence: str) -> None:
     Raises:
         UserError: where operations are being recorded.
     """
-    if _in_parts.get():
-        return
     if torch.compiler.is_dynamo_compiling():
         from rl_skip.core.compiled import refuse_whole_graph
 
         refuse_whole_graph(sentence)
-    elif tracing():
+    elif tracing() and not _in_parts.get():
         raise UserError(sentence)
