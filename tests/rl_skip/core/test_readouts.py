@@ -16,6 +16,7 @@ from rl_skip.core.features import CONFIDENCES, FEATURES, find_features
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.policy import legal_jumps
 from rl_skip.core.readouts import Adapter
+from rl_skip.core.seal import seal
 
 WIDTH, DEPTH, ROWS, CLASSES = 6, 5, 40, 3
 PRICE = 0.2
@@ -246,9 +247,11 @@ def test_what_readouts_are_is_checked_when_it_is_read(plan: object, tmp_path: Pa
     described = json.loads(file.read_text())
     assert described["readouts"] == {}
     file.write_text(json.dumps(described | {"readouts": plan}))
+    seal(file.parent)  # whoever edits a folder on purpose seals it too
     with pytest.raises(UserError, match=r"policy\.json: (readouts|rank|modules)"):
         rl_skip.load(tmp_path / "policy", make_stack(readouts=False))
     file.write_text(json.dumps(described | {"readouts": {"rank": 3}}))
+    seal(file.parent)
     with pytest.raises(UserError, match=r"readouts\.safetensors: the weight each\.0\.down\.weight is missing"):
         rl_skip.load(tmp_path / "policy", make_stack(readouts=False))
 
