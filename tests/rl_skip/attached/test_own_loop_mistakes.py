@@ -82,6 +82,9 @@ def test_a_mistake_is_one_line_and_the_next_step_works(mistake: str) -> None:
 
 
 def test_calls_that_are_not_to_be_learned_from() -> None:
+    """They change nothing of what is learned from the call before them."""
+    twin, of_twin, same = attached()
+    of_twin.loss(twin(**same), LABELS).backward()
     model, handle, inputs = attached()
     out = model(**inputs)
     with handle.disabled():
@@ -91,6 +94,10 @@ def test_calls_that_are_not_to_be_learned_from() -> None:
         model(**inputs)
     model.train()
     handle.loss(out, LABELS).backward()
+    grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    expected = [parameter.grad for parameter in twin.parameters() if parameter.grad is not None]
+    assert len(grads) == len(expected) > 10
+    torch.testing.assert_close(grads, expected)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "t5"])
