@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.attached.examples import call, logits_of
-from rl_skip.attached.tail import Tail, called_after, fresh_weights, modules_beside, readout_plan, speaks
+from rl_skip.attached.tail import Tail, called_after, fresh_weights, modules_beside, readout_plan, reads_one_token, speaks
 from rl_skip.core.batches import deployed
 from rl_skip.core.costs import counting
 from rl_skip.core.errors import UserError
@@ -63,8 +63,8 @@ def tried(model: nn.Module, example: Inputs | None) -> Iterator[None]:
             raise UserError(f"{failed}; give a batch of yours: {advice}") from None
 
 
-def after_layers(model: nn.Module, layers: Sequence[nn.Module], path: str, batch: Inputs) -> tuple[list[str], torch.Size]:
-    """Which modules the model calls after its layers; and the shape of the hidden state."""
+def after_layers(model: nn.Module, layers: Sequence[nn.Module], path: str, batch: Inputs) -> tuple[list[str], torch.Size, bool]:
+    """Which modules the model calls after its layers; the shape of the hidden state; and whether what it answers depends on one token of it alone."""
     shapes: list[torch.Size] = []
 
     def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -74,11 +74,12 @@ def after_layers(model: nn.Module, layers: Sequence[nn.Module], path: str, batch
     hook = layers[0].register_forward_pre_hook(watch, with_kwargs=True)
     try:
         names = called_after(lambda: logits_of(call(model, batch), model), layers[-1], modules_beside(model, path))
+        one_token = reads_one_token(lambda: logits_of(call(model, batch), model), layers[-1])
     finally:
         hook.remove()
     if not shapes:
         raise UserError(f"{type(model).__name__} does not call the layers at {path}; name those that it does, layers=")
-    return names, shapes[0]
+    return names, shapes[0], one_token
 
 
 def fresh_after(model: nn.Module, names: Sequence[str], fresh_head: bool | None) -> tuple[str, ...]:
@@ -94,7 +95,7 @@ def fresh_after(model: nn.Module, names: Sequence[str], fresh_head: bool | None)
 
 
 def new_readouts(
-    model: nn.Module, names: Sequence[str], depth: int, width: int, rank: int | None, fresh: Sequence[str], channel_dim: int
+    model: nn.Module, names: Sequence[str], depth: int, width: int, rank: int | None, fresh: Sequence[str], one_token: bool, channel_dim: int
 ) -> Readouts:
     """A readout after each layer but the last, each begun as the model's own head, their operations not counted yet.
 
@@ -104,9 +105,10 @@ def new_readouts(
         width: D.
         rank: of adapters; None: copies of those modules, or the adapters that suit it.
         fresh: weights of those modules that have yet to be learned.
+        one_token: whether they read one token of each row alone.
         channel_dim: where the D channels of the hidden state are.
     """
-    plan: dict[str, Any] = readout_plan(model, names, depth, fresh) if rank is None else {"rank": rank}
+    plan: dict[str, Any] = readout_plan(model, names, depth, fresh, one_token) if rank is None else {"rank": rank}
     first = Tail(model, plan["modules"]) if "modules" in plan else adapter_of(width, plan, channel_dim)
     device = next(model.parameters()).device
     return Readouts(first.to(device), depth, plan)

@@ -19,7 +19,19 @@ from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.identity import DIGEST, digest, identity
 from rl_skip.attached.library import quiet, require
 from rl_skip.attached.rows import Places, few_rows, places_by_shape, put_rows
-from rl_skip.attached.tail import Recorded, Tail, called_after, copied, head_modules, modules_beside, readout_plan, speaks, standing_in, taken
+from rl_skip.attached.tail import (
+    Recorded,
+    Tail,
+    called_after,
+    copied,
+    head_modules,
+    modules_beside,
+    readout_plan,
+    reads_one_token,
+    speaks,
+    standing_in,
+    taken,
+)
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_replace
 from rl_skip.core.finite import refuse_not_finite
@@ -210,7 +222,8 @@ class HuggingFaceStack(CalledStack):
         with torch.no_grad():
             carry = self.begin(example)
             names = called_after(lambda: self.finish(carry), self.routed[-1], self.beside)
-        return readout_plan(self.model, names, self.depth, self.fresh)
+            one_token = not self.speaks and reads_one_token(lambda: self.finish(carry), self.routed[-1])
+        return readout_plan(self.model, names, self.depth, self.fresh, one_token)
 
     def make_readout(self, plan: dict[str, Any]) -> nn.Module:
         return Tail(self.model, plan["modules"]) if "modules" in plan else super().make_readout(plan)

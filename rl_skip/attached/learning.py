@@ -105,12 +105,14 @@ class LearningHandle(Handle):
         self._averages: Averages | None = None
         batch = made_up(model) if example is None else example
         with tried(model, example):
-            names, shape = after_layers(model, layers, path, batch)
+            names, shape, one_token = after_layers(model, layers, path, batch)
         prefix, channel_dim = options["prefix"], options["channel_dim"]
         within = model.get_submodule(prefix.rstrip("."))
         inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
         fresh = fresh_after(within, inside, config.fresh_head) if len(shape) > 2 else ()  # of tokens there is a mean
-        readouts = new_readouts(within, inside, len(layers), width or shape[channel_dim], config.readout_rank, fresh, channel_dim)
+        one_token = one_token and config.fresh_head is not False
+        seen_width = width or shape[channel_dim]
+        readouts = new_readouts(within, inside, len(layers), seen_width, config.readout_rank, fresh, one_token, channel_dim)
         super().__init__(model, layers, path, width=width, flops=flops, policy=None, readouts=readouts, **options)
         self._chosen = None
         assert self.stack.readouts is not None

@@ -56,10 +56,11 @@ class SkipConfig:
     reward: Reward | str = "linear"
     """What a row earns: linear is score − price · compute; or a `Reward` of your own."""
     readout_rank: int | None = None
-    """Makes the readouts adapters of this rank before the model's own head. Default: copies of the head, where they are small, or else adapters."""
+    """Makes the readouts adapters of this rank before the model's own head. Default: copies of the head where they are small and it reads more than
+    one token; of a head that reads one, adapters that know the mean over the tokens; else adapters."""
     fresh_head: bool | None = None
     """Whether the head has yet to be learned: then there is nothing to copy, and the readouts are adapters before it that know the mean over the
-    tokens. Default: whether `from_pretrained` made it anew."""
+    tokens; False: copies in any case. Default: whether `from_pretrained` made it anew."""
     features: tuple[Feature | str, ...] = ()
     """What the policy sees besides position, compute and price. Default: what the readouts would answer, and how far the hidden state has moved."""
     policy_hidden: int = 128

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rl_skip.attached.finding import configured
@@ -21,6 +22,7 @@ __all__ = [
     "head_modules",
     "modules_beside",
     "readout_plan",
+    "reads_one_token",
     "shares_weights",
     "speaks",
     "standing_in",
@@ -109,16 +111,43 @@ def called_after(call: Callable[[], object], last: nn.Module, beside: dict[str, 
     return [name for name in after if name not in before and next(beside[name].parameters(), None) is not None]
 
 
-def readout_plan(model: nn.Module, names: Sequence[str], depth: int, fresh: Sequence[str] = ()) -> dict[str, Any]:
+def reads_one_token(call: Callable[[], Tensor], last: nn.Module) -> bool:
+    """Whether what `call` returns, (B, ...), depends on one token of each row alone after the `last` layer, such as BERT's first."""
+    seen: list[Tensor] = []
+
+    def watch(_layer: nn.Module, _args: Any, output: Any) -> Any:
+        whole = isinstance(output, tuple)
+        hidden = output[0] if whole else output
+        if not isinstance(hidden, Tensor) or hidden.dim() != 3 or hidden.shape[1] < 2:
+            return None
+        seen.append(hidden.detach().requires_grad_())
+        return (seen[-1], *output[1:]) if whole else seen[-1]
+
+    hook = last.register_forward_hook(watch)
+    try:
+        with torch.enable_grad():
+            first = call().flatten(1)[:, 0].sum()
+    finally:
+        hook.remove()
+    if not seen or not first.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(first, seen[-1], allow_unused=True)  # (B, T, D)
+    return gradient is not None and int((gradient.abs().amax(dim=-1) > 0).sum(dim=1).max()) == 1
+
+
+def readout_plan(model: nn.Module, names: Sequence[str], depth: int, fresh: Sequence[str] = (), one_token: bool = False) -> dict[str, Any]:
     """What readouts suit a model of L = `depth` layers that calls the modules `names` after them, whose weights `fresh` have yet to be learned.
+
+    Args:
+        one_token: whether its head reads one token of a row, see `reads_one_token`, which knows little of the others after the first layers.
 
     Returns:
         Copies of those modules, {"modules": …}. Or adapters before the model's own head: {"rank": …} where there are no such modules, they are
-        large, their weights are others' too, or they are a whole decoder; {"rank": …, "pools": True} where the last of them is fresh: there is
-        nothing to copy yet, and a head may read one token alone.
+        large, their weights are others' too, or they are a whole decoder; {"rank": …, "pools": True}, which know the mean over the tokens, where
+        the head reads one of them, or where the last of the modules is fresh: there is nothing to copy yet.
     """
     decodes = configured(model, "is_encoder_decoder")  # what comes after the encoder is the whole decoder
-    if names and not decodes and any(weight.startswith(f"{names[-1]}.") for weight in fresh):
+    if names and not decodes and (one_token or any(weight.startswith(f"{names[-1]}.") for weight in fresh)):
         return {"rank": POOLING_RANK, "pools": True}
     if not names or decodes or shares_weights(model, names) or too_large([model.get_submodule(name) for name in names], depth):
         return {"rank": RANK}

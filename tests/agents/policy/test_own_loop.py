@@ -74,7 +74,7 @@ def test_an_update_has_the_gradients_of_train_py(pricing: dict[str, float], fres
     metrics = agent.update(update)
 
     model, batch = model_of(), learner.batch(update)
-    handle = rl_skip.attach(model, rl_skip.SkipConfig(fresh_head=fresh, **pricing), example=batch.inputs)  # type: ignore[arg-type]
+    handle = rl_skip.attach(model, rl_skip.SkipConfig(fresh_head=fresh or None, **pricing), example=batch.inputs)  # type: ignore[arg-type]
     handle.policy.load_state_dict(begun["policy"])  # type: ignore[union-attr]
     handle.stack.readouts.load_state_dict(begun["readouts"])  # type: ignore[union-attr]
     handle.deciding.prices.draw = lambda *_: prices[0]  # type: ignore[attr-defined, method-assign]
