@@ -14,7 +14,7 @@ from agents.agent import AgentConfig
 from agents.baselines.compare import main as compare
 from agents.options.config import TrainConfig
 from agents.run.checkpoints import Stopped
-from agents.run.session import Unreported, train
+from agents.run.session import train
 from rl_skip.cli.streams import check_words, outlasting_readers
 from rl_skip.core.errors import UserError
 from rl_skip.tasks import defaults_of
@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Trains as the command line says, or compares where its first word is `compare`.
 
     Returns:
-        The exit code: 2 for a user's mistake, printed in one line; 1 where a part of the report failed after the training; 130 after Ctrl-C
+        The exit code: 2 for a user's mistake, printed in one line; 1 where the training
+        led to numbers that are not finite, or a part of the report failed after it; 130 after Ctrl-C
         and 143 after SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -89,7 +90,7 @@ def _train(arguments: Sequence[str]) -> int:
         train(read_options(arguments))
     except (UserError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 1 if isinstance(error, Unreported) else 2
+        return error.exit_code if isinstance(error, UserError) else 2
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code

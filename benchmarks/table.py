@@ -41,7 +41,7 @@ STUDIES = {
     "sst2": ["--task", "text", "--head", "mean"],
     "sick": [
         *("--task", "text", "--head", "mean", "--text-column", "sentence_a", "--pair-column", "sentence_b"),
-        *("--warmup-epochs", "4", "--epochs", "4"),
+        *("--warmup-epochs", "4", "--epochs", "8"),
     ],
     "banking77": [
         *("--task", "text", "--head", "mean", "--data", "banking77", "--learning-rate", "1e-4"),

@@ -10,7 +10,8 @@ TRAIN = Path(__file__).parent.parent / "train.py"
 
 
 def trained(run: Path, *flags: str) -> Path:
-    """The run folder, trained if it is not finished."""
+    """The run folder, trained if it is not finished; one that was begun goes on."""
     if not has_report(run):
-        subprocess.run([sys.executable, str(TRAIN), *flags, "--out", str(run), "--overwrite"], check=True, stdout=subprocess.DEVNULL)
+        place = "--resume" if (run / "config.json").is_file() else "--out"
+        subprocess.run([sys.executable, str(TRAIN), *flags, place, str(run)], check=True, stdout=subprocess.DEVNULL)
     return run

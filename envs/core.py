@@ -235,7 +235,8 @@ class SkipCore:
             ResetNeeded: without autoreset, if an episode has ended that no other follows.
         """
         state, rules = self._begun(), self.rules
-        resting = self.over.nonzero().squeeze(1)
+        same_step = self.autoreset_mode == AutoresetMode.SAME_STEP  # where no episode is over when a step begins
+        resting = self.everyone[:0] if same_step else self.over.nonzero().squeeze(1)
         rows = self.everyone
         if resting.shape[0] > 0:
             if self.autoreset_mode == AutoresetMode.DISABLED:

@@ -8,7 +8,8 @@ from rl_skip.core.kinds import BUILT, KINDS
 from rl_skip.core.version import __version__
 
 if TYPE_CHECKING:
-    from rl_skip.attached import Handle, HuggingFaceStack, attach, from_pretrained
+    from rl_skip.attached import Handle, HuggingFaceStack, LearningHandle, SkipConfig, attach, from_pretrained
+    from rl_skip.attached.trainer import SkipTrainer, SkipTraining
     from rl_skip.core.costs import CostModel
     from rl_skip.core.dial import Guarantee
     from rl_skip.core.features import FEATURES, Feature, View
@@ -48,6 +49,7 @@ __all__ = [
     "JumpPolicy",
     "JumpRules",
     "LayerStack",
+    "LearningHandle",
     "MeasuredBaseline",
     "ModuleStack",
     "NetworkConfig",
@@ -59,8 +61,11 @@ __all__ = [
     "Rollout",
     "Router",
     "RoutingState",
+    "SkipConfig",
     "SkipLayer",
     "SkipModel",
+    "SkipTrainer",
+    "SkipTraining",
     "Split",
     "Task",
     "UserError",
@@ -79,7 +84,8 @@ __all__ = [
 ]
 
 _NAMES = {
-    "attached": ("Handle", "HuggingFaceStack", "attach", "from_pretrained"),
+    "attached": ("Handle", "HuggingFaceStack", "LearningHandle", "SkipConfig", "attach", "from_pretrained"),
+    "attached.trainer": ("SkipTrainer", "SkipTraining"),
     "core.costs": ("CostModel",),
     "core.dial": ("Guarantee",),
     "core.features": ("FEATURES", "Feature", "View"),

@@ -16,16 +16,19 @@ from torch import Tensor
 
 import agents.policy.ppo
 import agents.policy.reinforce
+import agents.run.session
 import train
 from agents.options.config import PriceConfig, TrainConfig
-from agents.policy.exact import Leaving
 from agents.policy.ppo import Ppo, PpoConfig
+from agents.run.forecast import Forecast
 from agents.run.learner import Learner
+from agents.run.session import Session
 from envs import EnvOptions, SkipCore
 from envs.core import Step
 from rl_skip import JumpPolicy, Rollout, routed_forward
 from rl_skip.cli.main import main
 from rl_skip.core.reward import find_reward
+from rl_skip.learning.exact import Leaving
 from rl_skip.measure.compare.book import RouteBook
 from rl_skip.measure.evaluation import all_routes, evaluate
 from rl_skip.measure.runs import load_run, read_run
@@ -86,7 +89,14 @@ def trained(request: pytest.FixtureRequest, own: str, tmp_path_factory: pytest.T
     run = Trained(tmp_path_factory.mktemp("runs") / request.param, exits=request.param != "sampled")
     shown, loss = module.rollout_metrics, agents.policy.reinforce.reinforce_loss
     shown_exits, leaving = agents.policy.reinforce.exit_metrics, agents.policy.reinforce.leaving
-    learns: list[JumpPolicy] = []
+    foresee, learns = agents.run.session.foresee, list[JumpPolicy]()
+
+    def forgotten(session: Session) -> Forecast:
+        """The updates that are tried to foresee how long all take leave no trace in the run."""
+        forecast = foresee(session)
+        run.rewards.clear()
+        run.gradients.clear()
+        return forecast
 
     def watched_metrics(rollout: Rollout, score: Tensor, price: Tensor, *rest: Any) -> dict[str, Tensor]:
         run.rewards.append(mean_by_hand(score, price, rollout.compute))
@@ -110,6 +120,7 @@ def trained(request: pytest.FixtureRequest, own: str, tmp_path_factory: pytest.T
         return shown_exits(leaves, expected, score, name, compute, price)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agents.run.session, "foresee", forgotten)
         patch.setattr(agents.policy.reinforce, "leaving", watched_leaving)
         patch.setattr(agents.policy.reinforce, "exit_metrics", watched_exits)
         patch.setattr(module, "rollout_metrics", watched_metrics)

@@ -27,7 +27,8 @@ from rl_skip.measure.compare.rows import Rows
 from rl_skip.measure.runs import load_run, read_run
 
 TOP = Path(__file__).resolve().parents[1]
-OWN = sorted((TOP / "examples").glob("own_*.py"))
+OWN = sorted(file for file in (TOP / "examples").glob("own_*.py") if not file.stem.startswith("own_loop"))
+"""Parts of one's own; training in a loop of one's own is tested in test_examples_own_loop.py."""
 BASELINE = "examples/own_baseline.py:two_heads"
 SHORT = ("--train-rows", "256", "--warmup-epochs", "1", "--epochs", "2", "--threads", "1", "--device", "cpu", "--checkpoint-updates", "4")
 SMALL = ("--layers", "4", "--width", "16")

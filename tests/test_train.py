@@ -1,6 +1,7 @@
 """The command line of training: what it refuses, in one line and before anything is written, and what it explains."""
 
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
@@ -11,6 +12,7 @@ import pytest
 
 import train
 from agents.options.config import TrainConfig
+from rl_skip.cli.main import main as rl_skip
 
 TOP = Path(__file__).resolve().parents[1]
 
@@ -57,6 +59,7 @@ def option_names(kind: type) -> list[str]:
         (["--checkpoint-updates", "0"], "set --checkpoint-updates"),
         (["--keep-checkpoints", "0"], "set --keep-checkpoints"),
         (["--out", "a-run"], "the run folder a-run exists; name another with --out"),
+        (["--out", "a-run", "--overwrite"], "a-run is not a run folder, so it is not replaced"),
         (["--out", "no-run", "--overwrite"], "no-run is not a run folder, so it is not replaced"),
         (["--out", "file", "--overwrite"], "file is not a run folder, so it is not replaced"),
         (["--resume", "no-run"], "no-run is no run folder, it has no config.json"),
@@ -86,7 +89,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
 def test_the_process_ends_with_code_2_and_without_a_traceback(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(TOP / "train.py"), "--price", "nan"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "error: the price must be a finite number of at least 0, got nan; set --price\n"
+    assert done.stderr == "error: the price must be a finite number of at least 0, got nan; set --price, or price=\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -106,13 +109,23 @@ def test_the_run_folder_holds_what_the_next_commands_need(finished_run: Any) -> 
     assert {"policy/policy.json", "policy/policy.safetensors", "policy/model.safetensors", "policy/README.md"} <= names
 
 
+@pytest.mark.parametrize("name", ["config.json", "data.json"])
+def test_a_finished_run_of_which_a_bit_changed_is_refused(name: str, finished_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sums = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=finished_run.folder, capture_output=True, text=True)
+    assert sums.returncode == 0 and {"config.json: OK", "report.json: OK", "metrics.jsonl: OK"} <= set(sums.stdout.splitlines())
+    folder = Path(shutil.copytree(finished_run.folder, tmp_path / "run"))
+    (folder / name).write_text((folder / name).read_text().replace("0", "1", 1))
+    assert rl_skip(["eval", str(folder)]) == 2
+    assert f"{folder / name} is not as it was written" in capsys.readouterr().err
+
+
 def test_overwrite_replaces_a_run_and_the_same_seed_gives_the_same_policy(finished_run: Any, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.json").write_text('{"format_version": 1, "task": {}, "network": {}, "agent": ""}')  # of an earlier version
     (folder / "stale").touch()
     assert train.main(["--out", str(folder), "--overwrite", *finished_run.options]) == 0
-    assert not (folder / "stale").exists()
+    assert not (folder / "stale").exists() and not (folder / ".owner").exists()
     for name in ("policy.safetensors", "model.safetensors"):
         assert (folder / "policy" / name).read_bytes() == (finished_run.folder / "policy" / name).read_bytes()
 

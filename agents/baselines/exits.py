@@ -8,7 +8,6 @@ from torch import Tensor
 
 from agents.agent import AGENTS
 from agents.baselines.baseline import Baseline, Setting, batch_metrics
-from agents.policy.calibration import CALIBRATION_ROWS
 from agents.run.learner import Learner
 from agents.run.telemetry import score_metric
 from rl_skip.core.batches import deployed, in_batches
@@ -16,6 +15,7 @@ from rl_skip.core.forward import routed_forward
 from rl_skip.core.readouts import Readouts
 from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.core.task import Examples
+from rl_skip.learning.calibration import CALIBRATION_ROWS
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.leaving import entropy
 from rl_skip.measure.compare.style import GREEN

@@ -13,16 +13,15 @@ from torch import Tensor, nn
 
 from agents.agent import AGENTS, AgentConfig
 from agents.baselines.baseline import Baseline, Setting, batch_metrics
-from agents.options.config import positive
-from agents.policy.calibration import CALIBRATION_ROWS, logit_bias_within
 from agents.run.learner import Learner
 from agents.run.telemetry import score_metric
 from rl_skip.core.costs import linear_flops
-from rl_skip.core.errors import UserError
+from rl_skip.core.errors import UserError, positive
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import Inputs, row_count
 from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.core.stack import Carry, LayerStack
+from rl_skip.learning.calibration import CALIBRATION_ROWS, logit_bias_within
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.style import VERMILLION
 

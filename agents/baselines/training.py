@@ -12,6 +12,7 @@ from agents.baselines.baseline import Baseline, Unsuited
 from agents.options.config import PriceConfig, TrainConfig
 from agents.run.checkpoints import Stopped
 from agents.run.forecast import duration
+from agents.run.owner import owning
 from agents.run.session import is_finished, train
 from agents.run.start import START
 from rl_skip.core.bounded import read_json
@@ -76,10 +77,17 @@ def train_baselines(
         allow_code: whether the Python files that the run names may be run.
 
     Raises:
-        UserError: if there is no finished run, its network is not the one that its options describe, or its data cannot be read.
+        UserError: if there is no finished run, another process trains it or its baselines, its network is not the one that its options
+            describe, or its data cannot be read.
         SystemExit: on Ctrl-C or SIGTERM, once a checkpoint is written; the same call goes on there.
     """
-    console = console or Console(stderr=True)
+    with owning(folder):
+        _train_all(folder, budgets, only, as_exported, data, console or Console(stderr=True), allow_code)
+
+
+def _train_all(
+    folder: Path, budgets: Iterable[float], only: Collection[str] | None, as_exported: bool, data: str | None, console: Console, allow_code: bool
+) -> None:
     wanted = tuple(dict.fromkeys(budgets))
     if as_exported:
         own = _spent(folder, data, allow_code)

@@ -1,6 +1,5 @@
 """Every option of a training run, with its meaning; `train.py --help` shows these texts."""
 
-import math
 import reprlib
 import shlex
 from collections.abc import Collection, Mapping
@@ -10,27 +9,25 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from agents.agent import AGENTS, Agent, AgentConfig, find_agent
-from rl_skip.core.bounded import MOST_LAYERS, MOST_WIDTH
+from rl_skip.core.bounded import MOST_WIDTH
 from rl_skip.core.dial import GuaranteeKind, checked_tolerance
-from rl_skip.core.errors import UserError
+from rl_skip.core.errors import UserError, positive
 from rl_skip.core.features import default_features, find_features
 from rl_skip.core.fields import Fields, flat, read_dataclass
 from rl_skip.core.plugins import absolute_reference, is_own, label_of, refuse_code
 from rl_skip.core.policy import JumpRules, ObservationLayout, PolicyScope
+from rl_skip.core.seal import check_sealed, is_sealed
+from rl_skip.learning.prices import check_pricing, seen_range
 from rl_skip.measure.runs import CONFIG, FORMAT_VERSION, TRAIN_ANEW, references_of
 from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks.options import TaskOptions, read_task_options
 from rl_skip.tasks.shipped import is_shipped
 
-__all__ = ["PRICE_BOUNDS", "CheckpointConfig", "PolicyConfig", "PriceConfig", "ScheduleConfig", "TrainConfig", "Tune", "positive"]
+__all__ = ["CheckpointConfig", "PolicyConfig", "PriceConfig", "ScheduleConfig", "TrainConfig", "Tune"]
 
 FREE_ON_RESUME = ("device", "threads", "task/data")
 FIXED = ("task", "data", "out", "overwrite", "resume", "allow_code", "agent")
 """What a task's defaults cannot set: the task itself, the agent, and where the run goes."""
-PRICE_BOUNDS = (0.001, 10.0)
-"""The lowest and highest price that the observation of a policy for one price, or for one budget, distinguishes."""
-LEAST_BUDGET = 1 / MOST_LAYERS
-"""What one layer costs of the deepest network."""
 MOST, MOST_THREADS = 10**9, 256
 MOST_OF = {
     "batch_size": 2**20,
@@ -47,12 +44,6 @@ MOST_OF = {
 BUDGET_ALONE = ("budget_price", "budget_integral", "budget_proportional", "budget_penalty")
 Tune = Literal["all", "frozen", "head", "norms", "lora"]
 Precision = Literal["no", "bf16", "auto"]
-
-
-def positive(name: str, value: float, flag: str, zero: bool = False) -> None:
-    """Raises `UserError` unless a number is finite and above 0, or `zero`."""
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise UserError(f"{name} must be a finite number {'of at least' if zero else 'above'} 0, got {value}; set {flag}")
 
 
 @dataclass(frozen=True)
@@ -140,30 +131,11 @@ class PriceConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward", absolute_reference(self.reward))
-        if self.price is not None and self.budget is not None:
-            raise UserError("a price and a budget exclude each other; set one of --price and --budget")
-        if self.budget is not None and not LEAST_BUDGET <= self.budget <= 1:
-            raise UserError(f"a budget is a mean compute in (0, 1], {LEAST_BUDGET} at the least, got {self.budget}; set --budget")
+        check_pricing(self)
         if self.guarantee is not None:
             checked_tolerance(self.guarantee)
         elif self.guarantee_kind != "confidence":
             raise UserError(f"without a tolerance there is no guarantee in {self.guarantee_kind}; set --guarantee, 0.01 for one point")
-        positive("the price a budget starts from", self.budget_price, "--budget-price")
-        positive("budget_integral", self.budget_integral, "--budget-integral")
-        positive("budget_proportional", self.budget_proportional, "--budget-proportional", zero=True)
-        positive("budget_penalty", self.budget_penalty, "--budget-penalty", zero=True)
-        if self.price is not None:
-            positive("the price", self.price, "--price", zero=True)
-        low, high = self.price_range
-        positive("the price range's low end", low, "--price-range")
-        positive("the price range's high end", high, "--price-range")
-        if low >= high:
-            raise UserError(f"the price range must ascend, got {low} {high}; set --price-range LOW HIGH")
-
-    @property
-    def seen_range(self) -> tuple[float, float]:
-        """The prices that the policy's observation distinguishes."""
-        return self.price_range if self.price is None and self.budget is None else PRICE_BOUNDS
 
 
 @dataclass(frozen=True)
@@ -312,7 +284,7 @@ class TrainConfig:
         if not 0 <= self.seed < 2**32:
             raise UserError(f"the seed must lie in 0..2^32 - 1, got {self.seed}; set --seed")
         if not self.options.pretrained:  # whose depth the model says
-            self.policy.rules(self.network.layers, self.network.width, self.pricing.seen_range)
+            self.policy.rules(self.network.layers, self.network.width, seen_range(self.pricing))
 
     def _check_sizes(self) -> None:
         """Refuses numbers beyond those that a run could use."""
@@ -427,6 +399,8 @@ class TrainConfig:
         if not file.is_file():
             raise UserError(f"{folder} is no run folder, it has no {CONFIG}; name one that train.py wrote with --resume")
         fields = Fields.read(file, FORMAT_VERSION, oldest=FORMAT_VERSION, anew=TRAIN_ANEW)
+        if is_sealed(file.parent):
+            check_sealed(file.parent, CONFIG)
         refuse_code(references_of(fields), file, allow_code)
         del fields.values["format_version"]
         task = fields.object("task")

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from agents.policy.prices import PriceSource
 from agents.run.learner import Learner
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.routers import PolicyRouter
 from rl_skip.core.task import Examples
+from rl_skip.learning.prices import PriceSource
 
 __all__ = ["imitation_loss", "imitation_weight"]
 

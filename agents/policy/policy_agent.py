@@ -11,31 +11,29 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from agents.agent import Agent, AgentConfig, Results, TrainedRun
-from agents.options.config import positive
 from agents.policy.calibration import calibrate, calibration_rows, refuse_small_budget
-from agents.policy.prices import BudgetPrice, PriceRange, price_source
 from agents.run.forecast import seconds_of
 from agents.run.learner import Learner
 from agents.run.pictures import DRAWING, show_routes
 from agents.run.report import TABLE, TIMED_ROWS, TIMING, TIMINGS, final_report, print_report, rows_of_report
 from rl_skip.core.batches import deployed
 from rl_skip.core.dial import Guarantee, PriceTable
-from rl_skip.core.errors import UserError
+from rl_skip.core.errors import UserError, positive
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.plugins import label_of, own_code
 from rl_skip.core.reward import find_reward
 from rl_skip.core.routers import PolicyRouter
 from rl_skip.core.task import Examples, score_key
 from rl_skip.export.policy_folder import save
+from rl_skip.learning.prices import BudgetPrice, PriceRange, price_source
 from rl_skip.measure.evaluation import Evaluation, evaluate
 from rl_skip.measure.every_price import at_any_price
 from rl_skip.measure.guarantee import guarantee
 from rl_skip.measure.runs import MODEL
 from rl_skip.nets.network import network_to_json
 
-__all__ = ["PolicyAgent", "PolicyAgentConfig", "entropy_weight"]
+__all__ = ["PolicyAgent", "PolicyAgentConfig"]
 
-ANNEALED_AT = 0.8
 CALIBRATION, GUARANTEE, EXPORT, PICTURES = "calibration", "guarantee", "export of the policy", "pictures"
 """Parts of a run's end, beside those of the report."""
 TRIED_ROWS = 256
@@ -63,11 +61,6 @@ class PolicyAgentConfig(AgentConfig):
         for name in ("entropy_start", "entropy_end", "value_weight"):
             positive(name, getattr(self, name), f"--{name.replace('_', '-')}")
         positive("imitation_weight", self.imitation_weight, "--imitation-weight", zero=True)
-
-
-def entropy_weight(config: PolicyAgentConfig, progress: float) -> float:
-    """Weight of the entropy bonus: falls geometrically from its start to its end, reached after four fifths of the run."""
-    return config.entropy_start * (config.entropy_end / config.entropy_start) ** min(progress / ANNEALED_AT, 1.0)
 
 
 @contextmanager

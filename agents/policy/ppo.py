@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from agents.agent import AGENTS, Results, TrainedRun
 from agents.policy.imitation import imitation_loss, imitation_weight
-from agents.policy.policy_agent import PolicyAgent, PolicyAgentConfig, entropy_weight
-from agents.policy.prices import BudgetPrice, PriceRange, PriceSource
+from agents.policy.policy_agent import PolicyAgent, PolicyAgentConfig
 from agents.run.forecast import seconds_of
 from agents.run.learner import Critic, Learner
 from agents.run.telemetry import rollout_metrics, score_metric
@@ -27,6 +26,8 @@ from rl_skip.core.forward import routed_forward
 from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.progress import begin_stage
 from rl_skip.core.routers import PolicyRouter
+from rl_skip.learning.exact import entropy_weight
+from rl_skip.learning.prices import BudgetPrice, PriceRange, PriceSource
 from rl_skip.measure.every_price import leaves_only
 
 __all__ = ["MaskablePpo", "Ppo", "PpoConfig", "actor_critic"]

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from agents.agent import AGENTS, Results, TrainedRun
-from agents.policy.exact import Leaving, leaving
 from agents.policy.imitation import imitation_loss, imitation_weight
-from agents.policy.policy_agent import PolicyAgent, PolicyAgentConfig, entropy_weight
-from agents.policy.prices import BudgetPrice, PriceRange
+from agents.policy.policy_agent import PolicyAgent, PolicyAgentConfig
 from agents.run.forecast import seconds_of
 from agents.run.learner import Learner
 from agents.run.telemetry import rollout_metrics, score_metric
@@ -22,12 +20,16 @@ from rl_skip.core.forward import Rollout, routed_forward
 from rl_skip.core.progress import begin_stage
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routers import PolicyRouter
-from rl_skip.core.task import Examples, score_key
+from rl_skip.core.task import Examples
+from rl_skip.learning.alone import POLICY_BATCH, learn_alone
+from rl_skip.learning.exact import entropy_weight, exact_loss, exit_metrics, leaving
+from rl_skip.learning.outcomes import SeenExits
+from rl_skip.learning.prices import BudgetPrice, PriceRange
 
 __all__ = ["Reinforce", "ReinforceConfig", "estimated_advantage", "leave_one_out_advantage", "reinforce_loss"]
 
 BaselineName = Literal["value", "leave-one-out"]
-PASS_BATCH, POLICY_BATCH = 256, 256
+PASS_BATCH = 256
 POLICY_ALONE = "policy alone"
 """The part of a run in which the policy learns from the finished network."""
 GradientName = Literal["auto", "exact", "sampled"]
@@ -127,30 +129,6 @@ def reinforce_loss(rollout: Rollout, score: Tensor, price: Tensor, advantage: Ad
     )
 
 
-def exit_metrics(leaves: Leaving, expected: Tensor, score: Tensor, score_name: str, compute: Tensor, price: Tensor) -> dict[str, Tensor]:
-    """What one pass over all exits shows, as scalars on the device; all but the price in expectation over when rows leave.
-
-    Args:
-        leaves: of B rows.
-        expected: (B,), the reward.
-        score: (B, L), of each exit.
-        score_name: what the task calls it.
-        compute: (B, L), the relative compute of each exit.
-        price: (B,).
-    """
-    chance = leaves.probability.detach()  # (B, L)
-    ran = chance.flip(1).cumsum(dim=1).flip(1).mean(dim=0)  # (L,), of those that leave after a layer all ran it
-    return {
-        "rollout/ep_rew_mean": expected.mean(),
-        "rollout/ep_len_mean": leaves.decisions.mean(),
-        f"rollout/{score_key(score_name)}": (chance * score).sum(dim=1).mean(),
-        "rollout/compute": (chance * compute).sum(dim=1).mean(),
-        "policy/entropy": (leaves.entropy / leaves.decisions).mean(),
-        "price": price.mean(),
-        **{f"layers/run_rate_{i}": rate for i, rate in enumerate(ran)},
-    }
-
-
 class Reinforce(PolicyAgent):
     """The agent: one update samples G routes for each input of a batch, from which the policy learns; the network learns on the first.
 
@@ -222,16 +200,15 @@ class Reinforce(PolicyAgent):
         exits = exit_pass(learner.stack, learner.policy, batch.inputs, price)
         leaves = leaving(learner.policy, exits.observations)
         scores, shown = (exits.scores(score, batch.labels) for score in (self.score, learner.task.score))  # (B, L) each
-        expected = (leaves.probability * reward.total(scores, exits.compute, price.unsqueeze(1))).sum(dim=1)  # (B,)
-        policy_loss = -expected.mean()
-        loss = policy_loss - entropy_weight(config, learner.joint_progress(update)) * leaves.entropy.mean()
+        earned = reward.total(scores, exits.compute, price.unsqueeze(1))  # (B, L)
+        loss, expected = exact_loss(leaves, earned, entropy_weight(config, learner.joint_progress(update)))
         metrics = exit_metrics(leaves, expected, shown, learner.task.score_name, exits.compute, price)
         if learner.tunes:
             supervised = learner.exits_loss(batch, rows, exits.answers)
             loss, metrics["train/supervised_loss"] = loss + supervised, supervised
         norm = learner.apply(loss)
         self.prices.observe(metrics["rollout/compute"])
-        return metrics | {"train/policy_loss": policy_loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate)}
+        return metrics | {"train/policy_loss": -expected.mean(), "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate)}
 
     def finish(self, run: TrainedRun) -> Results:
         if self.exact:
@@ -252,29 +229,20 @@ class Reinforce(PolicyAgent):
 
     def learn_from_finished_network(self) -> None:
         """The policy alone, on what the network, which no longer changes, says of the training rows: one pass, then many over its answers."""
-        learner, config, policy, generator = self.learner, self.config, self.learner.policy, torch.Generator().manual_seed(self.learner.config.seed)
+        learner, policy = self.learner, self.learner.policy
 
         def seen(batch: Examples, _rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             exits = exit_pass(learner.stack, policy, batch.inputs, torch.ones(len(batch), device=learner.device))
             return exits.observations, exits.scores(self.score, batch.labels), exits.compute
 
-        observations, scores, compute = (part.to(learner.device) for part in in_batches(seen, learner.train, PASS_BATCH, learner.stack))
-        optimizer = torch.optim.Adam(policy.parameters(), lr=learner.config.schedule.policy_learning_rate)
-        for epoch in range(config.policy_epochs):
-            weight = entropy_weight(config, epoch / config.policy_epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = learner.config.schedule.policy_learning_rate * (1 - 0.9 * epoch / config.policy_epochs)
-            for rows in torch.randperm(len(scores), generator=generator).to(learner.device).split(POLICY_BATCH):
-                price = self.prices.draw(len(rows), generator).to(learner.device)  # (R,)
-                looked = observations[rows].clone()  # (R, L - 1, S)
-                looked[..., -1] = policy.rules.layout.scale_price(price).unsqueeze(1)
-                leaves = leaving(policy, looked)
-                reward = self.prices.reward.total(scores[rows], compute[rows], price.unsqueeze(1))  # (R, L)
-                loss = -(leaves.probability * reward).sum(dim=1).mean() - weight * leaves.entropy.mean()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                self.prices.observe((leaves.probability * compute[rows]).sum(dim=1).mean().detach())
+        learn_alone(
+            policy,
+            SeenExits(*in_batches(seen, learner.train, PASS_BATCH, learner.stack)),
+            self.prices,
+            self.config,
+            learning_rate=learner.config.schedule.policy_learning_rate,
+            generator=torch.Generator().manual_seed(learner.config.seed),
+        )
 
     def _sampled_update(self, update: int) -> dict[str, Tensor]:
         learner, config = self.learner, self.config

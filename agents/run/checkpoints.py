@@ -20,10 +20,11 @@ import torch
 from agents.options.config import CheckpointConfig
 from rl_skip.core.bounded import read_bytes
 from rl_skip.core.errors import UserError
-from rl_skip.core.files import atomic_write
+from rl_skip.core.files import atomic_write, remove_unfinished
 
-__all__ = ["Checkpoints", "StopRequests", "Stopped", "load_random_states", "random_states"]
+__all__ = ["CHECKPOINTS", "Checkpoints", "StopRequests", "Stopped", "load_random_states", "random_states"]
 
+CHECKPOINTS = "checkpoints"
 NAME = re.compile(r"update-(\d{9})-([0-9a-f]{16})\.pt")
 
 
@@ -60,7 +61,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
-        self.folder, self.config = folder / "checkpoints", config
+        self.folder, self.config = folder / CHECKPOINTS, config
         self._written = (0, time.monotonic())  # which update, and when
 
     def due(self, done: int) -> bool:
@@ -82,6 +83,7 @@ class Checkpoints:
 
     def latest(self, say: Callable[[str], None]) -> dict[str, Any] | None:
         """The newest whole checkpoint, on the CPU, or None; each damaged one is reported with `say`, and set aside."""
+        remove_unfinished(self.folder)
         for file in self._files():
             update, digest = _parts(file)
             content = read_bytes(file, f"take it out of {self.folder}, and the one before it is used")

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,17 @@ from agents.run.tuning import choose_parameters, heads_of, merge_adapters
 from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.devices import multiplies_bfloat16
 from rl_skip.core.errors import UserError
+from rl_skip.core.finite import NotFinite, not_finite
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import lengths
 from rl_skip.core.policy import JumpPolicy, JumpRules
 from rl_skip.core.random_routes import random_routes
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
+from rl_skip.learning.prices import seen_range
+from rl_skip.learning.supervised import distillation, exits_loss, taught_loss
 
-__all__ = ["Critic", "Learner", "distillation"]
+__all__ = ["Critic", "Learner"]
 
 RISE_UPDATES = 50
 TEACHER_BATCH = 256
@@ -27,11 +30,6 @@ LARGEST_TEACHER = 2**28
 """Numbers that a teacher's outputs of all training rows may hold, 1 GB; beyond, the readouts learn from the network's own full depth instead."""
 BUCKET = 32
 """Batches among whose rows those of like length are put together: more pads less, fewer mixes better."""
-
-
-def distillation(outputs: Tensor, teacher: Tensor) -> Tensor:
-    """Mean cross-entropy of outputs (B, …, C) from the teacher's outputs, a scalar (Hinton et al. 2015, at temperature 1)."""
-    return -(teacher.softmax(dim=-1) * outputs.log_softmax(dim=-1)).sum(dim=-1).mean()
 
 
 def _outputs(stack: LayerStack, route: Tensor, batch: Examples, _rows: Tensor) -> tuple[Tensor]:
@@ -74,7 +72,7 @@ class Learner:
         """Whether the readouts are this learner's own, and not those that a given stack brought along."""
         readout_flops = self._readout_flops()
         self.adapters = choose_parameters(self.stack, config.schedule.tune)
-        price_range, has_memory = config.pricing.seen_range, self.stack.has_memory
+        price_range, has_memory = seen_range(config.pricing), self.stack.has_memory
         self.rules = config.policy.rules(self.stack.depth, self.stack.width, price_range, has_memory, readout_flops)
         self.policy, self.critic = JumpPolicy(self.rules).to(device), Critic(self.rules).to(device)
         schedule = config.schedule
@@ -220,14 +218,9 @@ class Learner:
             rows: (B,), which training rows they are.
             answers: (L, B, ...), of each layer; the last layer's weigh 1, the others' `exit_weight`.
         """
-        schedule, K = self.config.schedule, len(answers) - 1
-        early = answers[:-1].flatten(0, 1)  # (K B, ...)
-        again = torch.arange(len(batch), device=rows.device).repeat(K)  # (K B,), the batch once for each layer
-        loss = self.taught_loss(answers[-1], batch, rows)
-        lesson = self.taught_loss(early, Examples(batch.inputs, batch.labels[again]), rows[again])
-        if self.teacher is None and schedule.distillation_weight > 0:
-            lesson = lesson + schedule.distillation_weight * distillation(early, answers[-1].detach()[again])
-        return loss + schedule.exit_weight * K * lesson
+        schedule = self.config.schedule
+        weights = {"exit_weight": schedule.exit_weight, "distillation_weight": schedule.distillation_weight}
+        return exits_loss(self.task.loss, answers, batch.labels, self.teacher_of(rows), **weights)
 
     def taught_loss(self, outputs: Tensor, batch: Examples, rows: Tensor) -> Tensor:
         """Mean loss of outputs on the labels and, where there is a teacher, on what it said of these rows; a scalar.
@@ -237,10 +230,11 @@ class Learner:
             batch: B rows.
             rows: (B,), which training rows they are.
         """
-        loss, weight = self.task.loss(outputs, batch.labels).mean(), self.config.schedule.distillation_weight
-        if self.teacher is None or weight == 0:
-            return loss
-        return loss + weight * distillation(outputs, self.teacher[rows.to(self.teacher.device)].to(self.device))
+        return taught_loss(self.task.loss, outputs, batch.labels, self.teacher_of(rows), self.config.schedule.distillation_weight)
+
+    def teacher_of(self, rows: Tensor) -> Tensor | None:
+        """(B, ...), what the teacher said of these training rows; None without one."""
+        return None if self.teacher is None else self.teacher[rows.to(self.teacher.device)].to(self.device)
 
     def end_warm_up(self) -> None:
         """Called between warm-up and what follows.
@@ -271,17 +265,28 @@ class Learner:
         return random_routes(chances, keep, self.rules).to(self.device)
 
     def apply(self, loss: Tensor) -> Tensor:
-        """One step of both optimisers down the gradient of `loss`. Returns the norm of the network's gradient."""
+        """One step of both optimisers down the gradient of `loss`. Returns the norm of the network's gradient.
+
+        Raises:
+            NotFinite: before the step, if the gradient is not finite.
+        """
         self.network_optimizer.zero_grad()
         self.policy_optimizer.zero_grad()
         loss.backward()
         limit = self.config.schedule.max_grad_norm
         norm = nn.utils.clip_grad_norm_(self.stack.parameters(), limit)
-        nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
-        nn.utils.clip_grad_norm_(self.critic.parameters(), limit)
+        deciding = [nn.utils.clip_grad_norm_(module.parameters(), limit) for module in (self.policy, self.critic)]
+        if not sum(deciding, norm).isfinite():
+            self._refuse_gradient(loss)
         self.network_optimizer.step()
         self.policy_optimizer.step()
         return norm
+
+    def _refuse_gradient(self, loss: Tensor) -> NoReturn:
+        parts = {"network": self.stack, "policy": self.policy, "critic": self.critic}
+        named = {f"{part}.{name}": weight.grad for part, module in parts.items() for name, weight in module.named_parameters()}
+        last = not_finite((name, gradient) for name, gradient in reversed(named.items()) if gradient is not None)  # it is taken backwards
+        raise NotFinite(f"the gradient of {last or 'the network'} is not finite, and the loss is {loss.item():.4g}")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""

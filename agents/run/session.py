@@ -1,10 +1,12 @@
 """A training run from its options to its folder: warm-up, agent, checkpoints, report."""
 
 import json
+import os
 import random
 import shutil
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.agent import REPORT, TrainedRun, find_agent, has_report
 from agents.options.config import TrainConfig
@@ -21,17 +23,22 @@ from agents.run.checkpoints import Checkpoints, StopRequests, load_random_states
 from agents.run.display import Display
 from agents.run.forecast import Forecast, Part, seconds_of, unchanged
 from agents.run.learner import Learner
+from agents.run.overflow import output_not_finite, stopped_at, weight_not_finite
+from agents.run.owner import LOCK, owning, refuse_owned
 from agents.run.start import START, load_start, save_start
-from agents.run.telemetry import Averages, Telemetry
+from agents.run.telemetry import Telemetry
 from agents.run.warmup import warm_up_for
 from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
-from rl_skip.core.files import atomic_write
+from rl_skip.core.files import atomic_write, remove_unfinished
+from rl_skip.core.finite import NotFinite
 from rl_skip.core.plugins import label_of
 from rl_skip.core.progress import listening
+from rl_skip.core.seal import SEAL, seal
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Task, score_key
-from rl_skip.measure.runs import CONFIG, is_run
+from rl_skip.learning.averages import Averages
+from rl_skip.measure.runs import CONFIG, holds_run
 from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks import load_task
 from rl_skip.tasks.data_report import DataReport
@@ -46,11 +53,15 @@ VALIDATED_ROWS = 256
 """That are run to foresee how long all of them take."""
 WORTH_TELLING = 5.0
 """Seconds that a run takes at least, if it is to be told how many."""
+SEALED = (".json", ".jsonl", ".safetensors")
+"""Files of a finished run that get a digest; its export and its model have their own, and checkpoints carry theirs in their names."""
 STATEFUL = ("learner", "warm_up", "agent", "averages")
 
 
 class Unreported(UserError):
     """A run was trained, but a part of its report failed."""
+
+    exit_code = 1
 
 
 def is_finished(folder: Path, agent: str) -> bool:
@@ -84,14 +95,43 @@ def train(
             see = config.agent_class.see.format(folder=folder)
             _say(console, f"the run {folder} is finished, nothing is left to do; see python -m rl_skip {see}")
             return folder
+    else:
+        _refuse_to_replace(folder, config.overwrite)
+    with ExitStack() as owned:
+        if folder.is_dir():
+            owned.enter_context(owning(folder))
+        if config.resume is not None:
+            remove_unfinished(folder)
+        session, report = _set_up(config, console, task, stack, start)
+        if config.resume is None:
+            if folder.is_dir():
+                _empty(folder)
+            else:
+                _make(folder)
+                owned.enter_context(owning(folder))
+            atomic_write(folder / CONFIG, json.dumps(session.config.to_json(), indent=2) + "\n")
+        (folder / SEAL).unlink(missing_ok=True)  # until the end, files change
+        report.write(folder)
+        if config.resume is None and start is None:
+            for line in report.lines():
+                _say(console, line)
+        session.run(folder, console)
+        report.write(folder)  # with the test data, which the end of the run has read
+        seal(folder, sorted(file.name for file in folder.iterdir() if file.suffix in SEALED))
+    return folder
+
+
+def _set_up(
+    config: TrainConfig, console: Console, task: Task | None, stack: LayerStack | None, start: Path | None
+) -> tuple["Session", DataReport]:
+    """The run before its first update, and what was read for it; nothing is written."""
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
     device = pick_device(config.device)
     task = load_task(config.task, config.data, config.options) if task is None else task
-    begun = folder if config.resume is not None else start.parent if start is not None else None
+    begun = config.folder if config.resume is not None else start.parent if start is not None else None
     report = DataReport(task, begun, config.train_rows)
     if config.resume is None:
-        _refuse_to_replace(folder, config.overwrite)
         config = _suited(config, task, console)
     built = stack is None
     if stack is None and task.network is not None:
@@ -105,18 +145,7 @@ def train(
     session.agent.try_out()
     if start is not None:
         session.begin_at(start)
-    if config.resume is None:
-        if folder.exists():
-            shutil.rmtree(folder)
-        _make(folder)
-        atomic_write(folder / CONFIG, json.dumps(config.to_json(), indent=2) + "\n")
-    report.write(folder)
-    if begun is None:
-        for line in report.lines():
-            _say(console, line)
-    session.run(folder, console)
-    report.write(folder)  # with the test data, which the end of the run has read
-    return folder
+    return session, report
 
 
 def _make(folder: Path) -> None:
@@ -126,10 +155,23 @@ def _make(folder: Path) -> None:
         raise UserError(f"the run folder {folder} cannot be made ({error.strerror}); name another with --out") from None
 
 
+def _empty(folder: Path) -> None:
+    """Removes all that a run folder holds but its lock; last of all what shows that it is one, for whoever is interrupted here."""
+    for child in sorted(folder.iterdir(), key=lambda child: child.name == CONFIG):
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        elif child.name != LOCK:
+            child.unlink()
+
+
 def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not overwrite:
+    """Refuses a folder that is in use, one that is not to be overwritten, and one that holds anything but a run."""
+    if not os.path.lexists(folder):
+        return
+    refuse_owned(folder)
+    if not overwrite:
         raise UserError(f"the run folder {folder} exists; name another with --out, replace it with --overwrite, or go on with it: --resume {folder}")
-    if folder.exists() and not is_run(folder) and (folder.is_file() or any(folder.iterdir())):
+    if not holds_run(folder) and (not folder.is_dir() or any(child.name != LOCK for child in folder.iterdir())):
         raise UserError(f"{folder} is not a run folder, so it is not replaced; name another with --out")
 
 
@@ -167,6 +209,8 @@ class Session:
         """Goes to the end of the warm-up, from another run with the same options and seed; an agent without a warm-up begins as usual."""
         if self.learner.warmup_updates > 0:
             load_start(self.learner, start)
+            if (said := weight_not_finite(self.learning)) is not None:
+                raise NotFinite(f"{start}: {said}; remove it, and the warm-up is repeated")
             self.done = self.learner.warmup_updates
 
     def state_dict(self) -> dict[str, Any]:
@@ -205,6 +249,8 @@ class Session:
             _say(console, f"the run {folder} has no checkpoint that could be used, so it begins at update {self.done}")
         else:
             self.load_state_dict(state)
+            if (said := weight_not_finite(self.learning)) is not None:
+                raise NotFinite(f"in the checkpoint of {folder} {said}; remove the newest in {checkpoints.folder}, and go on before it")
 
     def _finish(self, folder: Path, telemetry: Telemetry, console: Console) -> None:
         run = TrainedRun(folder, console, telemetry.writer, self.seconds, own_stack=not self.built)
@@ -227,9 +273,32 @@ class Session:
             _say(console, shortfall)
 
     def update(self, update: int) -> dict[str, Tensor]:
-        """One update, of the warm-up or of the agent; returns its metrics as scalars on the device."""
-        with self.learner.stack.computing_in(self.learner.precision):
-            return self.warm_up.update(update) if update < self.learner.warmup_updates else self.agent.update(update)
+        """One update, of the warm-up or of the agent; returns its metrics as scalars on the device.
+
+        Raises:
+            NotFinite: if it led to numbers that are not finite.
+        """
+        try:
+            with self.learner.stack.computing_in(self.learner.precision):
+                return self.warm_up.update(update) if update < self.learner.warmup_updates else self.agent.update(update)
+        except NotFinite as error:
+            where = output_not_finite(update, self.learner)
+            raise stopped_at(update, self.learner, f"{error}, and {where}" if where else str(error)) from None
+        except (RuntimeError, ValueError):  # such as distributions raise on logits that are not finite
+            if (said := self.not_finite(update)) is None:
+                raise
+            raise stopped_at(update, self.learner, said) from None
+
+    def not_finite(self, update: int) -> str | None:
+        """A sentence on the first weight, or the first output for an update's batch, that is not finite; None where all are."""
+        return weight_not_finite(self.learning) or output_not_finite(update, self.learner)
+
+    @property
+    def learning(self) -> dict[str, nn.Module]:
+        """All that learns, by name."""
+        learner = self.learner
+        own = {name: module for name, module in vars(self.agent).items() if isinstance(module, nn.Module)}
+        return own | {"network": learner.stack, "policy": learner.policy, "critic": learner.critic}
 
     def phase(self, update: int) -> str:
         """What learns then, for the display."""
@@ -258,6 +327,8 @@ class Session:
                     display.show(self.phase(update), values)
                     telemetry.scalars(self.done, values | self._validate(self.done, display))
                 if last or stop.requested or checkpoints.due(self.done):
+                    if (said := weight_not_finite(self.learning)) is not None:
+                        raise stopped_at(update, learner, said)
                     telemetry.flush()
                     checkpoints.write(self.done, self.state_dict())
                 if stop.requested:
@@ -280,22 +351,35 @@ class Session:
 
 
 def foresee(session: Session) -> Forecast:
-    """How long the rest of a run takes, from a few steps of each of its parts, all of them taken back."""
+    """How long the rest of a run takes, from a few steps of each of its parts, all of them taken back.
+
+    Steps that are taken more than once may lead to what is not finite where the run itself does not: then what follows is not foreseen.
+    """
+    parts: list[Part] = []
+    with unchanged(session, constant=session.learner.teacher):
+        try:
+            parts.extend(_foreseen(session))
+        except NotFinite:
+            pass
+        except (RuntimeError, ValueError):
+            if session.not_finite(session.done) is None:
+                raise
+    return Forecast(parts)
+
+
+def _foreseen(session: Session) -> Iterator[Part]:
     learner, done = session.learner, session.done
     first, epoch = max(done, learner.warmup_updates), learner.updates_per_epoch
-    parts = []
-    with unchanged(session, constant=learner.teacher):
-        if done < learner.warmup_updates:
-            parts.append(Part(WARM_UP, learner.warmup_updates - done, seconds_of(partial(session.update, done))))
-        if first < learner.updates:
-            # an agent may do more at the beginning of an epoch, and once at the beginning of all
-            begin = first + -(first - learner.warmup_updates) % epoch + epoch * (first == learner.warmup_updates)
-            begin = begin if begin < learner.updates else first
-            beginning, later = (seconds_of(partial(session.update, update)) for update in (begin, min(begin + 1, learner.updates - 1)))
-            seconds = (beginning + (epoch - 1) * later) / epoch
-            parts.append(Part(session.phase(first), learner.updates - first, seconds))
-            rows = learner.validation.take(slice(0, VALIDATED_ROWS))
-            seconds = seconds_of(lambda: session.agent.evaluate(rows)) * len(learner.validation) / len(rows)
-            parts.append(Part(VALIDATION, session.validations(learner.updates) - session.validations(done), seconds))
-        parts += [Part(title, 1, seconds) for title, seconds in session.agent.foreseen().items()]
-    return Forecast(parts)
+    if done < learner.warmup_updates:
+        yield Part(WARM_UP, learner.warmup_updates - done, seconds_of(partial(session.update, done)))
+    if first < learner.updates:
+        # an agent may do more at the beginning of an epoch, and once at the beginning of all
+        begin = first + -(first - learner.warmup_updates) % epoch + epoch * (first == learner.warmup_updates)
+        begin = begin if begin < learner.updates else first
+        beginning, later = (seconds_of(partial(session.update, update)) for update in (begin, min(begin + 1, learner.updates - 1)))
+        seconds = (beginning + (epoch - 1) * later) / epoch
+        yield Part(session.phase(first), learner.updates - first, seconds)
+        rows = learner.validation.take(slice(0, VALIDATED_ROWS))
+        seconds = seconds_of(lambda: session.agent.evaluate(rows)) * len(learner.validation) / len(rows)
+        yield Part(VALIDATION, session.validations(learner.updates) - session.validations(done), seconds)
+    yield from (Part(title, 1, seconds) for title, seconds in session.agent.foreseen().items())

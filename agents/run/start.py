@@ -10,6 +10,7 @@ from agents.run.learner import Learner
 from rl_skip.core.bounded import read_tensors
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_write
+from rl_skip.core.seal import check_sealed, is_sealed
 
 __all__ = ["START", "load_start", "save_start"]
 
@@ -29,6 +30,8 @@ def load_start(learner: Learner, file: Path) -> None:
     """
     advice = f"remove it, and the warm-up is repeated: {file}"
     tensors = {name: tensor.clone() for name, tensor in read_tensors(file, advice).items()}
+    if is_sealed(file.parent):
+        check_sealed(file.parent, file.name)
     weights = {name.removeprefix("stack."): tensor for name, tensor in tensors.items() if name.startswith("stack.")}
     try:
         learner.stack.load_state_dict(weights)

@@ -27,7 +27,7 @@ from rl_skip.core.readouts import Adapter, Readouts
 from rl_skip.core.routing import RoutingState
 from rl_skip.core.stack import Carry
 
-__all__ = ["HEAD_BESIDE", "AnsweringStack", "Beside"]
+__all__ = ["HEAD_BESIDE", "AnsweringStack", "Beside", "ModelCall"]
 
 HEAD_BESIDE = (
     "the readouts are copies of a head that is not the model's own but was put beside it, so the model alone cannot answer with them: "
@@ -116,7 +116,7 @@ class AnsweringStack(CalledStack):
 
     def stand_ins(self, handle: Attached) -> list[StandIn]:
         """What must stand in for the model's `forward` and for those of its modules beside the layers."""
-        self._whole = _ModelCall(handle, self._model[0], "the model")
+        self._whole = ModelCall(handle, self._model[0], "the model")
         return [self._whole, *(Beside(handle, module, name) for name, module in self._watched.items())]
 
     def adopt(self, hidden: Tensor) -> None:
@@ -128,12 +128,21 @@ class AnsweringStack(CalledStack):
 
     def call_model(self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls the model for its user."""
-        now = self.now
-        now.inputs, now.before, now.left = _named(forward, args, kwargs) if self._records else {}, {}, None
+        self.begin_call(forward, args, kwargs)
         try:
             return forward(*args, **kwargs)
         finally:
-            now.inputs, now.left, now.before = None, None, {}
+            self.end_call()
+
+    def begin_call(self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Called before the model is."""
+        now = self.now
+        now.inputs, now.before, now.left = _named(forward, args, kwargs) if self._records else {}, {}, None
+
+    def end_call(self) -> None:
+        """Called after it, whether it came to its end or not."""
+        now = self.now
+        now.inputs, now.left, now.before = None, None, {}
 
     def call_beside(self, name: str, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls a module beside the layers: as it is before them, and after them by the readout of each row."""
@@ -181,15 +190,28 @@ class AnsweringStack(CalledStack):
 
     def leave(self, state: RoutingState) -> None:
         """Called when the last layer was: adapters change the hidden state that it hands on, and the rows wait for the modules after it."""
-        carry, last = state.carry, self.depth - 1
+        carry = state.carry
         left = [(i, (state.position == i).nonzero().squeeze(1)) for i in state.position.unique().tolist()]
-        assert self.readouts is not None
         for i, rows in left:
-            adapter = self.readouts.each[i] if i < last else None
-            if isinstance(adapter, Adapter):
+            adapter = self._adapter(i)
+            if adapter is not None:
                 adapted = adapter(*self.gathered(carry, rows)).to(carry.hidden.dtype)
                 carry.hidden = carry.hidden.index_copy(0, rows, adapted)
         self.now.left = left if self.now.inputs is not None else None
+
+    def leave_together(self, i: int, carry: Carry) -> None:
+        """As `leave`, where all rows left after layer `i`."""
+        adapter = self._adapter(i)
+        if adapter is not None:
+            carry.hidden = adapter(carry.hidden, carry.mask).to(carry.hidden.dtype)
+        rows = torch.arange(carry.hidden.shape[0], device=carry.hidden.device)
+        self.now.left = [(i, rows)] if self.now.inputs is not None else None
+
+    def _adapter(self, i: int) -> Adapter | None:
+        """What changes the hidden state of rows that left after layer `i`."""
+        assert self.readouts is not None
+        readout = self.readouts.each[i] if i < self.depth - 1 else None
+        return readout if isinstance(readout, Adapter) else None
 
     def _places_before(self, hidden: Tensor) -> Places:
         """Where the rows are in what the modules before the layers returned, found by calling them for a few rows."""
@@ -253,13 +275,19 @@ class AnsweringStack(CalledStack):
         return _merged(name, parts, torch.cat([rows for _, rows in left]).argsort())
 
 
-class _ModelCall(StandIn):
+class ModelCall(StandIn):
     """Stands in for the model's own `forward`."""
+
+    handle: Any  # a `Handle`
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         stack = self.handle.stack
         if not self.handle.routing or not isinstance(stack, AnsweringStack):
             return self.original(*args, **kwargs)
+        if torch.compiler.is_dynamo_compiling():
+            from rl_skip.attached.compiled import call_model
+
+            return call_model(self, args, kwargs)
         self.handle.check_standing()
         return stack.call_model(self.original, args, kwargs)
 
@@ -270,6 +298,10 @@ class Beside(StandIn):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         stack = self.handle.stack
         assert isinstance(stack, AnsweringStack)
+        if torch.compiler.is_dynamo_compiling() and self.handle.routing:
+            from rl_skip.attached.compiled import call_beside
+
+            return call_beside(self, args, kwargs)
         return stack.call_beside(self.name, self.original, args, kwargs)
 
 

@@ -7,19 +7,24 @@ from typing import Any
 from torch import nn
 
 from rl_skip.attached.answering import HEAD_BESIDE
-from rl_skip.attached.finding import UNROUTABLE, configured, find_layers, fits, layers_config, width_of
+from rl_skip.attached.finding import UNROUTABLE, configured, find_layers, fits, layers_config, uncompiled, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.handle import Handle, RoutedForward
 from rl_skip.attached.identity import check_identity, saved_identity
+from rl_skip.attached.learning import LearningHandle
 from rl_skip.attached.returns import Form, check_form, form_of, returned_parts, unknown_parts
+from rl_skip.attached.skip_config import SkipConfig
 from rl_skip.attached.tail import Tail
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature
+from rl_skip.core.finite import refuse_not_finite
+from rl_skip.core.inputs import Inputs
 from rl_skip.core.policy import JumpPolicy, JumpRules
 from rl_skip.core.readouts import Readouts, adapter_of
 from rl_skip.core.reward import LINEAR
+from rl_skip.core.seal import check_sealed
 from rl_skip.export.description import Description
-from rl_skip.export.policy_folder import DESCRIPTION, READOUTS, load_policy, read_description
+from rl_skip.export.policy_folder import DESCRIPTION, LOADED, READOUTS, load_policy, read_description
 from rl_skip.export.weights import read_weights
 
 __all__ = ["attach", "check_fit", "check_layers"]
@@ -30,7 +35,7 @@ CHANNEL_DIMS = {"VitDetLayer": 1}
 
 def attach(
     model: nn.Module,
-    policy: JumpPolicy | JumpRules | Path | str | None = None,
+    policy: SkipConfig | JumpPolicy | JumpRules | Path | str | None = None,
     layers: str = "auto",
     *,
     channel_dim: int | None = None,
@@ -38,6 +43,7 @@ def attach(
     returns: Sequence[str | None] | None = None,
     features: Sequence[Feature] = (),
     readouts: Readouts | None = None,
+    example: Inputs | None = None,
 ) -> Handle:
     """Lets every row of a batch skip layers of `model`, in place: its calls, `generate`, weights' names and class stay as they were.
 
@@ -47,8 +53,8 @@ def attach(
     Args:
         model: a model from transformers, or any module whose layers sit in a `ModuleList` or `Sequential` and map a
             tensor, rows first, to one of the same shape.
-        policy: a policy, a folder that `Handle.save_pretrained` wrote, or rules for a fresh policy.
-            None: all layers run but within `handle.forced(route)`.
+        policy: a `SkipConfig`, for a fresh policy that learns in your own training loop, with a `LearningHandle`; a policy, a folder that
+            `Handle.save_pretrained` wrote, or rules for a policy that does nothing yet. None: all layers run but within `handle.forced(route)`.
         layers: the path of the layers in the model, such as "encoder.blocks"; "auto" finds those of transformers.
         channel_dim: where the D channels of the hidden state are; 1 for images (B, D, H, W). None: as saved, or as is known of the layers, or last.
         prompt_tokens: how many real tokens, from the first, a decision may look at. None: as saved, or all that are there
@@ -59,6 +65,8 @@ def attach(
             attention weights, of which rows that skip a layer get zeros. None: as saved, or as is known of layers of transformers.
         features: those of one's own that a saved policy sees; registered ones need not be named.
         readouts: what answers rows that leave early, of a `HuggingFaceStack`; a saved policy brings its own along.
+        example: with a `SkipConfig`: a batch of the model's arguments without labels, or one tensor, to try the model on and to count the cost of
+            a readout. None: one is made up, for models from transformers of text, images or waveforms.
 
     Raises:
         UserError: if the layers are not found, were attached before, or do not fit the policy.
@@ -75,6 +83,7 @@ def attach(
         [1, 0, 0, 1]
         >>> handle.detach()
     """
+    model = uncompiled(model)
     description, file = None, Path()
     saved: dict[str, Any] = {}
     if isinstance(policy, Path | str):
@@ -87,6 +96,24 @@ def attach(
     form = None if returns is None else check_form(returns)
     check_layers(path, routed, form)
     width = width_of(model, path) if standard else None
+    if channel_dim is None:
+        channel_dim = saved.get("channel_dim", CHANNEL_DIMS.get(type(routed[0]).__name__, -1))
+    if isinstance(policy, SkipConfig):
+        if readouts is not None or len(features) > 0:
+            raise UserError("a fresh policy makes its own readouts, and SkipConfig(features=…) says what it sees: leave readouts= and features= out")
+        return LearningHandle(
+            model,
+            routed,
+            path,
+            config=policy,
+            example=example,
+            width=width,
+            flops=None if width is None else transformer_flops(layers_config(model, path), routed, width),
+            channel_dim=channel_dim,
+            prompt_tokens=prompt_tokens,
+            form=form,
+            prefix=_base_prefix(model),
+        )
     if policy is not None:
         check_fit(policy.rules, len(routed), width, path)
     flops = None if width is None else transformer_flops(layers_config(model, path), routed, width)
@@ -96,6 +123,8 @@ def attach(
     prefix = path.removesuffix(within) if path.endswith(within) else ""  # of what was put around the model, such as peft's adapters
     if description is not None and description.readouts is not None:
         readouts = _saved_readouts(model.get_submodule(prefix.rstrip(".")), description, file)
+    if description is not None:
+        check_sealed(file.parent, *LOADED, whole=True)
     _check_readouts(policy, readouts)
     return Handle(
         model,
@@ -116,6 +145,13 @@ def attach(
     )
 
 
+def _base_prefix(model: nn.Module) -> str:
+    """Where in a model with adapters around it the model itself is; it ends with a dot, or is empty."""
+    inside = getattr(model, "get_base_model", None)  # of peft
+    base = inside() if callable(inside) else model
+    return next((f"{name}." for name, module in model.named_modules() if module is base and name), "")
+
+
 def _saved_readouts(model: nn.Module, description: Description, file: Path) -> Readouts:
     """Those in the folder of a saved policy; `model` is what they were trained with."""
     plan, layout = description.readouts or {}, description.rules.layout
@@ -124,6 +160,7 @@ def _saved_readouts(model: nn.Module, description: Description, file: Path) -> R
         raise UserError(HEAD_BESIDE)
     readouts = Readouts(first, layout.depth, plan, layout.readout_flops)
     readouts.load_state_dict(read_weights(file.parent / READOUTS, readouts.state_dict()))
+    refuse_not_finite(readouts, file.parent / READOUTS, "train the policy anew with train.py")
     return readouts
 
 

@@ -48,7 +48,7 @@ class RoutedRows:
 
 @cache
 def _routed_class(kind: Any) -> Any:
-    """The class of a cache of that class whose rows keep their routes."""
+    """The class of a cache of that class whose rows keep their routes; always the same one, for which `torch.compile` compiled once."""
     return type("RoutedCache", (RoutedRows, kind), {})
 
 

@@ -103,12 +103,16 @@ class CalledStack(LayerStack):
         B = call.row_count
         everything = hidden.shape[1] if hidden.dim() == 3 else 1
         lengths = torch.full((B,), everything, device=hidden.device) if mask is None else mask.sum(dim=1)
-        if self.prompt_tokens is not None:
-            mask = hidden.new_ones(hidden.shape[:2], dtype=torch.bool) if mask is None else mask
-            mask = mask & (mask.cumsum(dim=1) <= self.prompt_tokens)
         lengths = lengths.clamp(min=1)  # a row without a real token counts as if it had one
         spending = flops.of(lengths)  # (B, L)
-        return CalledCarry(hidden=hidden, full_flops=spending.sum(dim=1), mask=mask, spending=spending, lengths=lengths)
+        return CalledCarry(hidden=hidden, full_flops=spending.sum(dim=1), mask=self.seen_tokens(hidden, mask), spending=spending, lengths=lengths)
+
+    def seen_tokens(self, hidden: Tensor, real: Tensor | None) -> Tensor | None:
+        """(B, T) bool, true where a token may be looked at, of those that are `real` (B, T); None: all."""
+        if self.prompt_tokens is None:
+            return real
+        real = hidden.new_ones(hidden.shape[:2], dtype=torch.bool) if real is None else real
+        return real & (real.cumsum(dim=1) <= self.prompt_tokens)
 
     @property
     def looks_at_answers(self) -> bool:  # type: ignore[override]
@@ -129,24 +133,39 @@ class CalledStack(LayerStack):
         return carry.lengths.index_select(0, rows) * readouts.flops  # a look is at one token, an answer is of all
 
     def run(self, i: int, carry: Carry, rows: Tensor | None) -> Tensor:
-        assert isinstance(carry, CalledCarry) and carry.spending is not None
-        call, form, B = carry.calls[i].given(carry.passed), self.forms[i], carry.hidden.shape[0]
+        assert isinstance(carry, CalledCarry)
+        hidden, call = self.gathered_call(i, carry, rows)
+        return self.ran(i, carry, rows, call.run(self.forwards[i], hidden))
+
+    def gathered_call(self, i: int, carry: CalledCarry, rows: Tensor | None) -> tuple[Tensor, LayerCall]:
+        """The hidden state (R, ...) of the named rows (None: all) before layer `i`, and how it is called for them."""
+        call = carry.calls[i].given(carry.passed)
+        if rows is None:
+            return carry.hidden, call
+        return carry.hidden.index_select(0, rows), self.settled(i, carry.hidden, call).take(rows)
+
+    def ran(self, i: int, carry: CalledCarry, rows: Tensor | None, returned: Any) -> Tensor:
+        """Writes what layer `i` returned for the named rows back to `carry`. Returns (R,), the relative compute that each spent."""
+        assert carry.spending is not None
         spent = carry.spending[:, i] / carry.full_flops
         if rows is None:
-            carry.hidden, named, carry.parts = split_returned(self.routed[i], call.run(self.forwards[i], carry.hidden), form)
-            carry.passed = carry.passed | {name: value for name, value in named.items() if value is not None}
-            if named and i + 1 in carry.calls:  # some rows may be taken before a layer runs on some
+            if self.keep_returned(i, carry, returned) and i + 1 in carry.calls:  # some rows may be taken before a layer runs on some
                 self.settled(i + 1, carry.hidden, carry.calls[i + 1].given(carry.passed))
             return spent
-        call = self.settled(i, carry.hidden, call)
-        returned = call.take(rows).run(self.forwards[i], carry.hidden.index_select(0, rows))
-        moved, named, parts = split_returned(self.routed[i], returned, form)
+        moved, named, parts = split_returned(self.routed[i], returned, self.forms[i])
+        B, arguments = carry.hidden.shape[0], carry.calls[i].given(carry.passed).arguments
         carry.hidden = carry.hidden.index_copy(0, rows, moved.to(carry.hidden.dtype))
         carry.parts = spread(parts, carry.parts, rows, B, f"what {type(self.routed[i]).__name__} returns beside the hidden state")
-        for name in named.keys() & call.arguments.keys():  # rows that skip the layer keep what it would have changed
-            if call.arguments[name] is not None:
-                carry.passed = {**carry.passed, name: put_rows(call.arguments[name], named[name], rows, B, name, call.places)}
+        for name in named.keys() & arguments.keys():  # rows that skip the layer keep what it would have changed
+            if arguments[name] is not None:
+                carry.passed = {**carry.passed, name: put_rows(arguments[name], named[name], rows, B, name, self.places.found)}
         return spent.index_select(0, rows)
+
+    def keep_returned(self, i: int, carry: CalledCarry, returned: Any) -> bool:
+        """Writes what layer `i` returned for all rows to `carry`. Returns whether some of it becomes arguments of the next layer."""
+        carry.hidden, named, carry.parts = split_returned(self.routed[i], returned, self.forms[i])
+        carry.passed = carry.passed | {name: value for name, value in named.items() if value is not None}
+        return bool(named)
 
     def settled(self, i: int, hidden: Tensor, call: LayerCall) -> LayerCall:
         """The call of layer `i` with where the rows are in its arguments."""

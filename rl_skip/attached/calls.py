@@ -50,9 +50,14 @@ class LayerCall:
 
     def run(self, forward: Callable[..., Any], hidden: Tensor) -> Any:
         """Calls `forward` with a hidden state."""
+        args, kwargs = self.as_given(hidden)
+        return forward(*args, **kwargs)
+
+    def as_given(self, hidden: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments by position and by name with which `run` calls."""
         values = list(self.arguments.values())
         named = zip(list(self.arguments)[self.positional :], values[self.positional :], strict=True)
-        return forward(hidden, *values[: self.positional], *self.extra, **dict(named))
+        return (hidden, *values[: self.positional], *self.extra), dict(named)
 
     def given(self, passed: dict[str, Any]) -> "LayerCall":
         """The call with what earlier layers returned for it in place of the arguments of the same names."""

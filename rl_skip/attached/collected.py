@@ -3,12 +3,14 @@
 import sys
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rl_skip.attached.returns import blank, spread
 from rl_skip.core.errors import UserError
+from rl_skip.core.tracing import refuse_tracing
 
-__all__ = ["Collected"]
+__all__ = ["Collected", "refuse_collecting"]
 
 
 class Collected:
@@ -56,10 +58,28 @@ class Collected:
         return self._like[kind].get(key, [])
 
 
+def refuse_collecting() -> None:
+    """Refuses to leave a layer out of a graph that is recorded while something is collected inside the layers: nothing shows how large zeros are.
+
+    Raises:
+        UserError: naming what is collected.
+    """
+    if torch.compiler.is_dynamo_compiling() and not getattr(_collector(), "compiling", False):
+        return  # the compiler cannot trace how the context is read, and what collects reads it too
+    for key in _lists():
+        if not key.endswith("hidden_states"):
+            refuse_tracing(f"a graph that is recorded as a whole has no {key} of layers that it leaves out: record it with output_{key}=False")
+
+
+def _collector() -> Any:
+    """What transformers collects with; None before it is loaded, and where it is of a release that does it in another way."""
+    return getattr(sys.modules.get("transformers.utils.output_capturing"), "_active_collector", None)
+
+
 def _lists() -> dict[str, list[Any]]:
-    """What is being collected now, by its name; nothing where transformers collects nothing, or is of a release that does it in another way."""
-    collecting = getattr(sys.modules.get("transformers.utils.output_capturing"), "_active_collector", None)
-    collected = None if collecting is None else collecting.get()
+    """What is being collected now, by its name."""
+    collector = _collector()
+    collected = None if collector is None else collector.get()
     return {key: values for key, values in (collected or {}).items() if isinstance(values, list)}
 
 

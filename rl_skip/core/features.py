@@ -227,7 +227,7 @@ class Agreement(Feature):
     name, low, high, reads, at_once = "agreement", 0.0, 1.0, True, True
 
     def read(self, view: View) -> Tensor:
-        answer = 1 + view.probabilities.argmax(dim=-1).flatten(1 if view.probabilities.dim() > 2 else 0).view(len(view.rows), -1)
+        answer = 1 + view.probabilities.argmax(dim=-1).flatten(1 if view.probabilities.dim() > 2 else 0).view(view.rows.shape[0], -1)
         return (answer == view.previous(self.name, answer)).float().mean(dim=1, keepdim=True)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from rl_skip.core.bounded import read_json
 from rl_skip.core.errors import UserError
 
-__all__ = ["Fields", "flat", "read_dataclass"]
+__all__ = ["Fields", "flat", "is_ours", "read_dataclass"]
 
 T = TypeVar("T")
 EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
@@ -119,6 +119,15 @@ class Fields:
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             raise self.wrong(name, "a list of objects")
         return [Fields(item, self.source, f"{self.prefix}{name}[{n}].") for n, item in enumerate(value)]
+
+
+def is_ours(file: Path, *names: str) -> bool:
+    """Whether a file is a JSON object of any `format_version` that has fields of these names, and so most likely was written by rl_skip."""
+    try:
+        values = read_json(file, "write it anew")
+    except UserError:
+        return False
+    return isinstance(values, dict) and type(values.get("format_version")) is int and all(name in values for name in names)
 
 
 def _is_number(value: object) -> bool:

@@ -1,13 +1,19 @@
 """Atomic writes: a file or a folder is there whole or not at all."""
 
 import os
+import re
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["atomic_replace", "atomic_write", "refuse_links"]
+__all__ = ["atomic_replace", "atomic_write", "refuse_links", "remove_unfinished"]
+
+UNFINISHED = re.compile(r"\..+\.\d+\.tmp|\..+-\d+-\w{8}")
+"""Names of what is being written, each with the process that writes it; a process that was killed leaves them."""
 
 
 def atomic_write(file: Path, content: bytes | str) -> None:
@@ -18,7 +24,7 @@ def atomic_write(file: Path, content: bytes | str) -> None:
     Raises:
         UserError: if it cannot be written.
     """
-    beside = file.with_name(f".{file.name[::-1]}.tmp")  # reversed, so that no search by name finds it
+    beside = file.with_name(f".{file.name[::-1]}.{os.getpid()}.tmp")  # reversed, so that no search by name finds it
     try:
         with beside.open("wb") as opened:
             opened.write(content.encode() if isinstance(content, str) else content)
@@ -26,6 +32,8 @@ def atomic_write(file: Path, content: bytes | str) -> None:
             os.fsync(opened.fileno())
         beside.replace(file)
     except OSError as error:
+        with suppress(OSError):  # the room that it takes
+            beside.unlink()
         advice = "make room, then run the command again, train.py with --resume"
         raise UserError(f"{file} cannot be written ({error.strerror}); {advice}") from None
 
@@ -51,10 +59,21 @@ def atomic_replace(folder: Path, fill: Callable[[Path], None], *, overwrite: boo
     if not overwrite and (folder.is_symlink() or folder.exists()):
         raise UserError(f"{folder} exists and is left as it is; name another folder, or overwrite it with overwrite=True")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-{os.getpid()}-") as staging:
         new, old = Path(staging, "new"), Path(staging, "old")
         new.mkdir()
         fill(new)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what killed processes were writing into a folder that nobody but the caller writes into."""
+    for child in folder.iterdir() if folder.is_dir() else ():
+        if not UNFINISHED.fullmatch(child.name):
+            continue
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        else:
+            child.unlink()

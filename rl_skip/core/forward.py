@@ -10,6 +10,7 @@ from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.routers import as_router, check_layout, next_layers
 from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.core.stack import LayerStack
+from rl_skip.core.tracing import PRUNE, refuse_tracing
 
 __all__ = ["Rollout", "routed_forward"]
 
@@ -55,6 +56,8 @@ def routed_forward(
 
     Raises:
         ValueError: if policy or route do not fit the stack, or the route is one that the policy's rules do not allow.
+        UserError: where the operations are recorded as a whole, to be run on other rows. `torch.compile` leaves the call as it is, and compiles
+            the layers where each was compiled by itself, `layer.compile()`.
 
     Example:
         >>> from rl_skip import ModuleStack
@@ -62,6 +65,11 @@ def routed_forward(
         >>> routed_forward(stack, torch.tensor([True, False, False, True]), torch.zeros(5, 3)).compute.tolist()
         [0.5, 0.5, 0.5, 0.5, 0.5]
     """
+    refuse_tracing(PRUNE)
+    if torch.compiler.is_dynamo_compiling():
+        from rl_skip.core.compiled import eager
+
+        return eager(routed_forward)(stack, router, inputs, price=price, critic=critic)
     router = as_router(router)
     if router.rules is not None:
         check_layout(router.rules.layout, stack)

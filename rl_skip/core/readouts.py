@@ -1,6 +1,6 @@
 """Readouts: what a network answers where a row leaves early, one after each layer but the last."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rl_skip.core.costs import count_flops, counting
 
-__all__ = ["LARGEST", "POOLING_RANK", "RANK", "Adapter", "PoolingAdapter", "Readouts", "adapter_of"]
+__all__ = ["LARGEST", "POOLING_RANK", "RANK", "Adapter", "PoolingAdapter", "Readouts", "adapter_of", "too_large"]
 
 RANK, POOLING_RANK = 16, 128
 LARGEST = 4_000_000
@@ -60,13 +60,18 @@ class PoolingAdapter(Adapter):
         real = weight.flatten(1).sum(dim=1, keepdim=True).clamp(min=1)  # (B, 1)
         mean = (tokens * weight.unsqueeze(-1)).flatten(1, -2).sum(dim=1) / real  # (B, D)
         moved: Tensor = self.up(torch.tanh(self.down(self.norm(mean))))
-        return hidden + moved.view(len(moved), *(1,) * (tokens.dim() - 2), -1).movedim(-1, self.channel_dim)
+        return hidden + moved.view(moved.shape[0], *(1,) * (tokens.dim() - 2), -1).movedim(-1, self.channel_dim)
 
 
 def adapter_of(width: int, plan: dict[str, Any], channel_dim: int = -1) -> Adapter:
     """The adapter that a plan describes, {"rank": …}, and {"pools": True} for one that knows the mean over the tokens."""
     kind = PoolingAdapter if plan.get("pools") else Adapter
     return kind(width, plan["rank"], channel_dim)
+
+
+def too_large(copied: Sequence[nn.Module], depth: int) -> bool:
+    """Whether copies of these modules for all depths but the last of L = `depth` hold too much to be saved with a policy."""
+    return sum(parameter.numel() for module in copied for parameter in module.parameters()) * (depth - 1) > LARGEST
 
 
 class Readouts(nn.Module):

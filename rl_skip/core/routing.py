@@ -113,19 +113,27 @@ class RoutingState:
 
     def visit(self, i: int) -> Tensor | None:
         """Runs layer `i` on the rows whose next layer it is. Returns them, (R,); None where there are none."""
-        rows = (self.next_layer == i).nonzero().squeeze(1)
-        if rows.shape[0] == 0:
+        rows = self.due(i)
+        if rows is None:
             return None
-        some = self._some(rows)
         with self.stack.computing(rows.device):
-            counted = self.stack.run(i, self.carry, some).detach().float()
-        where = slice(None) if some is None else rows  # writing to all rows takes no index
-        self.spent[where, i] = self.stack.costs.layer(i, counted)
+            counted = self.stack.run(i, self.carry, self.some(rows))
+        self.ran(i, rows, counted)
+        return rows
+
+    def due(self, i: int) -> Tensor | None:
+        """(R,), the rows whose next layer is `i`; None where there are none."""
+        rows = (self.next_layer == i).nonzero().squeeze(1)
+        return None if rows.shape[0] == 0 else rows
+
+    def ran(self, i: int, rows: Tensor, counted: Tensor) -> None:
+        """Notes that layer `i` ran on `rows` (R,), at the relative compute `counted` (R,); they wait for a decision."""
+        where = slice(None) if self.some(rows) is None else rows  # writing to all rows takes no index
+        self.spent[where, i] = self.stack.costs.layer(i, counted.detach().float())
         self.route[where, i] = True
         self.position[where] = i
         self.next_layer[where] = WAITING
         self._visited, self._said = (i, rows), None
-        return rows
 
     def said(self, rows: Tensor) -> Tensor:
         """(R, ..., C), what a policy sees of what the network would answer rows that wait for a decision, by the readout after their last layer.
@@ -152,7 +160,7 @@ class RoutingState:
 
     def _asked(self, ask: Callable[[nn.Module, Carry, Tensor | None], Tensor], readout: nn.Module, rows: Tensor) -> Tensor:
         with self.stack.computing(rows.device):
-            said = ask(readout, self.carry, self._some(rows))
+            said = ask(readout, self.carry, self.some(rows))
         return said if self.stack.autocast is None else said.float()
 
     def _after(self, rows: Tensor, ask: Callable[[int, Tensor], Tensor]) -> Tensor:
@@ -187,7 +195,7 @@ class RoutingState:
 
         Rows that leave without an answer of their own are marked as jumping.
         """
-        everyone, at = self._some(rows) is None, self._at(rows)
+        everyone, at = self.some(rows) is None, self._at(rows)
         if isinstance(decision.flops, Tensor) or decision.flops > 0:
             counted = decision.flops / (self.carry.full_flops if everyone else self.carry.full_flops[rows])
             self.spent[slice(None) if everyone and isinstance(at, int) else rows, at] += self.stack.costs.part(decision.part, counted)
@@ -227,7 +235,7 @@ class RoutingState:
 
     def finish(self, rows: Tensor) -> Tensor:
         """(R, ...), the stack's outputs for the named rows as they are."""
-        some = self._some(rows)
+        some = self.some(rows)
         return self._finish(self.carry if some is None else self.carry.take(some))
 
     def _finish(self, carry: Carry) -> Tensor:
@@ -237,7 +245,7 @@ class RoutingState:
 
     def hidden(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """The hidden state (R, T, D) of the named rows, and which of their tokens are real, (R, T); None where all are."""
-        return self.stack.gathered(self.carry, self._some(rows))
+        return self.stack.gathered(self.carry, self.some(rows))
 
     def fork(self) -> "RoutingState":
         """A copy of the state, which can take another route."""
@@ -306,6 +314,6 @@ class RoutingState:
         """The last layer that `rows` (R,) have run: one number where it has just been visited with them, else (R,)."""
         return self._visited[0] if self._visited is not None and self._visited[1] is rows else self.position[rows]
 
-    def _some(self, rows: Tensor) -> Tensor | None:
+    def some(self, rows: Tensor) -> Tensor | None:
         """The rows to gather; None where they are all rows."""
         return None if rows.shape[0] == self.price.shape[0] else rows

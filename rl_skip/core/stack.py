@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rl_skip.core.costs import CostModel, counting
 from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs
-from rl_skip.core.readouts import LARGEST, RANK, Adapter, Readouts, adapter_of
+from rl_skip.core.readouts import RANK, Adapter, Readouts, adapter_of, too_large
 
 __all__ = ["Carry", "LayerStack", "masked_mean"]
 
@@ -87,6 +87,14 @@ class LayerStack(nn.Module):
         super().__init__()
         self.readouts: Readouts | None = None
         """What answers rows that leave early; None: what comes after the last layer answers all."""
+
+    def __prepare_scriptable__(self) -> None:
+        """Called by `torch.jit.script`, which would read the source of what rows may skip.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"torch.jit.script cannot read a {type(self).__name__}: torch.jit.trace a PrunedNetwork of one route instead")
 
     def computing(self, device: torch.device) -> AbstractContextManager[None]:
         """Within it, the network computes in the number format that `autocast` names; every pass enters it."""
@@ -174,12 +182,7 @@ class LayerStack(nn.Module):
             example: inputs of a few rows, for stacks that must be watched to know it.
         """
         head = self.readout()
-        return {"rank": RANK} if head is None or self.too_large([head]) else {}
-
-    def too_large(self, copied: Sequence[nn.Module]) -> bool:
-        """Whether copies of these modules for all depths hold too much to be saved with a policy."""
-        numbers = sum(parameter.numel() for module in copied for parameter in module.parameters())
-        return numbers * (self.depth - 1) > LARGEST
+        return {"rank": RANK} if head is None or too_large([head], self.depth) else {}
 
     def make_readout(self, plan: dict[str, Any]) -> nn.Module:
         """A readout as a plan says, that answers as the stack's own head does now.

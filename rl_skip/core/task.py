@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rl_skip.core.inputs import Inputs, map_inputs, row_count, take_rows, trimmed
 from rl_skip.core.stack import LayerStack
 
-__all__ = ["Defaults", "Embedding", "Examples", "Split", "Task", "score_key", "stratified_split"]
+__all__ = ["Classification", "Defaults", "Embedding", "Examples", "Split", "Task", "score_key", "stratified_split"]
 
 Split = Literal["train", "validation", "test"]
 Defaults = Mapping[str, Any] | Callable[[Mapping[str, str]], Mapping[str, Any]]
@@ -62,8 +62,24 @@ class Examples:
         return Examples(map_inputs(self.inputs, lambda tensor: tensor.to(device)), self.labels.to(device))
 
 
+class Classification:
+    """What is learned and measured of outputs (B, C) and labels (B,); a task of another kind overrides it."""
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """(B,), cross-entropy of each row."""
+        return torch.nn.functional.cross_entropy(outputs, labels, reduction="none")
+
+    def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """(B,) in [0, 1], how good each row's outputs are: 1 where the likeliest class is the label, else 0."""
+        return (outputs.argmax(dim=1) == labels).float()
+
+    def probability(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """(B,), the probability that the outputs give to the label."""
+        return torch.softmax(outputs, dim=1).gather(1, labels.unsqueeze(1)).squeeze(1)
+
+
 @dataclass(frozen=True)
-class Task:
+class Task(Classification):
     """What a network is trained and measured on.
 
     Example:
@@ -106,18 +122,6 @@ class Task:
         if self.network is not None:
             return self.network(config)
         return config.build(self.embedding, self.tokens, len(self.classes))
-
-    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """(B,), cross-entropy of each row."""
-        return torch.nn.functional.cross_entropy(outputs, labels, reduction="none")
-
-    def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """(B,) in [0, 1], how good each row's outputs are: 1 where the likeliest class is the label, else 0."""
-        return (outputs.argmax(dim=1) == labels).float()
-
-    def probability(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """(B,), the probability that the outputs give to the label."""
-        return torch.softmax(outputs, dim=1).gather(1, labels.unsqueeze(1)).squeeze(1)
 
     def prediction(self, outputs: Tensor) -> Tensor:
         """(B,) long, the likeliest class of each row."""

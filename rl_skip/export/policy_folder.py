@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from rl_skip.core.dial import Dial, Guarantee, PriceTable, checked_price
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature, as_feature
+from rl_skip.core.fields import is_ours
 from rl_skip.core.files import atomic_replace
+from rl_skip.core.finite import refuse_not_finite
 from rl_skip.core.forward import Rollout, routed_forward
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.kinds import kind_of
 from rl_skip.core.policy import JumpPolicy, JumpRules
 from rl_skip.core.reward import LINEAR, Reward
+from rl_skip.core.seal import SEAL, check_sealed, seal
 from rl_skip.core.stack import LayerStack
 from rl_skip.export.card import model_card
 from rl_skip.export.description import Description
@@ -26,11 +29,27 @@ from rl_skip.export.weights import build, read_weights, save_weights
 if TYPE_CHECKING:
     from rl_skip.nets.skip_layer import SkipLayer
 
-__all__ = ["DESCRIPTION", "FILES", "MODEL", "POLICY", "READOUTS", "SkipModel", "copy_export", "load", "load_policy", "read_description", "save"]
+__all__ = [
+    "DESCRIPTION",
+    "FILES",
+    "LOADED",
+    "MODEL",
+    "POLICY",
+    "READOUTS",
+    "SkipModel",
+    "copy_export",
+    "load",
+    "load_policy",
+    "read_description",
+    "save",
+]
 
 RIGHT_NETWORK = "the policy goes with the network that it was trained on"
 DESCRIPTION, POLICY, MODEL, READOUTS, CARD = FILES = ("policy.json", "policy.safetensors", "model.safetensors", "readouts.safetensors", "README.md")
+LOADED = tuple(name for name in FILES if name != CARD)
+"""What is loaded of them: the card alone may be written later, on the hub for example."""
 COST_TOLERANCE = 1e-4
+TRAIN_ANEW = "train the policy anew with train.py"
 
 
 class SkipModel(Dial, nn.Module):
@@ -137,6 +156,9 @@ def save(
         readouts=None if stack.readouts is None else stack.readouts.plan,
     )
 
+    for name, module in (("policy", policy), ("network", stack)):
+        refuse_not_finite(module, f"the {name} is not exported to {folder}", "train it anew, with a lower --learning-rate")
+
     def fill(new: Path) -> None:
         description.write(new / DESCRIPTION)
         save_weights(new / POLICY, policy.state_dict())
@@ -145,6 +167,7 @@ def save(
         if stack.readouts is not None:
             save_weights(new / READOUTS, stack.readouts.state_dict())
         (new / CARD).write_text(model_card(description, weights), encoding="utf-8")
+        seal(new)
 
     _write_folder(Path(folder), fill, overwrite)
 
@@ -159,9 +182,10 @@ def copy_export(source: Path, folder: Path, *, features: Sequence[Feature] = (),
         load(source, features=features)
     else:
         load_policy(source, features)
+    check_sealed(source, *LOADED, whole=True)
 
     def fill(new: Path) -> None:
-        for name in FILES:
+        for name in (*FILES, SEAL):
             if (source / name).is_file():
                 shutil.copyfile(source / name, new / name)
 
@@ -170,7 +194,7 @@ def copy_export(source: Path, folder: Path, *, features: Sequence[Feature] = (),
 
 def _write_folder(folder: Path, fill: Callable[[Path], None], overwrite: bool) -> None:
     """Writes the folder; `overwrite` replaces nothing but another export."""
-    if overwrite and (folder.is_symlink() or folder.exists()) and not (folder / DESCRIPTION).is_file():
+    if overwrite and (folder.is_symlink() or folder.exists()) and not is_ours(folder / DESCRIPTION, "depth", "max_jump", "layer_costs"):
         raise UserError(f"{folder} is not an exported policy, so it is not overwritten; name another folder")
     atomic_replace(folder, fill, overwrite=overwrite)
 
@@ -179,23 +203,28 @@ def read_description(folder: Path | str, features: Sequence[Feature] | None = ()
     """What an exported policy is; `features` are those of one's own that it may see, None: any, for a description that is not run.
 
     Raises:
-        UserError: if there is no such folder, or a field of its `policy.json` is missing or wrong.
+        UserError: if there is no such folder, or its `policy.json` has a field that is missing or wrong, or is not as it was written.
     """
     if not Path(folder).is_dir():
         raise UserError(f"there is no folder {folder}; name an exported policy, the folder with a {DESCRIPTION}")
     if not Path(folder, DESCRIPTION).is_file() and Path(folder, "policy", DESCRIPTION).is_file():
         raise UserError(f"{folder} is a run; name the policy in it, {Path(folder, 'policy')}")
-    return Description.read(Path(folder, DESCRIPTION), None if features is None else tuple(map(as_feature, features)))
+    description = Description.read(Path(folder, DESCRIPTION), None if features is None else tuple(map(as_feature, features)))
+    check_sealed(Path(folder), DESCRIPTION)
+    return description
 
 
 def load_policy(folder: Path | str, features: Sequence[Feature] = ()) -> JumpPolicy:
     """The exported policy alone, in evaluation mode; `features` are those of one's own that it may see.
 
     Raises:
-        UserError: if a file is missing, a field is wrong, or the weights do not fit.
+        UserError: if a file is missing or not as it was written, a field is wrong, or the weights do not fit.
     """
     rules = read_description(folder, features).rules
-    return build(Path(folder, POLICY), lambda: JumpPolicy(replace(rules)), DESCRIPTION)  # a copy, whose cached masks are on its own device
+    policy = build(Path(folder, POLICY), lambda: JumpPolicy(replace(rules)), DESCRIPTION)  # a copy, whose cached masks are on its own device
+    refuse_not_finite(policy, Path(folder, POLICY), TRAIN_ANEW)
+    check_sealed(Path(folder), POLICY)
+    return policy
 
 
 def load(
@@ -219,7 +248,8 @@ def load(
         device: where to run.
 
     Raises:
-        UserError: if a file is missing, a field is wrong, the weights or the stack do not fit, or the budget is too small.
+        UserError: if a file is missing or not as it was written, a field is wrong, the weights or the stack do not fit, or the budget is
+            too small.
     """
     if price is not None and budget is not None:
         raise UserError("a price and a budget exclude each other; set one of --price and --budget")
@@ -235,6 +265,8 @@ def load(
             stack.load_state_dict(state, strict=False)
     _check_costs(description, stack, folder)
     _load_readouts(description, stack, Path(folder, READOUTS))
+    refuse_not_finite(stack, folder, TRAIN_ANEW)
+    check_sealed(Path(folder), *LOADED, whole=True)
     stack.take_policy(policy, description.price)
     operating = description.price if price is None else price
     model = SkipModel(stack, policy, price=operating, table=description.table, guarantee=description.guarantee)

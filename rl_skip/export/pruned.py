@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
+from rl_skip.core.finite import refuse_not_finite
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.kinds import kind_of, read_network
 from rl_skip.core.readouts import adapter_of
+from rl_skip.core.seal import check_sealed
 from rl_skip.core.stack import LayerStack
 from rl_skip.export.weights import build, read_weights
 
@@ -87,7 +89,7 @@ def load_pruned(folder: Path | str, stack: LayerStack | None = None, *, device: 
         device: where to run.
 
     Raises:
-        UserError: if a file is missing, a field is wrong, or the weights or the stack do not fit.
+        UserError: if a file is missing or not as it was written, a field is wrong, or the weights or the stack do not fit.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -97,12 +99,21 @@ def load_pruned(folder: Path | str, stack: LayerStack | None = None, *, device: 
     layers = _read_layers(fields, depth)
     adapter = "adapter_rank" in fields.values
     plan = {"rank": fields.integer("adapter_rank"), "pools": fields.values.get("adapter_pools") is True} if adapter else None
+    network = _built(fields, folder, stack, depth, layers, plan)
+    refuse_not_finite(network, folder, "prune the run again")
+    check_sealed(folder, DESCRIPTION, WEIGHTS, whole=True)
+    return network.to(device).eval()
+
+
+def _built(
+    fields: Fields, folder: Path, stack: LayerStack | None, depth: int, layers: tuple[int, ...], plan: dict[str, Any] | None
+) -> PrunedNetwork:
     if stack is not None:
         if stack.depth != depth:
             raise UserError(f"{fields.source}: depth is {depth}, the given stack has {stack.depth}; pass the network that was pruned")
         network = PrunedNetwork(stack, layers, plan)
         network.load_state_dict(read_weights(folder / WEIGHTS, network.state_dict(), same_dtype=True))
-        return network.to(device).eval()
+        return network
     if fields.get("network") is None:
         raise UserError(f"{folder} does not describe its network; pass the whole network that was pruned: load_pruned(folder, stack)")
     described = read_network(fields.object("network"), fields.integer("width"), depth)
@@ -113,10 +124,10 @@ def load_pruned(folder: Path | str, stack: LayerStack | None = None, *, device: 
         network.layers = layers
         if network.adapter is not None:
             network.adapter.load_state_dict(read_weights(folder / WEIGHTS, network.adapter.state_dict()))
-        return network.to(device).eval()
+        return network
     if (missing := kind.missing(described)) is not None:
         raise UserError(f"{folder} {missing}")
-    return build(folder / WEIGHTS, lambda: PrunedNetwork(kind.build(described), layers, plan), DESCRIPTION).to(device)
+    return build(folder / WEIGHTS, lambda: PrunedNetwork(kind.build(described), layers, plan), DESCRIPTION)
 
 
 def _read_layers(fields: Fields, depth: int) -> tuple[int, ...]:

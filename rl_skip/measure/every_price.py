@@ -7,36 +7,27 @@ import torch
 from torch import Tensor
 
 from rl_skip.core.batches import in_batches
-from rl_skip.core.exits import exit_pass, left_at
+from rl_skip.core.exits import exit_pass
 from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Task
+from rl_skip.learning.outcomes import SeenExits
 from rl_skip.measure.evaluation import Evaluation, evaluate
 
 __all__ = ["ExitOutcomes", "at_any_price", "evaluate_prices", "exit_outcomes", "leaves_only"]
 
 
 @dataclass(frozen=True)
-class ExitOutcomes:
-    """What a policy sees after each layer, and what leaving there gives, for each of N rows; all on the CPU."""
+class ExitOutcomes(SeenExits):
+    """The same with what is answered; all on the CPU."""
 
-    observations: Tensor
-    """(N, L - 1, S), with some price."""
-    score: Tensor
-    """(N, L)."""
-    compute: Tensor
-    """(N, L), decisions and readouts included."""
     prediction: Tensor
     """(N, L, ...)."""
 
-    @torch.no_grad()
     def evaluation(self, policy: JumpPolicy, price: float, reward: Reward = LINEAR) -> Evaluation:
         """What the greedy policy does at a price; a policy that sees what these were made for."""
-        observations, device = self.observations.clone(), policy.fc_in.weight.device
-        observations[..., -1] = policy.rules.layout.scale_price(torch.tensor(price))
-        jumps = policy(observations.flatten(0, 1).to(device)).argmax(dim=1).cpu().view(observations.shape[:2])
-        layer = left_at(jumps > 0).unsqueeze(1)  # (N, 1)
+        layer = self.left(policy, price).unsqueeze(1)  # (N, 1)
         route = torch.arange(self.score.shape[1]) <= layer  # (N, L)
         everyone = torch.arange(len(layer))
         prediction = self.prediction[everyone, layer.squeeze(1)]

@@ -14,6 +14,7 @@ from rl_skip.core.files import atomic_replace
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.progress import begin_stage
 from rl_skip.core.readouts import PoolingAdapter
+from rl_skip.core.seal import seal
 from rl_skip.core.task import Task, score_key
 from rl_skip.core.version import __version__
 from rl_skip.export.policy_folder import SkipModel, read_description
@@ -105,6 +106,7 @@ def prune(
             save_weights(new / WEIGHTS, beside_model.state_dict())
         takes_stack = origin.missing is not None and not wrote_model
         (new / CARD).write_text(_card(description, removed, takes_stack, task.score_name), encoding="utf-8")
+        seal(new, [name for name in (DESCRIPTION, WEIGHTS, CARD) if (new / name).is_file()])  # the model has its own
 
     atomic_replace(folder, fill)
     return {"folder": str(folder), "layers": list(layers), "removed": removed, **measured, "weights": weights, "full_depth_weights": all_weights}

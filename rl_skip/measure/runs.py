@@ -10,14 +10,15 @@ import torch
 
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature, check_features, find_features
-from rl_skip.core.fields import Fields
+from rl_skip.core.fields import Fields, is_ours
 from rl_skip.core.plugins import refuse_code
 from rl_skip.core.reward import Reward, find_reward
+from rl_skip.core.seal import check_sealed, is_sealed
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.export.policy_folder import SkipModel, load, read_description
 from rl_skip.nets.network import NetworkConfig, read_network_config
 from rl_skip.tasks import DEFAULTS, load_task
-from rl_skip.tasks.data_report import SplitReport, read_data_report, watched
+from rl_skip.tasks.data_report import DATA, SplitReport, read_data_report, watched
 from rl_skip.tasks.options import TaskOptions, read_task_options
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "MODEL",
     "POLICY",
     "Run",
+    "holds_run",
     "is_run",
     "load_run",
     "read_config",
@@ -96,6 +98,11 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a folder holds a run of this version or another, known by what its `config.json` says and not by the file's name."""
+    return is_ours(folder / CONFIG, "task", "network", "agent")
+
+
 def read_config(folder: Path) -> Fields:
     """The fields of a run's `config.json`.
 
@@ -107,6 +114,8 @@ def read_config(folder: Path) -> Fields:
     if not is_run(folder):
         raise UserError(f"{folder} is not a run, it has no {CONFIG}; name the folder that train.py wrote")
     fields = Fields.read(folder / CONFIG, FORMAT_VERSION, FORMAT_VERSION, TRAIN_ANEW)
+    if is_sealed(folder):
+        check_sealed(folder, CONFIG, DATA)
     if not (folder / POLICY).is_dir():
         if (folder / "curve.json").is_file():
             raise UserError(f"{folder} is the run of a baseline, which has no policy; set it beside a run: compare RUN --baselines {folder}")

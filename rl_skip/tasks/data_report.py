@@ -12,6 +12,7 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.core.files import atomic_write
 from rl_skip.core.fingerprint import Fingerprint
+from rl_skip.core.finite import row_not_finite
 from rl_skip.core.task import Examples, Split, Task
 
 __all__ = ["DATA", "DataReport", "SplitReport", "read_data_report", "watched"]
@@ -123,7 +124,10 @@ def _fault(examples: Examples) -> str | None:
         return "they hold no rows"
     inputs = examples.inputs if isinstance(examples.inputs, dict) else {"the input": examples.inputs}
     counts = {name: len(tensor) for name, tensor in inputs.items() if len(tensor) != len(examples.labels)}
-    return next((f"{name} has {count} rows, and there are {len(examples.labels)} labels" for name, count in counts.items()), None)
+    if counts:
+        return next(f"{name} has {count} rows, and there are {len(examples.labels)} labels" for name, count in counts.items())
+    faulty = ((name, row_not_finite(tensor)) for name, tensor in {**inputs, "the label": examples.labels}.items())
+    return next((f"{name} of row {row} holds a number that is not finite" for name, row in faulty if row is not None), None)
 
 
 class DataReport:

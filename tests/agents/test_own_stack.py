@@ -14,6 +14,7 @@ from envs import EnvOptions
 from examples.own_stack import mixer
 from rl_skip import NetworkConfig, UserError
 from rl_skip.cli.main import main
+from rl_skip.core.seal import seal
 from rl_skip.export.policy_folder import read_description
 from rl_skip.export.pruned import load_pruned
 from rl_skip.measure.runs import load_run
@@ -69,6 +70,7 @@ def test_a_bare_folder_runs_no_file_and_asks_for_the_stack(finished: Path, tmp_p
     described = json.loads((tmp_path / "copy" / "policy.json").read_text())
     described["network"]["stack"] = f"{trap}:mixer"
     (tmp_path / "copy" / "policy.json").write_text(json.dumps(described))
+    seal(tmp_path / "copy")
     with pytest.raises(UserError, match="a stack of your own, .*trap.py:mixer, whose file is not run by itself; .* stack=") as refused:
         rl_skip.load(tmp_path / "copy")
     assert "\n" not in str(refused.value)
@@ -82,6 +84,7 @@ def test_a_stack_that_is_registered_needs_no_file(finished: Path, tmp_path: Path
     copy = Path(shutil.copytree(finished / "policy", tmp_path / "copy"))
     described = json.loads((copy / "policy.json").read_text())
     (copy / "policy.json").write_text(json.dumps({**described, "network": {**described["network"], "stack": "mixer"}}))
+    seal(copy)
     with pytest.raises(UserError, match="policy.json: there is no stack 'mixer'; set --stack to blocks, skip-layer, or file.py:name"):
         rl_skip.load(copy)
     STACKS.register("mixer", mixer)

@@ -13,6 +13,8 @@ from rl_skip.core.bounded import read_tensors
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.core.files import atomic_write
+from rl_skip.core.finite import NotFinite, not_finite
+from rl_skip.core.seal import check_sealed, is_sealed
 from rl_skip.measure.compare.baseline import BaselineRecord
 
 __all__ = ["CURVE", "Curve", "Point", "load_curve", "price_label", "save_curve"]
@@ -82,6 +84,8 @@ def save_curve(folder: Path, curve: Curve) -> None:
             columns = {"correct": point.correct.float(), "compute": point.compute.float(), "route": point.route}
             tensors |= {f"{split}.{n}.{name}": column.detach().cpu().clone().contiguous() for name, column in columns.items() if column is not None}
             points[split].append({"label": point.label, "price": point.price, "budget": point.budget, "routed": point.route is not None})
+    if (name := not_finite(tensors.items())) is not None:
+        raise NotFinite(f"the curve of {curve.record.name} is not finite, in {name}; look at the task's score, and train the baseline again")
     described = {"format_version": FORMAT_VERSION, "baseline": curve.record.to_json(), "seed": curve.seed, **points}
     atomic_write(folder / TENSORS, packed(tensors))
     atomic_write(folder / CURVE, json.dumps(described, indent=2, ensure_ascii=False) + "\n")  # last: where it is, the tensors are
@@ -97,6 +101,8 @@ def load_curve(folder: Path) -> Curve:
         raise UserError(f"{folder} has no {CURVE}; name the run folder of a finished baseline as train.py leaves it")
     fields = Fields.read(folder / CURVE, FORMAT_VERSION)
     tensors = read_tensors(folder / TENSORS, "train the baseline again")
+    if is_sealed(folder):
+        check_sealed(folder, CURVE, TENSORS)
     validation, test = (_read_points(fields.objects(split), tensors, split, folder / TENSORS) for split in SPLITS)
     if [point.label for point in validation] != [point.label for point in test]:
         raise UserError(f"{fields.source}: validation and test must have the same points in the same order; write the file anew")
@@ -126,4 +132,6 @@ def _tensor(tensors: dict[str, Tensor], name: str, source: Path, dtype: torch.dt
         expected = f"{dimensions} axes of {dtype} with at least one row"
         got = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
         raise UserError(f"{source}: the tensor {name} must have {expected}, got {got}; train the baseline again")
+    if not_finite([(name, tensor)]) is not None:
+        raise UserError(f"{source}: the tensor {name} holds numbers that are not finite; train the baseline again")
     return tensor

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from agents.options.config import PolicyConfig, PriceConfig
 from agents.policy.calibration import calibrate, refuse_small_budget
-from agents.policy.prices import BudgetPrice, FixedPrice, PriceRange
 from agents.policy.reinforce import Reinforce
 from rl_skip.core.dial import PricePoint, PriceTable
 from rl_skip.core.errors import UserError
 from rl_skip.core.policy import ILLEGAL, JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.core.task import Examples, Task
+from rl_skip.learning.prices import BudgetPrice, FixedPrice, PriceRange
 from rl_skip.measure.evaluation import evaluate
 from rl_skip.nets.module_stack import ModuleStack
 

@@ -11,7 +11,6 @@ from torch import nn
 import rl_skip
 from agents.agent import AGENTS
 from agents.options.config import PolicyConfig, PriceConfig, ScheduleConfig, TrainConfig
-from agents.policy.exact import leaving
 from agents.policy.reinforce import Reinforce, ReinforceConfig
 from agents.run.learner import Learner
 from rl_skip import JumpPolicy, JumpRules, ModuleStack, ObservationLayout, PolicyRouter, UserError, load_task
@@ -19,6 +18,7 @@ from rl_skip.cli.main import main as rl_skip_main
 from rl_skip.core.exits import EveryExit, exit_pass
 from rl_skip.core.features import CONFIDENCES, FEATURES
 from rl_skip.core.forward import routed_forward
+from rl_skip.learning.exact import leaving
 from rl_skip.nets.network import NetworkConfig
 from train import main, read_options
 
@@ -192,8 +192,8 @@ def test_policy_and_baselines_learn_from_the_same_teacher(agent: str) -> None:
     lesson = -(said[:5].softmax(dim=1) * outputs.log_softmax(dim=1)).sum(dim=1).mean()
     torch.testing.assert_close(learner.taught_loss(outputs, batch, rows), labels + lesson)
     seen: list[torch.Tensor] = []
-    taught = learner.taught_loss
-    learner.taught_loss = lambda outputs, batch, rows: (seen.append(rows), taught(outputs, batch, rows))[1]  # type: ignore[method-assign]
+    taught = learner.teacher_of
+    learner.teacher_of = lambda rows: (seen.append(rows), taught(rows))[1]  # type: ignore[method-assign]
     trained.update(learner.warmup_updates)
     assert seen and torch.equal(seen[0], learner.batch_rows(learner.warmup_updates)), "the lessons of its own rows"
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from agents.options.config import PolicyConfig, PriceConfig, ScheduleConfig, TrainConfig
-from agents.policy.prices import FixedPrice
 from agents.policy.reinforce import Reinforce
 from agents.run.learner import Learner
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.stack import Carry, LayerStack
 from rl_skip.core.task import Examples, Split, Task
+from rl_skip.learning.prices import FixedPrice
 
 GROUPS, KINDS, DEPTH, SHOWN = 2, 2, 6, 2
 """Each type is a group and a kind; which kind a row is shows only after layer `SHOWN`."""

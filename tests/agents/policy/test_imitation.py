@@ -6,13 +6,13 @@ from torch import Tensor, nn
 
 from agents.options.config import PolicyConfig, PriceConfig, ScheduleConfig, TrainConfig
 from agents.policy.imitation import imitation_loss, imitation_weight
-from agents.policy.prices import FixedPrice
 from agents.policy.reinforce import Reinforce, ReinforceConfig
 from agents.run.learner import Learner
 from rl_skip.core.errors import UserError
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.routers import PolicyRouter
 from rl_skip.core.task import Examples, Split, Task
+from rl_skip.learning.prices import FixedPrice
 from rl_skip.measure.evaluation import evaluate
 from rl_skip.nets.module_stack import ModuleStack
 

@@ -13,8 +13,8 @@ from agents.agent import find_agent
 from agents.options.config import PolicyConfig, PriceConfig, ScheduleConfig
 from agents.policy.policy_agent import PolicyAgent
 from agents.policy.ppo import Ppo, PpoConfig
-from agents.policy.prices import BudgetPrice, FixedPrice, PriceRange
 from agents.run.learner import Learner
+from rl_skip.learning.prices import BudgetPrice, FixedPrice, PriceRange
 
 AGENTS = ("ppo", "maskable-ppo")
 SMALL = PpoConfig(num_envs=16, steps=8, minibatch=64, passes=2)

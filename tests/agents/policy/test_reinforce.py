@@ -9,8 +9,6 @@ from torch import Tensor
 import agents.policy.reinforce
 import agents.run.learner
 from agents.options.config import PriceConfig, ScheduleConfig
-from agents.policy.policy_agent import entropy_weight
-from agents.policy.prices import FixedPrice, PriceRange
 from agents.policy.reinforce import Advantage, Reinforce, ReinforceConfig, estimated_advantage, leave_one_out_advantage, reinforce_loss
 from agents.run.learner import Learner
 from agents.run.warmup import warm_up_for
@@ -18,6 +16,8 @@ from rl_skip.core.forward import Rollout, routed_forward
 from rl_skip.core.policy import JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.core.reward import Reward
 from rl_skip.core.routers import PolicyRouter
+from rl_skip.learning.exact import entropy_weight
+from rl_skip.learning.prices import FixedPrice, PriceRange
 from rl_skip.nets.blocks import AttentionBlock, ClassifierHead
 from rl_skip.nets.module_stack import ModuleStack
 

@@ -329,6 +329,7 @@ def test_options_that_were_changed_by_hand_are_told(finished_run: Any, tmp_path:
     folder = copied(finished_run, tmp_path / "run", "report.json")
     written = json.loads((folder / "config.json").read_text())
     written["network"]["width"] = 32
+    (folder / "SHA256SUMS").unlink()  # which a run that was stopped has not
     (folder / "config.json").write_text(json.dumps(written))
     assert train.main(["--resume", str(folder)]) == 2
     said = capsys.readouterr().err.splitlines()

@@ -1,6 +1,7 @@
 """What a run says of its data, and that it goes on with the same rows alone."""
 
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -74,7 +75,8 @@ def other_data(tmp_path: Path) -> Callable[[Callable[[dict[str, list[Any]]], obj
 def stopped(run: Path, folder: Path) -> Path:
     """The run as one that was stopped before its end, which never read its test data."""
     shutil.copytree(run, folder)
-    (folder / "report.json").unlink()
+    for name in ("report.json", "SHA256SUMS"):
+        (folder / name).unlink()
     shutil.rmtree(folder / "policy")
     described = json.loads((folder / "data.json").read_text())
     del described["splits"]["test"]
@@ -124,6 +126,7 @@ def labels_left_out(made: dict[str, list[Any]]) -> None:
 
 WRONG: list[tuple[Callable[[dict[str, list[Any]]], object], str]] = [
     (lambda made: made["validation"][7].__setitem__(1, -100), "the label of row 7 of the validation data is -100, and the classes of the task signs"),
+    (lambda made: made["train"][50][0][2].__setitem__(1, math.nan), "the input of row 50 holds a number that is not finite; mend the task"),
     (lambda made: made["train"].clear(), "the train data of the task signs cannot be used: they hold no rows; mend the task"),
     (labels_left_out, "the train data of the task signs cannot be used: the input has 90 rows, and there are 87 labels; mend the task"),
     (lambda made: made["train"][4].append("more"), "the train data of the task signs cannot be loaded (ValueError: too many values to unpack"),
@@ -202,6 +205,7 @@ def test_a_baseline_is_set_beside_runs_of_the_same_rows_alone(own_run: Path, tmp
     described = json.loads((other / "data.json").read_text())
     described["splits"]["test"]["rows"] = 31
     (other / "data.json").write_text(json.dumps(described))
+    (other / "SHA256SUMS").unlink()
     assert rl_skip(["compare", str(run), "--allow-code", "--baselines", str(other)]) == 2
     assert f"the test data of {run} and of {other} are not the same (30 and 31 rows)" in capsys.readouterr().err
 

@@ -16,7 +16,6 @@ from agents.agent import find_agent
 from agents.options.config import PolicyConfig, PriceConfig, ScheduleConfig, TrainConfig
 from agents.policy.policy_agent import PolicyAgent
 from agents.policy.ppo import PpoConfig
-from agents.policy.prices import PriceRange
 from agents.policy.reinforce import ReinforceConfig
 from agents.run.checkpoints import load_random_states, random_states
 from agents.run.known_depth import KnownDepth
@@ -24,6 +23,7 @@ from agents.run.learner import Learner
 from agents.run.warmup import RandomRoutes, WarmUp, warm_up_for
 from rl_skip.core.errors import UserError
 from rl_skip.core.task import Examples, Split, Task
+from rl_skip.learning.prices import PriceRange
 from rl_skip.nets.network import NetworkConfig
 
 ROWS, DEPTH = 160, 4

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from agents.options.config import PolicyConfig, PriceConfig, ScheduleConfig
-from agents.policy.prices import PriceRange
 from agents.policy.reinforce import Reinforce
 from agents.run.learner import Critic, Learner
 from agents.run.warmup import warm_up_for
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.policy import legal_jumps
 from rl_skip.core.routers import PolicyRouter
+from rl_skip.learning.prices import PriceRange
 from rl_skip.nets.network import NetworkConfig
 
 

@@ -11,8 +11,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, TENSORS, EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from agents.run.telemetry import Averages, Telemetry
+from agents.run.telemetry import Telemetry
 from benchmarks.kill import points
+from rl_skip.learning.averages import Averages
 
 LAYERS, LONGEST_JUMP = 4, 2
 TRAINING = [f"train/{name}" for name in ("policy_loss", "supervised_loss", "grad_norm", "learning_rate")]

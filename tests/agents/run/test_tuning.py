@@ -9,11 +9,11 @@ import torch
 import rl_skip
 import train
 from agents.options.config import ScheduleConfig, TrainConfig, Tune
-from agents.policy.prices import price_source
 from agents.policy.reinforce import Reinforce
 from agents.run.learner import Learner
 from agents.run.warmup import warm_up_for
 from rl_skip import HuggingFaceStack
+from rl_skip.learning.prices import price_source
 from rl_skip.measure.runs import load_run
 from rl_skip.tasks import load_task
 from rl_skip.tasks.options import TaskOptions

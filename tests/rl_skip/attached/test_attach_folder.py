@@ -53,7 +53,7 @@ def test_a_saved_policy_decides_as_before(folder: Path) -> None:
 
 
 def test_the_files(folder: Path) -> None:
-    assert sorted(file.name for file in folder.iterdir()) == ["README.md", "policy.json", "policy.safetensors"]
+    assert sorted(file.name for file in folder.iterdir()) == ["README.md", "SHA256SUMS", "policy.json", "policy.safetensors"]
     described = json.loads((folder / "policy.json").read_text())
     network = described["network"]
     assert (described["depth"], described["width"]) == (5, 32)

@@ -12,6 +12,7 @@ import torch
 import rl_skip
 from rl_skip import Handle, SkipModel, UserError
 from rl_skip.attached.pretrained import load_model
+from rl_skip.core.seal import seal
 from tests.rl_skip.pretrained_folders import save_bert
 
 transformers = pytest.importorskip("transformers")
@@ -146,7 +147,7 @@ def test_what_was_pushed_is_loaded_at_the_revision_that_is_named(
     ]
     assert handle.model.config.to_dict() == before, "pushing leaves the model as it was"
     repository = tmp_path / "repository"
-    assert {file.suffix for file in repository.rglob("*") if file.is_file()} <= {".json", ".safetensors", ".md", ".txt"}, "no pickle"
+    assert {file.suffix for file in repository.rglob("*") if file.is_file()} <= {".json", ".safetensors", ".md", ".txt", ""}, "no pickle"
     card = (repository / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: rl-skip\n") and 'rl_skip.from_pretrained("me/films")' in card
 
@@ -161,13 +162,27 @@ def test_what_was_pushed_is_loaded_at_the_revision_that_is_named(
         assert [answer["label"] for answer in alone] == [("bad", "good")[i] for i in logits_of(handle).argmax(dim=1)]
 
 
+def test_what_learns_is_pushed_as_a_model_and_its_policy(run: Path, tmp_path: Path, pushed: list[tuple[str, dict[str, Any]]]) -> None:
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(run / "model")
+    handle = rl_skip.attach(model, rl_skip.SkipConfig(price=0.1))
+    handle.processor = transformers.AutoTokenizer.from_pretrained(run / "model")
+    handle.push_to_hub("me/films")
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "repository", output_loading_info=True)[1]
+    assert not any(again.values()), "the file holds the model's weights and no others"
+    loaded = rl_skip.from_pretrained(tmp_path / "repository")
+    model.eval()
+    assert isinstance(loaded, Handle)
+    torch.testing.assert_close(logits_of(loaded), logits_of(handle))
+    assert loaded.last_routes.equal(handle.last_routes)
+
+
 def test_a_policy_alone_names_its_model_on_the_hub(tmp_path: Path, cache: Path, pushed: list[tuple[str, dict[str, Any]]]) -> None:
     put(cache, "someone/tiny-bert", "main", "3" * 40, save_bert(tmp_path / "base", head=True))
     model = transformers.AutoModelForSequenceClassification.from_pretrained("someone/tiny-bert")
     handle = rl_skip.attach(model, rl_skip.JumpRules.reaching(rl_skip.ObservationLayout(32, 4)))
     handle.push_to_hub("me/policy", include_model=False)
     files = sorted(file.name for file in (tmp_path / "repository").iterdir())
-    assert files == ["README.md", "policy.json", "policy.safetensors"]
+    assert files == ["README.md", "SHA256SUMS", "policy.json", "policy.safetensors"]
     put(cache, "me/policy", "main", "5" * 40, tmp_path / "repository")
     loaded = rl_skip.from_pretrained("me/policy")
     handle.processor = loaded.processor
@@ -198,6 +213,7 @@ def test_code_and_pickles_on_the_hub_are_not_touched(run: Path, tmp_path: Path, 
     config = json.loads((tmp_path / "evil" / "model" / "config.json").read_text())
     config["auto_map"] = {name: "modeling.Evil" for name in ("AutoConfig", "AutoModelForSequenceClassification", "AutoTokenizer")}
     (tmp_path / "evil" / "model" / "config.json").write_text(json.dumps(config))
+    seal(tmp_path / "evil" / "model", [file.name for file in (tmp_path / "evil" / "model").iterdir() if file.suffix in (".json", ".safetensors")])
     put(cache, "me/evil", "main", "7" * 40, tmp_path / "evil")
     torch.testing.assert_close(logits_of(rl_skip.from_pretrained("me/evil")), expected(run))
     (tmp_path / "evil" / "model" / "model.safetensors").rename(tmp_path / "evil" / "model" / "pytorch_model.bin")
@@ -214,3 +230,20 @@ def test_a_hub_that_refuses_is_one_line(run: Path, monkeypatch: pytest.MonkeyPat
     assert isinstance(handle, Handle)
     with pytest.raises(UserError, match=r"me/films on the Hugging Face hub cannot be written \(OSError: 403 Forbidden: no rights\); log in"):
         handle.push_to_hub("me/films")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_bit_that_changed_in_a_trained_model_is_refused(name: str, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    file = tmp_path / "run" / "model" / name
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(content)
+    for load in (lambda: rl_skip.from_pretrained(tmp_path / "run"), lambda: rl_skip.load(tmp_path / "run" / "policy", file.parent)):
+        with pytest.raises(UserError) as refused:
+            load()
+        assert str(file.parent) in str(refused.value) and "\n" not in str(refused.value)
+    file.write_bytes((run / "model" / name).read_bytes())
+    (file.parent / "SHA256SUMS").unlink()
+    with pytest.raises(UserError, match="model has no SHA256SUMS"):
+        rl_skip.from_pretrained(tmp_path / "run")

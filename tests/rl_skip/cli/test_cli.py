@@ -13,6 +13,7 @@ import rl_skip
 from rl_skip import JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.cli.main import main
 from rl_skip.core.forward import routed_forward
+from rl_skip.core.seal import seal
 from rl_skip.nets.network import NetworkConfig, build_network, network_to_json
 from rl_skip.tasks import load_task
 from tests.rl_skip.run_config import run_config
@@ -132,7 +133,7 @@ def test_eval_reads_a_task_of_ones_own(capsys, tmp_path):
 
 def test_export_makes_a_folder_that_loads(capsys, run, tmp_path):
     found = report(capsys, "export", run, tmp_path / "new" / "shipped")
-    assert found["files"] == ["README.md", "model.safetensors", "policy.json", "policy.safetensors"]
+    assert found["files"] == ["README.md", "SHA256SUMS", "model.safetensors", "policy.json", "policy.safetensors"]
     images = torch.randn(9, 8, 8)
     assert torch.equal(rl_skip.load(tmp_path / "new" / "shipped")(images), rl_skip.load(run / "policy")(images))
 
@@ -144,6 +145,34 @@ def test_export_overwrites_nothing(capsys, run, tmp_path):
     (run / "policy" / "policy.safetensors").write_bytes(b"short")
     assert "policy.safetensors" in complaint(capsys, "export", run, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_export_writes_a_route_as_a_graph_that_answers_as_the_network_does(capsys, trained, tmp_path):
+    pytest.importorskip("numpy")
+    folder, stack, _, task = trained
+    words = ["--format", "torch-export", "--layers", "0,2"]
+    found = report(capsys, "export", folder, tmp_path / "graphs", *words)
+    assert found["files"] == ["graphs.json", "route.pt2"] and found["largest_difference"] < 1e-4
+    inputs = task.load("test").take(slice(0, 9)).inputs
+    with torch.no_grad():
+        expected = routed_forward(stack, torch.tensor([1, 0, 1, 0]), inputs).outputs
+    torch.testing.assert_close(torch.export.load(tmp_path / "graphs" / "route.pt2").module()(inputs), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--one-row"], "--one-row is for graphs; set --format"),
+        (["--format", "torch-export"], "set --layers or --exits"),
+        (["--format", "torch-export", "--one-row"], "set --layers or --exits"),
+        (["--format", "onnx", "--layers", "0,9"], "numbered 0 to 3"),
+        (["--format", "onnx", "--layers", "0,2", "--exits"], "not allowed with"),
+        (["--format", "tflite"], "tflite"),
+    ],
+)
+def test_export_refuses_graphs_that_there_are_not(capsys, trained, tmp_path, words, said):
+    assert said in complaint(capsys, "export", trained[0], tmp_path / "graphs", *words)
+    assert not (tmp_path / "graphs").exists()
 
 
 def test_info_describes_runs_and_exports(capsys, run):
@@ -248,6 +277,7 @@ def test_data_that_do_not_fit_the_run_are_refused(capsys, run):
     described = json.loads((run / "policy" / "policy.json").read_text())
     described["network"]["classes"] = 7
     (run / "policy" / "policy.json").write_text(json.dumps(described))
+    seal(run / "policy")
     assert "the data have 10 classes" in complaint(capsys, "eval", run)
 
 

@@ -1,12 +1,16 @@
 """Files and folders that are there whole or not at all."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from rl_skip.core.errors import UserError
-from rl_skip.core.files import atomic_replace, atomic_write, refuse_links
+from rl_skip.core.files import atomic_replace, atomic_write, refuse_links, remove_unfinished
+
+TOP = Path(__file__).resolve().parents[3]
 
 
 def test_what_is_written_is_there_as_bytes_or_as_text(tmp_path: Path) -> None:
@@ -27,6 +31,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match="file cannot be written .No space left on device.") as told:
         atomic_write(file, b"new and longer")
     assert file.read_bytes() == b"old" and "\n" not in str(told.value)
+    assert list(tmp_path.iterdir()) == [file]  # what was written of the new one takes no room
 
 
 def test_two_files_of_a_folder_can_be_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,3 +72,29 @@ def test_links_in_what_is_copied_are_refused(tmp_path: Path) -> None:
         link.symlink_to(target)
         with pytest.raises(UserError, match=f"{link} is a link"):
             refuse_links(link if link.name == "linked" else tmp_path / "policy")
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from rl_skip.core.files import atomic_replace, atomic_write
+here = Path(sys.argv[1])
+if os.fork():
+    os.wait()
+    atomic_replace(here / "policy", lambda new: os.kill(os.getpid(), 9))
+os.fsync = lambda handle: os.kill(os.getpid(), 9)
+atomic_write(here / "config.json", "half")
+"""
+
+
+def test_what_killed_processes_leave_names_them_and_is_removed_alone(tmp_path: Path) -> None:
+    kept = [tmp_path / name for name in ("config.json", ".hidden", "file.tmp", ".file.tmp", "policy")]
+    for file in kept:
+        file.touch()
+    kept[-1].unlink()
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=TOP)
+    assert process.wait() == -9
+    left = {file.name for file in tmp_path.iterdir() if file not in kept}
+    assert len(left) == 2 and any(f"-{process.pid}-" in name for name in left), left
+    remove_unfinished(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(kept[:-1])

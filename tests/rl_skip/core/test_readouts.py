@@ -16,6 +16,7 @@ from rl_skip.core.features import CONFIDENCES, FEATURES, find_features
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.policy import legal_jumps
 from rl_skip.core.readouts import Adapter
+from rl_skip.core.seal import seal
 
 WIDTH, DEPTH, ROWS, CLASSES = 6, 5, 40, 3
 PRICE = 0.2
@@ -208,7 +209,7 @@ def test_a_head_that_cannot_be_copied_is_read_through_adapters(case: str, monkey
     else:
         layers = [nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8)) for _ in range(4)]
         stack = ModuleStack(nn.Linear(8, 8), layers, nn.Sequential(nn.Flatten(), nn.Linear(24, 5)), width=8, example=example)
-    monkeypatch.setattr("rl_skip.core.stack.LARGEST", 3 * (24 * 5 + 5) - (case == "large"))
+    monkeypatch.setattr("rl_skip.core.readouts.LARGEST", 3 * (24 * 5 + 5) - (case == "large"))
     readouts = stack.add_readouts(example, plan=plan)
     assert readouts.plan == {"rank": 2 if case == "asked for" else 16}
     x, route = torch.randn(7, 3, 8), torch.tensor([1, 1, 0, 0]).bool()
@@ -246,9 +247,11 @@ def test_what_readouts_are_is_checked_when_it_is_read(plan: object, tmp_path: Pa
     described = json.loads(file.read_text())
     assert described["readouts"] == {}
     file.write_text(json.dumps(described | {"readouts": plan}))
+    seal(file.parent)  # whoever edits a folder on purpose seals it too
     with pytest.raises(UserError, match=r"policy\.json: (readouts|rank|modules)"):
         rl_skip.load(tmp_path / "policy", make_stack(readouts=False))
     file.write_text(json.dumps(described | {"readouts": {"rank": 3}}))
+    seal(file.parent)
     with pytest.raises(UserError, match=r"readouts\.safetensors: the weight each\.0\.down\.weight is missing"):
         rl_skip.load(tmp_path / "policy", make_stack(readouts=False))
 

@@ -2,6 +2,7 @@ import copy
 import json
 import math
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from rl_skip import JumpPolicy, JumpRules, ModuleStack, ObservationLayout, SkipL
 from rl_skip.core.features import default_features
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.reward import LINEAR
+from rl_skip.core.seal import seal
+from rl_skip.export import policy_folder
 from rl_skip.export.policy_folder import copy_export
 from rl_skip.nets.blocks import FrameEmbedding, PatchEmbedding
 from rl_skip.nets.gated import AdapterBody
@@ -101,6 +104,7 @@ def edit(folder, change):
     described = json.loads(file.read_text())
     change(described)
     file.write_text(json.dumps(described))
+    seal(folder)  # whoever edits a folder on purpose seals it too
 
 
 def one_line(raised):
@@ -211,7 +215,13 @@ def test_the_policy_alone(export):
 
 
 def test_the_folder_holds_no_pickle_and_its_json_has_the_documented_fields(export):
-    assert sorted(file.name for file in export.iterdir()) == ["README.md", "model.safetensors", "policy.json", "policy.safetensors"]
+    assert sorted(file.name for file in export.iterdir()) == [
+        "README.md",
+        "SHA256SUMS",
+        "model.safetensors",
+        "policy.json",
+        "policy.safetensors",
+    ]
     for file in export.glob("*.safetensors"):
         size = int.from_bytes(file.read_bytes()[:8], "little")  # the format: length of a JSON header, the header, raw numbers
         json.loads(file.read_bytes()[8 : 8 + size])
@@ -264,9 +274,27 @@ def test_saving_refuses_a_folder_that_exists_and_overwrites_only_exports(tmp_pat
     assert rl_skip.load(export).price == 0.7
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("years of work")
+    (tmp_path / "precious" / "policy.json").write_text('{"Version": "2012-10-17", "Statement": []}')  # of somebody else
     with pytest.raises(UserError, match="not an exported policy"):
         rl_skip.save(tmp_path / "precious", policy, stack=stack, price=0.7, overwrite=True)
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("part", ["policy", "network"])
+def test_weights_that_are_not_finite_are_neither_written_nor_loaded(tmp_path, part, bad, monkeypatch):
+    stack, network, policy, _ = make_case("blocks")
+    name, weight = next(iter({"policy": policy, "network": stack}[part].named_parameters()))
+    weight.data.view(-1)[-1] = bad
+    with pytest.raises(UserError, match=f"the {part} is not exported to .*: the weight {name} holds numbers that are not finite") as raised:
+        rl_skip.save(tmp_path / "a", policy, stack=stack, network=network, price=PRICE)
+    assert one_line(raised) and not (tmp_path / "a").exists()
+    monkeypatch.setattr(policy_folder, "refuse_not_finite", lambda *_: None)  # as it was written before
+    rl_skip.save(tmp_path / "a", policy, stack=stack, network=network, price=PRICE)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=f"the weight {name} holds numbers that are not finite") as raised:
+        rl_skip.load(tmp_path / "a")
+    assert one_line(raised)
 
 
 @pytest.mark.parametrize("trained_on", [{"note": object()}, {"loss": math.nan}])
@@ -461,6 +489,31 @@ def test_a_stack_that_does_not_fit_is_refused(export, config, field):
     with pytest.raises(UserError, match=f"policy.json: {field} is"):
         rl_skip.load(export, stack)
     assert all(torch.equal(tensor, before[name]) for name, tensor in stack.state_dict().items())
+
+
+def test_a_bit_that_changed_is_refused_wherever_it_is(export):
+    files, draw = sorted(export.iterdir()), random.Random(0)
+    sizes = [file.stat().st_size for file in files]
+    for _ in range(200):
+        file = draw.choices(files, sizes)[0] if draw.random() < 0.5 else draw.choice(files)
+        whole, bit = file.read_bytes(), draw.randrange(8 * file.stat().st_size)
+        file.write_bytes(whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :])
+        with pytest.raises(UserError) as raised:
+            rl_skip.load(export)
+        assert str(export) in one_line(raised)
+        file.write_bytes(whole)
+    assert rl_skip.load(export).price == PRICE
+    copy_export(export, export.parent / "copy")
+    assert {file.name: file.read_bytes() for file in (export.parent / "copy").iterdir()} == {file.name: file.read_bytes() for file in files}
+
+
+def test_an_export_without_digests_is_refused_with_what_makes_them(export):
+    (export / "SHA256SUMS").unlink()
+    with pytest.raises(UserError, match="has no SHA256SUMS, as those of earlier versions") as raised:
+        rl_skip.load(export)
+    assert one_line(raised)
+    seal(export)
+    assert rl_skip.load(export).price == PRICE
 
 
 def test_layer_costs_that_differ_are_refused(tmp_path, export):

@@ -11,6 +11,7 @@ import torch
 import agents.baselines.compare
 import train
 from rl_skip.cli.main import main
+from rl_skip.core.seal import SEAL
 from rl_skip.measure.compare import command
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.curves import Curve, Point, save_curve
@@ -180,6 +181,7 @@ def test_two_seeds_share_one_report_and_baselines_go_to_their_seed(run: Path, tm
     second = Path(shutil.copytree(run, tmp_path / "second"))
     described = json.loads((second / "config.json").read_text())
     (second / "config.json").write_text(json.dumps(described | {"seed": 7}))
+    (second / SEAL).unlink()  # a run that was not finished has none, and is compared all the same
     for seed in (0, 7):
         save_baseline(tmp_path / f"exits-{seed}", "exits", 0.2, seed=seed)
         (tmp_path / f"exits-{seed}" / "config.json").write_text(json.dumps(described | {"seed": seed}))

@@ -69,7 +69,9 @@ def test_a_wrong_field_is_named(tmp_path: Path, curve: Curve, field: str, value:
 def test_a_wrong_tensor_is_named(tmp_path: Path, curve: Curve) -> None:
     save_curve(tmp_path, curve)
     tensors = load_file(tmp_path / "curve.safetensors")
-    for name, wrong in (("test.1.compute", torch.zeros(6)), ("test.0.route", torch.zeros(7, 4)), ("validation.0.correct", None)):
+    infinite = torch.full((7,), torch.inf)
+    wrongs = ("test.1.compute", torch.zeros(6)), ("test.0.route", torch.zeros(7, 4)), ("validation.0.correct", None), ("test.0.compute", infinite)
+    for name, wrong in wrongs:
         save_file({key: value for key, value in (tensors | {name: wrong}).items() if value is not None}, tmp_path / "curve.safetensors")
         with pytest.raises(UserError, match=name.replace(".", r"\.")):
             load_curve(tmp_path)
@@ -78,3 +80,10 @@ def test_a_wrong_tensor_is_named(tmp_path: Path, curve: Curve) -> None:
         load_curve(tmp_path)
     with pytest.raises(UserError, match="has no curve.json"):
         load_curve(tmp_path / "nowhere")
+
+
+def test_a_curve_that_is_not_finite_is_not_written(tmp_path: Path, curve: Curve) -> None:
+    curve.test[1].correct[3] = torch.nan
+    with pytest.raises(UserError, match="the curve of gumbel is not finite, in test.1.correct"):
+        save_curve(tmp_path / "baseline", curve)
+    assert not list((tmp_path / "baseline").iterdir())

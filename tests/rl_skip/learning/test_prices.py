@@ -4,9 +4,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from agents.options.config import PRICE_BOUNDS, PriceConfig
-from agents.policy.prices import BudgetPrice, FixedPrice, PriceRange, price_source
+from agents.options.config import PriceConfig
 from rl_skip.core.errors import UserError
+from rl_skip.learning.prices import PRICE_BOUNDS, BudgetPrice, FixedPrice, PriceRange, price_source
 
 DRAWS = 20_000
 CRITICAL = 1.63 / math.sqrt(DRAWS)

@@ -6,10 +6,83 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from agents.options.config import PRICE_BOUNDS, PriceConfig
+from rl_skip.core.bounded import MOST_LAYERS
+from rl_skip.core.errors import UserError, positive
 from rl_skip.core.reward import LINEAR, BudgetReward, Reward
 
-__all__ = ["BudgetPrice", "FixedPrice", "PriceRange", "PriceSource", "price_source"]
+__all__ = ["PRICE_BOUNDS", "BudgetPrice", "FixedPrice", "PriceRange", "PriceSource", "Pricing", "check_pricing", "price_source", "seen_range"]
+
+PRICE_BOUNDS = (0.001, 10.0)
+"""The lowest and highest price that the observation of a policy for one price, or for one budget, distinguishes."""
+LEAST_BUDGET = 1 / MOST_LAYERS
+"""What one layer costs of the deepest network."""
+
+
+class Pricing(Protocol):
+    """Options that say what compute costs: a fixed price, a budget, or else a range."""
+
+    @property
+    def price(self) -> float | None:
+        """One fixed price λ, in score per unit of relative compute."""
+        ...
+
+    @property
+    def price_range(self) -> tuple[float, float]:
+        """From where to where a price is drawn for every row."""
+        ...
+
+    @property
+    def budget(self) -> float | None:
+        """Mean compute allowed, in (0, 1]."""
+        ...
+
+    @property
+    def budget_price(self) -> float:
+        """Start of a controlled price."""
+        ...
+
+    @property
+    def budget_integral(self) -> float:
+        """How far a controlled price moves at each update, in its logarithm, per unit of compute in excess."""
+        ...
+
+    @property
+    def budget_proportional(self) -> float:
+        """Proportional response of a controlled price to the present excess."""
+        ...
+
+    @property
+    def budget_penalty(self) -> float:
+        """Weight of the penalty for a row's squared distance from the budget."""
+        ...
+
+
+def check_pricing(pricing: Pricing) -> None:
+    """Refuses prices that contradict each other, or lie out of range.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if pricing.price is not None and pricing.budget is not None:
+        raise UserError("a price and a budget exclude each other; set one of --price and --budget, or of price= and budget=")
+    if pricing.budget is not None and not LEAST_BUDGET <= pricing.budget <= 1:
+        raise UserError(f"a budget is a mean compute in (0, 1], {LEAST_BUDGET} at the least, got {pricing.budget}; set --budget, or budget=")
+    positive("the price a budget starts from", pricing.budget_price, "--budget-price, or budget_price=")
+    positive("budget_integral", pricing.budget_integral, "--budget-integral, or budget_integral=")
+    positive("budget_proportional", pricing.budget_proportional, "--budget-proportional, or budget_proportional=", zero=True)
+    positive("budget_penalty", pricing.budget_penalty, "--budget-penalty, or budget_penalty=", zero=True)
+    if pricing.price is not None:
+        positive("the price", pricing.price, "--price, or price=", zero=True)
+    low, high = pricing.price_range
+    positive("the price range's low end", low, "--price-range, or price_range=")
+    positive("the price range's high end", high, "--price-range, or price_range=")
+    if low >= high:
+        raise UserError(f"the price range must ascend, got {low} {high}; set --price-range LOW HIGH, or price_range=(low, high)")
+
+
+def seen_range(pricing: Pricing) -> tuple[float, float]:
+    """The prices that the policy's observation distinguishes."""
+    return pricing.price_range if pricing.price is None and pricing.budget is None else PRICE_BOUNDS
 
 
 class PriceSource(Protocol):
@@ -134,7 +207,7 @@ class BudgetPrice:
         self._log_price, self._violation = state["log_price"], state["violation"]
 
 
-def price_source(config: PriceConfig, reward: Reward = LINEAR) -> PriceRange | BudgetPrice:
+def price_source(config: Pricing, reward: Reward = LINEAR) -> PriceRange | BudgetPrice:
     """The source that the options ask for, of prices for `reward`."""
     if config.budget is not None:
         return BudgetPrice(config.budget, config.budget_price, config.budget_integral, config.budget_proportional, config.budget_penalty, reward)

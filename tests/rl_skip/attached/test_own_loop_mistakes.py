@@ -1,0 +1,141 @@
+"""What goes wrong in a person's own loop is said in one line."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import rl_skip
+from rl_skip.attached.learning import LearningHandle
+from tests.rl_skip.attached.plain_network import Mlp
+from tests.rl_skip.attached.test_own_loop import LABELS, attached
+from tests.rl_skip.huggingface_models import build
+
+
+def without_gradients(model: nn.Module, handle: LearningHandle, inputs: Any) -> None:
+    with torch.no_grad():
+        out = model(**inputs)
+    handle.loss(out, LABELS)
+
+
+def twice(model: nn.Module, handle: LearningHandle, inputs: Any) -> None:
+    out = model(**inputs)
+    handle.loss(out, LABELS)
+    handle.loss(out, LABELS)
+
+
+def forgotten(model: nn.Module, handle: LearningHandle, inputs: Any) -> None:
+    model(**inputs, labels=LABELS).loss.backward()
+    model(**inputs)
+
+
+def evaluated(model: nn.Module, handle: LearningHandle, inputs: Any) -> None:
+    handle.loss(model.eval()(**inputs), LABELS)
+
+
+def forced(model: nn.Module, handle: LearningHandle, inputs: Any) -> None:
+    with handle.forced(torch.tensor([True, False, True, False, True])):
+        handle.loss(model(**inputs), LABELS)
+
+
+def late(model: nn.Module, handle: LearningHandle, inputs: Any) -> None:
+    out = model(**inputs)
+    model.eval()
+    handle.loss(out, LABELS)
+
+
+MISTAKES: dict[str, tuple[Callable[..., Any], str]] = {
+    "never called": (lambda model, handle, inputs: handle.loss(torch.zeros(4, 2), LABELS), "no call of the model was seen"),
+    "under no_grad": (without_gradients, "under torch.no_grad"),
+    "twice": (twice, "learned from already"),
+    "forgotten": (forgotten, "handle.loss.*SkipTrainer"),
+    "evaluated": (evaluated, "evaluation mode.*model.train"),
+    "forced": (forced, "forced route"),
+    "late": (late, "evaluation mode.*model.train"),
+    "labels of another length": (lambda model, handle, inputs: handle.loss(model(**inputs), LABELS[:3]), r"\(3,\).*each of 4 rows"),
+    "labels of tokens": (lambda model, handle, inputs: handle.loss(model(**inputs), LABELS.unsqueeze(1)), r"\(4, 1\)"),
+    "labels with a fraction": (lambda model, handle, inputs: handle.loss(model(**inputs), LABELS + 0.5), "of integers"),
+    "a class too many": (lambda model, handle, inputs: handle.loss(model(**inputs), LABELS + 1), "a label is 2, and the model has 2 classes"),
+    "nothing but padding": (lambda model, handle, inputs: handle.loss(model(**inputs), torch.full((4,), -100)), "padding"),
+    "outputs of other rows": (lambda model, handle, inputs: handle.loss(model(**inputs).logits[:2], LABELS[:2]), "of 2 rows.*was of 4"),
+    "a tuple": (lambda model, handle, inputs: handle.loss(model(**inputs, return_dict=False), LABELS), "return_dict=True"),
+    "a teacher of other classes": (
+        lambda model, handle, inputs: handle.loss(model(**inputs), LABELS, teacher_logits=torch.zeros(4, 3)),
+        r"teacher_logits have shape \(4, 3\)",
+    ),
+    "no batches": (lambda model, handle, inputs: handle.calibrate([]), "no batches"),
+    "batches without labels": (lambda model, handle, inputs: handle.calibrate([inputs]), "'labels' among them"),
+    "a budget before calibration": (lambda model, handle, inputs: setattr(handle, "budget", 0.5), "calibrate"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_the_next_step_works(mistake: str) -> None:
+    make, message = MISTAKES[mistake]
+    model, handle, inputs = attached()
+    with pytest.raises(rl_skip.UserError, match=message) as raised:
+        make(model, handle, inputs)
+    assert "\n" not in str(raised.value)
+    handle.loss(model.train()(**inputs), LABELS).backward()
+
+
+def test_calls_that_are_not_to_be_learned_from() -> None:
+    """They change nothing of what is learned from the call before them."""
+    twin, of_twin, same = attached()
+    of_twin.loss(twin(**same), LABELS).backward()
+    model, handle, inputs = attached()
+    out = model(**inputs)
+    with handle.disabled():
+        model(**inputs)
+    model.eval()
+    with torch.no_grad():
+        model(**inputs)
+    model.train()
+    handle.loss(out, LABELS).backward()
+    grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    expected = [parameter.grad for parameter in twin.parameters() if parameter.grad is not None]
+    assert len(grads) == len(expected) > 10
+    torch.testing.assert_close(grads, expected)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "t5"])
+def test_models_that_speak_are_refused(family: str) -> None:
+    with pytest.raises(rl_skip.UserError, match="classifier|answer each row once|example=batch"):
+        rl_skip.attach(build(family), rl_skip.SkipConfig())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: rl_skip.attach(build("wav2vec2"), rl_skip.SkipConfig()), "waveforms.*example=batch"),
+        (lambda: rl_skip.attach(build("bert"), rl_skip.SkipConfig(), example={"ids": torch.zeros(2, 3)}), "cannot be called on the example"),
+        (lambda: rl_skip.attach(Mlp(), rl_skip.SkipConfig(), layers="blocks"), "example=batch"),
+        (lambda: rl_skip.attach(nn.Sequential(nn.Linear(3, 3)), rl_skip.SkipConfig(), layers="", example=torch.zeros(2, 3)), "of your own"),
+        (lambda: rl_skip.attach(build("bert").bert, rl_skip.SkipConfig()), "without logits|classifier"),
+    ],
+)
+def test_a_model_that_cannot_be_tried_stays_as_it_was(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(rl_skip.UserError, match=message) as raised:
+        make()
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 1.5}, "budget="),
+        ({"budget": 0.5, "price": 0.1}, "exclude"),
+        ({"price": -1.0}, "price="),
+        ({"price_range": (1.0, 0.1)}, "price_range="),
+        ({"exit_weight": 0.0}, "exit_weight="),
+        ({"updates": 0}, "updates="),
+        ({"score": "f1"}, "score="),
+        ({"readout_rank": 0}, "readout_rank="),
+        ({"features": ("warmth",)}, "warmth"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(rl_skip.UserError, match=message):
+        rl_skip.SkipConfig(**options)
