@@ -12,6 +12,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from rl_skip.core.bounded import read_bytes
+from rl_skip.core.errors import UserError
 from rl_skip.core.fields import flat
 from rl_skip.core.files import atomic_write
 from rl_skip.core.forward import Rollout
@@ -23,6 +25,7 @@ __all__ = ["Telemetry", "rollout_metrics", "score_metric"]
 EVENT_FILES = "events.out.tfevents.*"
 HISTORY = "events.out.tfevents.0000000000.resumed"
 HEAT_MAP = "layers/run_rates"
+MEND = "take it out, and the run goes on without what it recorded"
 WRITTEN_LAST = (HEAT_MAP, "final/", "_hparams_/")
 
 
@@ -59,12 +62,10 @@ class Telemetry:
     def __init__(self, folder: Path, resume_after: int | None = None) -> None:
         self.folder = folder
         lines = folder / "metrics.jsonl"
-        if resume_after is not None:
-            _forget_after(folder, lines, resume_after)
+        entries = [] if resume_after is None else _forget_after(folder, lines, resume_after)
         purge_step = None if resume_after is None else resume_after + 1  # for a TensorBoard that runs, and has read the removed points
         self.writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=10)
         self._lines = lines.open("a")
-        entries = [json.loads(line) for line in lines.read_text().splitlines()]
         self._run_rates = [rates for entry in entries if (rates := _run_rates(entry))]
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -103,14 +104,18 @@ class Telemetry:
         self._lines.close()
 
 
-def _forget_after(folder: Path, lines: Path, last_step: int) -> None:
-    """Removes what a stopped run wrote after `last_step`, and all that is written once, at the very end.
+def _forget_after(folder: Path, lines: Path, last_step: int) -> list[dict[str, Any]]:
+    """Removes what a stopped run wrote after `last_step`, and all that is written once, at the very end. Returns what is left in `lines`.
 
     TensorBoard alone would do with a purge step; others that read the files would see the points twice. What is kept
     goes into one file whose name sorts first, since readers take the files in that order.
+
+    Raises:
+        UserError: if a file is a link, cannot be read, or holds something else.
     """
+    entries = _entries(lines, last_step)
     files, history = sorted(folder.glob(EVENT_FILES)), folder / HISTORY
-    events = {record: Event.FromString(record[12:-4]) for file in files for record in _records(file.read_bytes())}
+    events = {record: event for file in files for record, event in _events(file)}
     versions = [record for record, event in events.items() if event.file_version]
     kept = sorted((record for record, event in events.items() if _is_kept(event, last_step)), key=lambda record: events[record].step)
     atomic_write(history, b"".join(versions[:1] + kept))
@@ -118,8 +123,30 @@ def _forget_after(folder: Path, lines: Path, last_step: int) -> None:
         if file != history:
             file.unlink()
     if lines.exists():
-        complete = [line for line in lines.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        atomic_write(lines, b"".join(line for line in complete if json.loads(line)["step"] <= last_step))
+        atomic_write(lines, b"".join(entries))
+    return [json.loads(line) for line in entries]
+
+
+def _entries(file: Path, last_step: int) -> list[bytes]:
+    """The whole lines of `metrics.jsonl` up to a step; none where it is not there. What is written to a link would be written elsewhere."""
+    if file.is_symlink():
+        raise UserError(f"{file} is a link, and nothing is written to what it leads to; {MEND}")
+    if not file.exists():
+        return []
+    lines = [line for line in read_bytes(file, MEND).splitlines(keepends=True) if line.endswith(b"\n")]
+    try:
+        return [line for line in lines if json.loads(line)["step"] <= last_step]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise UserError(f"{file} is not as it was written: each line is an object with a step; {MEND}") from None
+
+
+def _events(file: Path) -> Iterator[tuple[bytes, Event]]:
+    """The whole records of an event file, with what they hold."""
+    records = _records(read_bytes(file, MEND))
+    try:
+        yield from ((record, Event.FromString(record[12:-4])) for record in records)
+    except Exception:  # what protobuf raises of what is none
+        raise UserError(f"{file} is no event file of TensorBoard; {MEND}") from None
 
 
 def _records(content: bytes) -> Iterator[bytes]:

@@ -74,6 +74,7 @@ def export_graphs(
     model, task = load_run(run, data=data, allow_code=allow_code)
     finished, inputs = read_run(run, allow_code=allow_code), task.load("validation").inputs
     tokenizer = finished.folder / MODEL / TOKENIZER
+    refuse_links(tokenizer)
     about = About(read_description(finished.policy, finished.features), task.classes, [tokenizer] if tokenizer.is_file() else [])
     if layers is not None or exits:
         routes = every_exit(model.stack.depth) if layers is None else {"route": layers}

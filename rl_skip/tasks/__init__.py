@@ -61,14 +61,14 @@ def load_task(name: str, data: str | None = None, options: TaskOptions = DEFAULT
         UserError: if there is no such task, or the data cannot be read.
     """
     bundled = None if is_own(name) else TASKS.find(name)
+    if options.pair_column is not None and name != "text":
+        raise UserError(f"the task {name!r} has no pairs of texts; leave out --pair-column, or set --task text")
     _refuse_options(name, frozenset() if bundled is None else bundled.options, options)
     place = None if bundled is None or data is None else find_data(data)  # a person's own task reads its data as it likes
     if bundled is not None and not bundled.needs_data and data is not None:
         raise UserError(f"the task {name!r} brings its own data and does not read {data}; leave out --data, or set --task")
     if options.pretrained and (bundled is None or not bundled.needs_data):
         raise UserError(f"the task {name!r} builds its network itself and does not take {options.model}; leave out --model, or set --task")
-    if options.pair_column is not None and name != "text":
-        raise UserError(f"the task {name!r} has no pairs of texts; leave out --pair-column, or set --task text")
     if options.label_order is not None and (not options.pretrained or name == "language"):
         raise UserError("--label-order is the order of the classes of a model that has some; leave it out, or set --model to a classifier")
     if bundled is None:
