@@ -6,7 +6,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from agents.run.forecast import Forecast, Part, seconds_of, unchanged
 from agents.run.learner import Learner
 from agents.run.overflow import output_not_finite, stopped_at, weight_not_finite
 from agents.run.owner import LOCK, owning, refuse_owned
+from agents.run.splits import try_splits
 from agents.run.start import START, load_start, save_start
 from agents.run.telemetry import Telemetry
 from agents.run.warmup import warm_up_for
@@ -32,7 +33,7 @@ from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_write, remove_unfinished
 from rl_skip.core.finite import NotFinite
-from rl_skip.core.plugins import label_of
+from rl_skip.core.plugins import is_own, label_of, own_code
 from rl_skip.core.progress import listening
 from rl_skip.core.seal import SEAL, seal
 from rl_skip.core.stack import LayerStack
@@ -127,7 +128,7 @@ def _set_up(
     """The run before its first update, and what was read for it; nothing is written."""
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
-    device = pick_device(config.device)
+    device, own = pick_device(config.device), task is not None or is_own(config.task)
     task = load_task(config.task, config.data, config.options) if task is None else task
     begun = config.folder if config.resume is not None else start.parent if start is not None else None
     report = DataReport(task, begun, config.train_rows)
@@ -141,7 +142,10 @@ def _set_up(
             config = replace(config, network=NetworkConfig(stack.depth, stack.width, heads=1))
     if config.threads is not None or config.network.width < NARROW:
         torch.set_num_threads(config.threads or 1)
-    session = Session(config, report.task, device, stack, built)
+    with own_code(f"the network on the data of the task {task.name}") if own else nullcontext():
+        session = Session(config, report.task, device, stack, built)
+    if own:
+        try_splits(session.learner)
     session.agent.try_out()
     if start is not None:
         session.begin_at(start)

@@ -107,7 +107,7 @@ def test_a_persons_own_task_is_reported_on_the_terminal_and_for_info(own_run: Pa
     assert said[begin + 1 : begin + 6] == [
         "  train       90 rows (minus: 45, plus: 45, none: 0), of which 60 are drawn",
         "  validation  40 rows (minus: 20, plus: 20, none: 0)",
-        "  test        counted when the training has ended, which does not read them",
+        "  test        30 rows (minus: 15, plus: 15, none: 0)",
         "  - 2 rows of signs.json were odd",
         "  - classes without a training row: none",
     ]
