@@ -15,7 +15,7 @@ from rl_skip.attached.huggingface import HEAD, HuggingFaceStack
 from rl_skip.attached.identity import DIGEST, check_described, check_identity
 from rl_skip.attached.library import quiet, require
 from rl_skip.attached.names import is_read
-from rl_skip.core.bounded import checked_file, checked_header, read_json
+from rl_skip.core.bounded import MOST_LAYERS, checked_file, checked_header, most_unpacked, read_json
 from rl_skip.core.errors import UserError
 from rl_skip.core.finite import refuse_not_finite
 from rl_skip.core.kinds import NetworkKind
@@ -120,7 +120,9 @@ def load_model(
         raise UserError(f"the head in {folder} has {config.num_labels} classes, the data have {len(classes)}; set --data to data with as many")
     if classes is not None:
         name_classes(config, classes)
+    _check_depth(folder, config)
     model_class, beside = _class_of(folder, config, classes is not None and not saved_head.is_file(), head)
+    _check_size(folder, config, model_class)
     with _reading(folder), quiet():
         weights = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
         model, found = model_class.from_pretrained(folder, config=config, **OFFLINE, **weights)
@@ -198,6 +200,28 @@ def _check_files(folder: str) -> None:
     names = parts.get("weight_map", {}) if isinstance(parts, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) and Path(name).name == name for name in names.values()):
         raise UserError(f"{index} names files that are not beside it; {SAVE_ANEW}")
+
+
+def _check_depth(folder: str, config: Any) -> None:
+    """Refuses a configuration with more layers than would ever be built."""
+    values = config.to_dict()
+    for part in (values, *(part for part in values.values() if isinstance(part, dict))):  # a vision or text model has its own
+        for name, value in part.items():
+            if "layers" in str(name) and isinstance(value, int) and value > MOST_LAYERS:
+                raise UserError(f"{folder}/config.json: {name} is {value:,}, and a model has at most {MOST_LAYERS:,}; {SAVE_ANEW}")
+
+
+def _check_size(folder: str, config: Any, model_class: Any) -> None:
+    """Refuses a configuration of far more weights than the folder holds, before memory is taken for them."""
+    most = most_unpacked(sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")))
+    make = getattr(model_class, "from_config", None) or model_class._from_config
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), quiet():
+            size = sum(weight.numel() * weight.element_size() for weight in make(config).parameters())
+    except Exception:  # a class that cannot be made without memory, or a configuration of which loading tells what is wrong
+        return
+    if size > most:
+        raise UserError(f"{folder}/config.json describes {size:,} bytes of weights, and the files there allow {most:,}; {SAVE_ANEW}")
 
 
 @contextmanager
