@@ -16,12 +16,14 @@ import torch
 
 import rl_skip
 import train
+from agents.run.session import SEALED
 from benchmarks.kill import differences
 from envs import EnvOptions
 from examples.own_baseline import two_heads
 from examples.own_feature import ChangeNorm
 from rl_skip import NetworkConfig, Task
 from rl_skip.cli.main import main
+from rl_skip.core.seal import seal
 from rl_skip.measure.compare.measured import Bench
 from rl_skip.measure.compare.rows import Rows
 from rl_skip.measure.runs import load_run, read_run
@@ -119,6 +121,8 @@ def test_what_a_run_names_is_not_run_unless_it_is_allowed(kind: str, run: Path, 
     file.write_text(f"open({str(mark)!r}, 'w')\n" + (TOP / "examples" / f"own_{kind}.py").read_text())
     for named in (folder / "config.json", folder / "policy" / "policy.json"):
         named.write_text(named.read_text().replace(str(TOP / "examples" / f"own_{kind}.py"), str(file)))
+    seal(folder, [file.name for file in folder.iterdir() if file.suffix in SEALED])  # as anybody can
+    seal(folder / "policy")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     capsys.readouterr()
     for words in (["eval"], ["compare"], ["prune", tmp_path / "cut"], ["export", tmp_path / "copy"]):

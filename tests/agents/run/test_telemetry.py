@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from agents.run.telemetry import Telemetry
 from benchmarks.kill import points
+from rl_skip.core.errors import UserError
 from rl_skip.learning.averages import Averages
 
 LAYERS, LONGEST_JUMP = 4, 2
@@ -233,3 +236,27 @@ def test_averages_are_means_of_what_was_added_and_go_on_from_their_state() -> No
     assert found == halves.read()
     assert found["always"] == pytest.approx(values.mean().item()) and found["seldom"] == pytest.approx(values[::4].mean().item())
     assert whole.read() == {}
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", "5", '{"step": "a"}', "{", "[" * 5000])
+def test_a_record_that_is_none_is_told_in_one_line(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match="metrics.jsonl is not as it was written"):
+        Telemetry(tmp_path, resume_after=3)
+
+
+def test_records_that_are_links_pipes_or_no_events_are_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("mine")
+    (tmp_path / "metrics.jsonl").symlink_to(other)
+    with pytest.raises(UserError, match="is a link, and nothing is written to what it leads to"):
+        Telemetry(tmp_path, resume_after=3)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "events.out.tfevents.1.x").write_bytes(struct.pack("<QI", 4, 0) + b"\xff\xff\xff\xff" + bytes(4))
+    with pytest.raises(UserError, match=r"events.out.tfevents.1.x is no event file"):
+        Telemetry(tmp_path, resume_after=3)
+    (tmp_path / "events.out.tfevents.1.x").unlink()
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match="is a pipe and no file"):
+        Telemetry(tmp_path, resume_after=3)
+    assert other.read_text() == "mine"

@@ -1,7 +1,9 @@
 """Routed networks as graphs: what onnxruntime makes of them beside PyTorch, row for row."""
 
+import hashlib
 import json
 import math
+import os
 import runpy
 import shutil
 import subprocess
@@ -213,6 +215,17 @@ def test_a_file_that_was_changed_is_refused_by_name(digits, tmp_path, name):
     with (folder / name).open("ab") as opened:
         opened.write(b"#")
     with pytest.raises(ValueError, match=f"{name} is not the file that was exported"):
+        Pack(folder)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "pipe", "gone"])
+def test_no_name_in_a_pack_leads_out_of_it_or_to_what_never_ends(digits, tmp_path, name):
+    folder = shutil.copytree(digits.folder, tmp_path / "pack")
+    (tmp_path / "outside").write_text("mine")
+    os.mkfifo(folder / "pipe")
+    about = json.loads((folder / "pack.json").read_text())
+    (folder / "pack.json").write_text(json.dumps(about | {"files": {name: hashlib.sha256(b"mine").hexdigest()}}))
+    with pytest.raises(ValueError, match="which is no file in its folder"):
         Pack(folder)
 
 

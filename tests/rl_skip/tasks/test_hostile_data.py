@@ -113,6 +113,13 @@ def test_links_of_a_tar_that_lead_out_of_it_or_round_are_refused(tmp_path: Path)
         assert "cannot be read" in refused(read_recordings, tmp_path / "a.tar")
 
 
+def test_a_recording_of_nothing_but_empty_parts(tmp_path: Path) -> None:
+    (tmp_path / "yes").mkdir()
+    content = b"WAVE" + b"junk\0\0\0\0" * 2**20
+    (tmp_path / "yes" / "0.wav").write_bytes(b"RIFF" + struct.pack("<I", len(content)) + content)
+    assert "it has more than 1000 parts" in refused(read_recordings, tmp_path)
+
+
 # ----------------------------------------------------------------------------------------------------------------- arrays
 
 
