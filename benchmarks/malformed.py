@@ -23,11 +23,12 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 
-import agents  # noqa: F401, which registers the agents
-import train
-from agents.options.config import TrainConfig
-from agents.run.session import Session
-from rl_skip.cli.main import main as rl_skip
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import agents  # noqa: E402, F401, which registers the agents
+import train  # noqa: E402
+from agents.options.config import TrainConfig  # noqa: E402
+from agents.run.session import Session  # noqa: E402
+from rl_skip.cli.main import main as rl_skip  # noqa: E402
 
 LIMIT = 20
 """Seconds for one; most are refused in a tenth."""
