@@ -16,6 +16,7 @@ from rl_skip.cli.export import export_graphs, export_policy
 from rl_skip.cli.generate import generate
 from rl_skip.cli.passes import showing_progress
 from rl_skip.cli.streams import check_words, outlasting_readers
+from rl_skip.core.bounded import LEAST_BUDGET
 from rl_skip.core.devices import pick_device
 from rl_skip.core.dial import GuaranteeKind
 from rl_skip.core.errors import UserError
@@ -337,8 +338,8 @@ def _price(text: str) -> float:
 
 def _budget(text: str) -> float:
     budget = _number(text)
-    if not 0 < budget <= 1:
-        raise argparse.ArgumentTypeError(f"a budget is a mean compute in (0, 1], got {text!r}")
+    if not LEAST_BUDGET <= budget <= 1:
+        raise argparse.ArgumentTypeError(f"a budget is a mean compute in (0, 1], {LEAST_BUDGET} at the least, got {text!r}")
     return budget
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from rl_skip.core.errors import UserError
 
 __all__ = [
+    "LEAST_BUDGET",
     "MOST_LAYERS",
     "MOST_WIDTH",
     "Packed",
@@ -40,6 +41,8 @@ MOST_HEADER = 16 * MIB
 """Of the header of a safetensors file: names, types and shapes, about 100 bytes for each tensor."""
 MOST_LAYERS, MOST_WIDTH = 1000, 2**16
 """Of a network that is described in a file or by options, its policy and its readouts."""
+LEAST_BUDGET = 1 / MOST_LAYERS
+"""Mean compute: what one layer costs of the deepest network."""
 UNPACKED_RATIO = 32
 """How many times its packed size data may have: texts, pictures and sound have 2 to 10 times, a file made to fill the memory 1,000 times."""
 UNPACKED_ALWAYS = 64 * MIB

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rl_skip.core.bounded import MOST_LAYERS
+from rl_skip.core.bounded import LEAST_BUDGET
 from rl_skip.core.errors import UserError, positive
 from rl_skip.core.reward import LINEAR, BudgetReward, Reward
 
@@ -14,8 +14,6 @@ __all__ = ["PRICE_BOUNDS", "BudgetPrice", "FixedPrice", "PriceRange", "PriceSour
 
 PRICE_BOUNDS = (0.001, 10.0)
 """The lowest and highest price that the observation of a policy for one price, or for one budget, distinguishes."""
-LEAST_BUDGET = 1 / MOST_LAYERS
-"""What one layer costs of the deepest network."""
 
 
 class Pricing(Protocol):
