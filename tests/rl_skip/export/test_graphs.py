@@ -41,7 +41,8 @@ Pack = pytest.importorskip("rl_skip.export.graphs.run_pack").Pack
 SERVER = Path(__file__).resolve().parents[3] / "examples" / "serving" / "serve.py"
 LAYERS, WIDTH = 3, 16
 FEW = slice(5, 12)
-PRICES = (0.001, 0.05, 5.0)
+PRICES = (1e-4, 0.05, 5.0)
+"""The first is below what the policies see."""
 TABLE = [(1.0, 0.4, 0.5), (0.1, 0.6, 0.6), (0.0, 0.9, 0.7)]
 BLOCKING = """
 import sys
