@@ -27,6 +27,9 @@ REPORT = "report.json"
 UNFINISHED = "unfinished"
 """The key of a report that lacks parts: those that failed, and why; none yet where it is still being written."""
 
+WRITING = "writing the report"
+"""The part that fails where the report of a part cannot be written."""
+
 TrainedFor = Literal["a price", "one budget", "every budget"]
 
 
@@ -64,11 +67,20 @@ class TrainedRun:
         try:
             yield
         except Exception as error:
-            self.failed[name] = traceback.format_exc()
-            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            line = f"{name} failed: {kind}{' '.join(str(error).split())}"
-            self.console.print(line, soft_wrap=True, markup=False, highlight=False)
-        self.write()
+            self._tell(name, error)
+        try:
+            self.write()
+        except UserError as error:
+            if WRITING not in self.failed:  # it is tried again after each part
+                self._tell(WRITING, error)
+        else:
+            self.failed.pop(WRITING, None)
+
+    def _tell(self, name: str, error: Exception) -> None:
+        self.failed[name] = traceback.format_exc()
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        line = f"{name} failed: {kind}{' '.join(str(error).split())}"
+        self.console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     def write(self, whole: bool = False) -> None:
         """Writes the report; unless it is `whole`, with the parts that failed."""

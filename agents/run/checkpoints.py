@@ -20,11 +20,13 @@ import torch
 from agents.options.config import CheckpointConfig
 from rl_skip.core.bounded import read_bytes
 from rl_skip.core.errors import UserError
-from rl_skip.core.files import atomic_write, remove_unfinished
+from rl_skip.core.files import atomic_write, remove_unfinished, unwritable
 
 __all__ = ["CHECKPOINTS", "Checkpoints", "StopRequests", "Stopped", "load_random_states", "random_states"]
 
 CHECKPOINTS = "checkpoints"
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that ask a run to stop; Windows has no SIGHUP."""
 NAME = re.compile(r"update-(\d{9})-([0-9a-f]{16})\.pt")
 
 
@@ -62,22 +64,32 @@ class Checkpoints:
 
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
         self.folder, self.config = folder / CHECKPOINTS, config
-        self._written = (0, time.monotonic())  # which update, and when
+        self.kept = 0
+        """After how many updates the newest was taken."""
+        self._tried = (0, time.monotonic())  # the last: which update, and when
 
     def due(self, done: int) -> bool:
         """Whether a checkpoint is due after `done` updates."""
-        update, moment = self._written
+        update, moment = self._tried
         every = self.config.checkpoint_updates
         return time.monotonic() - moment >= 60 * self.config.checkpoint_minutes or (every is not None and done - update >= every)
 
     def write(self, done: int, state: dict[str, Any]) -> None:
-        """Writes the state after `done` updates, unless it is there already, and drops the oldest."""
-        if done == self._written[0]:
+        """Writes the state after `done` updates, unless it is there already, and drops the oldest.
+
+        Raises:
+            UserError: if it cannot be written; a `NoRoom`, where it has no room. The others are kept, and the next is due as if it had been.
+        """
+        if done == self.kept:
             return
+        self._tried = done, time.monotonic()
         content = _packed(state)
-        self.folder.mkdir(exist_ok=True)
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.folder, error) from None
         atomic_write(self.folder / f"update-{done:09}-{_digest(content)}.pt", content)
-        self._written = done, time.monotonic()
+        self.kept = done
         for file in self._files()[self.config.keep_checkpoints :]:
             file.unlink()
 
@@ -88,7 +100,7 @@ class Checkpoints:
             update, digest = _parts(file)
             content = read_bytes(file, f"take it out of {self.folder}, and the one before it is used")
             if _digest(content) == digest:
-                self._written = update, time.monotonic()
+                self.kept, self._tried = update, (update, time.monotonic())
                 say(f"going on from {file}")
                 return _unpacked(content, file)
             aside = file.with_suffix(".damaged")
@@ -139,7 +151,7 @@ def _parts(file: Path) -> tuple[int, str]:
 
 
 class Stopped(BaseException):
-    """The run was stopped by Ctrl-C or SIGTERM; like `KeyboardInterrupt` no error that could be handled on the way."""
+    """The run was stopped by a signal; like `KeyboardInterrupt` no error that could be handled on the way."""
 
     def __init__(self, number: int, advice: str) -> None:
         super().__init__(f"stopped; {advice}")
@@ -147,7 +159,7 @@ class Stopped(BaseException):
 
 
 class StopRequests:
-    """Within it, Ctrl-C and SIGTERM raise `Stopped`: at once, or at the end of a `patiently` stretch.
+    """Within it, Ctrl-C, SIGTERM and the end of the terminal raise `Stopped`: at once, or at the end of a `patiently` stretch.
 
     A second request does not wait for that end. Outside the main thread, which alone may handle signals, it does nothing.
 
@@ -173,9 +185,19 @@ class StopRequests:
         self._patient = False
         self._stop_if_requested()
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A part of a patient stretch that may be broken off: within it a request does not wait."""
+        self._patient = False
+        try:
+            self._stop_if_requested()
+            yield
+        finally:
+            self._patient = True
+
     def __enter__(self) -> "StopRequests":
         if threading.current_thread() is threading.main_thread():
-            heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+            heeded = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._on_signal) for number in heeded}
         return self
 

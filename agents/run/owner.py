@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from errno import EACCES, EAGAIN
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from rl_skip.core.errors import UserError
 
@@ -34,8 +34,8 @@ def owning(folder: Path) -> Iterator[None]:
         raise UserError(f"{file} cannot be written ({error.strerror}), by which a run folder has one owner; name another with --out") from None
     try:
         opened.truncate(0)
-        opened.write(f"{os.getpid()} {socket.gethostname()} {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n".encode())
-        opened.flush()
+        with suppress(OSError):  # on a full disk it is empty, and locked all the same
+            opened.write(f"{os.getpid()} {socket.gethostname()} {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n".encode())
         yield
     finally:
         with suppress(OSError):  # the folder may be gone
@@ -51,10 +51,10 @@ def refuse_owned(folder: Path) -> None:
             _lock(opened, file)
 
 
-def _acquired(file: Path) -> BinaryIO:
+def _acquired(file: Path) -> IO[bytes]:
     """The file, opened and locked. An owner that ends takes the file away, so what was locked may be one that is no longer there."""
     while True:
-        opened = file.open("a+b")
+        opened = file.open("a+b", buffering=0)
         try:
             _lock(opened, file)
             if file.exists() and os.path.samestat(os.fstat(opened.fileno()), file.stat()):
@@ -65,7 +65,7 @@ def _acquired(file: Path) -> BinaryIO:
         opened.close()
 
 
-def _lock(opened: BinaryIO, file: Path) -> None:
+def _lock(opened: IO[bytes], file: Path) -> None:
     """Locks an open file until it is closed, or refuses."""
     try:
         _lock_by_system(opened.fileno())
@@ -90,17 +90,17 @@ def _lock_by_system(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _said(opened: BinaryIO) -> list[str]:
+def _said(opened: IO[bytes]) -> list[str]:
     opened.seek(0)
     return opened.read(200).decode(errors="replace").split(maxsplit=2)
 
 
-def _named(opened: BinaryIO) -> str:
+def _named(opened: IO[bytes]) -> str:
     said = _said(opened)
     return f"process {said[0]} on {said[1]}, since {said[2].strip()}" if len(said) == 3 else "another process"
 
 
-def _lives(opened: BinaryIO) -> bool:
+def _lives(opened: IO[bytes]) -> bool:
     """Whether the process that the file names is there, as far as can be known: on another machine it may be."""
     said = _said(opened)
     if len(said) < 3 or not said[0].isdecimal():

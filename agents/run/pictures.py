@@ -8,7 +8,9 @@ from pathlib import Path
 from matplotlib.image import imread
 from torch.utils.tensorboard import SummaryWriter
 
+from agents.run.curve_files import CurveWriter
 from agents.run.learner import Learner
+from rl_skip.core.files import unwritable
 from rl_skip.core.task import score_key
 from rl_skip.measure.compare.figures import draw_flow, draw_run_rate
 from rl_skip.measure.compare.result import POLICY, Comparison, RoutesTaken
@@ -47,9 +49,11 @@ def show_comparison(folder: Path, comparison: Comparison, pictures: Sequence[Pat
     if compared.is_dir():
         shutil.rmtree(compared)
     for curve in comparison.curves:
-        with closing(SummaryWriter(str(compared / curve.record.title))) as writer:
+        with closing(CurveWriter(compared / curve.record.title)) as writer:
             for point in curve.points:
                 writer.add_scalar(tag, point.score.value, round(THOUSANDTHS * point.compute))
             if curve.record.name == POLICY:
                 for picture in pictures:
                     writer.add_image(f"compare/{picture.stem}", imread(picture)[..., :3], 0, dataformats="HWC")
+            if (fault := writer.curve_file.fault) is not None:
+                raise unwritable(compared, fault)

@@ -17,9 +17,9 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from agents.agent import REPORT, TrainedRun, find_agent, has_report
+from agents.agent import REPORT, WRITING, TrainedRun, find_agent, has_report
 from agents.options.config import TrainConfig
-from agents.run.checkpoints import Checkpoints, StopRequests, load_random_states, random_states
+from agents.run.checkpoints import Checkpoints, Stopped, StopRequests, load_random_states, random_states
 from agents.run.display import Display
 from agents.run.forecast import Forecast, Part, seconds_of, unchanged
 from agents.run.learner import Learner
@@ -31,11 +31,11 @@ from agents.run.telemetry import Telemetry
 from agents.run.warmup import warm_up_for
 from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
-from rl_skip.core.files import atomic_write, remove_unfinished
+from rl_skip.core.files import NoRoom, atomic_write, remove_unfinished
 from rl_skip.core.finite import NotFinite
 from rl_skip.core.plugins import is_own, label_of, own_code
 from rl_skip.core.progress import listening
-from rl_skip.core.seal import SEAL, seal
+from rl_skip.core.seal import SEAL, is_sealed, seal
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Task, score_key
 from rl_skip.learning.averages import Averages
@@ -83,7 +83,7 @@ def train(
     Raises:
         UserError: before anything is written, if the options, the data or the run folder do not allow it.
         Unreported: after everything else, if a part of the report failed; what was trained is kept.
-        Stopped: on Ctrl-C or SIGTERM, once a checkpoint is written.
+        Stopped: on Ctrl-C, SIGTERM or the end of the terminal, once a checkpoint is written.
     """
     console = console or Console()
     config = config if task is None else replace(config, task=task.name, data=None)
@@ -93,6 +93,8 @@ def train(
     if config.resume is not None:
         TrainConfig.from_json(folder, config.allow_code).refuse_changes(config)
         if is_finished(folder, config.agent):
+            if not is_sealed(folder):  # the seal alone had failed
+                _seal(folder)
             see = config.agent_class.see.format(folder=folder)
             _say(console, f"the run {folder} is finished, nothing is left to do; see python -m rl_skip {see}")
             return folder
@@ -118,8 +120,12 @@ def train(
                 _say(console, line)
         session.run(folder, console)
         report.write(folder)  # with the test data, which the end of the run has read
-        seal(folder, sorted(file.name for file in folder.iterdir() if file.suffix in SEALED))
+        _seal(folder)
     return folder
+
+
+def _seal(folder: Path) -> None:
+    seal(folder, sorted(file.name for file in folder.iterdir() if file.suffix in SEALED))
 
 
 def _set_up(
@@ -208,6 +214,8 @@ class Session:
         self.averages = Averages(device)
         self.done, self.seconds = 0, 0.0
         """Updates done, and seconds of training in earlier sittings."""
+        self.reported = 0
+        """After how many updates the last report was."""
 
     def begin_at(self, start: Path) -> None:
         """Goes to the end of the warm-up, from another run with the same options and seed; an agent without a warm-up begins as usual."""
@@ -215,17 +223,17 @@ class Session:
             load_start(self.learner, start)
             if (said := weight_not_finite(self.learning)) is not None:
                 raise NotFinite(f"{start}: {said}; remove it, and the warm-up is repeated")
-            self.done = self.learner.warmup_updates
+            self.done = self.reported = self.learner.warmup_updates
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on: plain tensors, numbers, strings, lists and dictionaries."""
         parts = {name: getattr(self, name).state_dict() for name in STATEFUL}
-        return {"done": self.done, "seconds": self.seconds, "random": random_states(), **parts}
+        return {"done": self.done, "seconds": self.seconds, "reported": self.reported, "random": random_states(), **parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to where `state_dict` was taken."""
         try:
-            self.done, self.seconds = state["done"], state["seconds"]
+            self.done, self.seconds, self.reported = state["done"], state["seconds"], state.get("reported", state["done"])
             for name in STATEFUL:
                 getattr(self, name).load_state_dict(state[name])
             load_random_states(state["random"])
@@ -238,14 +246,14 @@ class Session:
         checkpoints = Checkpoints(folder, self.config.checkpoints)
         if self.config.resume is not None:
             self._go_back(folder, checkpoints, console)
-        telemetry = Telemetry(folder, resume_after=None if self.config.resume is None else self.done)
+        telemetry = Telemetry(folder, partial(_say, console), resume_after=None if self.config.resume is None else self.reported)
         with closing(telemetry), StopRequests(f"go on with: {self.config.resume_command}") as stop:
             forecast = foresee(self)
             if forecast.left() >= WORTH_TELLING:
                 _say(console, f"this takes {forecast.in_words()}")
             with Display(console, forecast, score_name=self.task.score_name) as display, listening(display):
                 self._train(folder, telemetry, checkpoints, stop, console, display)
-                self._finish(folder, telemetry, console)
+                self._finish(folder, telemetry, checkpoints, console)
 
     def _go_back(self, folder: Path, checkpoints: Checkpoints, console: Console) -> None:
         state = checkpoints.latest(lambda line: _say(console, line))
@@ -256,7 +264,7 @@ class Session:
             if (said := weight_not_finite(self.learning)) is not None:
                 raise NotFinite(f"in the checkpoint of {folder} {said}; remove the newest in {checkpoints.folder}, and go on before it")
 
-    def _finish(self, folder: Path, telemetry: Telemetry, console: Console) -> None:
+    def _finish(self, folder: Path, telemetry: Telemetry, checkpoints: Checkpoints, console: Console) -> None:
         run = TrainedRun(folder, console, telemetry.writer, self.seconds, own_stack=not self.built)
         report, figures = self.agent.finish(run)
         run.report.update(report)
@@ -264,14 +272,19 @@ class Session:
             telemetry.heat_map(self.learner.updates)
             telemetry.hyper_parameters(self.config.to_json(), {f"final/{name}": value for name, value in figures.items()})
             telemetry.flush()
+            telemetry.refuse_unwritten()
         if run.failed:
-            told, again = f"{' and '.join(run.failed)} failed, as {folder / REPORT} tells", self.config.resume_command
-            raise Unreported(f"{told}; {again} does what is left, without training")
+            told = f"{' and '.join(run.failed)} failed" + (f", as {folder / REPORT} tells" if WRITING not in run.failed else "")
+            left = "without training" if checkpoints.kept == self.done else f"after training from update {checkpoints.kept + 1}"
+            raise Unreported(f"{told}; {self.config.resume_command} does what is left, {left}")
         run.write(whole=True)
 
     def _end_warm_up(self, folder: Path, console: Console) -> None:
         if self.agent.leaves_start:
-            save_start(self.learner, folder / START)
+            try:
+                save_start(self.learner, folder / START)
+            except NoRoom as error:
+                _say(console, f"{error.reason}; the run goes on without, and baselines of it will repeat the warm-up")
         self.learner.end_warm_up()
         if self.agent.warms_up and (shortfall := self.warm_up.shortfall()) is not None:
             _say(console, shortfall)
@@ -311,32 +324,50 @@ class Session:
     def _train(
         self, folder: Path, telemetry: Telemetry, checkpoints: Checkpoints, stop: StopRequests, console: Console, display: Display
     ) -> None:
-        learner, averages = self.learner, self.averages
+        learner = self.learner
         every = max(learner.updates_per_epoch // REPORTS_PER_EPOCH, 1)
         begun = time.monotonic() - self.seconds
-        since, samples = time.monotonic(), 0
+        since, updates = time.monotonic(), 0
         with stop.patiently():
-            for update in range(self.done, learner.updates):
-                if update == learner.warmup_updates:
+            while True:
+                last = self.done == learner.updates
+                if self.done > self.reported and (last or self.done % every == 0) and not stop.requested:
+                    speed = updates * self.config.schedule.batch_size / (time.monotonic() - since)
+                    self._report({"time/samples_per_second": speed} if updates else {}, telemetry, stop, display)
+                    since, updates = time.monotonic(), 0
+                if last or stop.requested or checkpoints.due(self.done):
+                    self._keep(telemetry, checkpoints, console)
+                if last or stop.requested:
+                    break
+                if self.done == learner.warmup_updates:
                     self._end_warm_up(folder, console)
                 started = time.monotonic()
-                averages.add(self.update(update))
-                samples += self.config.schedule.batch_size
-                self.done, self.seconds = update + 1, time.monotonic() - begun
-                display.forecast.step(self.phase(update), time.monotonic() - started)
-                last = self.done == learner.updates
-                if last or self.done % every == 0:
-                    values = averages.read() | self.agent.metrics() | {"time/samples_per_second": samples / (time.monotonic() - since)}
-                    since, samples = time.monotonic(), 0
-                    display.show(self.phase(update), values)
-                    telemetry.scalars(self.done, values | self._validate(self.done, display))
-                if last or stop.requested or checkpoints.due(self.done):
-                    if (said := weight_not_finite(self.learning)) is not None:
-                        raise stopped_at(update, learner, said)
-                    telemetry.flush()
-                    checkpoints.write(self.done, self.state_dict())
-                if stop.requested:
-                    break
+                self.averages.add(self.update(self.done))
+                display.forecast.step(self.phase(self.done), time.monotonic() - started)
+                self.done, self.seconds, updates = self.done + 1, time.monotonic() - begun, updates + 1
+
+    def _report(self, speed: dict[str, float], telemetry: Telemetry, stop: StopRequests, display: Display) -> None:
+        """Shows and writes the metrics since the last report. Where a request to stop comes meanwhile it is left for when the run goes on."""
+        try:
+            with stop.at_once():  # a validation may take longer than whoever asks will wait
+                validated = self._validate(self.done, display)
+        except Stopped:
+            return
+        values = self.averages.read() | self.agent.metrics() | speed
+        display.show(self.phase(self.done - 1), values)
+        self.reported = self.done
+        telemetry.scalars(self.done, values | validated)
+
+    def _keep(self, telemetry: Telemetry, checkpoints: Checkpoints, console: Console) -> None:
+        """Writes a checkpoint. A run goes on where there is no room for it: there may be by the next."""
+        if (said := weight_not_finite(self.learning)) is not None:
+            raise stopped_at(self.done - 1, self.learner, said)
+        telemetry.flush()
+        try:
+            checkpoints.write(self.done, self.state_dict())
+        except NoRoom as error:
+            kept = f"the checkpoint after update {checkpoints.kept} is kept" if checkpoints.kept else "there is none yet"
+            _say(console, f"{error.reason}; {kept}, and the run goes on: make room before it ends or stops")
 
     def validations(self, done: int) -> int:
         """How many there are up to so many updates: every few epochs once the warm-up is over, and at the end of the training."""

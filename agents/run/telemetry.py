@@ -1,29 +1,29 @@
 """What a run reports: TensorBoard and metrics.jsonl."""
 
 import json
-import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from tensorboard.compat.proto.event_pb2 import Event
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
+from agents.run.curve_files import EVENTS, CurveFile, CurveWriter
 from rl_skip.core.bounded import read_bytes
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import flat
-from rl_skip.core.files import atomic_write
+from rl_skip.core.files import atomic_write, unwritable
 from rl_skip.core.forward import Rollout
 from rl_skip.core.reward import Reward
 from rl_skip.core.task import Task, score_key
 
 __all__ = ["Telemetry", "rollout_metrics", "score_metric"]
 
-EVENT_FILES = "events.out.tfevents.*"
-HISTORY = "events.out.tfevents.0000000000.resumed"
+LINES = "metrics.jsonl"
+EVENT_FILES = f"{EVENTS}*"
+HISTORY = f"{EVENTS}0000000000.resumed"
 HEAT_MAP = "layers/run_rates"
 MEND = "take it out, and the run goes on without what it recorded"
 WRITTEN_LAST = (HEAT_MAP, "final/", "_hparams_/")
@@ -52,20 +52,21 @@ def rollout_metrics(rollout: Rollout, score: Tensor, price: Tensor, reward: Rewa
 
 
 class Telemetry:
-    """Writes a run's curves to TensorBoard and to metrics.jsonl.
+    """Writes a run's curves to TensorBoard and to metrics.jsonl. What is not taken, by a full disk for example, ends nothing: it is told, and kept.
 
     Args:
         folder: the run folder.
+        say: is told in a sentence what cannot be written, and once it is.
         resume_after: the last step to keep, for a resumed run; later ones are removed from the files.
     """
 
-    def __init__(self, folder: Path, resume_after: int | None = None) -> None:
-        self.folder = folder
-        lines = folder / "metrics.jsonl"
+    def __init__(self, folder: Path, say: Callable[[str], None], resume_after: int | None = None) -> None:
+        lines, self._say = folder / LINES, say
         entries = [] if resume_after is None else _forget_after(folder, lines, resume_after)
         purge_step = None if resume_after is None else resume_after + 1  # for a TensorBoard that runs, and has read the removed points
-        self.writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=10)
-        self._lines = lines.open("a")
+        self.writer = CurveWriter(folder, purge_step)
+        self._files = [self.writer.curve_file, CurveFile(lines)]
+        self._told = False
         self._run_rates = [rates for entry in entries if (rates := _run_rates(entry))]
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -74,8 +75,8 @@ class Telemetry:
             self.writer.add_scalar(name, value, step)
         if rates := _run_rates(values):
             self._run_rates.append(rates)
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
+        self._files[1].write((json.dumps({"step": step, **values}) + "\n").encode())
+        self._tell()
 
     def heat_map(self, step: int) -> None:
         """Draws the run rates of all layers over time as one picture: a row per layer, time to the right, dark runs always."""
@@ -88,20 +89,35 @@ class Telemetry:
     def hyper_parameters(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:
         """Writes the settings with the final metrics, for the HParams tab; the metrics' names begin with "final/"."""
         plain = {name: value if isinstance(value, bool | str | float | int) else str(value) for name, value in flat(settings).items()}
-        self.writer.add_hparams(plain, metrics, run_name=".")
+        self.writer.hyper_parameters(plain, metrics)
 
     def flush(self) -> None:
         """Hands everything to the disk, so that no checkpoint is ahead of the files."""
-        self.writer.flush()
-        self._lines.flush()
-        for file in [self.folder / "metrics.jsonl", *self.folder.glob(EVENT_FILES)]:
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+        for file in self._files:
+            file.sync()
+        self._tell()
+
+    def refuse_unwritten(self) -> None:
+        """Raises `UserError` if something is still not in the files."""
+        for file in self._files:
+            if file.fault is not None:
+                raise unwritable(file.file, file.fault)
 
     def close(self) -> None:
-        """Flushes and closes the files."""
-        self.writer.close()
-        self._lines.close()
+        """Writes what is left, and closes the files."""
+        for file in self._files:
+            file.close()
+
+    def _tell(self) -> None:
+        lacking = [file for file in self._files if file.fault is not None]
+        if bool(lacking) == self._told:
+            return
+        self._told = bool(lacking)
+        for file in lacking:
+            reason = "" if file.fault is None else file.fault.strerror
+            self._say(f"{file.file} cannot be written ({reason}); the run goes on, and what is missing is written once there is room")
+        if not lacking:
+            self._say("all curves are written again")
 
 
 def _forget_after(folder: Path, lines: Path, last_step: int) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """`python -m rl_skip export`: a run's policy as it is, or its routed network as graphs that run without rl_skip."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,8 @@ def export_policy(run: Path, folder: Path, *, allow_code: bool = False) -> dict[
     finished = read_run(run, allow_code=allow_code)
     for part in (finished.policy, finished.folder / MODEL):
         refuse_links(part)
-    copy_export(finished.policy, folder, features=finished.features)
-    if (finished.folder / MODEL).is_dir():
-        shutil.copytree(finished.folder / MODEL, folder / MODEL)
+    model = finished.folder / MODEL
+    copy_export(finished.policy, folder, features=finished.features, beside=[model] if model.is_dir() else ())
     return {"folder": str(folder), "files": sorted(file.name for file in folder.iterdir())}
 
 

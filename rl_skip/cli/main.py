@@ -51,15 +51,18 @@ def main(argv: list[str] | None = None) -> int:
         argv: the words after the program's name; those of the process by default.
 
     Returns:
-        0, or 2 for a user's mistake and 1 for numbers that are not finite, which is printed in one line on standard error.
+        0, or 2 for a user's mistake and 1 for numbers that are not finite, or where what it shows cannot be written; printed in one line on
+        standard error.
     """
     return carry_out(_parser(), argv)
 
 
 def carry_out(parser: "Parser", argv: Sequence[str] | None = None) -> int:
     """Runs the command that a parser reads from the words, and prints what it reports; quietly to the end where nobody reads that."""
-    with outlasting_readers():
-        return _carry_out(parser, argv)
+    with outlasting_readers() as shown:
+        code = _carry_out(parser, argv)
+        shown.flush()
+        return code or int(shown.lost)
 
 
 def _carry_out(parser: "Parser", argv: Sequence[str] | None) -> int:

@@ -5,15 +5,40 @@ import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from safetensors import SafetensorError
+
 from rl_skip.core.errors import UserError
 
-__all__ = ["atomic_replace", "atomic_write", "refuse_links", "remove_unfinished"]
+__all__ = ["NoRoom", "atomic_replace", "atomic_write", "refuse_links", "remove_unfinished", "unwritable"]
 
 UNFINISHED = re.compile(r"\..+\.\d+\.tmp|\..+-\d+-\w{8}")
 """Names of what is being written, each with the process that writes it; a process that was killed leaves them."""
+
+OS_ERROR = re.compile(r"(?:os error |Errno )(\d+)")
+"""How safetensors and shutil tell the number of what the operating system said."""
+
+
+class NoRoom(UserError):
+    """What was to be written has no room on its disk, or is more than is allowed there; `reason` says so without advice."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; make room, then run the command again, train.py with --resume")
+        self.reason = reason
+
+
+def unwritable(place: Path, error: OSError | SafetensorError) -> UserError:
+    """The error of one line for a file or folder that could not be written."""
+    match = OS_ERROR.search(str(error))
+    number = int(match[1]) if match else getattr(error, "errno", None)
+    said = os.strerror(number) if number is not None else " ".join(str(error).split())
+    reason = f"{place} cannot be written ({said})"
+    if number in (ENOSPC, EDQUOT, EFBIG):
+        return NoRoom(reason)
+    return UserError(f"{reason}; mend that, then run the command again, train.py with --resume")
 
 
 def atomic_write(file: Path, content: bytes | str) -> None:
@@ -22,7 +47,7 @@ def atomic_write(file: Path, content: bytes | str) -> None:
     Written beside, flushed to the disk, renamed over. Text is written as UTF-8.
 
     Raises:
-        UserError: if it cannot be written.
+        UserError: if it cannot be written; a `NoRoom`, where it has no room.
     """
     beside = file.with_name(f".{file.name[::-1]}.{os.getpid()}.tmp")  # reversed, so that no search by name finds it
     try:
@@ -34,8 +59,7 @@ def atomic_write(file: Path, content: bytes | str) -> None:
     except OSError as error:
         with suppress(OSError):  # the room that it takes
             beside.unlink()
-        advice = "make room, then run the command again, train.py with --resume"
-        raise UserError(f"{file} cannot be written ({error.strerror}); {advice}") from None
+        raise unwritable(file, error) from None
 
 
 def refuse_links(folder: Path) -> None:
@@ -54,18 +78,26 @@ def atomic_replace(folder: Path, fill: Callable[[Path], None], *, overwrite: boo
         overwrite: replaces what is there.
 
     Raises:
-        UserError: if something is in its place that may not be overwritten.
+        UserError: if something is in its place that may not be overwritten, or it cannot be written; then what was there is there.
     """
     if not overwrite and (folder.is_symlink() or folder.exists()):
         raise UserError(f"{folder} exists and is left as it is; name another folder, or overwrite it with overwrite=True")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-{os.getpid()}-") as staging:
-        new, old = Path(staging, "new"), Path(staging, "old")
-        new.mkdir()
-        fill(new)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-{os.getpid()}-") as staging:
+            new, old = Path(staging, "new"), Path(staging, "old")
+            new.mkdir()
+            fill(new)
+            if folder.exists():
+                folder.rename(old)
+            try:
+                new.rename(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)
+                raise
+    except (OSError, SafetensorError) as error:
+        raise unwritable(folder, error) from None
 
 
 def remove_unfinished(folder: Path) -> None:

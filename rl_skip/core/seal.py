@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rl_skip.core.bounded import checked_file, read_bytes
 from rl_skip.core.errors import UserError
+from rl_skip.core.files import atomic_write
 
 __all__ = ["SEAL", "check_sealed", "is_sealed", "require_seal", "seal"]
 
@@ -24,7 +25,7 @@ def seal(folder: Path, names: Collection[str] | None = None) -> None:
     """Writes the digests of the files in a folder, and of those in its own folders; of `names` alone where they are given."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SEAL) if names is None else [folder / name for name in names]
     lines = [f"{_digest(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
-    (folder / SEAL).write_text("".join(lines), encoding="utf-8", newline="\n")
+    atomic_write(folder / SEAL, "".join(lines))
 
 
 def is_sealed(folder: Path) -> bool:

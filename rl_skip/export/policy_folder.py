@@ -172,11 +172,14 @@ def save(
     _write_folder(Path(folder), fill, overwrite)
 
 
-def copy_export(source: Path, folder: Path, *, features: Sequence[Feature] = (), overwrite: bool = False) -> None:
+def copy_export(
+    source: Path, folder: Path, *, features: Sequence[Feature] = (), beside: Sequence[Path] = (), overwrite: bool = False
+) -> None:
     """Copies an export after checking all of it that can be checked without its maker's code.
 
     Args:
         features: those of one's own that the policy sees.
+        beside: folders that are copied into it, as they are.
     """
     if read_description(source, features).missing is None:
         load(source, features=features)
@@ -188,6 +191,8 @@ def copy_export(source: Path, folder: Path, *, features: Sequence[Feature] = (),
         for name in (*FILES, SEAL):
             if (source / name).is_file():
                 shutil.copyfile(source / name, new / name)
+        for whole in beside:
+            shutil.copytree(whole, new / whole.name)
 
     _write_folder(folder, fill, overwrite)
 

@@ -152,13 +152,13 @@ def close_at_the_end(telemetry: Telemetry, step: int) -> None:
 
 
 def test_a_run_that_goes_on_twice_shows_each_step_once_to_every_reader(tmp_path: Path) -> None:
-    telemetry = Telemetry(tmp_path)
+    telemetry = Telemetry(tmp_path, print)
     write(telemetry, range(1, 8))
     close_at_the_end(telemetry, 7)
-    telemetry = Telemetry(tmp_path, resume_after=4)
+    telemetry = Telemetry(tmp_path, print, resume_after=4)
     write(telemetry, range(5, 10))
     telemetry.close()
-    telemetry = Telemetry(tmp_path, resume_after=8)
+    telemetry = Telemetry(tmp_path, print, resume_after=8)
     write(telemetry, range(9, 13))
     close_at_the_end(telemetry, 12)
     expected = [(step, float(step)) for step in range(1, 13)]
@@ -170,14 +170,14 @@ def test_a_run_that_goes_on_twice_shows_each_step_once_to_every_reader(tmp_path:
 
 
 def test_what_a_kill_tore_is_cut_off(tmp_path: Path) -> None:
-    telemetry = Telemetry(tmp_path)
+    telemetry = Telemetry(tmp_path, print)
     write(telemetry, range(1, 6))
     telemetry.close()
     (events,) = tmp_path.glob("events.out.tfevents.*")
     events.write_bytes(events.read_bytes()[:-7])
     with (tmp_path / "metrics.jsonl").open("a") as lines:
         lines.write('{"step": 6, "a"')
-    telemetry = Telemetry(tmp_path, resume_after=3)
+    telemetry = Telemetry(tmp_path, print, resume_after=3)
     write(telemetry, range(4, 7))
     telemetry.close()
     assert curve(tmp_path, "a") == [(step, float(step)) for step in range(1, 7)]
@@ -186,32 +186,32 @@ def test_what_a_kill_tore_is_cut_off(tmp_path: Path) -> None:
 
 
 def test_a_kill_while_the_files_are_cleared_doubles_nothing(tmp_path: Path) -> None:
-    telemetry = Telemetry(tmp_path)
+    telemetry = Telemetry(tmp_path, print)
     write(telemetry, range(1, 6))
     telemetry.close()
     (events,) = tmp_path.glob("events.out.tfevents.*")
     before = events.read_bytes()
-    Telemetry(tmp_path, resume_after=4).close()
+    Telemetry(tmp_path, print, resume_after=4).close()
     events.write_bytes(before)  # what a kill before its removal would have left
-    Telemetry(tmp_path, resume_after=4).close()
+    Telemetry(tmp_path, print, resume_after=4).close()
     assert curve(tmp_path, "a") == [(step, float(step)) for step in range(1, 5)]
     assert set(points(tmp_path).values()) == {1}
 
 
 def test_a_clock_that_was_set_back_disorders_nothing(tmp_path: Path) -> None:
-    telemetry = Telemetry(tmp_path)
+    telemetry = Telemetry(tmp_path, print)
     write(telemetry, range(1, 6))
     telemetry.close()
     (events,) = tmp_path.glob("events.out.tfevents.*")
     events.rename(tmp_path / "events.out.tfevents.9999999999.ahead")
-    telemetry = Telemetry(tmp_path, resume_after=5)
+    telemetry = Telemetry(tmp_path, print, resume_after=5)
     write(telemetry, range(6, 9))
     telemetry.close()
     assert curve(tmp_path, "a") == [(step, float(step)) for step in range(1, 9)]
 
 
 def test_after_a_flush_the_disk_has_everything(tmp_path: Path) -> None:
-    telemetry = Telemetry(tmp_path)
+    telemetry = Telemetry(tmp_path, print)
     write(telemetry, range(1, 30))
     telemetry.flush()
     assert len(curve(tmp_path, "a")) == 29
@@ -242,7 +242,7 @@ def test_averages_are_means_of_what_was_added_and_go_on_from_their_state() -> No
 def test_a_record_that_is_none_is_told_in_one_line(tmp_path: Path, line: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(line + "\n")
     with pytest.raises(UserError, match="metrics.jsonl is not as it was written"):
-        Telemetry(tmp_path, resume_after=3)
+        Telemetry(tmp_path, print, resume_after=3)
 
 
 def test_records_that_are_links_pipes_or_no_events_are_refused(tmp_path: Path) -> None:
@@ -250,13 +250,13 @@ def test_records_that_are_links_pipes_or_no_events_are_refused(tmp_path: Path) -
     other.write_text("mine")
     (tmp_path / "metrics.jsonl").symlink_to(other)
     with pytest.raises(UserError, match="is a link, and nothing is written to what it leads to"):
-        Telemetry(tmp_path, resume_after=3)
+        Telemetry(tmp_path, print, resume_after=3)
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "events.out.tfevents.1.x").write_bytes(struct.pack("<QI", 4, 0) + b"\xff\xff\xff\xff" + bytes(4))
     with pytest.raises(UserError, match=r"events.out.tfevents.1.x is no event file"):
-        Telemetry(tmp_path, resume_after=3)
+        Telemetry(tmp_path, print, resume_after=3)
     (tmp_path / "events.out.tfevents.1.x").unlink()
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(UserError, match="is a pipe and no file"):
-        Telemetry(tmp_path, resume_after=3)
+        Telemetry(tmp_path, print, resume_after=3)
     assert other.read_text() == "mine"
