@@ -1,25 +1,31 @@
 """A training process killed with SIGKILL at random moments and resumed each time, against one that was never stopped.
 
-Both must end with the same weights, bit for bit, the same metrics, and event files that show each step once.
+Every other kill waits until a file is half written: a checkpoint, a report, the export. Both runs must end with the same weights, bit for bit, the
+same metrics, and event files that show each step once.
 
     python benchmarks/kill.py
-    python benchmarks/kill.py --kills 10 --seed 1 --epochs 20 --agent reinforce
+    python benchmarks/kill.py --kills 50 --seed 1 --epochs 20 --agent reinforce
 """
 
 import argparse
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 TOP = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TOP))
 
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader  # noqa: E402
+
+from rl_skip.core.files import UNFINISHED  # noqa: E402
 
 WEIGHTS = ("policy.safetensors", "model.safetensors")
 SMALL = ("--layers", "4", "--width", "16", "--warmup-epochs", "2", "--eval-epochs", "2", "--threads", "1", "--checkpoint-updates", "5")
@@ -44,24 +50,51 @@ def reached(folder: Path) -> int:
     return max(updates, default=0 if (folder / "config.json").is_file() else -1)
 
 
-def train_with_kills(folder: Path, options: tuple[str, ...], moments: list[int], chance: random.Random) -> list[int]:
-    """Trains into `folder`, killed shortly after the checkpoint of each of the `moments`, ascending updates.
+class Kill(NamedTuple):
+    """What a kill left."""
+
+    update: int
+    """Of the newest checkpoint."""
+    writing: str
+    """A file that it left half written, by the process that wrote it; "" for none."""
+
+
+def half_written(folder: Path) -> str:
+    """What is being written in a run folder."""
+    for place in (folder, folder / "checkpoints"):
+        try:
+            names = [entry.name for entry in os.scandir(place)]
+        except OSError:  # not there yet
+            continue
+        found = next((name for name in names if UNFINISHED.fullmatch(name)), None)
+        if found is not None:
+            return found
+    return ""
+
+
+def train_with_kills(folder: Path, options: tuple[str, ...], moments: list[int], chance: random.Random) -> list[Kill]:
+    """Trains into `folder`, killed after the checkpoint of each of the `moments`, ascending updates: soon after it, or when next a file is written.
 
     Returns:
-        For each kill the update of the newest checkpoint that it left.
+        What each kill left; those that came after the end of the run are left out.
     """
-    left: list[int] = []
-    for moment in moments:
+    left: list[Kill] = []
+    for number, moment in enumerate(moments):
         process = start("--resume", str(folder)) if folder.exists() else start("--out", str(folder), *options)
         deadline = time.monotonic() + PATIENCE
         while reached(folder) < moment and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.3))
-        if process.poll() is not None:
-            raise RuntimeError(f"the run ended before it could be killed at update {moment}:\n{process.communicate()[0]}")
+        if number % 2:
+            while not half_written(folder) and process.poll() is None and time.monotonic() < deadline:
+                pass
+        else:
+            time.sleep(chance.uniform(0, 0.3))
         process.kill()
-        process.communicate()
-        left.append(reached(folder))
+        said, _ = process.communicate()
+        if process.returncode == -signal.SIGKILL:
+            left.append(Kill(reached(folder), half_written(folder)))
+        elif process.returncode:
+            raise RuntimeError(f"train.py ended with {process.returncode}:\n{said}")
     finish(start("--resume", str(folder)))
     return left
 
@@ -102,10 +135,13 @@ def main() -> int:
         unbroken, killed = Path(folder) / "unbroken", Path(folder) / "killed"
         finish(start("--out", str(unbroken), *training))
         updates = reached(unbroken)
-        moments = sorted(chance.randrange(updates) for _ in range(options.kills))
+        moments = sorted(chance.randrange(updates + 1) for _ in range(options.kills))  # the last is that of the run's end
         left = train_with_kills(killed, training, moments, chance)
         different = differences(unbroken, killed)
-    print(f"{options.agent}, {updates} updates, killed after {', '.join(str(update) for update in left)}")
+    writing = sum(bool(kill.writing) for kill in left)
+    at = ", ".join(f"{kill.update}{'*' * bool(kill.writing)}" for kill in left)
+    print(f"{options.agent}, {updates} updates, {len(left)} kills, {writing} of them while a file was half written (*)")
+    print(f"the newest checkpoint was that of update {at}")
     print("different: " + ", ".join(different) if different else "same weights, bit for bit; same metrics; each step once")
     return 1 if different else 0
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from agents.agent import Agent, Results, TrainedRun
 from agents.run.forecast import seconds_of
 from agents.run.learner import Learner
+from agents.run.moments import load_moments
 from agents.run.report import TIMED_ROWS, TIMING
 from agents.run.telemetry import score_metric
 from rl_skip.core.batches import deployed
@@ -153,7 +154,7 @@ class Baseline(Agent):
         """Goes back to where `state_dict` was taken."""
         self.extra.load_state_dict(state["extra"])
         if self.optimizer is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_moments(self.optimizer, state["optimizer"])
 
 
 def batch_metrics(supervised: Tensor, compute: Tensor, route: Tensor) -> dict[str, Tensor]:

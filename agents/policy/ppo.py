@@ -18,6 +18,7 @@ from agents.policy.imitation import imitation_loss, imitation_weight
 from agents.policy.policy_agent import PolicyAgent, PolicyAgentConfig
 from agents.run.forecast import seconds_of
 from agents.run.learner import Critic, Learner
+from agents.run.moments import load_moments
 from agents.run.telemetry import rollout_metrics, score_metric
 from envs import Price, SB3SkipVecEnv, SkipCore
 from rl_skip.core.errors import UserError
@@ -221,7 +222,7 @@ class Ppo(PolicyAgent):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.model.policy.optimizer.load_state_dict(state["optimizer"])
+        load_moments(self.model.policy.optimizer, state["optimizer"])
         self.model.num_timesteps, self.model._n_updates = state["timesteps"], state["updates"]
 
 

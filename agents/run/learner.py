@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.options.config import TrainConfig
+from agents.run.moments import load_moments
 from agents.run.tuning import choose_parameters, heads_of, merge_adapters
 from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.devices import multiplies_bfloat16
@@ -304,8 +305,10 @@ class Learner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to where `state_dict` was taken."""
-        for name in ("stack", "policy", "critic", "network_optimizer", "policy_optimizer"):
+        for name in ("stack", "policy", "critic"):
             getattr(self, name).load_state_dict(state[name])
+        for name in ("network_optimizer", "policy_optimizer"):
+            load_moments(getattr(self, name), state[name])
         self.teacher = state.get("teacher")
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["torch_random"].cpu())

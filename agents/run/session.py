@@ -233,7 +233,10 @@ class Session:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to where `state_dict` was taken."""
         try:
-            self.done, self.seconds, self.reported = state["done"], state["seconds"], state.get("reported", state["done"])
+            self.done, self.reported = state["done"], state.get("reported", state["done"])  # earlier versions lack it
+            if not (type(self.done) is type(self.reported) is int and 0 <= self.reported <= self.done <= self.learner.updates):
+                raise ValueError(f"{self.done} of {self.learner.updates} updates, {self.reported} of them reported")
+            self.seconds = float(state["seconds"])
             for name in STATEFUL:
                 getattr(self, name).load_state_dict(state[name])
             load_random_states(state["random"])

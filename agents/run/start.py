@@ -7,6 +7,7 @@ from safetensors.torch import save as packed
 from torch import Tensor
 
 from agents.run.learner import Learner
+from agents.run.moments import load_moments
 from rl_skip.core.bounded import read_tensors
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_write
@@ -36,7 +37,7 @@ def load_start(learner: Learner, file: Path) -> None:
     try:
         learner.stack.load_state_dict(weights)
         moments = _moments(learner, tensors)
-        learner.network_optimizer.load_state_dict({**learner.network_optimizer.state_dict(), "state": moments})
+        load_moments(learner.network_optimizer, {**learner.network_optimizer.state_dict(), "state": moments})
         learner.generator.set_state(tensors["random.learner"])
         torch.set_rng_state(tensors["random.torch"])
     except (RuntimeError, KeyError, ValueError, IndexError, TypeError) as error:

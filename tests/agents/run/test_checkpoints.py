@@ -235,7 +235,8 @@ def test_killed_at_random_moments_it_ends_as_if_never_stopped(finished_run: Any,
     chance = random.Random(0)
     moments = [chance.randrange(30), chance.randrange(30, 60), chance.randrange(60, 85)]
     left = train_with_kills(tmp_path / "killed", finished_run.options, moments, chance)
-    assert left == sorted(left) and left[-1] >= 60
+    updates = [kill.update for kill in left]
+    assert len(left) == 3 and updates == sorted(updates) and updates[-1] >= 60 and left[1].writing
     assert differences(finished_run.folder, tmp_path / "killed") == []
     assert set(points(tmp_path / "killed").values()) == {1}
 

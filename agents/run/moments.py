@@ -1,0 +1,39 @@
+"""Going back to the state of an optimiser, known to fit: PyTorch takes whatever it is given, and fails at the next step."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["load_moments"]
+
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+"""What Adam and AdamW (Kingma & Ba 2015, Loshchilov & Hutter 2019) keep of a parameter."""
+
+
+def load_moments(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Goes back to where `optimizer.state_dict()` was taken, of Adam or AdamW.
+
+    Raises:
+        ValueError: if a moment is missing or has another shape, or a setting is of another type.
+    """
+    for own, given in zip(optimizer.state_dict()["param_groups"], state["param_groups"], strict=True):
+        other = next((name for name in own if name not in given or not _alike(given[name], own[name])), None)
+        if other is not None or given["params"] != own["params"]:
+            raise ValueError(f"the optimiser's {other or 'params'} is missing or of another kind")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, moments in state["state"].items():
+        if number not in range(len(parameters)) or set(moments) != MOMENTS:
+            raise ValueError(f"the moments of parameter {number} are {', '.join(map(str, moments))}")
+        for name, moment in moments.items():
+            shape = () if name == "step" else parameters[number].shape
+            if not isinstance(moment, Tensor) or moment.shape != shape or not moment.is_floating_point():
+                raise ValueError(f"{name} of parameter {number} is no tensor of shape {tuple(shape)}")
+    optimizer.load_state_dict(state)
+
+
+def _alike(given: object, own: object) -> bool:
+    """Whether a setting is of the kind that the optimiser itself has; what may be None may be given."""
+    if isinstance(own, list | tuple) and isinstance(given, list | tuple):
+        return len(given) == len(own) and all(map(_alike, given, own))
+    return own is None or type(given) is type(own)
