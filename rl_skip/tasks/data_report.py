@@ -164,7 +164,8 @@ class DataReport:
     @property
     def remarks(self) -> list[str]:
         """What was passed over, cut off or changed, and which classes training has few rows of; a sentence each."""
-        return [*self._remarks, *_rare(self.splits)]
+        said = [*self._remarks, *_rare(self.splits)]
+        return [sentence.encode("utf-8", "backslashreplace").decode() for sentence in said]  # names of files may be in any encoding
 
     def lines(self) -> Iterator[str]:
         """The report for people."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import train
 from agents.agent import AgentConfig
@@ -17,7 +18,9 @@ from agents.options.config import TrainConfig
 from agents.run.session import train as train_run
 from rl_skip.cli.main import main as rl_skip
 from rl_skip.core.errors import UserError
+from rl_skip.core.task import Examples, Task
 from rl_skip.measure.runs import load_run
+from rl_skip.tasks.data_report import DataReport, read_data_report
 
 OWN_TASK = """
 import json
@@ -216,3 +219,12 @@ def test_a_baseline_begins_at_a_run_of_the_same_rows_alone(own_run: Path, other_
     with pytest.raises(UserError, match="the train data are not those that the run .* was begun with"):
         train_run(config, start=own_run / "start.safetensors")
     assert not (tmp_path / "exits").exists()
+
+
+def test_a_name_that_is_not_utf_8_is_spelled_out(tmp_path: Path) -> None:
+    """A file that lies beside the data may be called anything."""
+    task = Task("odd", ("a", "b"), lambda split: Examples(torch.zeros(2, 1), torch.arange(2)), torch.nn.Identity, 1, remarks=("passed over: \udcff.txt",))
+    report = DataReport(task)
+    report.write(tmp_path)
+    assert read_data_report(tmp_path)[1] == ("passed over: \\udcff.txt",)
+    assert "  - passed over: \\udcff.txt" in [*report.lines()]
