@@ -54,7 +54,7 @@ class Series(NamedTuple):
         """Whether it does not grow, within its error or a hundredth of itself."""
         slope, error = self.growth(begin)
         late = self.seconds >= begin
-        whole = slope * (self.seconds[-1] - begin) / 3600
+        whole = slope * float(self.seconds[-1] - begin) / 3600
         return slope <= 3 * error or whole <= FLAT * float(self.values[late].mean())
 
 

@@ -105,7 +105,8 @@ def train(
             owned.enter_context(owning(folder))
         if config.resume is not None:
             remove_unfinished(folder)
-        session, report = _set_up(config, console, task, stack, start)
+        with StopRequests("nothing of this was trained yet; the same command does it"):
+            session, report = _set_up(config, console, task, stack, start)
         if config.resume is None:
             if folder.is_dir():
                 _empty(folder)

@@ -1,5 +1,6 @@
 """Checkpoints and resume: whatever stops a run, whenever, it goes on and ends as if nothing had happened."""
 
+import copy
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from agents.options.config import CheckpointConfig, NetworkConfig, PriceConfig, 
 from agents.policy.policy_agent import PolicyAgent
 from agents.policy.ppo import PpoConfig
 from agents.run.checkpoints import Checkpoints, Stopped, StopRequests, load_random_states, random_states
+from agents.run.moments import load_moments
 from agents.run.session import Session
 from benchmarks.kill import WEIGHTS, differences, points, reached, start, train_with_kills
 from rl_skip.core.errors import UserError
@@ -145,6 +147,43 @@ def test_random_states_come_back_through_a_file() -> None:
     buffer.seek(0)
     load_random_states(torch.load(buffer, weights_only=True))
     assert draw() == expected
+
+
+# -------------------------------------------------------------------------------------------------- optimisers' states
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state["state"][0].pop("exp_avg"),
+        lambda state: state["state"][0].update(exp_avg=torch.zeros(0)),
+        lambda state: state["state"][0].update(step=3),
+        lambda state: state["state"].update({7: state["state"][0]}),
+        lambda state: state["param_groups"][0].update(lr="fast"),
+        lambda state: state["param_groups"][0].update(betas=(0.9,)),
+        lambda state: state["param_groups"][0].update(params=[1, 0]),
+        lambda state: state["param_groups"].append(state["param_groups"][0]),
+    ],
+)
+def test_an_optimiser_goes_back_to_states_that_fit_it_alone(change: Any) -> None:
+    def stepped(weights: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+        optimizer.zero_grad()
+        sum(weight.square().sum() for weight in weights).backward()  # type: ignore[union-attr]
+        optimizer.step()
+        return [weight.detach().clone() for weight in weights]
+
+    weights = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))]
+    optimizer = torch.optim.AdamW(weights)
+    there = stepped(weights, optimizer)
+    state = copy.deepcopy(optimizer.state_dict())
+    after = stepped(weights, optimizer)
+    again = [torch.nn.Parameter(weight) for weight in there]
+    other = torch.optim.AdamW(again)
+    load_moments(other, copy.deepcopy(state))
+    assert all(map(torch.equal, stepped(again, other), after))
+    change(state)
+    with pytest.raises(ValueError):
+        load_moments(torch.optim.AdamW(again), state)
 
 
 # ------------------------------------------------------------------------------------------------------------ signals

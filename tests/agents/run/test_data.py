@@ -223,8 +223,8 @@ def test_a_baseline_begins_at_a_run_of_the_same_rows_alone(own_run: Path, other_
 
 def test_a_name_that_is_not_utf_8_is_spelled_out(tmp_path: Path) -> None:
     """A file that lies beside the data may be called anything."""
-    task = Task("odd", ("a", "b"), lambda split: Examples(torch.zeros(2, 1), torch.arange(2)), torch.nn.Identity, 1, remarks=("passed over: \udcff.txt",))
-    report = DataReport(task)
+    rows, said = Examples(torch.zeros(2, 1), torch.arange(2)), ("passed over: \udcff.txt",)
+    report = DataReport(Task("odd", ("a", "b"), lambda split: rows, torch.nn.Identity, 1, remarks=said))
     report.write(tmp_path)
     assert read_data_report(tmp_path)[1] == ("passed over: \\udcff.txt",)
     assert "  - passed over: \\udcff.txt" in [*report.lines()]

@@ -18,6 +18,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 import agents.policy.policy_agent
+import agents.run.session
 import rl_skip.export.weights
 import train
 from agents.run.checkpoints import Checkpoints
@@ -278,6 +279,15 @@ def test_a_validation_does_not_hold_up_a_request_to_stop(
     assert train.main(["--resume", str(run)]) == 0
     assert differences(unbroken, run) in ([], ["the event files' steps"])
     assert set(points(run).values()) == {1}
+
+
+def test_a_request_to_stop_before_the_first_update_is_answered_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(agents.run.session, "load_task", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert train.main([*TINY, "--out", str(tmp_path / "run")]) == 143
+    assert capsys.readouterr().err == "stopped; nothing of this was trained yet; the same command does it\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_clock_that_is_set_back_changes_no_duration(unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
