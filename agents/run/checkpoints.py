@@ -20,7 +20,7 @@ import torch
 from agents.options.config import CheckpointConfig
 from rl_skip.core.bounded import read_bytes
 from rl_skip.core.errors import UserError
-from rl_skip.core.files import atomic_write, remove_unfinished, unwritable
+from rl_skip.core.files import NoRoom, atomic_write, remove_unfinished, unwritable
 
 __all__ = ["CHECKPOINTS", "Checkpoints", "StopRequests", "Stopped", "load_random_states", "random_states"]
 
@@ -78,7 +78,8 @@ class Checkpoints:
         """Writes the state after `done` updates, unless it is there already, and drops the oldest.
 
         Raises:
-            UserError: if it cannot be written; a `NoRoom`, where it has no room. The others are kept, and the next is due as if it had been.
+            UserError: if it cannot be written; a `NoRoom`, where it has no room even in place of all but the newest, which is kept. The next is
+                due as if it had been written.
         """
         if done == self.kept:
             return
@@ -88,7 +89,15 @@ class Checkpoints:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
             raise unwritable(self.folder, error) from None
-        atomic_write(self.folder / f"update-{done:09}-{_digest(content)}.pt", content)
+        file = self.folder / f"update-{done:09}-{_digest(content)}.pt"
+        try:
+            atomic_write(file, content)
+        except NoRoom:
+            if not (older := self._files()[1:]):
+                raise
+            for aged in older:  # a new one is worth more than several old ones
+                aged.unlink()
+            atomic_write(file, content)
         self.kept = done
         for file in self._files()[self.config.keep_checkpoints :]:
             file.unlink()

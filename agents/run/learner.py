@@ -254,9 +254,13 @@ class Learner:
 
     def _outputs_fit(self) -> bool:
         """Whether the outputs of all training rows can be kept: those of a language model with many tokens cannot."""
+        return math.prod(self._taught_shape()) <= LARGEST_TEACHER
+
+    def _taught_shape(self) -> tuple[int, ...]:
+        """(N, ...), that of the outputs of all training rows."""
         row = self.train.take(slice(0, 1))
         with deployed(self.stack):
-            return routed_forward(self.stack, self.full_route, row.inputs).outputs.numel() * len(self.train) <= LARGEST_TEACHER
+            return len(self.train), *routed_forward(self.stack, self.full_route, row.inputs).outputs.shape[1:]
 
     def random_routes(self, rows: int) -> Tensor:
         """(B, L) bool: each row keeps its layers with a probability of its own, even from the smallest allowed to 1."""
@@ -309,8 +313,14 @@ class Learner:
             getattr(self, name).load_state_dict(state[name])
         for name in ("network_optimizer", "policy_optimizer"):
             load_moments(getattr(self, name), state[name])
-        self.teacher = state.get("teacher")
+        self.teacher = self._checked_teacher(state["teacher"]) if "teacher" in state else None
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["torch_random"].cpu())
         if self.device.type == "cuda":
             torch.cuda.set_rng_state_all([random.cpu() for random in state["cuda_random"]])
+
+    def _checked_teacher(self, teacher: Tensor) -> Tensor:
+        """What a teacher said, if that is an output of the network's shape for each training row; else a `ValueError`."""
+        if teacher.shape != (expected := self._taught_shape()) or not teacher.is_floating_point() or not teacher.isfinite().all():
+            raise ValueError(f"the teacher's outputs, of shape {tuple(teacher.shape)}, are no finite numbers of shape {expected}")
+        return teacher

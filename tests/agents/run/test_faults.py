@@ -21,12 +21,14 @@ import agents.policy.policy_agent
 import agents.run.session
 import rl_skip.export.weights
 import train
+from agents.options.config import CheckpointConfig
 from agents.run.checkpoints import Checkpoints
 from agents.run.curve_files import CurveFile
 from agents.run.session import VALIDATED_ROWS, is_finished
 from agents.run.telemetry import Telemetry
 from benchmarks.kill import differences, points, reached
 from rl_skip.cli.main import main as rl_skip_main
+from rl_skip.core.files import NoRoom
 from rl_skip.core.seal import check_sealed
 
 TOP = Path(__file__).resolve().parents[3]
@@ -134,6 +136,18 @@ def test_a_run_goes_on_where_there_is_no_room_for_a_checkpoint(unbroken: Path, t
     assert "(No space left on device); the checkpoint after update 5 is kept, and the run goes on" in said[2]
     assert differences(unbroken, run) == []
     assert not [*run.glob("checkpoints/.*")], "nothing half written takes room"
+
+
+def test_older_checkpoints_make_room_for_a_new_one_and_the_newest_stays(tmp_path: Path) -> None:
+    made = Checkpoints(tmp_path, CheckpointConfig(keep_checkpoints=3))
+    for update in (1, 2, 3):
+        made.write(update, {"done": update})
+    with unwritable(lambda target: len(list(target.parent.glob("*.pt"))) > 1):
+        made.write(4, {"done": 4})
+    assert sorted(file.name[:16] for file in tmp_path.glob("checkpoints/*.pt")) == ["update-000000003", "update-000000004"]
+    with unwritable(lambda target: True), pytest.raises(NoRoom):
+        made.write(5, {"done": 5})
+    assert made.kept == 4 and reached(tmp_path) == 4
 
 
 def test_a_disk_that_fails_ends_it_in_a_line_and_the_last_checkpoint_is_kept(
