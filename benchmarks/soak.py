@@ -61,26 +61,24 @@ class Series(NamedTuple):
 def watch(process: subprocess.Popen[bytes], folder: Path, seconds: float) -> list[Series]:
     """Looks at a training process once a second."""
     moments, memory, files, begun = [], [], [], time.monotonic()
-    lines: list[tuple[float, int]] = []
     while time.monotonic() - begun < seconds:
         if process.poll() is not None:
             raise RuntimeError(f"the training ended by itself with {process.returncode}")
         moments.append(time.monotonic() - begun)
         memory.append(int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * PAGE / 2**20)
         files.append(len(os.listdir(f"/proc/{process.pid}/fd")))
-        metrics = folder / "metrics.jsonl"
-        text = metrics.read_text() if metrics.is_file() else ""
-        done = json.loads(text[: text.rindex("\n")].rpartition("\n")[2])["step"] if "\n" in text else 0
-        if done and (not lines or done > lines[-1][1]):
-            lines.append((moments[-1], done))
         time.sleep(1)
-    at, updates = (np.array(column, dtype=float) for column in zip(*lines, strict=True))
-    taken = 1000 * np.diff(at) / np.diff(updates)
     watched = np.array(moments)
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()[:-1]]  # the last may be half written
+    rows = json.loads((folder / "config.json").read_text())["schedule"]["batch_size"]
+    taken = np.array([rows / entry["time/samples_per_second"] for entry in entries])
+    steps = np.array([entry["step"] for entry in entries])
+    at = np.cumsum(taken * np.diff(steps, prepend=0))
+    at *= watched[-1] / at[-1]  # validations and checkpoints take the rest, and come evenly
     return [
         Series("resident memory", "MiB", watched, np.array(memory)),
         Series("open files", "files", watched, np.array(files, dtype=float)),
-        Series("time per update", "ms", at[1:], taken),
+        Series("time per update", "ms", at, 1000 * taken),
     ]
 
 

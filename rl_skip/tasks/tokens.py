@@ -15,6 +15,8 @@ SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "se
 SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 512, 8192
 CHARACTERS_PER_ENTRY = 64
 """A vocabulary grows with the data: an entry is worth having once it occurs a few times."""
+LONGEST_PIECE = 10_000
+"""Characters of a text that a tokenizer is trained on at a time: the time grows with the square of the longest word, and one may fill its text."""
 
 
 def no_embedding(width: int) -> nn.Module:
@@ -46,7 +48,8 @@ def trained_tokenizer(texts: Sequence[str], vocabulary: int, *, for_language: bo
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=list(special.values()), initial_alphabet=alphabet, show_progress=False
     )
-    trained.train_from_iterator(texts, trainer)
+    pieces = (text[begin : begin + LONGEST_PIECE] for text in texts for begin in range(0, len(text), LONGEST_PIECE))
+    trained.train_from_iterator(pieces, trainer)
     if not for_language:
         ends = [(special[name], trained.token_to_id(special[name])) for name in ("cls_token", "sep_token")]
         trained.post_processor = tokenizers.processors.TemplateProcessing(

@@ -1,5 +1,6 @@
 """The task text: tables as people have them, tokens, what is refused; and batches of like length, which change no result."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -196,3 +197,11 @@ def test_rows_of_like_length_run_together_and_results_stay_in_order(tmp_path: Pa
         torch.testing.assert_close(alone.compute_by_row, found.compute_by_row[n : n + 1])
         ours = evaluate(stack, routes[3], task, one)
         assert ours.correct[0] == correct[3, n] and abs(float(ours.compute_by_row[0] - compute[3, n])) < 1e-6
+
+
+def test_a_word_that_fills_its_text_takes_no_longer_than_other_texts() -> None:
+    """Byte pairs of one word of a million letters took minutes."""
+    begun = time.process_time()
+    tokenizer = trained_tokenizer(["good words", "a" * 1_000_000], 512)
+    assert tokenizer.decode(tokenizer("good words")["input_ids"], skip_special_tokens=True).strip() == "good words"
+    assert time.process_time() - begun < 20
