@@ -134,6 +134,10 @@ class Feature:
         """How many numbers it has, for a stack of that width."""
         return 1
 
+    def bounds(self, width: int) -> tuple[float, float]:
+        """The lowest and the highest that each of its numbers can be, for a stack of that width."""
+        return self.low, self.high
+
     def flops(self, width: int) -> int:
         """Operations of reading it for one row, in matrix products."""
         return 0
@@ -149,27 +153,45 @@ class Feature:
         return hash(type(self))
 
 
-class HiddenState(Feature):
-    """The hidden state, averaged over the real tokens."""
+class _Normalised(Feature):
+    """A vector of the stack's width, scaled to mean 0 and variance 1 as LayerNorm does before it learns a scale.
 
-    name, normalised, at_once = "hidden", True, True
+    So none of its D numbers can be further from 0 than √(D − 1), whatever the network's weights are.
+    """
+
+    normalised, at_once = True, True
 
     def size(self, width: int) -> int:
         return width
 
+    def bounds(self, width: int) -> tuple[float, float]:
+        furthest = math.sqrt(max(width - 1, 1))
+        return -furthest, furthest
+
     def read(self, view: View) -> Tensor:
+        vector = self.of(view).float().clamp(-STATE_BOUND, STATE_BOUND)  # the square of what explodes is not finite
+        return torch.nn.functional.layer_norm(vector, vector.shape[-1:])
+
+    def of(self, view: View) -> Tensor:
+        """(R, D)."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it reads")
+
+
+class HiddenState(_Normalised):
+    """The hidden state, averaged over the real tokens and normalised."""
+
+    name = "hidden"
+
+    def of(self, view: View) -> Tensor:
         return view.hidden
 
 
-class WorkingMemory(Feature):
-    """The working memory of a stack that has one, averaged likewise."""
+class WorkingMemory(_Normalised):
+    """The working memory of a stack that has one, normalised likewise."""
 
-    name, normalised, at_once = "memory", True, True
+    name = "memory"
 
-    def size(self, width: int) -> int:
-        return width
-
-    def read(self, view: View) -> Tensor:
+    def of(self, view: View) -> Tensor:
         if view.memory is None:
             raise UserError("the stack has no working memory that a policy could see; leave memory out of --feature")
         return view.memory
@@ -251,9 +273,12 @@ class Position(Feature):
 
 
 class Compute(Feature):
-    """What the row has spent so far, in units of the whole stack at full depth."""
+    """What the row has spent so far, in units of the whole stack at full depth, up to 4.
 
-    name, low, of_state, at_once = "compute", 0.0, False, True
+    All layers with their decisions are a little over 1; with the original module's gates around its cheapest bodies about 4.
+    """
+
+    name, low, high, of_state, at_once = "compute", 0.0, 4.0, False, True
 
     def read(self, view: View) -> Tensor:
         return view.compute.unsqueeze(1)

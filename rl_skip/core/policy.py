@@ -96,7 +96,7 @@ class ObservationLayout:
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """The lowest and highest values that it can have, (S,) each."""
-        ends = ((feature.low, feature.high, size) for feature, size in zip(self.parts, self.sizes, strict=True))
+        ends = ((*feature.bounds(self.width), size) for feature, size in zip(self.parts, self.sizes, strict=True))
         low, high = zip(*(([low] * size, [high] * size) for low, high, size in ends), strict=True)
         return torch.tensor(sum(low, [])), torch.tensor(sum(high, []))
 
@@ -122,7 +122,7 @@ class ObservationLayout:
         expected = (view.rows.shape[0], feature.size(self.width))
         if values.shape != expected:
             raise UserError(f"the feature {feature.name!r} must give {expected} numbers, got shape {tuple(values.shape)}; mend its read or its size")
-        return values.clamp(feature.low, feature.high)
+        return values.clamp(*feature.bounds(self.width))
 
     def layer_of(self, observation: Tensor) -> Tensor:
         """(R,) long, the layer after which each observation was made."""

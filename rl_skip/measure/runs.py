@@ -19,6 +19,7 @@ from rl_skip.nets.network import NetworkConfig, read_network_config
 from rl_skip.tasks import DEFAULTS, load_task
 from rl_skip.tasks.data_report import DATA, SplitReport, read_data_report, watched
 from rl_skip.tasks.options import TaskOptions, read_task_options
+from rl_skip.tasks.shipped import find_run
 
 __all__ = ["CONFIG", "FORMAT_VERSION", "MODEL", "Run", "holds_run", "is_run", "load_run", "read_run", "refuse_other_data"]
 
@@ -91,10 +92,13 @@ def holds_run(folder: Path) -> bool:
 def read_run(folder: Path | str) -> Run:
     """Reads a run's `config.json`.
 
+    Args:
+        folder: the run's, or the name of a run that comes with the package, "hops-v0".
+
     Raises:
         UserError: if there is no finished run, or a field is missing or wrong.
     """
-    folder = Path(folder)
+    folder = find_run(folder)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; name the folder of a finished run")
     if not is_run(folder):
@@ -134,6 +138,7 @@ def load_run(
     """The trained model of a run, and its task.
 
     Args:
+        folder: as `read_run` takes it.
         data: where the data are now, if not where the run read them.
         price, budget, device: as `load` takes them.
         changed: is told in a sentence if a split, when it is loaded, has other rows or labels than the run had; None: it is refused.

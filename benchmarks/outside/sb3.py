@@ -1,0 +1,54 @@
+"""Stable-Baselines3's and sb3-contrib's agents for discrete actions, with the hyperparameters that they bring, and MaskablePPO with the recipe."""
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.outside.play import Array, Choose
+from benchmarks.outside.recipe import maskable_ppo
+from envs import make_sb3_env
+
+RECIPE = "maskable-ppo-recipe"
+NUM_ENVS = 16
+OFF_POLICY = {"dqn": 4, "qr-dqn": 4}
+"""Environments of agents that learn from a replay buffer: fewer, since they learn once in so many steps of all environments."""
+
+
+def train(name: str, steps: int, seed: int) -> tuple[Choose, int]:
+    """An agent that was trained for about so many steps, and for how many."""
+    agent = maskable_ppo(steps, seed) if name == RECIPE else _made(name, seed)
+    if name != RECIPE:
+        agent.learn(steps)
+    return _chooser(agent), agent.num_timesteps
+
+
+def _made(name: str, seed: int) -> Any:
+    import sb3_contrib
+    import stable_baselines3
+
+    lstm = name == "recurrent-ppo"
+    kinds = {
+        "ppo": stable_baselines3.PPO,
+        "a2c": stable_baselines3.A2C,
+        "dqn": stable_baselines3.DQN,
+        "maskable-ppo": sb3_contrib.MaskablePPO,
+        "recurrent-ppo": sb3_contrib.RecurrentPPO,
+        "trpo": sb3_contrib.TRPO,
+        "qr-dqn": sb3_contrib.QRDQN,
+        "ars": sb3_contrib.ARS,
+    }
+    env = make_sb3_env(OFF_POLICY.get(name, NUM_ENVS), run="hops-v0")
+    return kinds[name]("MlpLstmPolicy" if lstm else "MlpPolicy", env, seed=seed, device="cpu")
+
+
+def _chooser(agent: Any) -> Choose:
+    masked, memory = "Maskable" in type(agent).__name__, None
+
+    def choose(observations: Array, masks: Array, begun: Array) -> Array:
+        nonlocal memory
+        if masked:
+            return agent.predict(observations, deterministic=True, action_masks=masks)[0]
+        jumps, memory = agent.predict(observations, memory, episode_start=begun, deterministic=True)
+        return np.asarray(jumps)
+
+    return choose
