@@ -16,13 +16,14 @@ OFF_POLICY = {"dqn": 4, "qr-dqn": 4}
 
 def train(name: str, steps: int, seed: int) -> tuple[Choose, int]:
     """An agent that was trained for about so many steps, and for how many."""
-    agent = maskable_ppo(steps, seed) if name == RECIPE else _made(name, seed)
+    agent = maskable_ppo(steps, seed) if name == RECIPE else made(name, seed)
     if name != RECIPE:
         agent.learn(steps)
-    return _chooser(agent), agent.num_timesteps
+    return Asked(agent), agent.num_timesteps
 
 
-def _made(name: str, seed: int) -> Any:
+def made(name: str, seed: int) -> Any:
+    """An agent before its training."""
     import sb3_contrib
     import stable_baselines3
 
@@ -41,14 +42,14 @@ def _made(name: str, seed: int) -> Any:
     return kinds[name]("MlpLstmPolicy" if lstm else "MlpPolicy", env, seed=seed, device="cpu")
 
 
-def _chooser(agent: Any) -> Choose:
-    masked, memory = "Maskable" in type(agent).__name__, None
+class Asked:
+    """An agent asked for its likeliest jumps: one that takes masks with the legal ones, one that has a memory with what it remembers."""
 
-    def choose(observations: Array, masks: Array, begun: Array) -> Array:
-        nonlocal memory
-        if masked:
-            return agent.predict(observations, deterministic=True, action_masks=masks)[0]
-        jumps, memory = agent.predict(observations, memory, episode_start=begun, deterministic=True)
+    def __init__(self, agent: Any) -> None:
+        self.agent, self.masked, self.memory = agent, "Maskable" in type(agent).__name__, None
+
+    def __call__(self, observations: Array, masks: Array, begun: Array) -> Array:
+        if self.masked:
+            return np.asarray(self.agent.predict(observations, deterministic=True, action_masks=masks)[0])
+        jumps, self.memory = self.agent.predict(observations, self.memory, episode_start=begun, deterministic=True)
         return np.asarray(jumps)
-
-    return choose
