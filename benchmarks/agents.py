@@ -53,7 +53,7 @@ def make_environment(folder: Path, packages: list[str]) -> Path:
         own.joinpath("caller.pth").write_text(sysconfig.get_path("purelib") + "\n")
         constraints = folder / "constraints.txt"
         constraints.write_text(f"torch=={version('torch').partition('+')[0]}\n")
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", constraints, *packages], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-c", constraints, *packages], check=True)
         folder.joinpath(".ready").touch()
     return python
 
