@@ -19,7 +19,7 @@ def train(name: str, steps: int, seed: int) -> tuple[Choose, int]:
     Raises:
         FileNotFoundError: if no video was made.
     """
-    sys.argv = ["ppo.py", "--env-id", ID, "--seed", str(seed), "--total-timesteps", str(steps), "--num-envs", "16", "--capture-video"]
+    sys.argv = ["ppo.py", "--env-id", ID, "--seed", str(seed), "--total-timesteps", str(steps), "--capture-video"]
     found = runpy.run_path(os.environ[SCRIPT], run_name="__main__")
     if not any(Path("videos").rglob("*.mp4")):
         raise FileNotFoundError(f"{os.environ[SCRIPT]} made no video")

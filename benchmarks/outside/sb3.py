@@ -9,9 +9,8 @@ from benchmarks.outside.recipe import maskable_ppo
 from envs import make_sb3_env
 
 RECIPE = "maskable-ppo-recipe"
-NUM_ENVS = 16
-OFF_POLICY = {"dqn": 4, "qr-dqn": 4}
-"""Environments of agents that learn from a replay buffer: fewer, since they learn once in so many steps of all environments."""
+NUM_ENVS = 4
+"""Few, since a rollout of PPO is 2,048 steps of each."""
 
 
 def train(name: str, steps: int, seed: int) -> tuple[Choose, int]:
@@ -38,7 +37,7 @@ def made(name: str, seed: int) -> Any:
         "qr-dqn": sb3_contrib.QRDQN,
         "ars": sb3_contrib.ARS,
     }
-    env = make_sb3_env(OFF_POLICY.get(name, NUM_ENVS), run="hops-v0")
+    env = make_sb3_env(NUM_ENVS, run="hops-v0")
     return kinds[name]("MlpLstmPolicy" if lstm else "MlpPolicy", env, seed=seed, device="cpu")
 
 
