@@ -22,6 +22,7 @@ def train(name: str, steps: int, seed: int) -> tuple[Choose, int]:
     while taken < steps:
         taken = int(algorithm.train()["num_env_steps_sampled_lifetime"])
     module = algorithm.get_module()
+    algorithm.stop()
 
     def choose(observations: Array, _masks: Array, _begun: Array) -> Array:
         with torch.no_grad():
