@@ -69,7 +69,7 @@ class ObservationLayout:
             name = next(part.name for part in self.features if part.reads)
             raise UserError(f"the feature {name!r} looks at what the network would answer, by readouts that it lacks; set --readouts")
 
-    @property
+    @cached_property
     def parts(self) -> tuple[Feature, ...]:
         """All features, in their order."""
         return (*self.features, *ALWAYS)
@@ -109,7 +109,11 @@ class ObservationLayout:
     def read(self, view: View, known: Mapping[str, Tensor] | None = None) -> Tensor:
         """(R, S), the observation of the rows in view; features in `known`, (R, size) each by name, are not read again."""
         known = known or {}
-        return torch.cat([known[feature.name] if feature.name in known else self.read_feature(feature, view) for feature in self.parts], dim=1)
+        parts = [known[feature.name] if feature.name in known else self._unbounded(feature, view) for feature in self.parts]
+        if torch.compiler.is_compiling():  # what a graph would keep of tensors that were made in another is not known to it
+            return torch.cat([part.clamp(feature.low, feature.high) for feature, part in zip(self.parts, parts, strict=True)], dim=1)
+        low, high = self._bounds_on(view.rows.device)
+        return torch.cat(parts, dim=1).clamp(low, high)
 
     def read_feature(self, feature: Feature, view: View) -> Tensor:
         """(R, size), one feature within its bounds.
@@ -117,12 +121,26 @@ class ObservationLayout:
         Raises:
             UserError: if the feature fails, or gives another shape than it says.
         """
+        return self._unbounded(feature, view).clamp(feature.low, feature.high)
+
+    def _unbounded(self, feature: Feature, view: View) -> Tensor:
         with own_code(f"the feature {feature.name!r}"):
             values = feature.read(view).float()
         expected = (view.rows.shape[0], feature.size(self.width))
         if values.shape != expected:
             raise UserError(f"the feature {feature.name!r} must give {expected} numbers, got shape {tuple(values.shape)}; mend its read or its size")
-        return values.clamp(feature.low, feature.high)
+        return values
+
+    def _bounds_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`bounds`, made once for each device."""
+        if device not in self._bounds:
+            low, high = self.bounds()
+            self._bounds[device] = low.to(device), high.to(device)
+        return self._bounds[device]
+
+    @cached_property
+    def _bounds(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        return {}
 
     def layer_of(self, observation: Tensor) -> Tensor:
         """(R,) long, the layer after which each observation was made."""
@@ -183,13 +201,22 @@ class JumpRules:
         """For each layer, whether more than one jump is legal after it."""
         return [count > 1 for count in self.legal.sum(dim=1).tolist()]
 
-    def next_layer(self, position: Tensor | int, jumps: Tensor) -> Tensor:
-        """Where rows at `position` go next by `jumps`, (R,) long; L: they leave. An illegal jump becomes the longest legal one."""
+    def next_after(self, layer: int, jump: int) -> int:
+        """Where a row goes next by a jump after a layer; L: it leaves. An illegal jump becomes the longest legal one."""
         depth = self.layout.depth
-        following = position + torch.ones_like(jumps)
         if not self.jumps:
-            return torch.where(jumps > 0, depth, following)
-        return torch.maximum((following + jumps).clamp(max=depth if self.allow_exit else depth - 1), following)
+            return depth if jump > 0 else layer + 1
+        return max(min(layer + 1 + jump, depth if self.allow_exit else depth - 1), layer + 1)
+
+    def next_layer(self, position: Tensor | int, jumps: Tensor) -> Tensor:
+        """Where rows at `position` go next by `jumps`, (R,) long; the same as `next_after` for each."""
+        depth = self.layout.depth
+        if not self.jumps:
+            return torch.where(jumps > 0, depth, position + 1)
+        farthest = depth if self.allow_exit else depth - 1
+        if isinstance(position, int):
+            return (jumps + (position + 1)).clamp(position + 1, max(farthest, position + 1))
+        return torch.maximum((position + 1 + jumps).clamp(max=farthest), position + 1)
 
     @property
     def decision_flops(self) -> float:
@@ -231,4 +258,4 @@ class JumpPolicy(nn.Module):
             parts = zip(layout.parts, observation.split(layout.sizes, dim=1), strict=True)
             seen = torch.cat([self.norms[feature.name](values) if feature.normalised else values for feature, values in parts], dim=1)
         logits = self.fc_out(torch.relu(self.fc_in(seen) + self.layer_bias(layer)))  # (R, J + 1)
-        return logits.masked_fill(~self.legal[layer], ILLEGAL)
+        return logits.masked_fill(self.legal.index_select(0, layer).logical_not_(), ILLEGAL)

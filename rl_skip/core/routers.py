@@ -24,13 +24,16 @@ class FixedRoute(Router):
     def __init__(self, route: Tensor, rules: JumpRules | None = None) -> None:
         self.route = checked_route(route, rules)
         self.next_layers = next_layers(self.route)
+        self._together: list[int] | None = self.next_layers.tolist() if self.route.dim() == 1 else None
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
         shape = state.route.shape
         if self.route.shape not in (shape, shape[1:]):
             raise ValueError(f"a route must have shape {tuple(shape[1:])} or {tuple(shape)}, got {tuple(self.route.shape)}")
+        if self._together is not None:
+            return Decision(self._together[i])
         self.next_layers = self.next_layers.to(rows.device)
-        return Decision(self.next_layers[i].expand_as(rows) if self.next_layers.dim() == 1 else self.next_layers[rows, i])
+        return Decision(self.next_layers.select(1, i).index_select(0, rows))
 
 
 class PolicyRouter(Router):
@@ -58,8 +61,13 @@ class PolicyRouter(Router):
             return only_way(rules, i, rows) if given is None else Decision(given)
         observation = state.observe(rows)
         logits = self.policy(observation)  # (R, J + 1)
-        following = rules.next_layer(i, self._choose(logits.detach())) if given is None else given
+        following = self._follow(i, logits.detach()) if given is None else given
         return Decision(following, rules.decision_flops, read=rules.layout.reads, observation=observation, logits=logits)
+
+    def _follow(self, i: int, logits: Tensor) -> Tensor | int:
+        """Where R rows go after layer `i`, by their logits (R, J + 1)."""
+        jumps = self._choose(logits)
+        return self.rules.next_after(i, int(jumps)) if jumps.shape[0] == 1 else self.rules.next_layer(i, jumps)
 
     def _choose(self, logits: Tensor) -> Tensor:
         if not self.sample:
@@ -69,7 +77,7 @@ class PolicyRouter(Router):
 
 def only_way(rules: JumpRules, i: int, rows: Tensor) -> Decision:
     """Where rows go after a layer with only one legal jump; no policy is run, so it costs nothing."""
-    return Decision(rules.next_layer(i, torch.zeros_like(rows)))
+    return Decision(rules.next_after(i, 0))
 
 
 def as_router(router: Router | JumpPolicy | Tensor) -> Router:

@@ -85,6 +85,7 @@ class LayerStack(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self._shares: tuple[Tensor, int, Tensor] | None = None  # the operations of the layers, their version, and the share of each
         self.readouts: Readouts | None = None
         """What answers rows that leave early; None: what comes after the last layer answers all."""
 
@@ -112,7 +113,12 @@ class LayerStack(nn.Module):
     @property
     def layer_costs(self) -> Tensor:
         """(L,), share of each layer in the cost of running all of them. Sums to 1."""
-        return self.layer_flops / self.layer_flops.sum()
+        flops = self.layer_flops
+        if torch.compiler.is_compiling():  # what a graph makes is not to be kept
+            return flops / flops.sum()
+        if self._shares is None or self._shares[0] is not flops or self._shares[1] != flops._version:
+            self._shares = flops, flops._version, flops / flops.sum()
+        return self._shares[2]
 
     def described(self) -> dict[str, Any] | None:
         """The network's description in an export, in plain JSON; None: only its depth, width and costs are known."""

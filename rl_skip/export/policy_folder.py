@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,8 +90,7 @@ class SkipModel(Dial, nn.Module):
     def forward(self, inputs: Inputs | Mapping[str, Tensor]) -> Tensor:
         rows = inputs if isinstance(inputs, Tensor) else dict(inputs)  # what a tokenizer returns is a mapping, and no dictionary
         rollout = routed_forward(self.stack, self.policy, rows, price=self.price)
-        kept = {field.name: getattr(rollout, field.name).detach() for field in fields(rollout)}
-        self.last = Rollout(**{**kept, "outputs": rollout.outputs.new_empty(0)})
+        self.last = rollout.kept()
         return rollout.outputs
 
 
