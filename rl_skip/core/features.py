@@ -89,17 +89,19 @@ class View:
 
     @cached_property
     def confidence(self) -> tuple[Tensor, Tensor]:
-        """(R, 3 + T) now and at the last look, zeros at the first: entropy as a share of the largest there is, largest probability, its margin over
-        the second, each the mean over T tokens where there are some; and 1 + the answer of each of them, T = 1 where there are none.
+        """(R, 3 + T) now and at the last look, zeros at the first: entropy as a share of the largest there is, largest and second largest probability,
+        each the mean over T tokens where there are some; and 1 + the answer of each of them, T = 1 where there are none.
 
         All features that look at the answer share it, so that it is made, and remembered, once.
         """
         probabilities, classes = self.probabilities, self.probabilities.shape[-1]
-        entropy = probabilities.clamp(min=1e-12).log_().mul_(probabilities).sum(dim=-1).neg_().div_(math.log(max(classes, 2)))
+        most = math.log(max(classes, 2))
+        entropy = probabilities.clamp(min=1e-12).log_().mul_(probabilities).sum(dim=-1, keepdim=True).neg_().div_(most)
         largest = probabilities.topk(min(classes, 2), dim=-1).values
-        answer = 1 + probabilities.argmax(dim=-1).view(self.rows.shape[0], -1)
-        numbers = (entropy, largest[..., 0], largest[..., 0] - largest[..., -1])
-        now = torch.cat([*(_by_row(number) for number in numbers), answer.to(entropy.dtype)], dim=1)
+        answer = (1 + probabilities.argmax(dim=-1, keepdim=True)).to(entropy.dtype)
+        if probabilities.dim() > 2:
+            entropy, largest, answer = entropy.mean(dim=1), largest.mean(dim=1), answer.flatten(1)
+        now = torch.cat([entropy, largest[:, :1], largest[:, -1:], answer] if classes < 2 else [entropy, largest, answer], dim=1)
         return now, self.previous("confidence", now)
 
     @cached_property
@@ -203,11 +205,6 @@ class WorkingMemory(Feature):
         return view.memory
 
 
-def _by_row(values: Tensor) -> Tensor:
-    """(R,), or (R, T) of tokens → (R, 1), their mean."""
-    return values.unsqueeze(1) if values.dim() == 1 else values.flatten(1).mean(dim=1, keepdim=True)
-
-
 class _Confidence(Feature):
     """A number that says how sure the network would be here, and the same at the last look; 0 at the first."""
 
@@ -237,7 +234,10 @@ class LargestProbability(_Confidence):
 class Margin(_Confidence):
     """The largest probability less the second largest."""
 
-    name, place = "margin", 2
+    name = "margin"
+
+    def read(self, view: View) -> Tensor:
+        return view.confidence_pairs[:, 1] - view.confidence_pairs[:, 2]
 
 
 class Agreement(Feature):
@@ -267,7 +267,7 @@ class Position(Feature):
     name, low, high, of_state, at_once = "position", 0.0, 1.0, False, True
 
     def read(self, view: View) -> Tensor:
-        return (view.position.to(view.compute.dtype) / view.state.stack.depth).unsqueeze(1)
+        return view.position.unsqueeze(1) / view.state.stack.depth
 
 
 class Compute(Feature):

@@ -1,7 +1,7 @@
 """The jump policy: what it sees, which jumps are legal, and the network that chooses."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -109,11 +109,13 @@ class ObservationLayout:
     def read(self, view: View, known: Mapping[str, Tensor] | None = None) -> Tensor:
         """(R, S), the observation of the rows in view; features in `known`, (R, size) each by name, are not read again."""
         known = known or {}
-        parts = [known[feature.name] if feature.name in known else self._unbounded(feature, view) for feature in self.parts]
-        if torch.compiler.is_compiling():  # what a graph would keep of tensors that were made in another is not known to it
-            return torch.cat([part.clamp(feature.low, feature.high) for feature, part in zip(self.parts, parts, strict=True)], dim=1)
+        parts = [known[feature.name] if feature.name in known else None for feature in self.parts]
+        read = iter(self._unbounded([feature for feature, part in zip(self.parts, parts, strict=True) if part is None], view))
+        values = [next(read) if part is None else part for part in parts]
+        if torch.compiler.is_compiling():  # a graph would not know tensors that are kept from elsewhere
+            return torch.cat([value.clamp(feature.low, feature.high) for feature, value in zip(self.parts, values, strict=True)], dim=1)
         low, high = self._bounds_on(view.rows.device)
-        return torch.cat(parts, dim=1).clamp(low, high)
+        return torch.cat(values, dim=1).clamp(low, high)
 
     def read_feature(self, feature: Feature, view: View) -> Tensor:
         """(R, size), one feature within its bounds.
@@ -121,15 +123,21 @@ class ObservationLayout:
         Raises:
             UserError: if the feature fails, or gives another shape than it says.
         """
-        return self._unbounded(feature, view).clamp(feature.low, feature.high)
+        return self._unbounded([feature], view)[0].clamp(feature.low, feature.high)
 
-    def _unbounded(self, feature: Feature, view: View) -> Tensor:
-        with own_code(f"the feature {feature.name!r}"):
-            values = feature.read(view).float()
-        expected = (view.rows.shape[0], feature.size(self.width))
-        if values.shape != expected:
-            raise UserError(f"the feature {feature.name!r} must give {expected} numbers, got shape {tuple(values.shape)}; mend its read or its size")
-        return values
+    def _unbounded(self, features: Sequence[Feature], view: View) -> list[Tensor]:
+        """(R, size) of each."""
+        found: list[Tensor] = []
+        try:
+            found.extend(feature.read(view).float() for feature in features)
+        except Exception:  # a person's own code can fail in any way
+            with own_code(f"the feature {features[len(found)].name!r}"):
+                raise
+        for feature, values in zip(features, found, strict=True):
+            expected = (view.rows.shape[0], feature.size(self.width))
+            if values.shape != expected:
+                raise UserError(f"the feature {feature.name!r} must give {expected} numbers, got shape {tuple(values.shape)}; mend its read or its size")
+        return found
 
     def _bounds_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """`bounds`, made once for each device."""
@@ -250,12 +258,17 @@ class JumpPolicy(nn.Module):
         self.fc_out.bias.data[0] = run_bias
         self.register_buffer("legal", rules.legal.clone(), persistent=False)
 
-    def forward(self, observation: Tensor) -> Tensor:
+    def forward(self, observation: Tensor, layer: int | None = None) -> Tensor:
+        """(R, S) → (R, J + 1); `layer` is the one after which all were made, where that is known, and else is read from the observation."""
         layout = self.rules.layout
-        layer = layout.layer_of(observation)
         seen = observation
         if self.norms:
             parts = zip(layout.parts, observation.split(layout.sizes, dim=1), strict=True)
             seen = torch.cat([self.norms[feature.name](values) if feature.normalised else values for feature, values in parts], dim=1)
-        logits = self.fc_out(torch.relu(self.fc_in(seen) + self.layer_bias(layer)))  # (R, J + 1)
-        return logits.masked_fill(self.legal.index_select(0, layer).logical_not_(), ILLEGAL)
+        if layer is None:
+            each = layout.layer_of(observation)
+            bias, legal = self.layer_bias(each), self.legal.index_select(0, each)
+        else:
+            bias, legal = self.layer_bias.weight[layer], self.legal[layer]
+        logits = self.fc_out(torch.relu(self.fc_in(seen) + bias))  # (R, J + 1)
+        return logits.masked_fill(~legal, ILLEGAL)

@@ -1,5 +1,7 @@
 """Routers: a given route for all rows or for each, and a jump policy; and what routes are allowed."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -51,6 +53,7 @@ class PolicyRouter(Router):
 
     def __init__(self, policy: JumpPolicy, *, sample: bool = False, generator: torch.Generator | None = None, route: Tensor | None = None) -> None:
         self.policy, self.rules = policy, policy.rules
+        self._told = type(policy).forward is JumpPolicy.forward  # a policy of one's own finds the layer in the observation
         self.sample, self.generator = sample, generator
         self.given = None if route is None else FixedRoute(route, policy.rules)
 
@@ -60,9 +63,10 @@ class PolicyRouter(Router):
         if not rules.choices[i]:
             return only_way(rules, i, rows) if given is None else Decision(given)
         observation = state.observe(rows)
-        logits = self.policy(observation)  # (R, J + 1)
+        logits = self.policy(observation, i) if self._told and not torch.is_grad_enabled() else self.policy(observation)  # (R, J + 1)
         following = self._follow(i, logits.detach()) if given is None else given
-        return Decision(following, rules.decision_flops, read=rules.layout.reads, observation=observation, logits=logits)
+        seen: Any = {"read": rules.layout.reads, "observation": observation, "logits": logits}
+        return Decision(following, rules.decision_flops, onward=not rules.jumps, **seen)
 
     def _follow(self, i: int, logits: Tensor) -> Tensor | int:
         """Where R rows go after layer `i`, by their logits (R, J + 1)."""

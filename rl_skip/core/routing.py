@@ -29,6 +29,8 @@ class Decision:
     """Operations of deciding, for each row."""
     part: str = "decision"
     """The name of that cost for `CostModel.part`."""
+    onward: bool = False
+    """Whether all rows that do not leave run the very next layer, so that nobody has to search for them."""
     answers: Tensor | None = None
     """(R, ...), with which the rows that leave are answered; None: by the stack's readout of that depth, or else what it makes of them in the end."""
     read: bool = False
@@ -93,6 +95,7 @@ class RoutingState:
         """(B, ...), of the rows that left with an answer of their own."""
         self.answered = torch.zeros(B, dtype=torch.bool, device=device)
         self._any_waits = True  # for `finish`; False once all rows were answered at once
+        self._company: tuple[int, Tensor] | None = None  # where all rows that have not left run the same layer next: which, and the rows
         self._visited: tuple[int, Tensor] | None = None  # the layer that ran last, and the rows that it ran on
         self._said: tuple[Tensor, Tensor] | None = None  # the rows whose readouts were asked last, and what they said
         self._costs: dict[tuple[str, float], Tensor] = {}
@@ -150,6 +153,9 @@ class RoutingState:
         """(R,), the rows whose next layer is `i`; None where there are none."""
         if isinstance(self._next_layer, int):
             return self.everyone if self._next_layer == i else None
+        if self._company is not None:
+            layer, rows = self._company
+            return rows if layer == i and rows.shape[0] > 0 else None
         rows = (self._next_layer == i).nonzero().squeeze(1)
         return None if rows.shape[0] == 0 else rows
 
@@ -161,7 +167,7 @@ class RoutingState:
             self.route.select(1, i).fill_(True)
             self._position, self._next_layer = i, WAITING
         else:
-            self.spent.select(1, i).index_copy_(0, rows, cost)
+            self.spent.select(1, i).index_copy_(0, rows, cost.to(self.spent.dtype))
             self.route.select(1, i).index_fill_(0, rows, True)
             self.position.index_fill_(0, rows, i)
             self.next_layer.index_fill_(0, rows, WAITING)
@@ -229,22 +235,49 @@ class RoutingState:
         Rows that leave without an answer of their own are marked as jumping.
         """
         self._charge(rows, decision)
-        following, depth = decision.next_layer, self.stack.depth
+        following, at, depth = self._send(rows, decision.next_layer), self._at(rows), self.stack.depth
+        company = isinstance(at, int) and (self.some(rows) is None or (self._company is not None and self._company[1] is rows))
+        self._company = None
+        headed = isinstance(at, int) and at == depth - 1  # after the last layer the stack's own head answers
+        answered = decision.answers is not None or (self.stack.readouts is not None and not headed)
+        left, stay, leaving = rows[:0], rows, None
+        if answered or (company and decision.onward):
+            left, stay, leaving = self._parted(rows, following, at, decision)
+        if company and (decision.onward or isinstance(following, int)):
+            self._company = (at + 1 if decision.onward else following), stay  # type: ignore[operator, assignment]
+        if answered and left.shape[0] > 0:
+            self._leave(rows, left, leaving, decision)
+        else:
+            stay, leaving = rows, None
+        if type(self.stack).on_jump is not LayerStack.on_jump and stay.shape[0] > 0:
+            jumps = following - at - 1 + torch.zeros_like(rows)
+            self.stack.on_jump(self.carry, stay, jumps if leaving is None else jumps[~leaving])
+
+    def _send(self, rows: Tensor, following: Tensor | int) -> Tensor | int:
+        """Notes which layer `rows` (R,) run next, (R,) or one for all. Returns it, as one number where there is one row."""
         if isinstance(following, Tensor) and following.shape != rows.shape:
             raise ValueError(f"a decision has a next layer for each of {rows.shape[0]} rows, got shape {tuple(following.shape)}; mend the router")
         if self.some(rows) is None:
-            one_row = isinstance(following, Tensor) and rows.shape[0] == 1
-            self._next_layer = following = int(following) if one_row else following
+            following = int(following) if rows.shape[0] == 1 else following
+            self._next_layer = following.clone() if isinstance(following, Tensor) else following
         elif isinstance(following, int):
             self.next_layer.index_fill_(0, rows, following)
         else:
             self.next_layer.index_copy_(0, rows, following)
-        at = self._at(rows)
-        if decision.answers is not None or self.stack.readouts is not None:
-            rows, following, at = self._part(rows, following, at, decision)
-        if rows.shape[0] > 0 and type(self.stack).on_jump is not LayerStack.on_jump:
-            jumps = following - (at + 1)
-            self.stack.on_jump(self.carry, rows, jumps if isinstance(jumps, Tensor) else torch.full_like(rows, jumps))
+        return following
+
+    def _parted(self, rows: Tensor, following: Tensor | int, at: Tensor | int, decision: Decision) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Those of `rows` (R,) that leave, the others, and which do, (R,) bool; None: all or none."""
+        depth = self.stack.depth
+        if isinstance(following, int) and isinstance(at, int):
+            return (rows, rows[:0], None) if following == depth else (rows[:0], rows, None)
+        leaving = following == depth if isinstance(following, Tensor) else torch.full_like(rows, following == depth, dtype=torch.bool)
+        if decision.answers is None and isinstance(at, Tensor):
+            leaving = leaving & (at < depth - 1)
+        left = rows[leaving]
+        if left.shape[0] in (0, rows.shape[0]):
+            return (rows, left[:0], None) if left.shape[0] > 0 else (left, rows, None)
+        return left, rows[~leaving], leaving
 
     def _charge(self, rows: Tensor, decision: Decision) -> None:
         """Adds the cost of a decision to what `rows` (R,) have spent."""
@@ -262,7 +295,7 @@ class RoutingState:
         elif some is None:
             self.spent.select(1, at).add_(cost)
         else:
-            self.spent.select(1, at).index_add_(0, rows, cost)
+            self.spent.select(1, at).index_add_(0, rows, cost.to(self.spent.dtype))
 
     def _cost(self, part: str, flops: float) -> Tensor:
         """(B,), what a part of so many operations costs each row."""
@@ -270,28 +303,9 @@ class RoutingState:
             self._costs[part, flops] = self.stack.costs.part(part, flops / self.carry.full_flops)
         return self._costs[part, flops]
 
-    def _part(self, rows: Tensor, following: Tensor | int, at: Tensor | int, decision: Decision) -> tuple[Tensor, Tensor | int, Tensor | int]:
-        """Answers those of `rows` that leave with an answer. Returns the others, where they go and where they are."""
-        depth = self.stack.depth
-        if isinstance(at, int) and at == depth - 1 and decision.answers is None:  # after the last layer the stack's own head answers
-            return rows, following, at
-        if isinstance(following, int) and isinstance(at, int):
-            if following == depth:
-                self._leave(rows, rows, None, decision)
-            return (rows if following != depth else rows[:0]), following, at
-        leaving = torch.full_like(rows, following == depth, dtype=torch.bool) if isinstance(following, int) else following == depth
-        if decision.answers is None:
-            leaving = leaving & (at < depth - 1)
-        left = rows[leaving]
-        if left.shape[0] == 0:
-            return rows, following, at
-        self._leave(rows, left, leaving, decision)
-        stay = ~leaving
-        return rows[stay], following if isinstance(following, int) else following[stay], at if isinstance(at, int) else at[stay]
-
     def pass_over(self, i: int) -> None:
         """Moves rows whose next layer lies before `i` on to `i`, where the model itself leaves out the layers between."""
-        self._next_layer = self.next_layer.clamp(min=i)
+        self._next_layer, self._company = self.next_layer.clamp(min=i), None
 
     def outputs(self) -> Tensor:
         """(B, ...), the outputs of all rows, once they have left: answers of their own, or those of the stack's `finish`."""
@@ -327,6 +341,7 @@ class RoutingState:
     def fork(self) -> "RoutingState":
         """A copy of the state, which can take another route."""
         other = copy(self)
+        self.carry.packed = None  # both write from now on
         other.carry = copy(self.carry)
         other._looks = {name: seen.fork() for name, seen in self._looks.items()}
         other._looked, other._next_layer, other._position = {}, self.next_layer.clone(), self.position.clone()
@@ -340,7 +355,7 @@ class RoutingState:
         The inputs must have the shapes of the old ones: an environment takes both from the same examples.
         """
         fresh = RoutingState(self.stack, self.rules, inputs, price)
-        self._any_waits, self._costs = True, {}
+        self._any_waits, self._costs, self._company = True, {}, None
         self.carry.put(rows, fresh.carry)
         for name in ("price", "next_layer", "position", "route", "spent", "answered"):
             getattr(self, name)[rows] = getattr(fresh, name)
@@ -354,7 +369,7 @@ class RoutingState:
         """See `View.previous`."""
         if name not in self._looks:
             self._looks[name] = Remembered(value, self.price.shape[0])
-        value, layer = value.detach(), self.layer_of(rows)
+        value, layer = value.detach() if value.requires_grad else value, self.layer_of(rows)
         if layer is None:
             return self._looks[name].look(rows, self.position[rows], value)
         if name not in self._looked:
@@ -373,8 +388,7 @@ class RoutingState:
         assert self.stack.readouts is not None
         flops = self.stack.answer_flops(self.stack.readouts, self.carry, left, decision.read)
         if isinstance(flops, Tensor) or flops > 0:
-            cost = self.stack.costs.part("readout", flops / self.carry.full_flops[left])
-            self.spent[left, self.position[left]] += cost
+            self.spent[left, self.position[left]] += self.stack.costs.part("readout", flops / self.carry.full_flops[left])
         if self.stack.answers_late:
             return
         visited = self._visited

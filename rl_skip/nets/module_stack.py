@@ -120,9 +120,8 @@ class ModuleStack(LayerStack):
         if rows is None:
             carry.hidden = call(carry.hidden, carry.mask)
             return self.layer_costs[i].expand(carry.hidden.shape[0])
-        mask = None if carry.mask is None else carry.mask.index_select(0, rows)
-        moved = call(carry.hidden.index_select(0, rows), mask)
-        carry.hidden = carry.hidden.index_copy(0, rows, moved.to(carry.hidden.dtype))
+        hidden, mask = carry.some(rows)
+        carry.write(rows, call(hidden, mask), mask)
         return self.layer_costs[i].expand(rows.shape[0])
 
     def finish(self, carry: Carry) -> Tensor:
