@@ -1,6 +1,7 @@
 """The lines of `speed.py` on a model from transformers: sentences through the bare model, the routed forward, and the model with a policy attached.
 
-The policy is one of random weights, whose bias is set such that the rows leave at the mean compute that is asked for. It looks, decides and is charged as a trained one.
+The policy is one of random weights, whose bias is set such that the rows leave at the mean compute that is asked for. It looks, decides and is
+charged as a trained one.
 """
 
 import argparse
@@ -73,8 +74,9 @@ def sentence_lines(options: argparse.Namespace) -> None:
     model = SkipModel(stack, random_policy(stack), price=0.1).eval()
     attached = load_model(options.model, task.classes).eval()
     bare = load_model(options.model, task.classes).eval()
-    attach(attached.model, model.policy, readouts=stack.readouts)
-    print("\n| rows in a batch | threads | compute | way | ms per row | over the bare model (quartiles) |\n| ---: | ---: | ---: | --- | ---: | ---: |")
+    attach(attached.model, model.policy, readouts=stack.readouts).price = model.price
+    print("\n| rows in a batch | threads | compute | way | ms per row | over the bare model (quartiles) |")
+    print("| ---: | ---: | ---: | --- | ---: | ---: |")
     for budget in options.budgets:
         set_compute(model, batches_of(test, 256, 64), budget)
         for size in options.sentence_batches:

@@ -1,12 +1,12 @@
 """What routing costs by the clock: routed passes over the plain loop of the same layers, side by side in one process.
 
-Each row of a batch runs layer 0 and a random choice of the others, so that the work that is left is known and the ratio to the plain loop shows what is
-not layers. "Asked" means that a policy with readouts looks at every layer that a row runs, decides, is charged, and is then told to take the known
-route, so that the work is the same with it and without. Times come from `torch.utils.benchmark` (blocked autorange). The ways take turns in
-short rounds of alternating order; a ratio is taken within each round, and its median and quartiles over rounds are printed, so that a machine that
-slows down slows both sides alike.
+Each row of a batch runs layer 0 and a random choice of the others, so that the work that is left is known and the ratio to the plain loop shows
+what is not layers. "Asked" means that a policy with readouts looks at every layer that a row runs, decides, is charged, and is then told to take
+the known route, so that the work is the same with it and without. Times come from `torch.utils.benchmark` (blocked autorange). The ways take turns
+in short rounds of alternating order; a ratio is taken within each round, and its median and quartiles over rounds are printed, so that a machine
+that slows down slows both sides alike.
 
-    python benchmarks/speed.py [--batches 1 8 64] [--threads 1 2] [--training] [--device cuda --precision bf16 --figure speed.png]
+    python benchmarks/speed.py [--batches 1 8 64] [--threads 1 2] [--training] [--device cuda --precision bf16]
     python benchmarks/speed.py --model MODEL --data DATA          # a model from transformers on its test sentences
 """
 

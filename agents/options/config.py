@@ -85,6 +85,9 @@ class PolicyConfig:
         return JumpRules.reaching(layout, self.max_jump, **options)  # type: ignore[arg-type]
 
 
+Cost = Literal["flops", "latency"]
+
+
 @dataclass(frozen=True)
 class PriceConfig:
     """The price λ, in score per unit of relative compute (a share of the full stack's operations). Default: drawn for every row from a range."""
@@ -98,6 +101,11 @@ class PriceConfig:
     to 1 where they jump."""
     budget: float | None = None
     """Mean compute allowed, in (0, 1]: the price is controlled until the routes cost that much."""
+    cost: Cost = "flops"
+    """What compute is a share of: "flops", the operations of all layers; or "latency", the time that they take on this machine, measured before
+    training. Where batches are small, decisions take more time than their operations say, and a policy that pays for it decides less."""
+    cost_batch: int = 1
+    """With --cost latency: rows of the batches whose time is measured. As many as the network will be given at once; 1 to 64."""
     guarantee: float | None = None
     """After training, runs at the smallest compute that loses at most so much score against full depth; 0.01 is one point."""
     guarantee_kind: GuaranteeKind = "confidence"
@@ -115,6 +123,10 @@ class PriceConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward", absolute_reference(self.reward))
         check_pricing(self)
+        if self.cost not in get_args(Cost):
+            raise UserError(f"a cost is one of {', '.join(get_args(Cost))}, got {self.cost!r}; set --cost")
+        if self.cost_batch < 1:
+            raise UserError(f"time is measured for batches of at least 1 row, got {self.cost_batch}; set --cost-batch")
         if self.guarantee is not None:
             checked_tolerance(self.guarantee)
         elif self.guarantee_kind != "confidence":
@@ -354,10 +366,12 @@ class TrainConfig:
         agent_config = read_dataclass(config_class, fields.object("agent_config"))
         schedule = fields.object("schedule")
         schedule.values.setdefault("max_updates", None)  # which runs of before did not know
+        pricing = fields.object("pricing")
         given = {
             "task": task.text("name"),
             "data": task.text_or_none("data"),
             "schedule": read_dataclass(ScheduleConfig, schedule),
+            "pricing": read_dataclass(PriceConfig, pricing, may_lack=("cost", "cost_batch")),
             "options": options,
             "resume": str(folder),
             "agent_config": agent_config,

@@ -14,16 +14,20 @@ from torch import Tensor
 from agents.agent import TrainedRun
 from agents.run.learner import Learner
 from agents.run.remarks import remarks
+from rl_skip.core.clock import REPEATS, seconds_per_batch
 from rl_skip.core.dial import GRID_POINTS, PriceTable
 from rl_skip.core.exits import left_at
 from rl_skip.core.forward import routed_forward
+from rl_skip.core.measured_costs import MeasuredCosts
 from rl_skip.core.random_routes import random_routes_at
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routing import Router
-from rl_skip.core.task import Examples, Task, score_key
+from rl_skip.core.stack import LayerStack
+from rl_skip.core.task import Examples, score_key
 from rl_skip.measure.compare.leaving import EntropyExits, exit_table, one_threshold
 from rl_skip.measure.compare.statistics import Bootstrap
-from rl_skip.measure.evaluation import BEAM, EXHAUSTIVE_DEPTH, REPEATS, Evaluation, best_fixed_route, evaluate, seconds_per_batch
+from rl_skip.measure.costs import BATCH_SIZES, measure_costs
+from rl_skip.measure.evaluation import BEAM, EXHAUSTIVE_DEPTH, Evaluation, best_fixed_route, evaluate
 from rl_skip.measure.every_price import at_any_price, leaves_only
 from rl_skip.measure.runs import MODEL
 
@@ -59,26 +63,47 @@ def final_report(learner: Learner, table: PriceTable, price: float, run: Trained
         report |= {"price": price, "seconds": run.seconds, "rows": len(test), "split": "test"}
         measured = at_any_price(stack, learner.policy, task, test, reward=reward)
         policy = measured(price)
-        report["policy"] = _row(task, policy) | {"distinct_routes": policy.distinct_routes}
+        report["policy"] = _row(learner, policy) | {"distinct_routes": policy.distinct_routes}
         ways = _leaving(learner, test, policy, reward) if leaves_only(stack, learner.policy) else _on_routes(learner, test, policy, reward)
-        report |= {way.name: _row(task, way.on_test) for way in ways}
+        report |= {way.name: _row(learner, way.on_test) for way in ways}
         report[FIXED]["layers"] = next(way.on_test for way in ways if way.name == FIXED).route[0].nonzero().squeeze(1).tolist()
         report["leads"] = _leads(policy, {way.name: way.on_test for way in ways if way.in_its_place})
     if not ways:
         return report
     with run.part(DIAL):
-        report["dial"] = [{"price": at.price, key: at.score, "compute": at.compute} for at in (measured(point.price) for point in table.points)]
+        report["dial"] = [_on_dial(learner, measured(point.price)) for point in table.points]
         report["remarks"] = remarks(learner, policy, report[FULL][key], report["dial"], run.folder)
     with run.part(TIMING):
         report["timed_rows"] = min(TIMED_ROWS, len(learner.validation), len(test))
+        report["break_even"] = _break_even(learner)
         for name, taken in _milliseconds(learner, price, {way.name: way.router for way in ways}, report["timed_rows"]).items():
             report[name]["milliseconds"] = taken
     return report
 
 
-def _row(task: Task, at: Evaluation) -> dict[str, Any]:
+def _row(learner: Learner, at: Evaluation) -> dict[str, Any]:
     """What the report holds of one way to run the network."""
-    return {score_key(task.score_name): at.score, "compute": at.compute, "reward": at.reward, **task.measures(at.correct)}
+    task, stack = learner.task, learner.stack
+    operations = {"operations": _operations(stack, at)} if isinstance(stack.costs, MeasuredCosts) else {}
+    return {score_key(task.score_name): at.score, "compute": at.compute, "reward": at.reward, **operations, **task.measures(at.correct)}
+
+
+def _on_dial(learner: Learner, at: Evaluation) -> dict[str, float]:
+    """A point of the budget dial on test data."""
+    row = _row(learner, at)
+    return {"price": at.price} | {name: row[name] for name in (score_key(learner.task.score_name), "compute", "operations") if name in row}
+
+
+def _operations(stack: LayerStack, at: Evaluation) -> float:
+    """The mean share of the layers' operations, where compute is a share of time."""
+    return float((at.route.float() @ stack.layer_costs.cpu()).mean())
+
+
+def _break_even(learner: Learner) -> dict[str, float]:
+    """By batch size, the share of the layers up to which deciding after each layer is faster than running all of them."""
+    rows = learner.validation.take(slice(0, TIMED_ROWS)).inputs
+    measured = measure_costs(learner.stack, BATCH_SIZES, learner.device, example=rows, policy=learner.policy)
+    return {str(times.batch_size): times.break_even for times in measured.batches}
 
 
 def rows_of_report(learner: Learner) -> int:
@@ -172,6 +197,9 @@ def print_report(report: dict[str, Any], folder: Path, console: Console, score_n
     if report.get("dial"):
         points = "  ".join(f"{point[score_key(score_name)]:.1%} at {point['compute']:.3f}" for point in report["dial"])
         console.print(f"the dial on test data: {points}")
+    if report.get("break_even"):
+        pays = ", ".join(f"{share:.2f} at {size} row{'s' * (size != '1')}" for size, share in report["break_even"].items())
+        console.print(f"on this machine deciding for each row pays up to a compute of {pays}", soft_wrap=True, highlight=False)
     if report.get("policy", {}).get("milliseconds", 0.0) >= report.get(FULL, {}).get("milliseconds", math.inf):
         console.print("on this machine, at this batch size, skipping is not faster than running every layer")
     console.print("next:", f"  tensorboard --logdir {folder.parent}", sep="\n")

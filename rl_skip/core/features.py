@@ -22,9 +22,13 @@ class Looked(Protocol):
 
     stack: Any
     carry: Any
-    position: Tensor
     spent: Tensor
     price: Tensor
+
+    @property
+    def position(self) -> Tensor:
+        """(B,) long, the last layer that each row has run."""
+        ...
 
     @property
     def layout(self) -> Any:
@@ -89,8 +93,8 @@ class View:
 
     @cached_property
     def confidence(self) -> tuple[Tensor, Tensor]:
-        """(R, 3 + T) now and at the last look, zeros at the first: entropy as a share of the largest there is, largest and second largest probability,
-        each the mean over T tokens where there are some; and 1 + the answer of each of them, T = 1 where there are none.
+        """(R, 3 + T) now and at the last look, zeros at the first: entropy as a share of the largest there is, largest and second largest
+        probability, each the mean over T tokens where there are some; and 1 + the answer of each of them, T = 1 where there are none.
 
         All features that look at the answer share it, so that it is made, and remembered, once.
         """

@@ -109,7 +109,7 @@ class ObservationLayout:
     def read(self, view: View, known: Mapping[str, Tensor] | None = None) -> Tensor:
         """(R, S), the observation of the rows in view; features in `known`, (R, size) each by name, are not read again."""
         known = known or {}
-        parts = [known[feature.name] if feature.name in known else None for feature in self.parts]
+        parts = [known.get(feature.name) for feature in self.parts]
         read = iter(self._unbounded([feature for feature, part in zip(self.parts, parts, strict=True) if part is None], view))
         values = [next(read) if part is None else part for part in parts]
         if torch.compiler.is_compiling():  # a graph would not know tensors that are kept from elsewhere
@@ -134,9 +134,9 @@ class ObservationLayout:
             with own_code(f"the feature {features[len(found)].name!r}"):
                 raise
         for feature, values in zip(features, found, strict=True):
-            expected = (view.rows.shape[0], feature.size(self.width))
-            if values.shape != expected:
-                raise UserError(f"the feature {feature.name!r} must give {expected} numbers, got shape {tuple(values.shape)}; mend its read or its size")
+            expected, given = (view.rows.shape[0], feature.size(self.width)), tuple(values.shape)
+            if given != expected:
+                raise UserError(f"the feature {feature.name!r} must give {expected} numbers, got shape {given}; mend its read or its size")
         return found
 
     def _bounds_on(self, device: torch.device) -> tuple[Tensor, Tensor]:

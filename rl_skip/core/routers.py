@@ -71,7 +71,8 @@ class PolicyRouter(Router):
     def _follow(self, i: int, logits: Tensor) -> Tensor | int:
         """Where R rows go after layer `i`, by their logits (R, J + 1)."""
         jumps = self._choose(logits)
-        return self.rules.next_after(i, int(jumps)) if jumps.shape[0] == 1 else self.rules.next_layer(i, jumps)
+        rules = self.policy.rules
+        return rules.next_after(i, int(jumps)) if jumps.shape[0] == 1 else rules.next_layer(i, jumps)
 
     def _choose(self, logits: Tensor) -> Tensor:
         if not self.sample:

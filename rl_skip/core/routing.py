@@ -244,7 +244,7 @@ class RoutingState:
         if answered or (company and decision.onward):
             left, stay, leaving = self._parted(rows, following, at, decision)
         if company and (decision.onward or isinstance(following, int)):
-            self._company = (at + 1 if decision.onward else following), stay  # type: ignore[operator, assignment]
+            self._company = (at + 1 if decision.onward else following), stay  # type: ignore[assignment]
         if answered and left.shape[0] > 0:
             self._leave(rows, left, leaving, decision)
         else:
