@@ -26,7 +26,7 @@ def model_card(description: Description, weights: bool) -> str:
         f"## {description.table.score_name.capitalize()} and compute",
         _table(description),
         f"Operating price: {description.price:.4g}. Reward is {description.reward}; compute is 1 for all layers of the network, "
-        f"and the policy's own {'time' if description.costs else 'operations'} are counted in." + _guarantee(description),
+        f"and the policy's own {'time is' if description.costs else 'operations are'} counted in." + _guarantee(description),
         *_time(description),
         "## Use",
         *_use(description),
