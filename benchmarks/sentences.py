@@ -89,7 +89,7 @@ def sentence_lines(options: argparse.Namespace) -> None:
                 ATTACHED: partial(_all, lambda batch: attached.model(**batch), batches),
             }
             for threads in options.threads:
-                for name, taken in in_turns(ways, threads, options.rounds, options.seconds).items():
+                for name, taken in in_turns(ways, threads, options.rounds, options.seconds, options.clock).items():
                     print(f"| {size} | {threads} | {compute:.3f} | {name} | {taken.milliseconds / rows:.2f} | {taken} |", flush=True)
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.sentences import sentence_lines
-from benchmarks.turns import Way, host_syncs, in_turns, peak_bytes
+from benchmarks.turns import CLOCKS, Way, host_syncs, in_turns, peak_bytes
 from rl_skip import JumpPolicy, JumpRules, ObservationLayout, routed_forward
 from rl_skip.core.features import default_features
 from rl_skip.core.routers import FixedRoute, PolicyRouter
@@ -116,13 +116,11 @@ class Bench:
 
     def activations(self) -> tuple[int, int]:
         """Peak memory of forward and backward beyond the gradients of the weights, at full depth and over half of the layers."""
-        ways = self.training_ways()
         for parameter in self.bare.parameters():
             parameter.grad = torch.zeros_like(parameter)
         found = []
         for call in (self.plain, partial(self.routed, self.half)):
             found.append(peak_bytes(lambda call=call: call().float().square().mean().backward(), self.device))  # type: ignore[misc]
-        del ways
         return found[0], found[1]
 
 
@@ -138,7 +136,7 @@ def forward_lines(options: argparse.Namespace) -> None:
         bench = Bench(options, rows)
         ways = bench.forward_ways()
         for threads in options.threads:
-            taken = in_turns(ways, threads, options.rounds, options.seconds)
+            taken = in_turns(ways, threads, options.rounds, options.seconds, options.clock)
             for name, one in taken.items():
                 print(f"| {rows} | {threads} | {name} | {one.milliseconds:.2f} | {one} | {host_syncs(ways[name])} |")
             share = taken[ASKED_EVERYTHING].ratio - taken[EVERYTHING].ratio
@@ -153,7 +151,7 @@ def training_lines(options: argparse.Namespace) -> None:
         bench = Bench(options, rows)
         full, half = bench.activations()
         for threads in options.threads:
-            taken = in_turns(bench.training_ways(), threads, options.rounds, options.seconds)
+            taken = in_turns(bench.training_ways(), threads, options.rounds, options.seconds, options.clock)
             print(f"| {rows} | {threads} | {taken[HALF]} | {half / full:.3f} ({half / 2**20:.0f} of {full / 2**20:.0f} MiB) |", flush=True)
 
 
@@ -169,6 +167,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.2, help="that each way is timed at least in a round")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="processor: on a machine that does other work too, with one thread")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("no", "bf16"), default="no")
     parser.add_argument("--model", help="a folder with a model from transformers: times it in place of a network of random weights")
@@ -177,7 +176,7 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=64, help="that are timed")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.33, 0.5])
     options = parser.parse_args()
-    print(f"PyTorch {torch.__version__}, {options.device}, {options.rounds} rounds")
+    print(f"PyTorch {torch.__version__}, {options.device}, {options.rounds} rounds, {options.clock} clock")
     if options.model is not None:
         sentence_lines(options)
         return
