@@ -238,8 +238,9 @@ class HuggingFaceStack(CalledStack):
             raise ValueError("which modules come after the layers is found on an example: add_readouts(example), or give a plan")
         with torch.no_grad():
             carry = self.begin(example)
-            names = called_after(lambda: self.finish(carry), self.routed[-1], self.beside)
-            one_token = not self.speaks and reads_one_token(lambda: self.finish(carry), self.routed[-1])
+            whole = partial(self._answered, carry, nn.Identity())  # the model itself: what is looked for is how it calls its modules
+            names = called_after(whole, self.routed[-1], self.beside)
+            one_token = not self.speaks and reads_one_token(whole, self.routed[-1])
         return readout_plan(self.model, names, self.depth, self.fresh, one_token)
 
     def make_readout(self, plan: dict[str, Any]) -> nn.Module:
