@@ -38,7 +38,7 @@ check: $(READY)
 
 # The pages in docs/ as a site, into site/. A warning is an error; the theme's advertisement for another MkDocs is none.
 docs: $(PAGES)/.ready
-	NO_MKDOCS_2_WARNING=1 $(PAGES)/bin/python -m mkdocs build --strict --quiet $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(PAGES)/bin/python -m mkdocs build --strict $(ARGS)
 	@echo "open site/index.html; with search: python3 -m http.server --directory site"
 
 # Made with $(call environment,FOLDER,CONSTRAINTS).

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 FENCED = re.compile(r"(^```.*?^```$)", re.M | re.S)
@@ -32,7 +32,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if source.is_file() and (uri := _on_site(name, files)).startswith(f"{SHOWN}/"):
             language = {".py": "python", ".toml": "toml"}.get(source.suffix, "text")
             content = f"---\nsearch:\n  exclude: true\n---\n# {name}\n\n````{language}\n{source.read_text(encoding='utf-8')}\n````\n"
-            files.append(File.generated(config, uri, content=content))
+            files.append(File.generated(config, uri, content=content, inclusion=InclusionLevel.NOT_IN_NAV))
     return files
 
 
