@@ -41,11 +41,11 @@ docs: $(PAGES)/.ready
 	NO_MKDOCS_2_WARNING=1 $(PAGES)/bin/python -m mkdocs build --strict $(ARGS)
 	@echo "open site/index.html; with search: python3 -m http.server --directory site"
 
-# Made with $(call environment,FOLDER,CONSTRAINTS).
 define new_enough
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}; name another with make PYTHON=...")'
 endef
 
+# Made with $(call environment,FOLDER,CONSTRAINTS).
 define environment
 $(call new_enough)
 $(PYTHON) -m venv $(1)
