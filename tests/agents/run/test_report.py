@@ -57,7 +57,7 @@ def test_splits_of_any_size_are_reported(validation: int, test: int, setting: st
     assert f"ms per {timed} row" in said.getvalue()
 
 
-@pytest.mark.parametrize("broken", ["calibrate", "show_routes", "final table"])
+@pytest.mark.parametrize("broken", ["calibrate", "show_policy", "final table"])
 def test_a_part_that_fails_is_told_and_the_rest_is_kept(
     broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,7 +73,7 @@ def test_a_part_that_fails_is_told_and_the_rest_is_kept(
             patch.setattr(agents.policy.policy_agent, broken, fails)
         assert train.main(["--out", str(run), *small]) == 1
     said = capsys.readouterr()
-    part = {"calibrate": "calibration", "show_routes": "pictures", "final table": "table"}[broken]
+    part = {"calibrate": "calibration", "show_policy": "pictures", "final table": "table"}[broken]
     assert f"{part} failed: RuntimeError: {broken} does not work\n" in said.out
     assert said.err.startswith(f"error: {part} failed, as {run / 'report.json'} tells; python train.py --resume {run}")
     assert "Traceback" not in said.out + said.err
@@ -92,7 +92,7 @@ def test_a_part_that_fails_is_told_and_the_rest_is_kept(
 
 
 def test_a_report_that_failed_is_an_error_to_callers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agents.policy.policy_agent, "show_routes", lambda *_: 1 / 0)
+    monkeypatch.setattr(agents.policy.policy_agent, "show_policy", lambda *_: 1 / 0)
     with pytest.raises(Unreported, match="pictures failed"):
         run_training(options(tmp_path / "run"), Console(file=io.StringIO()), task=task_of(3, 3))
 
@@ -130,7 +130,7 @@ def test_a_policy_that_skips_nothing_is_told_why(
     learner = tiny_learner(schedule=schedule, pricing=pricing)
     points = [{"price": price, "compute": compute} for price, compute in dial]
     (said,) = remarks(learner, evaluation(ALL, ALL), 1.0, points, tmp_path)
-    assert said.startswith("the policy skips nothing: ") and why in said
+    assert said.startswith("alarm: the policy skips nothing: ") and why in said
 
 
 @pytest.mark.parametrize(
