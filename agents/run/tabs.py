@@ -54,6 +54,6 @@ def layout(score: str) -> dict[str, Any]:
 
 
 def settings_table(config: TrainConfig) -> str:
-    """Every setting, as in config.json, in a table of Markdown."""
-    rows = [f"| {name} | {'' if value is None else value} |" for name, value in flat(config.to_json()).items()]
+    """Every setting that is set, as in config.json, in a table of Markdown."""
+    rows = [f"| {name} | {value} |" for name, value in flat(config.to_json()).items() if value is not None]
     return "\n".join(["| setting | value |", "| --- | --- |", *rows])
