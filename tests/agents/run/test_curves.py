@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,16 @@ def test_settings_model_card_and_remarks_are_texts(run: tuple[str, Path]) -> Non
     assert texts["model_card"] == (folder / "policy" / "README.md").read_text()
     said = json.loads((folder / "report.json").read_text())["remarks"]
     assert texts["remarks/end"] == ("\n".join(f"- {remark}" for remark in said) or "Nothing to remark.")
+
+
+def test_the_page_on_curves_names_every_tag(run: tuple[str, Path]) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "curves.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    named = {tag for row in rows for tag in re.findall(r"`([^`]+)`", row)}
+    tags = read(run[1]).Tags()
+    for tag in (*tags["scalars"], *tags["images"], *tags["histograms"], *(tag.removesuffix("/text_summary") for tag in tags["tensors"])):
+        known = re.sub(r"run_rate_\d+", "run_rate_<i>", re.sub(r"jump_\d+", "jump_<a>", tag)).replace("/accuracy", "/<score>")
+        assert known in named or known == "custom_scalars__config__", tag
 
 
 def test_histograms_say_where_the_rows_left(run: tuple[str, Path]) -> None:
