@@ -120,11 +120,11 @@ class Telemetry:
         return {f"eval/{name}": value for name, value in of_eval.items()}
 
     def _histogram(self, tag: str, values: Tensor, possible: range, step: int) -> None:
-        """One bar for each possible whole number, also where there are none, so that all steps have the same axis."""
+        """One bar for each possible whole number. TensorBoard stretches the outermost bars that are not empty from `min` to `max`."""
         self.writer.add_histogram_raw(
             tag,
-            min=possible[0] - 0.5,
-            max=possible[-1] + 0.5,
+            min=float(values.min()) - 0.5,
+            max=float(values.max()) + 0.5,
             num=len(values),
             sum=float(values.sum()),
             sum_squares=float(values.square().sum()),

@@ -138,4 +138,6 @@ def test_histograms_say_where_the_rows_left(run: tuple[str, Path]) -> None:
         at, number = left.histogram_value, ran.histogram_value
         assert list(at.bucket_limit) == [0.5, 1.5, 2.5, 3.5] and list(number.bucket_limit) == [1.5, 2.5, 3.5, 4.5]
         assert list(at.bucket) == list(number.bucket), "who leaves after layer i has run i + 1"
+        full = [layer for layer, rows in enumerate(at.bucket) if rows > 0]
+        assert (at.min, at.max) == (full[0] - 0.5, full[-1] + 0.5), "else TensorBoard draws bars that are too wide"
         assert sum(at.bucket) == 359 and number.sum / 359 / LAYERS == pytest.approx(compute.value, abs=0.15), "decisions come on top"
