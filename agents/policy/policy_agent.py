@@ -164,7 +164,8 @@ class PolicyAgent(Agent):
                 price = price if promise is None else promise.price
         with run.part(EXPORT):
             self._export(run, table, price, promise)
-        report = final_report(learner, table, price, run, eval_price=self.prices.validation_price, reward=self.reward)
+        eval_price, eval_reward = self.prices.validation_price, self.prices.reward
+        report = final_report(learner, table, price, run, reward=self.reward, eval_price=eval_price, eval_reward=eval_reward)
         print_report(report, run.folder, run.console, learner.task.score_name, own_stack=run.own_stack)
         with run.part(PICTURES):
             step = run.curves.last_step + 1

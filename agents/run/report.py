@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,22 @@ SEARCH_ROWS = 1000
 
 
 def final_report(
-    learner: Learner, table: PriceTable, price: float, run: TrainedRun, *, eval_price: float | None = None, reward: Reward = LINEAR
+    learner: Learner,
+    table: PriceTable,
+    price: float,
+    run: TrainedRun,
+    *,
+    reward: Reward = LINEAR,
+    eval_price: float | None = None,
+    eval_reward: Reward | None = None,
 ) -> dict[str, Any]:
     """Measures on test data at the operating price; everything in it was chosen on validation data before.
 
     Args:
         run: whose report is written as its parts are done.
-        eval_price: at which the run was validated while it trained. Default: the operating price.
         reward: what a row earns.
+        eval_price: at which the run was validated while it trained. Default: the operating price.
+        eval_reward: what a row earned then, a budget's penalty included. Default: `reward`.
 
     Returns:
         For each way of running: score, compute, reward, and milliseconds for a batch; the dial's points; by how much the policy leads; and
@@ -69,8 +77,8 @@ def final_report(
         policy = measured(price)
         report["policy"] = _row(task, policy) | {"distinct_routes": policy.distinct_routes}
         ways = _leaving(learner, test, policy, reward) if leaves_only(stack, learner.policy) else _on_routes(learner, test, policy, reward)
-        eval_price = price if eval_price is None else eval_price
-        report[AT_EVAL_PRICE] = {"price": eval_price, **_row(task, measured(eval_price))}
+        validated = replace(measured(price if eval_price is None else eval_price), objective=eval_reward or reward)
+        report[AT_EVAL_PRICE] = {"price": validated.price, **_row(task, validated)}
         report |= {way.name: _row(task, way.on_test) for way in ways}
         report[FIXED]["layers"] = next(way.on_test for way in ways if way.name == FIXED).route[0].nonzero().squeeze(1).tolist()
         report["leads"] = _leads(policy, {way.name: way.on_test for way in ways if way.in_its_place})

@@ -13,11 +13,15 @@ from torch import nn
 import agents.policy.policy_agent
 import agents.run.report
 import train
-from agents.agent import find_agent
+from agents.agent import TrainedRun, find_agent
 from agents.options.config import NetworkConfig, PolicyConfig, PriceConfig, ScheduleConfig, TrainConfig
+from agents.run.report import final_report
 from agents.run.session import Unreported, is_finished
 from agents.run.session import train as run_training
+from rl_skip.core.dial import PriceTable
+from rl_skip.core.reward import LINEAR, BudgetReward
 from rl_skip.core.task import Examples, Split, Task
+from rl_skip.measure.evaluation import evaluate
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "leaving": {"policy": PolicyConfig(readouts=True, jumps=False)},
@@ -87,6 +91,18 @@ def test_a_part_that_fails_is_told_and_the_rest_is_kept(
     whole = json.loads((run / "report.json").read_text())
     assert "unfinished" not in whole and whole["policy"]["milliseconds"] > 0 and is_finished(run, "reinforce")
     assert len(whole["dial"]) > 0
+
+
+def test_the_policy_is_measured_too_as_it_was_validated(known_optimum: Any, tmp_path: Path) -> None:
+    learner = known_optimum.learner(PriceConfig(budget=0.5), 1)
+    run, paid = TrainedRun(tmp_path, Console(file=io.StringIO()), None, 0.0, own_stack=True), BudgetReward(LINEAR, 0.5, 0.2)  # type: ignore[arg-type]
+    report = final_report(learner, PriceTable(), 0.9, run, eval_price=0.2, eval_reward=paid)
+    at = evaluate(learner.stack, learner.policy, learner.task, learner.task.load("test"), price=0.2)
+    shown = report["at_eval_price"]
+    assert shown["price"] == 0.2 and shown["compute"] == pytest.approx(at.compute)
+    compute = at.compute_by_row.double()
+    penalty = 0.2 * ((compute - 0.5) ** 2 - 0.5**2)  # less that of a row that runs nothing
+    assert shown["reward"] == pytest.approx(float((at.correct.double() - 0.2 * compute - penalty).mean()))
 
 
 def test_a_report_that_failed_is_an_error_to_callers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
