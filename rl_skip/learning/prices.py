@@ -78,8 +78,11 @@ def check_pricing(pricing: Pricing) -> None:
 
 
 def seen_range(pricing: Pricing) -> tuple[float, float]:
-    """The prices that the policy's observation distinguishes."""
-    return pricing.price_range if pricing.price is None and pricing.budget is None else PRICE_BOUNDS
+    """The prices that the policy's observation distinguishes; never all above the one that it is trained for."""
+    if pricing.price is None and pricing.budget is None:
+        return pricing.price_range
+    low, high = PRICE_BOUNDS
+    return (min(low, pricing.price) if pricing.price else low), high
 
 
 class PriceSource(Protocol):
