@@ -176,7 +176,7 @@ class ScheduleConfig:
     """"bf16" multiplies matrices in bfloat16 while the network learns, about twice as fast where the processor knows it, and slower where not; "auto"
     where it does; "no" in single precision. Weights, losses, policy and all that is measured stay in single precision."""
     eval_epochs: int = 5
-    """Passes between two validations."""
+    """Passes between two validations; fewer in a run of few epochs, which has ten validations all the same."""
     tune: Tune = "all"
     """What of the network learns: all of it; its head; its norms and head; "lora": adapters in its layers, and its head; "frozen": nothing once the
     policy has started; the warm-up still trains all of it."""
