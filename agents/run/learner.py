@@ -97,6 +97,8 @@ class Learner:
         self.network_optimizer = torch.optim.AdamW(self._parameter_groups(), lr=schedule.learning_rate, weight_decay=decay, fused=fused)
         deciding = [*self.policy.parameters(), *self.critic.parameters()]
         self.policy_optimizer = torch.optim.Adam(deciding, lr=schedule.policy_learning_rate)
+        self.policy_grad_norm = torch.zeros((), device=device)
+        """Of the policy's gradient in the last step, before it was clipped."""
         self.teacher: Tensor | None = None
         """(N, ...), what the network said of the training rows at full depth when the warm-up had ended, for readouts to learn from."""
         halves = schedule.precision == "bf16" or (schedule.precision == "auto" and multiplies_bfloat16(device))
@@ -282,6 +284,7 @@ class Learner:
         limit = self.config.schedule.max_grad_norm
         norm = nn.utils.clip_grad_norm_(self.stack.parameters(), limit)
         deciding = [nn.utils.clip_grad_norm_(module.parameters(), limit) for module in (self.policy, self.critic)]
+        self.policy_grad_norm = deciding[0]
         if not sum(deciding, norm).isfinite():
             self._refuse_gradient(loss)
         self.network_optimizer.step()

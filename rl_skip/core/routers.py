@@ -64,19 +64,19 @@ class PolicyRouter(Router):
             return only_way(rules, i, rows) if given is None else Decision(given)
         observation = state.observe(rows)
         logits = self.policy(observation, i) if self._told and not torch.is_grad_enabled() else self.policy(observation)  # (R, J + 1)
-        following = self._follow(i, logits.detach()) if given is None else given
+        following = self._follow(state, i, rows, logits.detach()) if given is None else given
         seen: Any = {"read": rules.layout.reads, "observation": observation, "logits": logits}
         return Decision(following, rules.decision_flops, onward=not rules.jumps, **seen)
 
-    def _follow(self, i: int, logits: Tensor) -> Tensor | int:
+    def _follow(self, state: RoutingState, i: int, rows: Tensor, logits: Tensor) -> Tensor | int:
         """Where R rows go after layer `i`, by their logits (R, J + 1)."""
-        jumps = self._choose(logits)
+        jumps = self._choose(state, rows, logits)
         rules = self.policy.rules
         return rules.next_after(i, int(jumps)) if jumps.shape[0] == 1 else rules.next_layer(i, jumps)
 
-    def _choose(self, logits: Tensor) -> Tensor:
+    def _choose(self, state: RoutingState, rows: Tensor, logits: Tensor) -> Tensor:
         if not self.sample:
-            return logits.argmax(dim=1)
+            return self.policy.likeliest(logits, state.price[rows]) if state.cheap else logits.argmax(dim=1)
         return torch.multinomial(torch.log_softmax(logits, dim=1).exp(), 1, generator=self.generator).squeeze(1)
 
 

@@ -86,6 +86,7 @@ class RoutingState:
         self.carry = carry
         B, L, device = row_count(inputs), stack.depth, self.carry.hidden.device
         self.price = torch.as_tensor(price, dtype=torch.float32, device=device).expand(B).clone()  # (B,)
+        self._cheap = price < rules.layout.price_low if rules is not None and isinstance(price, int | float) else None
         self.everyone = torch.arange(B, device=device)
         self._next_layer: Tensor | int = 0  # of each row, or of all: L: left; WAITING: for a decision
         self._position: Tensor | int = 0  # last layer run
@@ -113,6 +114,13 @@ class RoutingState:
         if self.rules is None:
             raise ValueError("cannot observe: this forward pass has no policy")
         return self.rules.layout
+
+    @property
+    def cheap(self) -> bool:
+        """Whether compute costs some row less than an observation can show, see `JumpPolicy.likeliest`."""
+        if self._cheap is None:
+            self._cheap = bool((self.price < self.layout.price_low).any())
+        return self._cheap
 
     @property
     def compute(self) -> Tensor:
@@ -355,7 +363,7 @@ class RoutingState:
         The inputs must have the shapes of the old ones: an environment takes both from the same examples.
         """
         fresh = RoutingState(self.stack, self.rules, inputs, price)
-        self._any_waits, self._costs, self._company = True, {}, None
+        self._any_waits, self._costs, self._company, self._cheap = True, {}, None, None
         self.carry.put(rows, fresh.carry)
         for name in ("price", "next_layer", "position", "route", "spent", "answered"):
             getattr(self, name)[rows] = getattr(fresh, name)
