@@ -16,6 +16,7 @@ from agents.run.learner import Learner
 from agents.run.report import TIMED_ROWS, TIMING
 from agents.run.telemetry import score_metric
 from rl_skip.core.batches import deployed
+from rl_skip.core.clock import REPEATS, seconds_per_batch
 from rl_skip.core.errors import UserError
 from rl_skip.core.finite import NotFinite
 from rl_skip.core.forward import routed_forward
@@ -24,7 +25,7 @@ from rl_skip.core.routing import Router
 from rl_skip.core.task import Examples, score_key
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.curves import CURVE, Curve, Point, save_curve
-from rl_skip.measure.evaluation import REPEATS, Evaluation, evaluate, seconds_per_batch
+from rl_skip.measure.evaluation import Evaluation, evaluate
 
 __all__ = ["Baseline", "Setting", "Unsuited", "baseline_report", "batch_metrics", "print_baseline"]
 
@@ -128,7 +129,7 @@ class Baseline(Agent):
         print_baseline(report, self.record.title, run.folder, run.console, self.learner.task.score_name)
         key = score_key(self.learner.task.score_name)
         best = max(report["points"], key=lambda point: point[f"validation_{key}"])
-        return Results(report, {name: best[name] for name in (key, "compute")})
+        return Results(report, {f"final/{name}": best[name] for name in (key, "compute")})
 
     def foreseen(self) -> dict[str, float]:
         rows = self.learner.validation.take(slice(0, TRIED_ROWS))

@@ -27,7 +27,8 @@ def calibrate(learner: Learner, prices: PriceRange | BudgetPrice) -> tuple[Price
         examples = learner.validation if rows is None else learner.validation.some(rows)
         return at_any_price(learner.stack, learner.policy, learner.task, examples)
 
-    return calibrate_policy(learner.policy, prices, measure, learner.task.score_name)
+    once = leaves_only(learner.stack, learner.policy)
+    return calibrate_policy(learner.policy, prices, measure, learner.task.score_name, below=once)
 
 
 class _Cheapest(JumpPolicy):
@@ -46,7 +47,7 @@ class _Cheapest(JumpPolicy):
             least[i] = float(layer_flops[i]) + decision * rules.choices[i] + following
         self.register_buffer("jumps", torch.tensor(jumps))
 
-    def forward(self, observation: Tensor) -> Tensor:
+    def forward(self, observation: Tensor, layer: int | None = None) -> Tensor:
         chosen: Tensor = self.jumps[self.rules.layout.layer_of(observation)]
         return one_hot(chosen, self.rules.max_jump + 1).float()
 

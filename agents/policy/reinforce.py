@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -208,12 +209,18 @@ class Reinforce(PolicyAgent):
             loss, metrics["train/supervised_loss"] = loss + supervised, supervised
         norm = learner.apply(loss)
         self.prices.observe(metrics["rollout/compute"])
-        return metrics | {"train/policy_loss": -expected.mean(), "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate)}
+        self.learned_from(leaves.probability[:, :-1].numel())  # every decision after every layer but the last, of every row
+        return metrics | {
+            "train/policy_loss": -expected.mean(),
+            "train/grad_norm": norm,
+            "train/policy_grad_norm": learner.policy_grad_norm,
+            "train/learning_rate": torch.tensor(rate),
+        }
 
     def finish(self, run: TrainedRun) -> Results:
         if self.exact:
             begin_stage(POLICY_ALONE)
-            self.learn_from_finished_network()
+            self.learn_from_finished_network(partial(self.show_finished, run))
         return super().finish(run)
 
     def foreseen(self) -> dict[str, float]:
@@ -227,9 +234,19 @@ class Reinforce(PolicyAgent):
         step = 2 * seconds_of(lambda: leaving(learner.policy, looked).probability.sum().backward())  # the optimiser's, and the loss, besides
         return {POLICY_ALONE: len(learner.train) * (passed + self.config.policy_epochs * step / POLICY_BATCH)} | parts
 
-    def learn_from_finished_network(self) -> None:
-        """The policy alone, on what the network, which no longer changes, says of the training rows: one pass, then many over its answers."""
+    def learn_from_finished_network(self, show: Callable[[int, dict[str, float]], None] | None = None) -> None:
+        """The policy alone, on what the network, which no longer changes, says of the training rows: one pass, then many over its answers.
+
+        Args:
+            show: what is told how each of the many passes went.
+        """
         learner, policy = self.learner, self.learner.policy
+        decisions = len(learner.train) * (learner.stack.depth - 1)
+
+        def passed(epoch: int, means: dict[str, float]) -> None:
+            self.learned_from(decisions)
+            if show is not None:
+                show(epoch, means)
 
         def seen(batch: Examples, _rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             exits = exit_pass(learner.stack, policy, batch.inputs, torch.ones(len(batch), device=learner.device))
@@ -242,6 +259,7 @@ class Reinforce(PolicyAgent):
             self.config,
             learning_rate=learner.config.schedule.policy_learning_rate,
             generator=torch.Generator().manual_seed(learner.config.seed),
+            passed=passed,
         )
 
     def _sampled_update(self, update: int) -> dict[str, Tensor]:
@@ -267,10 +285,12 @@ class Reinforce(PolicyAgent):
             loss, metrics["train/supervised_loss"] = loss + supervised, supervised
         norm = learner.apply(loss)
         self.prices.observe(rollout.compute.mean())
+        self.learned_from(rollout.decided.sum())
         metrics |= score_metric(learner.task, "rollout", rollout.outputs, routes.labels)
         return rollout_metrics(rollout, score, price, self.prices.reward, learner.rules.max_jump) | metrics | {
             "train/policy_loss": losses.policy,
             "train/grad_norm": norm,
+            "train/policy_grad_norm": learner.policy_grad_norm,
             "train/learning_rate": torch.tensor(rate),
         }
 

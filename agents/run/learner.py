@@ -12,15 +12,18 @@ from agents.run.tuning import choose_parameters, heads_of, merge_adapters
 from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.devices import multiplies_bfloat16
 from rl_skip.core.errors import UserError
+from rl_skip.core.fields import Fields
 from rl_skip.core.finite import NotFinite, not_finite
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import lengths
+from rl_skip.core.measured_costs import MeasuredCosts
 from rl_skip.core.policy import JumpPolicy, JumpRules
 from rl_skip.core.random_routes import random_routes
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.learning.prices import seen_range
 from rl_skip.learning.supervised import distillation, exits_loss, taught_loss
+from rl_skip.measure.costs import measure_costs
 
 __all__ = ["Critic", "Learner"]
 
@@ -75,6 +78,9 @@ class Learner:
         price_range, has_memory = seen_range(config.pricing), self.stack.has_memory
         self.rules = config.policy.rules(self.stack.depth, self.stack.width, price_range, has_memory, readout_flops)
         self.policy, self.critic = JumpPolicy(self.rules).to(device), Critic(self.rules).to(device)
+        if config.pricing.cost == "latency":
+            rows = self.validation.take(slice(0, config.pricing.cost_batch)).inputs
+            self.stack.costs = measure_costs(self.stack, (config.pricing.cost_batch,), device, example=rows, policy=self.policy)
         schedule = config.schedule
         if self.new_readouts and schedule.tune == "frozen" and schedule.warmup_epochs > 0 and not self.rules.jumps:
             untaught = "--tune frozen leaves readouts as they begin: without jumps the warm-up teaches the last layer alone"
@@ -91,6 +97,8 @@ class Learner:
         self.network_optimizer = torch.optim.AdamW(self._parameter_groups(), lr=schedule.learning_rate, weight_decay=decay, fused=fused)
         deciding = [*self.policy.parameters(), *self.critic.parameters()]
         self.policy_optimizer = torch.optim.Adam(deciding, lr=schedule.policy_learning_rate)
+        self.policy_grad_norm = torch.zeros((), device=device)
+        """Of the policy's gradient in the last step, before it was clipped."""
         self.teacher: Tensor | None = None
         """(N, ...), what the network said of the training rows at full depth when the warm-up had ended, for readouts to learn from."""
         halves = schedule.precision == "bf16" or (schedule.precision == "auto" and multiplies_bfloat16(device))
@@ -276,6 +284,7 @@ class Learner:
         limit = self.config.schedule.max_grad_norm
         norm = nn.utils.clip_grad_norm_(self.stack.parameters(), limit)
         deciding = [nn.utils.clip_grad_norm_(module.parameters(), limit) for module in (self.policy, self.critic)]
+        self.policy_grad_norm = deciding[0]
         if not sum(deciding, norm).isfinite():
             self._refuse_gradient(loss)
         self.network_optimizer.step()
@@ -297,6 +306,7 @@ class Learner:
             "network_optimizer": self.network_optimizer.state_dict(),
             "policy_optimizer": self.policy_optimizer.state_dict(),
             **({} if self.teacher is None else {"teacher": self.teacher}),
+            **({"costs": self.stack.costs.to_json()} if isinstance(self.stack.costs, MeasuredCosts) else {}),
             "generator": self.generator.get_state(),
             "torch_random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
@@ -307,6 +317,8 @@ class Learner:
         for name in ("stack", "policy", "critic", "network_optimizer", "policy_optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.teacher = state.get("teacher")
+        if "costs" in state:  # as the run began: another measurement would change what the policy learns
+            self.stack.costs = MeasuredCosts.read(Fields(state["costs"], "the checkpoint"), self.stack.depth)
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["torch_random"].cpu())
         if self.device.type == "cuda":

@@ -3,11 +3,10 @@
 import json
 import os
 import random
-import shlex
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +19,16 @@ from torch import Tensor, nn
 
 from agents.agent import REPORT, TrainedRun, find_agent, has_report
 from agents.options.config import TrainConfig
+from agents.run.cadence import Cadence
 from agents.run.checkpoints import Checkpoints, StopRequests, load_random_states, random_states
 from agents.run.display import Display
 from agents.run.forecast import Forecast, Part, seconds_of, unchanged
 from agents.run.learner import Learner
 from agents.run.overflow import output_not_finite, stopped_at, weight_not_finite
 from agents.run.owner import LOCK, owning, refuse_owned
+from agents.run.pictures import show_run_rates
+from agents.run.remarks import CurveWatch
+from agents.run.splits import try_splits
 from agents.run.start import START, load_start, save_start
 from agents.run.telemetry import Telemetry
 from agents.run.warmup import warm_up_for
@@ -33,11 +36,11 @@ from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_write, remove_unfinished
 from rl_skip.core.finite import NotFinite
-from rl_skip.core.plugins import label_of
+from rl_skip.core.plugins import is_own, label_of, own_code
 from rl_skip.core.progress import listening
 from rl_skip.core.seal import SEAL, seal
 from rl_skip.core.stack import LayerStack
-from rl_skip.core.task import Task, score_key
+from rl_skip.core.task import Task
 from rl_skip.learning.averages import Averages
 from rl_skip.measure.runs import CONFIG, holds_run
 from rl_skip.nets.network import NetworkConfig
@@ -46,7 +49,6 @@ from rl_skip.tasks.data_report import DataReport
 
 __all__ = ["Session", "Unreported", "is_finished", "train"]
 
-REPORTS_PER_EPOCH = 2
 NARROW = 256
 """Below this width the operations are so short that several threads mostly wait for one another."""
 WARM_UP, VALIDATION = "warm-up", "validation"
@@ -91,7 +93,7 @@ def train(
     config.check_prices()
     folder = config.folder
     if config.resume is not None:
-        TrainConfig.from_json(folder).refuse_changes(config)
+        TrainConfig.from_json(folder, config.allow_code).refuse_changes(config)
         if is_finished(folder, config.agent):
             see = config.agent_class.see.format(folder=folder)
             _say(console, f"the run {folder} is finished, nothing is left to do; see python -m rl_skip {see}")
@@ -128,7 +130,7 @@ def _set_up(
     """The run before its first update, and what was read for it; nothing is written."""
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
-    device = pick_device(config.device)
+    device, own = pick_device(config.device), task is not None or is_own(config.task)
     task = load_task(config.task, config.data, config.options) if task is None else task
     begun = config.folder if config.resume is not None else start.parent if start is not None else None
     report = DataReport(task, begun, config.train_rows)
@@ -142,7 +144,10 @@ def _set_up(
             config = replace(config, network=NetworkConfig(stack.depth, stack.width, heads=1))
     if config.threads is not None or config.network.width < NARROW:
         torch.set_num_threads(config.threads or 1)
-    session = Session(config, report.task, device, stack, built)
+    with own_code(f"the network on the data of the task {task.name}") if own else nullcontext():
+        session = Session(config, report.task, device, stack, built)
+    if own:
+        try_splits(session.learner)
     session.agent.try_out()
     if start is not None:
         session.begin_at(start)
@@ -203,6 +208,8 @@ class Session:
         self.agent = config.agent_class(self.learner)
         self.warm_up = warm_up_for(self.learner)
         self.averages = Averages(device)
+        schedule, learner = config.schedule, self.learner
+        self.cadence = Cadence(learner.updates, learner.warmup_updates, learner.updates_per_epoch, schedule.eval_epochs)
         self.done, self.seconds = 0, 0.0
         """Updates done, and seconds of training in earlier sittings."""
 
@@ -226,7 +233,7 @@ class Session:
             for name in STATEFUL:
                 getattr(self, name).load_state_dict(state[name])
             load_random_states(state["random"])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"the checkpoint does not fit the run's options and data ({reason}); restore its {CONFIG}, or set --data") from None
 
@@ -236,13 +243,15 @@ class Session:
         if self.config.resume is not None:
             self._go_back(folder, checkpoints, console)
         telemetry = Telemetry(folder, resume_after=None if self.config.resume is None else self.done)
-        with closing(telemetry), StopRequests(f"go on with: python train.py --resume {shlex.quote(str(folder))}") as stop:
+        with closing(telemetry), StopRequests(f"go on with: {self.config.resume_command}") as stop:
             forecast = foresee(self)
             if forecast.left() >= WORTH_TELLING:
                 _say(console, f"this takes {forecast.in_words()}")
+            telemetry.settings(self.config, self.task.score_name)
+            watch = CurveWatch(self.learner, telemetry.history)
             with Display(console, forecast, score_name=self.task.score_name) as display, listening(display):
-                self._train(folder, telemetry, checkpoints, stop, console, display)
-                self._finish(folder, telemetry, console)
+                self._train(folder, telemetry, checkpoints, stop, console, display, watch)
+                self._finish(folder, telemetry, console, watch)
 
     def _go_back(self, folder: Path, checkpoints: Checkpoints, console: Console) -> None:
         state = checkpoints.latest(lambda line: _say(console, line))
@@ -253,17 +262,17 @@ class Session:
             if (said := weight_not_finite(self.learning)) is not None:
                 raise NotFinite(f"in the checkpoint of {folder} {said}; remove the newest in {checkpoints.folder}, and go on before it")
 
-    def _finish(self, folder: Path, telemetry: Telemetry, console: Console) -> None:
-        run = TrainedRun(folder, console, telemetry.writer, self.seconds, own_stack=not self.built)
+    def _finish(self, folder: Path, telemetry: Telemetry, console: Console, watch: CurveWatch) -> None:
+        run = TrainedRun(folder, console, telemetry, self.seconds, own_stack=not self.built, alarms=tuple(watch.said.values()))
         report, figures = self.agent.finish(run)
         run.report.update(report)
         with run.part("last curves"):
-            telemetry.heat_map(self.learner.updates)
-            telemetry.hyper_parameters(self.config.to_json(), {f"final/{name}": value for name, value in figures.items()})
+            show_run_rates(telemetry)
+            telemetry.hyper_parameters(self.config, figures)
             telemetry.flush()
         if run.failed:
-            again = f"python train.py --resume {shlex.quote(str(folder))}"
-            raise Unreported(f"{' and '.join(run.failed)} failed, as {folder / REPORT} tells; {again} does what is left, without training")
+            told, again = f"{' and '.join(run.failed)} failed, as {folder / REPORT} tells", self.config.resume_command
+            raise Unreported(f"{told}; {again} does what is left, without training")
         run.write(whole=True)
 
     def _end_warm_up(self, folder: Path, console: Console) -> None:
@@ -306,10 +315,16 @@ class Session:
         return WARM_UP if update < self.learner.warmup_updates else label_of(self.config.agent)
 
     def _train(
-        self, folder: Path, telemetry: Telemetry, checkpoints: Checkpoints, stop: StopRequests, console: Console, display: Display
+        self,
+        folder: Path,
+        telemetry: Telemetry,
+        checkpoints: Checkpoints,
+        stop: StopRequests,
+        console: Console,
+        display: Display,
+        watch: CurveWatch,
     ) -> None:
-        learner, averages = self.learner, self.averages
-        every = max(learner.updates_per_epoch // REPORTS_PER_EPOCH, 1)
+        learner, averages, cadence = self.learner, self.averages, self.cadence
         begun = time.monotonic() - self.seconds
         since, samples = time.monotonic(), 0
         with stop.patiently():
@@ -322,11 +337,14 @@ class Session:
                 self.done, self.seconds = update + 1, time.monotonic() - begun
                 display.forecast.step(self.phase(update), time.monotonic() - started)
                 last = self.done == learner.updates
-                if last or self.done % every == 0:
+                if cadence.reports(self.done):
                     values = averages.read() | self.agent.metrics() | {"time/samples_per_second": samples / (time.monotonic() - since)}
                     since, samples = time.monotonic(), 0
                     display.show(self.phase(update), values)
-                    telemetry.scalars(self.done, values | self._validate(self.done, display))
+                    telemetry.scalars(self.done, values | self._validate(self.done, telemetry, display))
+                    for alarm in watch.see(telemetry.history[-1]):
+                        _say(console, alarm)
+                        telemetry.text("remarks/while_training", alarm, self.done)
                 if last or stop.requested or checkpoints.due(self.done):
                     if (said := weight_not_finite(self.learning)) is not None:
                         raise stopped_at(update, learner, said)
@@ -335,20 +353,14 @@ class Session:
                 if stop.requested:
                     break
 
-    def validations(self, done: int) -> int:
-        """How many there are up to so many updates: every few epochs once the warm-up is over, and at the end of the training."""
-        learner, interval = self.learner, self.config.schedule.eval_epochs * self.learner.updates_per_epoch
-        passed = max(done // interval - learner.warmup_updates // interval, 0)
-        return passed + (done == learner.updates and done > learner.warmup_updates and done % interval > 0)
-
-    def _validate(self, done: int, display: Display) -> dict[str, float]:
+    def _validate(self, done: int, telemetry: Telemetry, display: Display) -> dict[str, float]:
         """Validation of the agent as it stands, where one is due."""
-        learner, begun = self.learner, time.monotonic()
-        if self.validations(done) == self.validations(done - 1):
+        if not self.cadence.validates(done):
             return {}
-        evaluation = self.agent.evaluate(learner.validation)
+        begun = time.monotonic()
+        evaluation = self.agent.evaluate(self.learner.validation)
         display.forecast.step(VALIDATION, time.monotonic() - begun)
-        return {f"eval/{score_key(learner.task.score_name)}": evaluation.score, "eval/compute": evaluation.compute, "eval/reward": evaluation.reward}
+        return telemetry.evaluation(done, evaluation, self.task.score_name)
 
 
 def foresee(session: Session) -> Forecast:
@@ -382,5 +394,5 @@ def _foreseen(session: Session) -> Iterator[Part]:
         yield Part(session.phase(first), learner.updates - first, seconds)
         rows = learner.validation.take(slice(0, VALIDATED_ROWS))
         seconds = seconds_of(lambda: session.agent.evaluate(rows)) * len(learner.validation) / len(rows)
-        yield Part(VALIDATION, session.validations(learner.updates) - session.validations(done), seconds)
+        yield Part(VALIDATION, session.cadence.validations(learner.updates) - session.cadence.validations(done), seconds)
     yield from (Part(title, 1, seconds) for title, seconds in session.agent.foreseen().items())

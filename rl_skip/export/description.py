@@ -9,14 +9,17 @@ from typing import Any, get_args
 
 import torch
 
+from rl_skip.core.bounded import MOST_LAYERS, MOST_WIDTH
 from rl_skip.core.dial import Guarantee, GuaranteeKind, PricePoint, PriceTable
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import ALWAYS, FEATURES, Feature, find_features
 from rl_skip.core.fields import Fields
 from rl_skip.core.kinds import kind_of, read_network
+from rl_skip.core.measured_costs import MeasuredCosts
 from rl_skip.core.policy import JumpRules, ObservationLayout, PolicyScope, longest_jump
 from rl_skip.core.reward import LINEAR
 from rl_skip.core.task import score_key
+from rl_skip.core.tuning import Tuned
 from rl_skip.core.version import __version__
 
 __all__ = ["FORMAT_VERSION", "Description"]
@@ -25,6 +28,8 @@ FORMAT_VERSION = 2
 """2: an observation is a list of features."""
 TRAIN_ANEW = "train the policy anew with train.py"
 COST_TOLERANCE = 1e-3
+MOST_POINTS = 10_000
+"""Of a price table; those that rl_skip measures have about 20."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,10 @@ class Description:
     versions: dict[str, str] = field(default_factory=lambda: _versions())
     guarantee: Guarantee | None = None
     """What is promised of a price, mostly of the operating price; None: nothing."""
+    costs: MeasuredCosts | None = None
+    """By which compute is a share of time; None: it is one of operations."""
+    tuned: tuple[Tuned, ...] = ()
+    """How often the policy is asked, by batch size; none: for each row, after every layer."""
 
     @property
     def attached(self) -> bool:
@@ -89,6 +98,8 @@ class Description:
             "versions": self.versions,
             "network": self.network,
             **({} if self.readouts is None else {"readouts": self.readouts}),
+            **({} if self.costs is None else {"costs": self.costs.to_json()}),
+            **({"tuned": [one.to_json() for one in self.tuned]} if self.tuned else {}),
         }
 
     def write(self, file: Path) -> None:
@@ -114,13 +125,13 @@ class Description:
             UserError: naming the field that is missing or wrong.
         """
         fields = Fields.read(file, FORMAT_VERSION, FORMAT_VERSION, TRAIN_ANEW)
-        depth, width = fields.integer("depth"), fields.integer("width")
+        depth, width = fields.integer("depth", 1, MOST_LAYERS), fields.integer("width", 1, MOST_WIDTH)
         allow_exit = fields.flag("allow_exit")
         scope: PolicyScope = "input" if fields.text("policy_scope", get_args(PolicyScope)) == "input" else "state"
         longest = longest_jump(depth, allow_exit)
         if longest < 1:
             raise fields.wrong("depth", "deep enough to leave a choice, 3 layers or 2 with allow_exit")
-        max_jump, hidden = fields.integer("max_jump", 1, longest), fields.integer("hidden")
+        max_jump, hidden = fields.integer("max_jump", 1, longest), fields.integer("hidden", 1, MOST_WIDTH)
         layout = _read_layout(fields.object("observation"), width, depth, features)
         return cls(
             rules=JumpRules(layout, max_jump, allow_exit, scope, hidden, fields.flag("jumps")),
@@ -133,6 +144,8 @@ class Description:
             readouts=_read_plan(fields) if layout.readout_flops else None,
             versions={name: fields.object("versions").text(name) for name in _versions()},
             guarantee=_read_guarantee(fields),
+            costs=None if fields.values.get("costs") is None else MeasuredCosts.read(fields.object("costs"), depth),
+            tuned=tuple(map(Tuned.read, fields.objects("tuned"))) if "tuned" in fields.values else (),
         )
 
 
@@ -223,6 +236,8 @@ def _read_guarantee(fields: Fields) -> Guarantee | None:
 
 def _read_table(fields: Fields) -> PriceTable:
     rows = fields.objects("price_table")
+    if len(rows) > MOST_POINTS:
+        raise UserError(f"{fields.source}: price_table must have at most {MOST_POINTS:,} points, got {len(rows):,}; write the file anew")
     score_name = fields.text("score_name") if "score_name" in fields.values else "accuracy"  # files of before hold accuracies alone
     points = tuple(PricePoint(row.number("price"), row.number("compute"), row.number(score_key(score_name), 0.0, 1.0)) for row in rows)
     try:
