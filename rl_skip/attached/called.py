@@ -25,6 +25,7 @@ __all__ = ["CalledCarry", "CalledStack", "evaluating"]
 class CalledCarry(Carry):
     """A carry with the calls of the layers."""
 
+    shared = True
     spending: Tensor | None = None
     """(B, L), operations of each layer for each row."""
     calls: dict[int, LayerCall] = field(default_factory=dict)

@@ -278,8 +278,9 @@ class JumpPolicy(nn.Module):
         """(R,) long, the likeliest jump of rows with logits (R, J + 1) at prices (R,).
 
         Below the lowest price that the observation tells apart, the logit of running the next layer is raised by ln(price_low / price):
-        the cheaper compute is, the surer the policy must be to skip. At 0 all rows run everything.
+        the cheaper compute is, the surer the policy must be to skip. A price of 0 is none: the policy does as at the lowest.
         """
         low = self.rules.layout.price_low
-        bar = (low / price.clamp(low * math.exp(-LARGEST_BIAS), low)).log().clamp(min=0).unsqueeze(1)  # (R, 1)
+        above_0 = torch.where(price > 0, price, low)
+        bar = (low / above_0.clamp(low * math.exp(-LARGEST_BIAS), low)).log().clamp(min=0).unsqueeze(1)  # (R, 1)
         return torch.cat([logits[:, :1] + bar, logits[:, 1:]], dim=1).argmax(dim=1)

@@ -86,7 +86,7 @@ class RoutingState:
         self.carry = carry
         B, L, device = row_count(inputs), stack.depth, self.carry.hidden.device
         self.price = torch.as_tensor(price, dtype=torch.float32, device=device).expand(B).clone()  # (B,)
-        self._cheap = price < rules.layout.price_low if rules is not None and isinstance(price, int | float) else None
+        self._cheap = 0 < price < rules.layout.price_low if rules is not None and isinstance(price, int | float) else None
         self.everyone = torch.arange(B, device=device)
         self._next_layer: Tensor | int = 0  # of each row, or of all: L: left; WAITING: for a decision
         self._position: Tensor | int = 0  # last layer run
@@ -119,7 +119,7 @@ class RoutingState:
     def cheap(self) -> bool:
         """Whether compute costs some row less than an observation can show, see `JumpPolicy.likeliest`."""
         if self._cheap is None:
-            self._cheap = bool((self.price < self.layout.price_low).any())
+            self._cheap = bool(((self.price > 0) & (self.price < self.layout.price_low)).any())
         return self._cheap
 
     @property

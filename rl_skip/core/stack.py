@@ -51,6 +51,8 @@ class Carry:
     memory: Tensor | None = None
     """(B, 1, D), the working memory, kept by stacks that have one."""
 
+    shared = False
+    """Whether somebody else may keep the hidden state between two layers, so that it is never written in place."""
     packed = None
     """`_Packed` rows, which travel together: they are not gathered again."""
 
@@ -67,7 +69,8 @@ class Carry:
     def write(self, rows: Tensor, hidden: Tensor, mask: Tensor | None) -> None:
         """Writes the hidden state (R, ...) of the named rows, whose `mask` is (R, T)."""
         hidden, packed = hidden.to(self.hidden.dtype), self.packed
-        own = packed is not None and packed.is_of(self.hidden) and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        writable = not (self.shared or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        own = writable and packed is not None and packed.is_of(self.hidden)
         self.hidden = self.hidden.index_copy_(0, rows, hidden) if own else self.hidden.index_copy(0, rows, hidden)
         self.packed = _Packed(rows, hidden, mask, self.hidden, version_of(self.hidden))
 
