@@ -61,6 +61,7 @@ class Baseline(Agent):
     see = "compare RUN --baselines {folder}"
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         if "record" in vars(cls):
             cls.trained_for = "one budget" if cls.record.per_budget else "every budget"
 

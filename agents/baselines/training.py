@@ -34,9 +34,10 @@ NEAR = 0.03
 def baselines_of(folder: Path, budgets: Iterable[float] = BUDGETS) -> dict[str, tuple[BaselineRecord, TrainConfig]]:
     """Record and options of every baseline of a run, by the name of its folder in `RUN/baselines`.
 
-    They differ from the run's in agent and budget; the one-shot policy in its scope.
+    They differ from the run's in agent and budget; the one-shot policy in its scope. Each trains in one process, and in one pass.
     """
-    run = replace(TrainConfig.from_json(folder), resume=None, overwrite=False)
+    run = replace(TrainConfig.from_json(folder), resume=None, overwrite=False, processes=1)
+    run = replace(run, schedule=replace(run.schedule, accumulate=1))
     unpriced = PriceConfig()
     each = [(f"{record.name}-{budget:g}", record, replace(unpriced, budget=budget)) for budget in budgets for record in TRAINED if record.per_budget]
     once = [(record.name, record, unpriced) for record in TRAINED if not record.per_budget]

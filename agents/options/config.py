@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from dataclasses import fields as fields_of
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+import tyro
 
 from agents.agent import AGENTS, Agent, AgentConfig, find_agent
 from rl_skip.core.dial import GuaranteeKind, checked_tolerance
@@ -26,7 +28,7 @@ FREE_ON_RESUME = ("device", "threads", "task/data")
 FIXED = ("task", "data", "out", "overwrite", "resume", "agent")
 """What a task's defaults cannot set: the task itself, the agent, and where the run goes."""
 Tune = Literal["all", "frozen", "head", "norms", "lora"]
-Precision = Literal["no", "bf16", "auto"]
+Precision = Literal["no", "bf16", "fp16", "auto"]
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,10 @@ class ScheduleConfig:
     """Updates that a run makes at most, if neither --epochs nor --warmup-epochs is given: where data are so large that the passes would take more,
     fewer are made, in the same proportion. More takes longer and learns better; 2,000 to 20,000."""
     batch_size: int = 64
-    """Inputs of one update."""
+    """Inputs of one update, of all processes and passes together."""
+    accumulate: int = 1
+    """Passes in which each process takes its share of a batch, one after the other, their gradients added up: more need less memory, and the update
+    is the same."""
     learning_rate: float = 1e-3
     """Peak learning rate of the network; a short rise, then a cosine down to 1% of it."""
     policy_learning_rate: float = 3e-3
@@ -157,7 +162,8 @@ class ScheduleConfig:
     """Learning rate of heads and readouts over that of the rest. More lets new heads of a pretrained model settle in time; 1 to 10."""
     precision: Precision = "no"
     """"bf16" multiplies matrices in bfloat16 while the network learns, about twice as fast where the processor knows it, and slower where not; "auto"
-    where it does; "no" in single precision. Weights, losses, policy and all that is measured stay in single precision."""
+    where it does; "fp16" in float16, the loss scaled up so that small gradients are not lost, for GPUs that know no bfloat16; "no" in single
+    precision. Weights, losses, policy and all that is measured stay in single precision."""
     eval_epochs: int = 5
     """Passes between two validations."""
     tune: Tune = "all"
@@ -165,7 +171,7 @@ class ScheduleConfig:
     policy has started; the warm-up still trains all of it."""
 
     def __post_init__(self) -> None:
-        for name in ("warmup_epochs", "epochs", "batch_size", "eval_epochs"):
+        for name in ("warmup_epochs", "epochs", "batch_size", "accumulate", "eval_epochs"):
             if getattr(self, name) < (0 if name == "warmup_epochs" else 1):
                 raise UserError(f"{name} is too small: {getattr(self, name)}; set --{name.replace('_', '-')}")
         if self.max_updates is not None and self.max_updates < 1:
@@ -234,6 +240,8 @@ class TrainConfig:
     --budget) and exits; or file.py:name for an agent of your own. Each has options of its own: --agent ppo --help shows those of PPO."""
     seed: int = 0
     """Seeds everything: same seed, same machine, same result."""
+    processes: Annotated[int, tyro.conf.Suppress] = 1
+    """That train together; the launcher says how many."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes cuda, then mps, then cpu."""
     threads: int | None = None
@@ -353,7 +361,8 @@ class TrainConfig:
             raise UserError(f"{file}: {error}") from None
         agent_config = read_dataclass(config_class, fields.object("agent_config"))
         schedule = fields.object("schedule")
-        schedule.values.setdefault("max_updates", None)  # which runs of before did not know
+        for group, name, value in ((schedule, "max_updates", None), (schedule, "accumulate", 1), (fields, "processes", 1)):
+            group.values.setdefault(name, value)  # which runs of before did not know
         given = {
             "task": task.text("name"),
             "data": task.text_or_none("data"),

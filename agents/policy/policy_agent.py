@@ -21,6 +21,7 @@ from rl_skip.core.dial import Guarantee, PriceTable
 from rl_skip.core.errors import UserError, positive
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.plugins import label_of, own_code
+from rl_skip.core.processes import together
 from rl_skip.core.reward import find_reward
 from rl_skip.core.routers import PolicyRouter
 from rl_skip.core.task import Examples, score_key
@@ -141,7 +142,8 @@ class PolicyAgent(Agent):
                 promise = self._guarantee(table, price, run.console)
                 price = price if promise is None else promise.price
         with run.part(EXPORT):
-            self._export(run, table, price, promise)
+            if together().first:
+                self._export(run, table, price, promise)
         report = final_report(learner, table, price, run, reward=self.reward)
         print_report(report, run.folder, run.console, learner.task.score_name, own_stack=run.own_stack)
         with run.part(PICTURES):

@@ -1,13 +1,17 @@
 """Network, policy and critic with their optimisers, and the updates that every agent shares."""
 
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from agents.options.config import TrainConfig
+from agents.run.gradients import add_up
 from agents.run.tuning import choose_parameters, heads_of, merge_adapters
 from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.devices import multiplies_bfloat16
@@ -16,24 +20,32 @@ from rl_skip.core.finite import NotFinite, not_finite
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import lengths
 from rl_skip.core.policy import JumpPolicy, JumpRules
+from rl_skip.core.processes import together
 from rl_skip.core.random_routes import random_routes
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.learning.prices import seen_range
 from rl_skip.learning.supervised import distillation, exits_loss, taught_loss
 
-__all__ = ["Critic", "Learner"]
+__all__ = ["Critic", "Learner", "Part"]
 
 RISE_UPDATES = 50
 TEACHER_BATCH = 256
 LARGEST_TEACHER = 2**28
 """Numbers that a teacher's outputs of all training rows may hold, 1 GB; beyond, the readouts learn from the network's own full depth instead."""
+LOSS = "loss"
+SMALLEST_SCALE = 1.0
+"""Of the loss in float16: a gradient that is not finite at that is not too large for the number format alone."""
 BUCKET = 32
 """Batches among whose rows those of like length are put together: more pads less, fewer mixes better."""
 
 
 def _outputs(stack: LayerStack, route: Tensor, batch: Examples, _rows: Tensor) -> tuple[Tensor]:
     return (routed_forward(stack, route, batch.inputs).outputs,)
+
+
+def _has_gradient(optimizer: torch.optim.Optimizer) -> bool:
+    return any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])
 
 
 class Critic(nn.Module):
@@ -47,6 +59,27 @@ class Critic(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         return self.body(observation).squeeze(1)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one process takes of an update's batch in one pass: b of its B rows."""
+
+    rows: Tensor
+    """(b,) long, which training rows."""
+    batch: Examples
+    place: slice
+    """Where in the batch."""
+    weight: float
+    """b / B: a mean over the part, times this, adds up to the mean over the batch."""
+
+    def of(self, whole: Tensor) -> Tensor:
+        """(b, ...), this part of what was drawn for the whole batch, (B, ...), on the device of the rows."""
+        return whole[self.place].to(self.rows.device)
+
+
+PartLoss = Callable[[Part], tuple[Tensor, dict[str, Tensor]]]
+"""A part → the mean loss over its rows, a scalar, and metrics, each a mean over its rows."""
 
 
 class Learner:
@@ -94,13 +127,17 @@ class Learner:
         self.teacher: Tensor | None = None
         """(N, ...), what the network said of the training rows at full depth when the warm-up had ended, for readouts to learn from."""
         halves = schedule.precision == "bf16" or (schedule.precision == "auto" and multiplies_bfloat16(device))
-        self.precision = torch.bfloat16 if halves else None
+        self.precision = torch.bfloat16 if halves else torch.float16 if schedule.precision == "fp16" else None
         """The number format of the network's updates; None: single precision."""
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
+        """Scales the loss up where gradients are in float16, which has no small numbers, and leaves out updates in which it was too much."""
         self.full_route = torch.ones(self.stack.depth, dtype=torch.bool, device=device)
         self.updates_per_epoch = max(len(self.train) // schedule.batch_size, 1)
         self.updates = (schedule.warmup_epochs + schedule.epochs) * self.updates_per_epoch
         warms_up = config.agent_class.warms_up or config.policy.readouts  # whose teacher it makes
         self.warmup_updates = schedule.warmup_epochs * self.updates_per_epoch if warms_up else 0
+        if (least := min(schedule.batch_size, len(self.train))) < (parts := together().count * schedule.accumulate):
+            raise UserError(f"a batch of {least} rows does not divide into {parts} parts, for each process and pass one; raise --batch-size")
 
     def _readout_flops(self) -> float:
         """Gives the stack its readouts, unless it has them. Returns the operations of one for one row; 0 without."""
@@ -264,23 +301,75 @@ class Learner:
         keep = least + (1 - least) * torch.rand(rows, 1, generator=self.generator)
         return random_routes(chances, keep, self.rules).to(self.device)
 
-    def apply(self, loss: Tensor) -> Tensor:
-        """One step of both optimisers down the gradient of `loss`. Returns the norm of the network's gradient.
+    def parts(self, rows: Tensor) -> Iterator[Part]:
+        """What this process takes of a batch, pass by pass.
+
+        All processes and passes take about as many rows as the next, side by side in the batch, so that rows of like length stay together.
+
+        Args:
+            rows: (B,) long, the training rows of the whole batch.
+        """
+        processes, passes = together(), self.config.schedule.accumulate
+        ends = [len(rows) * part // (processes.count * passes) for part in range(processes.count * passes + 1)]
+        for part in range(processes.rank * passes, (processes.rank + 1) * passes):
+            place = slice(ends[part], ends[part + 1])
+            own = rows[place]
+            yield Part(own, self.train.take(own), place, len(own) / len(rows))
+
+    def learn(self, update: int, rows: Tensor, loss: PartLoss) -> dict[str, Tensor]:
+        """One step of both optimisers down the gradient of the mean loss over a batch, each process having taken its parts.
+
+        Args:
+            update: its number, which says the learning rates.
+            rows: (B,) long, the training rows of the whole batch.
+            loss: of a part. What it draws by the learner's generator must have been drawn for the whole batch before.
+
+        Returns:
+            The metrics, means over the whole batch, with the norm of the network's gradient and its learning rate; the same in all processes.
 
         Raises:
             NotFinite: before the step, if the gradient is not finite.
         """
+        rate = self.set_learning_rates(update)
+        self._forget_gradient()
+        sums: dict[str, Tensor] = {}
+        for part in self.parts(rows):
+            mean, metrics = loss(part)
+            self.scaler.scale(part.weight * mean).backward()
+            taken = {name: value.detach() if part.weight == 1 else part.weight * value.detach() for name, value in (metrics | {LOSS: mean}).items()}
+            sums = {name: sums[name] + value for name, value in taken.items()} if sums else taken
+        sums = add_up([*self.stack.parameters(), *self.policy.parameters(), *self.critic.parameters()], sums)
+        return {"train/grad_norm": self._step(sums.pop(LOSS)), "train/learning_rate": torch.tensor(rate)} | sums
+
+    def apply(self, loss: Tensor) -> Tensor:
+        """One step of both optimisers down the gradient of `loss`, in one process. Returns the norm of the network's gradient.
+
+        Raises:
+            NotFinite: before the step, if the gradient is not finite.
+        """
+        self._forget_gradient()
+        self.scaler.scale(loss).backward()
+        return self._step(loss)
+
+    def _forget_gradient(self) -> None:
         self.network_optimizer.zero_grad()
         self.policy_optimizer.zero_grad()
-        loss.backward()
+
+    def _step(self, loss: Tensor) -> Tensor:
+        """Clips the gradient and steps; where scaling it up was too much, steps nothing. Returns the norm of the network's gradient, then 0."""
+        optimizers = [optimizer for optimizer in (self.network_optimizer, self.policy_optimizer) if _has_gradient(optimizer)]
+        for optimizer in optimizers:
+            self.scaler.unscale_(optimizer)
         limit = self.config.schedule.max_grad_norm
         norm = nn.utils.clip_grad_norm_(self.stack.parameters(), limit)
         deciding = [nn.utils.clip_grad_norm_(module.parameters(), limit) for module in (self.policy, self.critic)]
-        if not sum(deciding, norm).isfinite():
+        finite = bool(sum(deciding, norm).isfinite())
+        if not finite and not (self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE):
             self._refuse_gradient(loss)
-        self.network_optimizer.step()
-        self.policy_optimizer.step()
-        return norm
+        for optimizer in optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        return norm if finite else torch.zeros_like(norm)
 
     def _refuse_gradient(self, loss: Tensor) -> NoReturn:
         parts = {"network": self.stack, "policy": self.policy, "critic": self.critic}
@@ -297,9 +386,9 @@ class Learner:
             "network_optimizer": self.network_optimizer.state_dict(),
             "policy_optimizer": self.policy_optimizer.state_dict(),
             **({} if self.teacher is None else {"teacher": self.teacher}),
+            **({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}),
             "generator": self.generator.get_state(),
-            "torch_random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            **self.random_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -307,7 +396,25 @@ class Learner:
         for name in ("stack", "policy", "critic", "network_optimizer", "policy_optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.teacher = state.get("teacher")
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"].cpu())
+        self.load_random_state(state)
+
+    def random_state(self) -> dict[str, Any]:
+        """Of PyTorch's own generators, which draw what is each process's own, such as what dropout leaves out."""
+        return {"torch_random": torch.get_rng_state(), "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []}
+
+    def load_random_state(self, state: dict[str, Any]) -> None:
+        """Goes back to where `random_state` was taken."""
         torch.set_rng_state(state["torch_random"].cpu())
         if self.device.type == "cuda":
             torch.cuda.set_rng_state_all([random.cpu() for random in state["cuda_random"]])
+
+    def begin_together(self) -> None:
+        """Gives all processes the first one's weights, and each but the first random numbers of its own for what is not drawn for a whole batch."""
+        processes = together()
+        for module in (self.stack, self.policy, self.critic):
+            processes.copy_first(chain(module.parameters(), module.buffers()))
+        if not processes.first:
+            torch.manual_seed(self.config.seed + (processes.rank << 32))

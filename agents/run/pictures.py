@@ -23,10 +23,12 @@ THOUSANDTHS = 1000
 """TensorBoard's steps are whole numbers: a compute of 0.25 is step 250."""
 
 
-def show_routes(writer: SummaryWriter, learner: Learner, price: float) -> None:
-    """Draws which layers the finished policy runs on validation data, by class, and where it jumps."""
+def show_routes(writer: SummaryWriter | None, learner: Learner, price: float) -> None:
+    """Draws which layers the finished policy runs on validation data, by class, and where it jumps; without a writer runs it alone."""
     task, rows = learner.task, learner.validation
     evaluation = evaluate(learner.stack, learner.policy, task, rows, price=price)
+    if writer is None:
+        return
     taken = RoutesTaken(evaluation.route, evaluation.prediction, evaluation.correct, evaluation.compute_by_row, task.class_of(rows.labels).cpu())
     writer.add_figure("final/flow", draw_flow(taken, task, "validation"), learner.updates)
     writer.add_figure("final/run_rate", draw_run_rate(taken, task, "validation"), learner.updates)

@@ -17,6 +17,7 @@ from agents.run.remarks import remarks
 from rl_skip.core.dial import GRID_POINTS, PriceTable
 from rl_skip.core.exits import left_at
 from rl_skip.core.forward import routed_forward
+from rl_skip.core.processes import together
 from rl_skip.core.random_routes import random_routes_at
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routing import Router
@@ -70,6 +71,8 @@ def final_report(learner: Learner, table: PriceTable, price: float, run: Trained
         report["dial"] = [{"price": at.price, key: at.score, "compute": at.compute} for at in (measured(point.price) for point in table.points)]
         report["remarks"] = remarks(learner, policy, report[FULL][key], report["dial"], run.folder)
     with run.part(TIMING):
+        if not together().first:
+            return report  # the others wait, so that they take no time from what is timed
         report["timed_rows"] = min(TIMED_ROWS, len(learner.validation), len(test))
         for name, taken in _milliseconds(learner, price, {way.name: way.router for way in ways}, report["timed_rows"]).items():
             report[name]["milliseconds"] = taken

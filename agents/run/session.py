@@ -7,7 +7,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,12 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from agents.agent import REPORT, TrainedRun, find_agent, has_report
+from agents.agent import REPORT, TrainedRun, Unreported, find_agent, has_report
 from agents.options.config import TrainConfig
 from agents.run.checkpoints import Checkpoints, StopRequests, load_random_states, random_states
 from agents.run.display import Display
 from agents.run.forecast import Forecast, Part, seconds_of, unchanged
+from agents.run.launch import again, joined, refuse_shared_device
 from agents.run.learner import Learner
 from agents.run.overflow import output_not_finite, stopped_at, weight_not_finite
 from agents.run.owner import LOCK, owning, refuse_owned
@@ -34,6 +35,7 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_write, remove_unfinished
 from rl_skip.core.finite import NotFinite
 from rl_skip.core.plugins import label_of
+from rl_skip.core.processes import together
 from rl_skip.core.progress import listening
 from rl_skip.core.seal import SEAL, seal
 from rl_skip.core.stack import LayerStack
@@ -44,7 +46,7 @@ from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks import load_task
 from rl_skip.tasks.data_report import DataReport
 
-__all__ = ["Session", "Unreported", "is_finished", "train"]
+__all__ = ["Session", "is_finished", "train"]
 
 REPORTS_PER_EPOCH = 2
 NARROW = 256
@@ -57,12 +59,6 @@ WORTH_TELLING = 5.0
 SEALED = (".json", ".jsonl", ".safetensors")
 """Files of a finished run that get a digest; its export and its model have their own, and checkpoints carry theirs in their names."""
 STATEFUL = ("learner", "warm_up", "agent", "averages")
-
-
-class Unreported(UserError):
-    """A run was trained, but a part of its report failed."""
-
-    exit_code = 1
 
 
 def is_finished(folder: Path, agent: str) -> bool:
@@ -85,41 +81,70 @@ def train(
         Unreported: after everything else, if a part of the report failed; what was trained is kept.
         Stopped: on Ctrl-C or SIGTERM, once a checkpoint is written.
     """
-    console = console or Console()
-    config = config if task is None else replace(config, task=task.name, data=None)
-    config = config if stack is None else replace(config, network=NetworkConfig(stack.depth, stack.width, heads=1))
-    config.check_prices()
-    folder = config.folder
-    if config.resume is not None:
-        TrainConfig.from_json(folder).refuse_changes(config)
-        if is_finished(folder, config.agent):
-            see = config.agent_class.see.format(folder=folder)
-            _say(console, f"the run {folder} is finished, nothing is left to do; see python -m rl_skip {see}")
-            return folder
-    else:
-        _refuse_to_replace(folder, config.overwrite)
     with ExitStack() as owned:
-        if folder.is_dir():
-            owned.enter_context(owning(folder))
+        processes = owned.enter_context(joined())
+        if console is None:
+            console = Console() if processes.first else Console(file=owned.enter_context(open(os.devnull, "w")))
+        config = config if task is None else replace(config, task=task.name, data=None)
+        config = config if stack is None else replace(config, network=NetworkConfig(stack.depth, stack.width, heads=1))
+        config.check_prices()
+        _check_division(config)
+        folder = config.folder
         if config.resume is not None:
-            remove_unfinished(folder)
+            TrainConfig.from_json(folder).refuse_changes(config)
+            if is_finished(folder, config.agent):
+                see = config.agent_class.see.format(folder=folder)
+                _say(console, f"the run {folder} is finished, nothing is left to do; see python -m rl_skip {see}")
+                return folder
+            _refuse_another_number(config)
+        else:
+            config = replace(config, processes=processes.count)
+        if processes.first:
+            if config.resume is None:
+                _refuse_to_replace(folder, config.overwrite)
+            if folder.is_dir():
+                owned.enter_context(owning(folder))
+            if config.resume is not None:
+                remove_unfinished(folder)
+        processes.from_first(None)  # the others wait until the folder is the first one's
         session, report = _set_up(config, console, task, stack, start)
-        if config.resume is None:
+        if processes.first and config.resume is None:
             if folder.is_dir():
                 _empty(folder)
             else:
                 _make(folder)
                 owned.enter_context(owning(folder))
             atomic_write(folder / CONFIG, json.dumps(session.config.to_json(), indent=2) + "\n")
-        (folder / SEAL).unlink(missing_ok=True)  # until the end, files change
-        report.write(folder)
+        if processes.first:
+            (folder / SEAL).unlink(missing_ok=True)  # until the end, files change
+            report.write(folder)
         if config.resume is None and start is None:
             for line in report.lines():
                 _say(console, line)
         session.run(folder, console)
-        report.write(folder)  # with the test data, which the end of the run has read
-        seal(folder, sorted(file.name for file in folder.iterdir() if file.suffix in SEALED))
+        if processes.first:
+            report.write(folder)  # with the test data, which the end of the run has read
+            seal(folder, sorted(file.name for file in folder.iterdir() if file.suffix in SEALED))
     return folder
+
+
+def _check_division(config: TrainConfig) -> None:
+    """Refuses several processes, and several passes, for an agent whose updates take a whole batch."""
+    count = together().count
+    if config.agent_class.divides:
+        return
+    if count > 1:
+        raise UserError(f"the agent {config.agent} trains in one process, and {count} were started; start it with python, or set --agent reinforce")
+    if config.schedule.accumulate > 1:
+        raise UserError(f"the agent {config.agent} takes a batch in one pass; leave --accumulate out, or set --agent reinforce")
+
+
+def _refuse_another_number(config: TrainConfig) -> None:
+    count, begun = together().count, config.processes
+    if count != begun:
+        command = "python" if begun == 1 else f"torchrun --nproc_per_node {begun}"
+        said = f"the run {config.folder} was begun in {begun} process{'es' * (begun > 1)}, not {count}"
+        raise UserError(f"{said}; go on with {command} train.py --resume {config.folder}")
 
 
 def _set_up(
@@ -129,6 +154,7 @@ def _set_up(
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
     device = pick_device(config.device)
+    refuse_shared_device(device)
     task = load_task(config.task, config.data, config.options) if task is None else task
     begun = config.folder if config.resume is not None else start.parent if start is not None else None
     report = DataReport(task, begun, config.train_rows)
@@ -217,7 +243,9 @@ class Session:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on: plain tensors, numbers, strings, lists and dictionaries."""
         parts = {name: getattr(self, name).state_dict() for name in STATEFUL}
-        return {"done": self.done, "seconds": self.seconds, "random": random_states(), **parts}
+        here = {"done": self.done, "seconds": self.seconds, "random": random_states(), **parts}
+        others = together().gather(self.learner.random_state())[1:]
+        return here | ({"others": others} if others else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to where `state_dict` was taken."""
@@ -226,17 +254,20 @@ class Session:
             for name in STATEFUL:
                 getattr(self, name).load_state_dict(state[name])
             load_random_states(state["random"])
-        except (KeyError, RuntimeError, ValueError) as error:
+            if not together().first:
+                self.learner.load_random_state(state["others"][together().rank - 1])
+        except (KeyError, IndexError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"the checkpoint does not fit the run's options and data ({reason}); restore its {CONFIG}, or set --data") from None
 
     def run(self, folder: Path, console: Console) -> None:
         """Trains from where the run stands, then lets the agent finish, and reports."""
-        checkpoints = Checkpoints(folder, self.config.checkpoints)
+        checkpoints, processes = Checkpoints(folder, self.config.checkpoints), together()
+        self.learner.begin_together()
         if self.config.resume is not None:
             self._go_back(folder, checkpoints, console)
-        telemetry = Telemetry(folder, resume_after=None if self.config.resume is None else self.done)
-        with closing(telemetry), StopRequests(f"go on with: python train.py --resume {shlex.quote(str(folder))}") as stop:
+        telemetry = Telemetry(folder, resume_after=None if self.config.resume is None else self.done) if processes.first else None
+        with nullcontext() if telemetry is None else closing(telemetry), StopRequests(f"go on with: {again(shlex.quote(str(folder)))}") as stop:
             forecast = foresee(self)
             if forecast.left() >= WORTH_TELLING:
                 _say(console, f"this takes {forecast.in_words()}")
@@ -245,7 +276,8 @@ class Session:
                 self._finish(folder, telemetry, console)
 
     def _go_back(self, folder: Path, checkpoints: Checkpoints, console: Console) -> None:
-        state = checkpoints.latest(lambda line: _say(console, line))
+        processes = together()
+        state = processes.from_first(checkpoints.latest(lambda line: _say(console, line)) if processes.first else None)
         if state is None:
             _say(console, f"the run {folder} has no checkpoint that could be used, so it begins at update {self.done}")
         else:
@@ -253,21 +285,23 @@ class Session:
             if (said := weight_not_finite(self.learning)) is not None:
                 raise NotFinite(f"in the checkpoint of {folder} {said}; remove the newest in {checkpoints.folder}, and go on before it")
 
-    def _finish(self, folder: Path, telemetry: Telemetry, console: Console) -> None:
-        run = TrainedRun(folder, console, telemetry.writer, self.seconds, own_stack=not self.built)
+    def _finish(self, folder: Path, telemetry: Telemetry | None, console: Console) -> None:
+        run = TrainedRun(folder, console, None if telemetry is None else telemetry.writer, self.seconds, own_stack=not self.built)
         report, figures = self.agent.finish(run)
+        if telemetry is None:
+            return
         run.report.update(report)
         with run.part("last curves"):
             telemetry.heat_map(self.learner.updates)
             telemetry.hyper_parameters(self.config.to_json(), {f"final/{name}": value for name, value in figures.items()})
             telemetry.flush()
         if run.failed:
-            again = f"python train.py --resume {shlex.quote(str(folder))}"
-            raise Unreported(f"{' and '.join(run.failed)} failed, as {folder / REPORT} tells; {again} does what is left, without training")
+            go_on = again(shlex.quote(str(folder)))
+            raise Unreported(f"{' and '.join(run.failed)} failed, as {folder / REPORT} tells; {go_on} does what is left, without training")
         run.write(whole=True)
 
     def _end_warm_up(self, folder: Path, console: Console) -> None:
-        if self.agent.leaves_start:
+        if self.agent.leaves_start and together().first:
             save_start(self.learner, folder / START)
         self.learner.end_warm_up()
         if self.agent.warms_up and (shortfall := self.warm_up.shortfall()) is not None:
@@ -306,9 +340,9 @@ class Session:
         return WARM_UP if update < self.learner.warmup_updates else label_of(self.config.agent)
 
     def _train(
-        self, folder: Path, telemetry: Telemetry, checkpoints: Checkpoints, stop: StopRequests, console: Console, display: Display
+        self, folder: Path, telemetry: Telemetry | None, checkpoints: Checkpoints, stop: StopRequests, console: Console, display: Display
     ) -> None:
-        learner, averages = self.learner, self.averages
+        learner, averages, processes = self.learner, self.averages, together()
         every = max(learner.updates_per_epoch // REPORTS_PER_EPOCH, 1)
         begun = time.monotonic() - self.seconds
         since, samples = time.monotonic(), 0
@@ -326,13 +360,20 @@ class Session:
                     values = averages.read() | self.agent.metrics() | {"time/samples_per_second": samples / (time.monotonic() - since)}
                     since, samples = time.monotonic(), 0
                     display.show(self.phase(update), values)
-                    telemetry.scalars(self.done, values | self._validate(self.done, display))
-                if last or stop.requested or checkpoints.due(self.done):
+                    values |= self._validate(self.done, display)
+                    if telemetry is not None:
+                        telemetry.scalars(self.done, values)
+                number, due = processes.highest(stop.number or 0, processes.first and checkpoints.due(self.done))
+                if last or number or due:
                     if (said := weight_not_finite(self.learning)) is not None:
                         raise stopped_at(update, learner, said)
-                    telemetry.flush()
-                    checkpoints.write(self.done, self.state_dict())
-                if stop.requested:
+                    state = self.state_dict()
+                    if telemetry is not None:
+                        telemetry.flush()
+                        checkpoints.write(self.done, state)
+                if number:
+                    processes.from_first(None)  # which has written it
+                    stop.number = number
                     break
 
     def validations(self, done: int) -> int:

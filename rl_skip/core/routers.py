@@ -40,15 +40,25 @@ class PolicyRouter(Router):
         policy: the policy.
         sample: draws jumps from the policy; else the likeliest is taken.
         generator: of the random numbers.
+        chances: (B, L), even in [0, 1), from which jumps are drawn in place of a generator: a row's route then depends on its own numbers, and not on
+            which rows run together.
         route: (L,) or (B, L) bool, followed in place of the policy's own choice; the rollout says how likely that was.
 
     Raises:
         ValueError: if the route is one that the policy's rules do not allow.
     """
 
-    def __init__(self, policy: JumpPolicy, *, sample: bool = False, generator: torch.Generator | None = None, route: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        policy: JumpPolicy,
+        *,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
+        chances: Tensor | None = None,
+        route: Tensor | None = None,
+    ) -> None:
         self.policy, self.rules = policy, policy.rules
-        self.sample, self.generator = sample, generator
+        self.sample, self.generator, self.chances = sample, generator, chances
         self.given = None if route is None else FixedRoute(route, policy.rules)
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
@@ -58,10 +68,13 @@ class PolicyRouter(Router):
             return only_way(rules, i, rows) if given is None else Decision(given)
         observation = state.observe(rows)
         logits = self.policy(observation)  # (R, J + 1)
-        following = rules.next_layer(i, self._choose(logits.detach())) if given is None else given
+        following = rules.next_layer(i, self._choose(logits.detach(), i, rows)) if given is None else given
         return Decision(following, rules.decision_flops, read=rules.layout.reads, observation=observation, logits=logits)
 
-    def _choose(self, logits: Tensor) -> Tensor:
+    def _choose(self, logits: Tensor, i: int, rows: Tensor) -> Tensor:
+        if self.chances is not None:
+            below = torch.softmax(logits, dim=1).cumsum(dim=1)  # (R, J + 1), of each jump the probability of it or a shorter one
+            return (self.chances[rows, i].unsqueeze(1) >= below / below[:, -1:]).sum(dim=1)
         if not self.sample:
             return logits.argmax(dim=1)
         return torch.multinomial(torch.log_softmax(logits, dim=1).exp(), 1, generator=self.generator).squeeze(1)

@@ -13,10 +13,10 @@ from torch import nn
 import agents.policy.policy_agent
 import agents.run.report
 import train
-from agents.agent import find_agent
+from agents.agent import Unreported, find_agent
 from agents.options.config import NetworkConfig, PolicyConfig, PriceConfig, ScheduleConfig, TrainConfig
 from agents.run.remarks import remarks
-from agents.run.session import Unreported, is_finished
+from agents.run.session import is_finished
 from agents.run.session import train as run_training
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.measure.evaluation import Evaluation
