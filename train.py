@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from itertools import pairwise
 
@@ -102,12 +102,17 @@ def _train(arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _heard(processes: Processes) -> Iterator[None]:
-    """Within it, nothing is printed but by the first process."""
+    """Within it, nothing is printed but by the first process; where it prints its help, or what is wrong, the others wait for it."""
     if processes.first:
         yield
         return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        yield
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            yield
+    except SystemExit:
+        with suppress(LostProcess):
+            processes.from_first(None)
+        raise
 
 
 if __name__ == "__main__":

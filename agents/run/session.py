@@ -404,7 +404,7 @@ def foresee(session: Session) -> Forecast:
         except NotFinite:
             pass
         except (RuntimeError, ValueError):
-            if session.not_finite(session.done) is None:
+            if together().several or session.not_finite(session.done) is None:  # what one process passes over the others would wait for
                 raise
     return Forecast(parts)
 
