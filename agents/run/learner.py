@@ -44,8 +44,9 @@ def _outputs(stack: LayerStack, route: Tensor, batch: Examples, _rows: Tensor) -
     return (routed_forward(stack, route, batch.inputs).outputs,)
 
 
-def _has_gradient(optimizer: torch.optim.Optimizer) -> bool:
-    return any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])
+def _parameters_of(optimizer: torch.optim.Optimizer, with_gradient: bool = False) -> list[Tensor]:
+    everything: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [parameter for parameter in everything if parameter.grad is not None] if with_gradient else everything
 
 
 class Critic(nn.Module):
@@ -341,28 +342,36 @@ class Learner:
         sums = add_up([*self.stack.parameters(), *self.policy.parameters(), *self.critic.parameters()], sums)
         return {"train/grad_norm": self._step(sums.pop(LOSS)), "train/learning_rate": torch.tensor(rate)} | sums
 
-    def apply(self, loss: Tensor) -> Tensor:
+    def apply(self, loss: Tensor, beside: torch.optim.Optimizer | None = None) -> Tensor:
         """One step of both optimisers down the gradient of `loss`, in one process. Returns the norm of the network's gradient.
+
+        Args:
+            loss: a scalar.
+            beside: an optimiser of more that learns from it.
 
         Raises:
             NotFinite: before the step, if the gradient is not finite.
         """
         self._forget_gradient()
+        if beside is not None:
+            beside.zero_grad()
         self.scaler.scale(loss).backward()
-        return self._step(loss)
+        return self._step(loss, beside)
 
     def _forget_gradient(self) -> None:
         self.network_optimizer.zero_grad()
         self.policy_optimizer.zero_grad()
 
-    def _step(self, loss: Tensor) -> Tensor:
+    def _step(self, loss: Tensor, beside: torch.optim.Optimizer | None = None) -> Tensor:
         """Clips the gradient and steps; where scaling it up was too much, steps nothing. Returns the norm of the network's gradient, then 0."""
-        optimizers = [optimizer for optimizer in (self.network_optimizer, self.policy_optimizer) if _has_gradient(optimizer)]
+        every = (self.network_optimizer, self.policy_optimizer, *([] if beside is None else [beside]))
+        optimizers = [optimizer for optimizer in every if _parameters_of(optimizer, with_gradient=True)]
         for optimizer in optimizers:
             self.scaler.unscale_(optimizer)
         limit = self.config.schedule.max_grad_norm
         norm = nn.utils.clip_grad_norm_(self.stack.parameters(), limit)
         deciding = [nn.utils.clip_grad_norm_(module.parameters(), limit) for module in (self.policy, self.critic)]
+        deciding += [] if beside is None else [nn.utils.clip_grad_norm_(_parameters_of(beside), limit)]
         finite = bool(sum(deciding, norm).isfinite())
         if not finite and not (self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE):
             self._refuse_gradient(loss)
@@ -375,7 +384,7 @@ class Learner:
         parts = {"network": self.stack, "policy": self.policy, "critic": self.critic}
         named = {f"{part}.{name}": weight.grad for part, module in parts.items() for name, weight in module.named_parameters()}
         last = not_finite((name, gradient) for name, gradient in reversed(named.items()) if gradient is not None)  # it is taken backwards
-        raise NotFinite(f"the gradient of {last or 'the network'} is not finite, and the loss is {loss.item():.4g}")
+        raise NotFinite(f"the gradient of {last or 'what learns beside network and policy'} is not finite, and the loss is {loss.item():.4g}")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""

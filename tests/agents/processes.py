@@ -56,7 +56,7 @@ def _end(rank: int, count: int, port: int, folder: str, run: Callable[[], int]) 
         with Path(folder, f"{rank}.{name}").open("w") as file:
             os.dup2(file.fileno(), 1 if name == "out" else 2)
         stream.flush()
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))  # which pytest had replaced
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     sys.exit(run())
