@@ -14,7 +14,8 @@ from agents.options.config import PriceConfig, TrainConfig
 from agents.run.checkpoints import Stopped
 from agents.run.forecast import duration
 from agents.run.owner import owning
-from agents.run.session import is_finished, train
+from agents.run.run_folder import is_finished
+from agents.run.session import train
 from agents.run.start import START
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.comparison import BUDGETS

@@ -11,7 +11,8 @@ from agents.agent import AGENTS, Results, TrainedRun
 from agents.policy.imitation import imitation_loss, imitation_weight
 from agents.policy.policy_agent import PolicyAgent, PolicyAgentConfig
 from agents.run.forecast import seconds_of
-from agents.run.learner import Learner, Part
+from agents.run.gradients import Part
+from agents.run.learner import Learner
 from agents.run.telemetry import rollout_metrics, score_metric
 from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.errors import UserError

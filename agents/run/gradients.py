@@ -1,13 +1,55 @@
-"""Gradients and metrics of all processes added up in one message."""
+"""What each process takes of a batch, in one pass or several, and how gradients and metrics of all are added up in one message."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from rl_skip.core.processes import together
+from rl_skip.core.task import Examples
 
-__all__ = ["add_up"]
+__all__ = ["Part", "PartLoss", "add_up", "parts"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one process takes of an update's batch in one pass: b of its B rows."""
+
+    rows: Tensor
+    """(b,) long, which training rows."""
+    batch: Examples
+    place: slice
+    """Where in the batch."""
+    weight: float
+    """b / B: a mean over the part, times this, adds up to the mean over the batch."""
+
+    def of(self, whole: Tensor) -> Tensor:
+        """(b, ...), this part of what was drawn for the whole batch, (B, ...), on the device of the rows."""
+        return whole[self.place].to(self.rows.device)
+
+
+PartLoss = Callable[[Part], tuple[Tensor, dict[str, Tensor]]]
+"""A part → the mean loss over its rows, a scalar, and metrics, each a mean over its rows."""
+
+
+def parts(train: Examples, rows: Tensor, passes: int) -> Iterator[Part]:
+    """What this process takes of a batch, pass by pass.
+
+    All processes and passes take about as many rows as the next, side by side in the batch, so that rows of like length stay together.
+
+    Args:
+        train: the training rows.
+        rows: (B,) long, those of the whole batch.
+        passes: of each process.
+    """
+    processes = together()
+    count = processes.count * passes
+    ends = [len(rows) * part // count for part in range(count + 1)]
+    for part in range(processes.rank * passes, (processes.rank + 1) * passes):
+        place = slice(ends[part], ends[part + 1])
+        own = rows[place]
+        yield Part(own, train.take(own), place, len(own) / len(rows))
 
 
 def add_up(parameters: Sequence[nn.Parameter], metrics: dict[str, Tensor]) -> dict[str, Tensor]:

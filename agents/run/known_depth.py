@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.run.learner import Learner, Part
+from agents.run.gradients import Part
+from agents.run.learner import Learner
 from agents.run.telemetry import score_metric
 from rl_skip.core.errors import UserError
 from rl_skip.core.forward import routed_forward

@@ -1,8 +1,6 @@
 """Network, policy and critic with their optimisers, and the updates that every agent shares."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, NoReturn
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.options.config import TrainConfig
-from agents.run.gradients import add_up
+from agents.run.gradients import PartLoss, add_up, parts
 from agents.run.tuning import choose_parameters, heads_of, merge_adapters
 from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.devices import multiplies_bfloat16
@@ -27,7 +25,7 @@ from rl_skip.core.task import Examples, Split, Task
 from rl_skip.learning.prices import seen_range
 from rl_skip.learning.supervised import distillation, exits_loss, taught_loss
 
-__all__ = ["Critic", "Learner", "Part"]
+__all__ = ["Critic", "Learner"]
 
 RISE_UPDATES = 50
 TEACHER_BATCH = 256
@@ -60,27 +58,6 @@ class Critic(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         return self.body(observation).squeeze(1)
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one process takes of an update's batch in one pass: b of its B rows."""
-
-    rows: Tensor
-    """(b,) long, which training rows."""
-    batch: Examples
-    place: slice
-    """Where in the batch."""
-    weight: float
-    """b / B: a mean over the part, times this, adds up to the mean over the batch."""
-
-    def of(self, whole: Tensor) -> Tensor:
-        """(b, ...), this part of what was drawn for the whole batch, (B, ...), on the device of the rows."""
-        return whole[self.place].to(self.rows.device)
-
-
-PartLoss = Callable[[Part], tuple[Tensor, dict[str, Tensor]]]
-"""A part → the mean loss over its rows, a scalar, and metrics, each a mean over its rows."""
 
 
 class Learner:
@@ -137,8 +114,8 @@ class Learner:
         self.updates = (schedule.warmup_epochs + schedule.epochs) * self.updates_per_epoch
         warms_up = config.agent_class.warms_up or config.policy.readouts  # whose teacher it makes
         self.warmup_updates = schedule.warmup_epochs * self.updates_per_epoch if warms_up else 0
-        if (least := min(schedule.batch_size, len(self.train))) < (parts := together().count * schedule.accumulate):
-            raise UserError(f"a batch of {least} rows does not divide into {parts} parts, for each process and pass one; raise --batch-size")
+        if (least := min(schedule.batch_size, len(self.train))) < (count := together().count * schedule.accumulate):
+            raise UserError(f"a batch of {least} rows does not divide into {count} parts, for each process and pass one; raise --batch-size")
 
     def _readout_flops(self) -> float:
         """Gives the stack its readouts, unless it has them. Returns the operations of one for one row; 0 without."""
@@ -302,21 +279,6 @@ class Learner:
         keep = least + (1 - least) * torch.rand(rows, 1, generator=self.generator)
         return random_routes(chances, keep, self.rules).to(self.device)
 
-    def parts(self, rows: Tensor) -> Iterator[Part]:
-        """What this process takes of a batch, pass by pass.
-
-        All processes and passes take about as many rows as the next, side by side in the batch, so that rows of like length stay together.
-
-        Args:
-            rows: (B,) long, the training rows of the whole batch.
-        """
-        processes, passes = together(), self.config.schedule.accumulate
-        ends = [len(rows) * part // (processes.count * passes) for part in range(processes.count * passes + 1)]
-        for part in range(processes.rank * passes, (processes.rank + 1) * passes):
-            place = slice(ends[part], ends[part + 1])
-            own = rows[place]
-            yield Part(own, self.train.take(own), place, len(own) / len(rows))
-
     def learn(self, update: int, rows: Tensor, loss: PartLoss) -> dict[str, Tensor]:
         """One step of both optimisers down the gradient of the mean loss over a batch, each process having taken its parts.
 
@@ -334,7 +296,7 @@ class Learner:
         rate = self.set_learning_rates(update)
         self._forget_gradient()
         sums: dict[str, Tensor] = {}
-        for part in self.parts(rows):
+        for part in parts(self.train, rows, self.config.schedule.accumulate):
             mean, metrics = loss(part)
             self.scaler.scale(part.weight * mean).backward()
             taken = {name: value.detach() if part.weight == 1 else part.weight * value.detach() for name, value in (metrics | {LOSS: mean}).items()}

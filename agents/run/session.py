@@ -1,10 +1,8 @@
 """A training run from its options to its folder: warm-up, agent, checkpoints, report."""
 
-import json
 import os
 import random
 import shlex
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, nullcontext
@@ -18,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from agents.agent import REPORT, TrainedRun, Unreported, find_agent, has_report
+from agents.agent import REPORT, TrainedRun, Unreported
 from agents.options.config import TrainConfig
 from agents.run.checkpoints import Checkpoints, StopRequests, load_random_states, random_states
 from agents.run.display import Display
@@ -26,27 +24,25 @@ from agents.run.forecast import Forecast, Part, seconds_of, unchanged
 from agents.run.launch import again, joined, refuse_shared_device
 from agents.run.learner import Learner
 from agents.run.overflow import output_not_finite, stopped_at, weight_not_finite
-from agents.run.owner import LOCK, owning, refuse_owned
+from agents.run.run_folder import begin, claim, end, is_finished
 from agents.run.start import START, load_start, save_start
 from agents.run.telemetry import Telemetry
 from agents.run.warmup import warm_up_for
 from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
-from rl_skip.core.files import atomic_write, remove_unfinished
 from rl_skip.core.finite import NotFinite
 from rl_skip.core.plugins import label_of
 from rl_skip.core.processes import together
 from rl_skip.core.progress import listening
-from rl_skip.core.seal import SEAL, seal
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Task, score_key
 from rl_skip.learning.averages import Averages
-from rl_skip.measure.runs import CONFIG, holds_run
+from rl_skip.measure.runs import CONFIG
 from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks import load_task
 from rl_skip.tasks.data_report import DataReport
 
-__all__ = ["Session", "is_finished", "train"]
+__all__ = ["Session", "train"]
 
 REPORTS_PER_EPOCH = 2
 NARROW = 256
@@ -56,14 +52,7 @@ VALIDATED_ROWS = 256
 """That are run to foresee how long all of them take."""
 WORTH_TELLING = 5.0
 """Seconds that a run takes at least, if it is to be told how many."""
-SEALED = (".json", ".jsonl", ".safetensors")
-"""Files of a finished run that get a digest; its export and its model have their own, and checkpoints carry theirs in their names."""
 STATEFUL = ("learner", "warm_up", "agent", "averages")
-
-
-def is_finished(folder: Path, agent: str) -> bool:
-    """Whether a run folder holds the whole report and the result of its agent."""
-    return has_report(folder) and (folder / find_agent(agent).leaves).exists()
 
 
 def train(
@@ -87,45 +76,37 @@ def train(
             console = Console() if processes.first else Console(file=owned.enter_context(open(os.devnull, "w")))
         config = config if task is None else replace(config, task=task.name, data=None)
         config = config if stack is None else replace(config, network=NetworkConfig(stack.depth, stack.width, heads=1))
-        config.check_prices()
-        _check_division(config)
-        folder = config.folder
-        if config.resume is not None:
-            TrainConfig.from_json(folder).refuse_changes(config)
-            if is_finished(folder, config.agent):
-                see = config.agent_class.see.format(folder=folder)
-                _say(console, f"the run {folder} is finished, nothing is left to do; see python -m rl_skip {see}")
-                return folder
-            _refuse_another_number(config)
-        else:
-            config = replace(config, processes=processes.count)
-        if processes.first:
-            if config.resume is None:
-                _refuse_to_replace(folder, config.overwrite)
-            if folder.is_dir():
-                owned.enter_context(owning(folder))
-            if config.resume is not None:
-                remove_unfinished(folder)
-        processes.from_first(None)  # the others wait until the folder is the first one's
+        if _nothing_left(config, console):
+            return config.folder
+        config = config if config.resume is not None else replace(config, processes=processes.count)
+        claim(config, owned)
         session, report = _set_up(config, console, task, stack, start)
-        if processes.first and config.resume is None:
-            if folder.is_dir():
-                _empty(folder)
-            else:
-                _make(folder)
-                owned.enter_context(owning(folder))
-            atomic_write(folder / CONFIG, json.dumps(session.config.to_json(), indent=2) + "\n")
         if processes.first:
-            (folder / SEAL).unlink(missing_ok=True)  # until the end, files change
-            report.write(folder)
+            begin(session.config, owned)
+            report.write(config.folder)
         if config.resume is None and start is None:
             for line in report.lines():
                 _say(console, line)
-        session.run(folder, console)
+        session.run(config.folder, console)
         if processes.first:
-            report.write(folder)  # with the test data, which the end of the run has read
-            seal(folder, sorted(file.name for file in folder.iterdir() if file.suffix in SEALED))
-    return folder
+            report.write(config.folder)  # with the test data, which the end of the run has read
+            end(config.folder)
+    return config.folder
+
+
+def _nothing_left(config: TrainConfig, console: Console) -> bool:
+    """Whether the run that is to go on is finished, and told so; else options that cannot be trained with are refused."""
+    config.check_prices()
+    _check_division(config)
+    if config.resume is None:
+        return False
+    TrainConfig.from_json(config.resume).refuse_changes(config)
+    if is_finished(config.folder, config.agent):
+        see = config.agent_class.see.format(folder=config.folder)
+        _say(console, f"the run {config.folder} is finished, nothing is left to do; see python -m rl_skip {see}")
+        return True
+    _refuse_another_number(config)
+    return False
 
 
 def _check_division(config: TrainConfig) -> None:
@@ -173,33 +154,6 @@ def _set_up(
     if start is not None:
         session.begin_at(start)
     return session, report
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"the run folder {folder} cannot be made ({error.strerror}); name another with --out") from None
-
-
-def _empty(folder: Path) -> None:
-    """Removes all that a run folder holds but its lock; last of all what shows that it is one, for whoever is interrupted here."""
-    for child in sorted(folder.iterdir(), key=lambda child: child.name == CONFIG):
-        if child.is_dir() and not child.is_symlink():
-            shutil.rmtree(child)
-        elif child.name != LOCK:
-            child.unlink()
-
-
-def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
-    """Refuses a folder that is in use, one that is not to be overwritten, and one that holds anything but a run."""
-    if not os.path.lexists(folder):
-        return
-    refuse_owned(folder)
-    if not overwrite:
-        raise UserError(f"the run folder {folder} exists; name another with --out, replace it with --overwrite, or go on with it: --resume {folder}")
-    if not holds_run(folder) and (not folder.is_dir() or any(child.name != LOCK for child in folder.iterdir())):
-        raise UserError(f"{folder} is not a run folder, so it is not replaced; name another with --out")
 
 
 def _suited(config: TrainConfig, task: Task, console: Console) -> TrainConfig:

@@ -4,8 +4,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from agents.run.gradients import Part
 from agents.run.known_depth import KnownDepth
-from agents.run.learner import Learner, Part
+from agents.run.learner import Learner
 from agents.run.telemetry import score_metric
 from rl_skip.core.forward import routed_forward
 

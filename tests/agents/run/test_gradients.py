@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from agents.options.config import PolicyConfig, PriceConfig, ScheduleConfig, TrainConfig
 from agents.policy.reinforce import Reinforce, ReinforceConfig
-from agents.run.gradients import add_up
+from agents.run.gradients import Part, add_up, parts
 from agents.run.learner import Learner
 from agents.run.warmup import warm_up_for
 from rl_skip.core.errors import UserError
@@ -119,19 +119,16 @@ def test_what_one_process_does_not_use_counts_as_zero_and_what_none_uses_is_left
 def test_the_parts_of_all_processes_are_the_batch(count: int, passes: int) -> None:
     learner = learner_of("sampled", passes)
     rows, whole = learner.batch_rows(0), torch.arange(BATCH)
-    parts = []
+    of_each: list[list[Part]] = []
     for rank in range(count):
         with working(Processes(rank, count)):
-            parts.append(list(learner.parts(rows)))
-    every = [part for own in parts for part in own]
+            of_each.append(list(parts(learner.train, rows, passes)))
+    every = [part for own in of_each for part in own]
     assert torch.equal(torch.cat([part.rows for part in every]), rows) and torch.equal(torch.cat([part.of(whole) for part in every]), whole)
     assert sum(part.weight for part in every) == pytest.approx(1.0)
-    assert {len(own) for own in parts} == {passes} and max(map(len, every_rows(every))) - min(map(len, every_rows(every))) <= 1
+    sizes = [len(part.batch) for part in every]
+    assert {len(own) for own in of_each} == {passes} and max(sizes) - min(sizes) <= 1
     assert together() is ALONE
-
-
-def every_rows(parts: list[Any]) -> list[Tensor]:
-    return [part.rows for part in parts]
 
 
 @pytest.mark.parametrize("make", [lambda: learner_of("sampled", BATCH + 1)])

@@ -16,7 +16,7 @@ import train
 from agents.agent import Unreported, find_agent
 from agents.options.config import NetworkConfig, PolicyConfig, PriceConfig, ScheduleConfig, TrainConfig
 from agents.run.remarks import remarks
-from agents.run.session import is_finished
+from agents.run.run_folder import is_finished
 from agents.run.session import train as run_training
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.measure.evaluation import Evaluation
