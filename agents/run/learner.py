@@ -1,6 +1,7 @@
 """Network, policy and critic with their optimisers, and the updates that every agent shares."""
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from typing import Any, NoReturn
@@ -302,6 +303,7 @@ class Learner:
             taken = {name: value.detach() if part.weight == 1 else part.weight * value.detach() for name, value in (metrics | {LOSS: mean}).items()}
             sums = {name: sums[name] + value for name, value in taken.items()} if sums else taken
         sums = add_up([*self.stack.parameters(), *self.policy.parameters(), *self.critic.parameters()], sums)
+        together().copy_first(self._statistics())
         return {"train/grad_norm": self._step(sums.pop(LOSS)), "train/learning_rate": torch.tensor(rate)} | sums
 
     def apply(self, loss: Tensor, beside: torch.optim.Optimizer | None = None) -> Tensor:
@@ -319,6 +321,12 @@ class Learner:
             beside.zero_grad()
         self.scaler.scale(loss).backward()
         return self._step(loss, beside)
+
+    def _statistics(self) -> Iterator[Tensor]:
+        """What batch norm has counted of the rows that it saw, other ones in each process."""
+        for module in self.stack.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                yield from module.buffers(recurse=False)
 
     def _forget_gradient(self) -> None:
         self.network_optimizer.zero_grad()

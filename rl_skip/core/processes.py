@@ -74,7 +74,9 @@ class Processes:
         """Gives all processes the first one's tensors, in place."""
         if self.several:
             for tensor in tensors:
-                _talk(lambda held=tensor.data: distributed.broadcast(held, src=0))  # type: ignore[misc]
+                held = tensor.data.contiguous()
+                _talk(lambda held=held: distributed.broadcast(held, src=0))  # type: ignore[misc]
+                tensor.data.copy_(held)
 
     def may_tell(self) -> bool:
         """Whether this process, which ends with a message, is the first to, so that one of them says why. Called in any order."""

@@ -18,6 +18,7 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.processes import ALONE, Processes, together, working
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.learning.prices import BudgetPrice
+from rl_skip.nets.module_stack import ModuleStack
 from rl_skip.nets.network import NetworkConfig
 from tests.agents.processes import in_processes
 
@@ -96,6 +97,26 @@ def test_several_processes_take_the_update_of_one(case: str, alone: dict[str, An
 def test_passes_add_up_to_the_update_of_one_pass(alone: dict[str, Any]) -> None:
     for case in ("exact", "sampled, with a critic and imitation"):
         torch.testing.assert_close(trained(case, accumulate=5)["weights"], alone[case]["weights"], rtol=0, atol=1e-5)
+
+
+def norms_of_a_batch() -> list[Tensor]:
+    """What batch norm keeps after an update, and what it would keep of the first process's rows."""
+    task = Task("sums", ("minus", "plus"), load, embedding=lambda width: nn.Linear(3, width), tokens=5)
+    layers = [nn.Sequential(nn.Flatten(), nn.Linear(15, 15), nn.BatchNorm1d(15), nn.Unflatten(1, (5, 3))) for _ in range(3)]
+    stack = ModuleStack(nn.Identity(), layers, nn.Sequential(nn.Flatten(), nn.Linear(15, 2)), width=3, layer_flops=[1.0] * 3)
+    schedule = ScheduleConfig(warmup_epochs=1, epochs=1, batch_size=BATCH, random_route_weight=0.0)
+    learner = Learner(TrainConfig(schedule=schedule), task, torch.device("cpu"), stack)
+    learner.begin_together()
+    first = learner.train.take(learner.batch_rows(0)[: BATCH // together().count]).inputs
+    assert isinstance(first, Tensor)
+    expected = 0.1 * layers[0][1](first.flatten(1)).mean(dim=0).detach()
+    warm_up_for(learner).update(0)
+    return [layers[0][2].running_mean, expected]
+
+
+def test_batch_norm_keeps_what_the_first_process_saw(tmp_path: Path) -> None:
+    for kept, expected in in_processes(2, tmp_path, norms_of_a_batch):
+        torch.testing.assert_close(kept, expected)
 
 
 def own_gradients() -> list[Any]:
