@@ -1,6 +1,8 @@
 """Trains a network with a jump policy, `python train.py --help` lists every option; `python train.py compare` sets finished runs beside baselines."""
 
+import io
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -15,10 +17,14 @@ from agents.options.config import TrainConfig
 from agents.run.checkpoints import Stopped
 from agents.run.launch import accelerate_defaults, joined, launched
 from agents.run.session import train
-from rl_skip.cli.streams import outlasting_readers
+from rl_skip.cli.streams import check_words, outlasting_readers
 from rl_skip.core.errors import UserError
 from rl_skip.core.processes import ALONE, LostProcess, Processes
 from rl_skip.tasks import defaults_of
+
+FRAME, EDGE = re.compile(r"[─╭╮╰╯-]{3,}"), "│"
+"""What tyro draws between the parts of a message, and at their sides."""
+LONGEST_REASON = 300
 
 
 def given_on(arguments: Sequence[str]) -> dict[str, str]:
@@ -33,9 +39,10 @@ def given_on(arguments: Sequence[str]) -> dict[str, str]:
 
 def read_options(arguments: Sequence[str]) -> TrainConfig:
     """The options on the command line; what is not given is the task's default or, with --resume, as in that run."""
+    check_words(arguments)
     given = given_on(arguments)
     if "resume" in given:
-        default = TrainConfig.from_json(given["resume"])
+        default = TrainConfig.from_json(given["resume"], "allow_code" in given)
         if "agent" in given:  # whose options would be others
             default.refuse_changes(replace(default, agent=given["agent"], agent_config=AgentConfig()), only="agent")
     else:
@@ -47,7 +54,24 @@ def read_options(arguments: Sequence[str]) -> TrainConfig:
         default = replace(default, schedule=replace(default.schedule, max_updates=None))
     if "feature" in given:  # what is given takes the place of the default, and is not added to it
         default = replace(default, policy=replace(default.policy, feature=()))
-    return tyro.cli(TrainConfig, args=arguments, default=default, config=(tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction))
+    config = _parsed(arguments, default)
+    if "resume" not in given:
+        config.refuse_idle(given)
+    return config
+
+
+def _parsed(arguments: Sequence[str], default: TrainConfig) -> TrainConfig:
+    """The options; what cannot be read is one line, where tyro draws a frame around several."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(TrainConfig, args=arguments, default=default, config=(tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction))
+    except SystemExit as done:
+        if done.code != 2:
+            raise
+        parts = [part for part in FRAME.split(said.getvalue().replace(EDGE, " ")) if part.strip()]
+        reason = " ".join(" ".join(parts[1:2] or parts).split())
+        raise UserError(f"{reason[:LONGEST_REASON].rstrip('.')}; python train.py --help lists the options") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,8 +106,8 @@ def _train(arguments: Sequence[str]) -> int:
                 options = read_options(arguments)
             train(options)
         return 0
-    except UserError as error:
-        line, code = f"error: {error}", error.exit_code
+    except (UserError, OSError) as error:
+        line, code = f"error: {' '.join(str(error).split())}", error.exit_code if isinstance(error, UserError) else 2
     except Stopped as stopped:
         line, code = str(stopped), stopped.exit_code
     except KeyboardInterrupt:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from rich.console import Console
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
+from rl_skip.core.bounded import read_json
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_write
 from rl_skip.core.plugins import Registry
@@ -21,11 +21,28 @@ from rl_skip.core.progress import begin_stage
 from rl_skip.core.task import Examples
 from rl_skip.measure.evaluation import Evaluation
 
-__all__ = ["AGENTS", "REPORT", "UNFINISHED", "Agent", "AgentConfig", "Results", "TrainedFor", "TrainedRun", "Unreported", "find_agent", "has_report"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "AGENTS",
+    "REPORT",
+    "UNFINISHED",
+    "Agent",
+    "AgentConfig",
+    "Curves",
+    "Results",
+    "TrainedFor",
+    "TrainedRun",
+    "Unreported",
+    "find_agent",
+    "has_report",
+]
 
 REPORT = "report.json"
 UNFINISHED = "unfinished"
 """The key of a report that lacks parts: those that failed, and why; none yet where it is still being written."""
+
 
 class Unreported(UserError):
     """A run was trained, but a part of its report failed."""
@@ -44,7 +61,32 @@ class AgentConfig:
 def has_report(folder: Path) -> bool:
     """Whether a run folder holds a report that lacks nothing."""
     report = folder / REPORT
-    return report.is_file() and UNFINISHED not in json.loads(report.read_text())
+    return report.is_file() and UNFINISHED not in read_json(report, f"remove it, and go on with --resume {folder}")
+
+
+class Curves(Protocol):
+    """What a run shows in TensorBoard, and writes into metrics.jsonl; steps are updates."""
+
+    @property
+    def last_step(self) -> int:
+        """Of what was written so far."""
+        ...
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Writes numbers under their tags."""
+        ...
+
+    def evaluation(self, step: int, evaluation: Evaluation, score_name: str) -> dict[str, float]:
+        """Writes where the rows of a validation left, as histograms; returns the numbers of `eval/`."""
+        ...
+
+    def figure(self, tag: str, drawn: "Figure", step: int) -> None:
+        """Writes a figure of matplotlib among the images."""
+        ...
+
+    def text(self, tag: str, markdown: str, step: int = 0) -> None:
+        """Writes Markdown into the Text tab."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -53,12 +95,14 @@ class TrainedRun:
 
     folder: Path
     console: Console
-    writer: SummaryWriter | None
+    curves: Curves | None
     """None in processes that write nothing."""
     seconds: float
     """Of training."""
     own_stack: bool
     """Whether the network was given as an object, so that no file can describe it."""
+    alarms: tuple[str, ...] = ()
+    """What was said of its curves while it trained."""
     report: dict[str, Any] = field(default_factory=dict)
     """What report.json holds so far."""
     failed: dict[str, str] = field(default_factory=dict)
@@ -86,7 +130,7 @@ class TrainedRun:
 
     def write(self, whole: bool = False) -> None:
         """Writes the report; unless it is `whole`, with the parts that failed. Other processes than the first write nothing."""
-        if self.writer is None:
+        if self.curves is None:
             return
         report = self.report if whole else {**self.report, UNFINISHED: self.failed}
         atomic_write(self.folder / REPORT, json.dumps(report, indent=2) + "\n")
@@ -98,7 +142,7 @@ class Results(NamedTuple):
     report: dict[str, Any]
     """What report.json holds."""
     figures: dict[str, float]
-    """Those by which TensorBoard compares runs."""
+    """Those by which TensorBoard compares runs, under their tags, such as "final/compute"."""
 
 
 class Agent(ABC):

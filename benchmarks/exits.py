@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from agents.run.start import START
+from rl_skip.core.dial import prices_below
 from rl_skip.core.errors import UserError
 from rl_skip.core.exits import left_at
 from rl_skip.measure.compare.baseline import BaselineRecord
@@ -36,8 +37,8 @@ from rl_skip.measure.evaluation import evaluate
 from rl_skip.measure.every_price import ExitOutcomes, exit_outcomes
 from rl_skip.measure.runs import load_run, read_run
 
-PRICES = [0.002 * 1.03**n for n in range(285)]
-"""Of the dial; 0.002 to 9."""
+PRICES = [*prices_below(0.003, 200), *(0.002 * 1.03**n for n in range(285))]
+"""Of the dial; 0.002 to 9, and where the policy is ever surer to skip."""
 BASELINE_PRICES = [0.01 * 1.35**n for n in range(20)]
 """For which a threshold for each exit is sought; 0.01 to 3."""
 KEPT = "exits.safetensors"

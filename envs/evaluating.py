@@ -110,7 +110,14 @@ class AgentEvaluation:
 
 
 def evaluate(
-    agent: Agent, run: str | Path, split: Split = "test", *, price: float | None = None, flops: float | None = None, data: str | None = None
+    agent: Agent,
+    run: str | Path,
+    split: Split = "test",
+    *,
+    price: float | None = None,
+    flops: float | None = None,
+    data: str | None = None,
+    allow_code: bool = False,
 ) -> AgentEvaluation:
     """Plays every row of a split once, beside full depth, the best fixed route and the run's own policy.
 
@@ -123,12 +130,13 @@ def evaluate(
         price: what compute costs, and what is shown; None: the run's.
         flops: operations of one of the agent's decisions; None: counted.
         data: where the task's data are, if not where the run found them.
+        allow_code: whether the Python files that the run names may be run, those of its own task, stack, reward and features.
 
     Raises:
         UserError: if there is no such run, or the agent does not fit it.
     """
-    model, task = load_run(run, data=data)
-    stack, rules, reward = model.stack, model.rules, read_run(run).reward
+    model, task = load_run(run, data=data, allow_code=allow_code)
+    stack, rules, reward = model.stack, model.rules, read_run(run, allow_code=allow_code).reward
     price = model.price if price is None else price
     examples = task.load(split)
     router = AgentRouter(agent, rules, flops)

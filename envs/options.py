@@ -78,6 +78,8 @@ class EnvOptions:
     """Where everything happens. None: where the given stack is, else the CPU."""
     seed: int | None = None
     """Decides the weights of a network that is built (None: 0), and the episodes until `reset` is given a seed."""
+    allow_code: bool = False
+    """Whether the Python files that the run names may be run, those of its own task, stack, reward and features."""
 
     def core(self, num_envs: int, *, autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP) -> SkipCore:
         """The environments that these options describe.
@@ -124,7 +126,7 @@ class EnvOptions:
 
     def _trained(self, run: str | Path) -> tuple[SkipModel, Task]:
         """The model of a run, and the task that is set, else the run's own."""
-        model, task = load_run(run, data=self.data)
+        model, task = load_run(run, data=self.data, allow_code=self.allow_code)
         return model, task if self.task is None and self.examples is None else self._task()
 
     def _task(self) -> Task:
@@ -164,7 +166,7 @@ class EnvOptions:
     def _reward(self) -> Reward:
         if self.reward is not None:
             return as_reward(self.reward)
-        return LINEAR if self.run is None else read_run(self.run).reward
+        return LINEAR if self.run is None else read_run(self.run, allow_code=self.allow_code).reward
 
     def _price(self, default: float) -> Price:
         if self.price_range is None:

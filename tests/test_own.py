@@ -16,11 +16,14 @@ import torch
 
 import rl_skip
 import train
+from agents.run.run_folder import SEALED
 from benchmarks.kill import differences
+from envs import EnvOptions
 from examples.own_baseline import two_heads
 from examples.own_feature import ChangeNorm
 from rl_skip import NetworkConfig, Task
 from rl_skip.cli.main import main
+from rl_skip.core.seal import seal
 from rl_skip.measure.compare.measured import Bench
 from rl_skip.measure.compare.rows import Rows
 from rl_skip.measure.runs import load_run, read_run
@@ -73,7 +76,7 @@ def run(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def report(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
     capsys.readouterr()
-    assert main([*map(str, words), "--json"]) == 0
+    assert main([*map(str, words), "--json", *(["--allow-code"] if words[0] != "info" else [])]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -91,8 +94,8 @@ def test_a_run_names_it_by_its_whole_path_and_reports_what_the_run_measures(kind
 
 def test_it_is_exported_and_loaded(kind: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report(capsys, "export", run, tmp_path / "policy")
-    expected, task = load_run(run)
-    model = rl_skip.load(tmp_path / "policy", **KINDS[kind].gives(task, read_run(run).network))
+    expected, task = load_run(run, allow_code=True)
+    model = rl_skip.load(tmp_path / "policy", **KINDS[kind].gives(task, read_run(run, allow_code=True).network))
     inputs = task.load("test").inputs
     assert torch.equal(model(inputs), expected(inputs))
     assert torch.equal(model.last.route, expected.last.route)
@@ -105,11 +108,37 @@ def test_two_sittings_equal_one(kind: str, run: Path, tmp_path: Path) -> None:
     checkpoints = sorted(folder.glob("checkpoints/update-*.pt"))
     assert len(checkpoints) == 3
     checkpoints[-1].unlink()
-    assert train.main(["--resume", str(folder)]) == 0
+    assert train.main(["--resume", str(folder), "--allow-code"]) == 0
     assert differences(run, folder) == []
     if kind == "agent":
         averages = [torch.load(file, weights_only=True)["agent"]["average"] for file in checkpoints[1:2] + sorted(folder.glob("checkpoints/*"))[-1:]]
         assert averages[0] != averages[1], "the average must have been at work"
+
+
+def test_what_a_run_names_is_not_run_unless_it_is_allowed(kind: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run of a stranger, whose file would leave a mark."""
+    folder, mark, file = Path(shutil.copytree(run, tmp_path / "run")), tmp_path / "mark", tmp_path / "theirs.py"
+    file.write_text(f"open({str(mark)!r}, 'w')\n" + (TOP / "examples" / f"own_{kind}.py").read_text())
+    for named in (folder / "config.json", folder / "policy" / "policy.json"):
+        named.write_text(named.read_text().replace(str(TOP / "examples" / f"own_{kind}.py"), str(file)))
+    seal(folder, [file.name for file in folder.iterdir() if file.suffix in SEALED])  # as anybody can
+    seal(folder / "policy")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    for words in (["eval"], ["compare"], ["prune", tmp_path / "cut"], ["export", tmp_path / "copy"]):
+        assert main([words[0], str(folder), *map(str, words[1:])]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and f"names Python that would be run: {file}; read it, then allow it with --allow-code" in said
+    assert train.main(["--resume", str(folder)]) == 2
+    assert "names Python that would be run" in capsys.readouterr().err
+    assert train.main(["compare", str(folder), "--train-baselines"]) == 2
+    assert "names Python that would be run" in capsys.readouterr().err
+    with pytest.raises(rl_skip.UserError, match="allow_code=True"):
+        EnvOptions(run=folder).core(1)
+    report(capsys, "info", folder)
+    assert not mark.exists() and before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    report(capsys, "eval", folder, "--device", "cpu")
+    assert mark.exists() or kind == "agent", "allowed, it is run; an agent only trains"
 
 
 def test_it_is_pruned(kind: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +156,7 @@ def test_it_is_compared_beside_an_own_baseline(run: Path, monkeypatch: pytest.Mo
 def test_a_command_line_of_its_own_takes_all_that_fit_together(tmp_path: Path) -> None:
     together = [word for kind in ("agent", "reward", "feature", "stack") for word in KINDS[kind].flags if word not in SMALL]
     words = ["train.py", *together, *SMALL, *SHORT, "--out", str(tmp_path / "run")]
-    for command in (words, ["-m", "rl_skip", "compare", str(tmp_path / "run"), "--rows", "40", "--baseline", BASELINE]):
+    for command in (words, ["-m", "rl_skip", "compare", str(tmp_path / "run"), "--allow-code", "--rows", "40", "--baseline", BASELINE]):
         done = subprocess.run([sys.executable, *command], cwd=TOP, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert "two heads agree" in done.stdout
@@ -138,7 +167,7 @@ def test_a_command_line_of_its_own_takes_all_that_fit_together(tmp_path: Path) -
 
 @pytest.mark.parametrize("kind", ["reward"], indirect=True)
 def test_energy_is_what_a_run_reports(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, task = load_run(run)
+    model, task = load_run(run, allow_code=True)
     rows = task.load("test")
     right = model(rows.inputs).argmax(dim=1).eq(rows.labels).double()
     energy = torch.tensor([0.2 + 0.8 * compute**1.5 for compute in model.last.compute.double().tolist()], dtype=torch.float64)
@@ -148,7 +177,7 @@ def test_energy_is_what_a_run_reports(run: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize("kind", ["agent"], indirect=True)
 def test_rows_leave_where_two_heads_agree(run: Path) -> None:
-    model, task = load_run(run)
+    model, task = load_run(run, allow_code=True)
     part, depth = Rows.load(task, "cpu", 40), model.stack.depth
     ways = two_heads.measure(Bench(model, task, part, (), ()))
     assert list(ways) == [f"from layer {first}" for first in range(1, depth)]

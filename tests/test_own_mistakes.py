@@ -194,12 +194,12 @@ def test_files_in_a_tasks_defaults_are_looked_for_beside_it(mine: Path, monkeypa
     assert policy["reward"] == "Fair", "another reward must not be called the usual one"
     card = (elsewhere / "run" / "policy" / "README.md").read_text()
     assert "features=[fine]" in card and "stack" in card
-    assert main(["--resume", "run", "--feature", "hidden", "--feature", "../mine.py:Fine"]) == 0, "what the run has may be said again"
+    assert main(["--resume", "run", "--allow-code", "--feature", "hidden", "--feature", "../mine.py:Fine"]) == 0, "what the run has may be said again"
 
 
 def test_info_describes_an_export_with_a_feature_that_is_not_known(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, "--out", str(mine.parent / "run"), "--feature", "hidden", "--feature", f"{mine}:Fine"]) == 0
-    assert rl_skip_main(["export", str(mine.parent / "run"), str(mine.parent / "copy")]) == 0
+    assert rl_skip_main(["export", str(mine.parent / "run"), str(mine.parent / "copy"), "--allow-code"]) == 0
     capsys.readouterr()
     assert rl_skip_main(["info", str(mine.parent / "copy"), "--json"]) == 0
     described = json.loads(capsys.readouterr().out)

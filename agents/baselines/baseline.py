@@ -122,7 +122,7 @@ class Baseline(Agent):
         print_baseline(report, self.record.title, run.folder, run.console, self.learner.task.score_name)
         key = score_key(self.learner.task.score_name)
         best = max(report["points"], key=lambda point: point[f"validation_{key}"])
-        return Results(report, {name: best[name] for name in (key, "compute")})
+        return Results(report, {f"final/{name}": best[name] for name in (key, "compute")})
 
     def foreseen(self) -> dict[str, float]:
         rows = self.learner.validation.take(slice(0, TRIED_ROWS))

@@ -24,9 +24,9 @@ def main(arguments: Sequence[str]) -> int:
 def _compare(options: argparse.Namespace) -> Comparison:
     if options.train_baselines:
         for run in options.run:
-            read_run(run)
+            read_run(run, allow_code=options.allow_code)
         for run in options.run:
-            train_baselines(run, budgets=options.budgets, data=options.data)
+            train_baselines(run, budgets=options.budgets, data=options.data, allow_code=options.allow_code)
     comparison, pictures = compare_runs(options)
     show_comparison(options.run[0], comparison, pictures)
     return comparison

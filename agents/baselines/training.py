@@ -1,6 +1,5 @@
 """Trains every baseline of a run, with the run's own options, from the run's own start, into `RUN/baselines`."""
 
-import json
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from agents.run.owner import owning
 from agents.run.run_folder import is_finished
 from agents.run.session import train
 from agents.run.start import START
+from rl_skip.core.bounded import read_json
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.comparison import BUDGETS
 from rl_skip.measure.compare.plan import BASELINES_FOLDER, Planned, read_plan, write_plan
@@ -32,12 +32,14 @@ NEAR = 0.03
 """How far from what the policy spends a baseline's budget may be to be set beside it."""
 
 
-def baselines_of(folder: Path, budgets: Iterable[float] = BUDGETS) -> dict[str, tuple[BaselineRecord, TrainConfig]]:
+def baselines_of(
+    folder: Path, budgets: Iterable[float] = BUDGETS, allow_code: bool = False
+) -> dict[str, tuple[BaselineRecord, TrainConfig]]:
     """Record and options of every baseline of a run, by the name of its folder in `RUN/baselines`.
 
     They differ from the run's in agent and budget; the one-shot policy in its scope. Each trains in one process, and in one pass.
     """
-    run = replace(TrainConfig.from_json(folder), resume=None, overwrite=False, processes=1)
+    run = replace(TrainConfig.from_json(folder, allow_code), resume=None, overwrite=False, processes=1)
     run = replace(run, schedule=replace(run.schedule, accumulate=1))
     unpriced = PriceConfig()
     each = [(f"{record.name}-{budget:g}", record, replace(unpriced, budget=budget)) for budget in budgets for record in TRAINED if record.per_budget]
@@ -60,6 +62,7 @@ def train_baselines(
     as_exported: bool = True,
     data: str | None = None,
     console: Console | None = None,
+    allow_code: bool = False,
 ) -> None:
     """Trains the baselines of a finished run that are not finished; those that were stopped go on.
 
@@ -73,6 +76,7 @@ def train_baselines(
         as_exported: whether what the policy spends as exported is added to the budgets where none is near it.
         data: where the data are, if not where the run read them.
         console: where progress is shown; the standard error by default.
+        allow_code: whether the Python files that the run names may be run.
 
     Raises:
         UserError: if there is no finished run, another process trains it or its baselines, its network is not the one that its options
@@ -80,18 +84,18 @@ def train_baselines(
         SystemExit: on Ctrl-C or SIGTERM, once a checkpoint is written; the same call goes on there.
     """
     with owning(folder):
-        _train_all(folder, budgets, only, as_exported, data, console or Console(stderr=True))
+        _train_all(folder, budgets, only, as_exported, data, console or Console(stderr=True), allow_code)
 
 
 def _train_all(
-    folder: Path, budgets: Iterable[float], only: Collection[str] | None, as_exported: bool, data: str | None, console: Console
+    folder: Path, budgets: Iterable[float], only: Collection[str] | None, as_exported: bool, data: str | None, console: Console, allow_code: bool
 ) -> None:
     wanted = tuple(dict.fromkeys(budgets))
     if as_exported:
-        own = _spent(folder, data)
+        own = _spent(folder, data, allow_code)
         if all(abs(own - budget) > NEAR for budget in wanted):
             wanted = (*wanted, min(round(own, 2), 1.0))
-    baselines = {name: found for name, found in baselines_of(folder, wanted).items() if only is None or found[0].name in only}
+    baselines = {name: found for name, found in baselines_of(folder, wanted, allow_code).items() if only is None or found[0].name in only}
     plan = read_plan(folder) | {name: Planned(record.title) for name, (record, _) in baselines.items()}
     write_plan(folder, plan)
     _say_how_long(folder, baselines.values(), console)
@@ -109,15 +113,15 @@ def _train_all(
 def _say_how_long(folder: Path, baselines: Iterable[tuple[BaselineRecord, TrainConfig]], console: Console) -> None:
     """From how long the run itself trained: a baseline has as many updates, and each takes about as long."""
     left = sum(not is_finished(config.folder, config.agent) for _, config in baselines)
-    report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).is_file() else {}
+    report = read_json(folder / REPORT, f"remove it, and go on with --resume {folder}") if (folder / REPORT).is_file() else {}
     if left and "seconds" in report:
         each, whole = duration(report["seconds"]), duration(left * report["seconds"])
         console.print(f"{left} baselines to train, about {whole}: the run itself took {each}, and each has as many updates", soft_wrap=True)
 
 
-def _spent(folder: Path, data: str | None) -> float:
+def _spent(folder: Path, data: str | None, allow_code: bool) -> float:
     """What a run's policy spends as exported."""
-    model, task = load_run(folder, data=data)
+    model, task = load_run(folder, data=data, allow_code=allow_code)
     if model.budget is not None:
         return model.budget
     return evaluate(model.stack, model.policy, task, task.load("validation"), price=model.price).compute
@@ -134,7 +138,7 @@ def _train_one(folder: Path, title: str, config: TrainConfig, data: str | None, 
         if is_finished(own, config.agent):
             say("finished before")
             return None
-        config = TrainConfig.from_json(own)
+        config = TrainConfig.from_json(own, config.allow_code)
     config = config if data is None else replace(config, data=data)
     say("training" if config.resume is None else "going on")
     try:

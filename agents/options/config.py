@@ -1,6 +1,8 @@
 """Every option of a training run, with its meaning; `train.py --help` shows these texts."""
 
-from collections.abc import Mapping
+import reprlib
+import shlex
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from dataclasses import fields as fields_of
 from pathlib import Path
@@ -9,15 +11,16 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from agents.agent import AGENTS, Agent, AgentConfig, find_agent
+from rl_skip.core.bounded import MOST_WIDTH
 from rl_skip.core.dial import GuaranteeKind, checked_tolerance
 from rl_skip.core.errors import UserError, positive
 from rl_skip.core.features import default_features, find_features
 from rl_skip.core.fields import Fields, flat, read_dataclass
-from rl_skip.core.plugins import absolute_reference, label_of
+from rl_skip.core.plugins import absolute_reference, is_own, label_of, refuse_code
 from rl_skip.core.policy import JumpRules, ObservationLayout, PolicyScope
 from rl_skip.core.seal import check_sealed, is_sealed
 from rl_skip.learning.prices import check_pricing, seen_range
-from rl_skip.measure.runs import CONFIG, FORMAT_VERSION, TRAIN_ANEW
+from rl_skip.measure.runs import CONFIG, FORMAT_VERSION, TRAIN_ANEW, references_of
 from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks.options import TaskOptions, read_task_options
 from rl_skip.tasks.shipped import is_shipped
@@ -25,8 +28,22 @@ from rl_skip.tasks.shipped import is_shipped
 __all__ = ["CheckpointConfig", "PolicyConfig", "PriceConfig", "ScheduleConfig", "TrainConfig", "Tune"]
 
 FREE_ON_RESUME = ("device", "threads", "task/data")
-FIXED = ("task", "data", "out", "overwrite", "resume", "agent")
+FIXED = ("task", "data", "out", "overwrite", "resume", "allow_code", "agent")
 """What a task's defaults cannot set: the task itself, the agent, and where the run goes."""
+MOST, MOST_THREADS = 10**9, 256
+MOST_OF = {
+    "batch_size": 2**20,
+    "policy_hidden": MOST_WIDTH,
+    "readout_rank": MOST_WIDTH,
+    "gate_hidden": MOST_WIDTH,
+    "max_tokens": 2**20,
+    "routes_per_input": 1024,
+    "keep_checkpoints": 10_000,
+    "learning_rate": 100,
+    "policy_learning_rate": 100,
+}
+"""Of numbers that decide how much memory is taken, or above which nothing is learned; of others `MOST`."""
+BUDGET_ALONE = ("budget_price", "budget_integral", "budget_proportional", "budget_penalty")
 Tune = Literal["all", "frozen", "head", "norms", "lora"]
 Precision = Literal["no", "bf16", "fp16", "auto"]
 
@@ -165,7 +182,7 @@ class ScheduleConfig:
     where it does; "fp16" in float16, the loss scaled up so that small gradients are not lost, for GPUs that know no bfloat16; "no" in single
     precision. Weights, losses, policy and all that is measured stay in single precision."""
     eval_epochs: int = 5
-    """Passes between two validations."""
+    """Passes between two validations; fewer in a run of few epochs, which has ten validations all the same."""
     tune: Tune = "all"
     """What of the network learns: all of it; its head; its norms and head; "lora": adapters in its layers, and its head; "frozen": nothing once the
     policy has started; the warm-up still trains all of it."""
@@ -235,6 +252,9 @@ class TrainConfig:
     """Replaces the run folder if it exists."""
     resume: str | None = None
     """A run folder to go on with, exactly where it stood. It keeps its options; only device, threads, data and checkpoints may be set anew."""
+    allow_code: bool = False
+    """With --resume: runs the Python files that the run names, those of a task, stack, agent, reward or feature of one's own. Read them before, if
+    the run is not yours."""
     agent: str = "reinforce"
     """What trains the policy: reinforce, ppo or maskable-ppo; or one of the baselines that it is compared with: static, shallow, gumbel (each with
     --budget) and exits; or file.py:name for an agent of your own. Each has options of its own: --agent ppo --help shows those of PPO."""
@@ -264,14 +284,42 @@ class TrainConfig:
         parts = [option.name for part in vars(self).values() if is_dataclass(part) for option in fields_of(part)]
         if twice := next((option.name for option in fields_of(self.agent_config) if parts.count(option.name) > 1), None):
             raise UserError(f"the agent {self.agent} has an option {twice!r}, which there is already; call it by another name")
-        if self.threads is not None and not 1 <= self.threads <= 1024:
-            raise UserError(f"the threads must lie in 1..1024, got {self.threads}; set --threads")
+        self._check_sizes()
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise UserError(f"the threads must lie in 1..{MOST_THREADS}, got {self.threads}; set --threads")
         if self.train_rows is not None and self.train_rows < 1:
             raise UserError(f"at least 1 row is needed to train on, got {self.train_rows}; set --train-rows")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"the seed must lie in 0..2^32 - 1, got {self.seed}; set --seed")
         if not self.options.pretrained:  # whose depth the model says
             self.policy.rules(self.network.layers, self.network.width, seen_range(self.pricing))
+
+    def _check_sizes(self) -> None:
+        """Refuses numbers beyond those that a run could use."""
+        for part in (self, *(part for part in vars(self).values() if is_dataclass(part))):
+            for name, value in vars(part).items():
+                most = MOST_OF.get(name, MOST)
+                if isinstance(value, int | float) and name != "seed" and not abs(value) <= most:
+                    raise UserError(f"{name} must be at most {most:,}, got {reprlib.repr(value)}; set --{name.replace('_', '-')}")
+
+    def refuse_idle(self, given: Collection[str]) -> None:
+        """Raises `UserError` for an option that is given beside others that leave nothing for it to do.
+
+        Args:
+            given: the options that are given, by their names with underscores.
+        """
+        pricing, policy = self.pricing, self.policy
+        drawn = pricing.price is None and pricing.budget is None
+        for idle, names, reason in (
+            (not drawn, ("price_range",), "the price is not drawn beside --price or --budget"),
+            (pricing.budget is None, BUDGET_ALONE, "the price is not controlled without --budget"),
+            (not policy.readouts, ("readout_rank", "exit_weight"), "there are no readouts"),
+            (not policy.jumps, ("random_route_weight", "random_route_keep"), "there are no random routes without --jumps"),
+            (self.network.stack == "blocks", ("body",), "a body is that of --stack skip-layer"),
+            (self.resume is None, ("allow_code",), "it allows what a run names that --resume goes on with"),
+        ):
+            if idle and (name := next((name for name in names if name in given), None)) is not None:
+                raise UserError(f"--{name.replace('_', '-')} does nothing here: {reason}; leave it out")
 
     def check_prices(self) -> None:
         """Raises `UserError` if the agent cannot be trained for the prices, or for the budget, that are set."""
@@ -297,6 +345,13 @@ class TrainConfig:
         if self.resume is not None:
             return Path(self.resume)
         return Path(self.out) if self.out else Path("runs") / f"{label_of(self.task)}-{label_of(self.agent)}-{self.seed}"
+
+    @property
+    def resume_command(self) -> str:
+        """What goes on with the run, in as many processes."""
+        command = "python" if self.processes == 1 else f"torchrun --nproc_per_node {self.processes}"
+        named = (self.task, self.network.stack, self.agent, self.pricing.reward, *self.policy.feature)
+        return f"{command} train.py --resume {shlex.quote(str(self.folder))}{' --allow-code' if any(map(is_own, named)) else ''}"
 
     def with_defaults(self, defaults: Mapping[str, Any], source: str) -> "TrainConfig":
         """These options with others in place of some, by their names on the command line, with underscores.
@@ -329,7 +384,7 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """What config.json holds."""
         described = asdict(self)
-        del described["resume"]
+        del described["resume"], described["allow_code"]
         data = described.pop("data")
         described["agent"] = absolute_reference(self.agent)
         model = self.options.model
@@ -339,12 +394,15 @@ class TrainConfig:
         return {"format_version": FORMAT_VERSION, **described}
 
     @classmethod
-    def from_json(cls, folder: Path | str) -> "TrainConfig":
+    def from_json(cls, folder: Path | str, allow_code: bool = False) -> "TrainConfig":
         """The options of the run in `folder`, with `resume` set to it.
 
+        Args:
+            allow_code: whether the Python files that the run names may be run.
+
         Raises:
-            UserError: if there is no run, it is of an older version, or its config.json has a field that is missing, unknown or
-                wrong, by name.
+            UserError: if there is no run, it names code that is not allowed, it is of an older version, or its config.json has a field
+                that is missing, unknown or wrong, by name.
         """
         file = Path(folder) / CONFIG
         if not file.is_file():
@@ -352,6 +410,7 @@ class TrainConfig:
         fields = Fields.read(file, FORMAT_VERSION, oldest=FORMAT_VERSION, anew=TRAIN_ANEW)
         if is_sealed(file.parent):
             check_sealed(file.parent, CONFIG)
+        refuse_code(references_of(fields), file, allow_code)
         del fields.values["format_version"]
         task = fields.object("task")
         options = read_task_options(task.object("options"))
@@ -369,6 +428,7 @@ class TrainConfig:
             "schedule": read_dataclass(ScheduleConfig, schedule),
             "options": options,
             "resume": str(folder),
+            "allow_code": allow_code,
             "agent_config": agent_config,
         }
         return read_dataclass(cls, fields, given)

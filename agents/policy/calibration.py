@@ -27,7 +27,8 @@ def calibrate(learner: Learner, prices: PriceRange | BudgetPrice) -> tuple[Price
         examples = learner.validation if rows is None else learner.validation.some(rows)
         return at_any_price(learner.stack, learner.policy, learner.task, examples)
 
-    return calibrate_policy(learner.policy, prices, measure, learner.task.score_name)
+    once = leaves_only(learner.stack, learner.policy)
+    return calibrate_policy(learner.policy, prices, measure, learner.task.score_name, below=once)
 
 
 class _Cheapest(JumpPolicy):

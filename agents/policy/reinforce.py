@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -200,7 +201,8 @@ class Reinforce(PolicyAgent):
         learner.prepare(learns=learner.tunes)
         metrics = learner.learn(update, rows, lambda part: self._exact_loss(part, part.of(prices), learner.joint_progress(update)))
         self.prices.observe(metrics["rollout/compute"])
-        return metrics
+        self.learned_from(len(rows) * (learner.stack.depth - 1))  # every decision after every layer but the last, of every row
+        return metrics | {"train/policy_grad_norm": learner.policy_grad_norm}
 
     def _exact_loss(self, part: Part, price: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         learner, batch = self.learner, part.batch
@@ -218,7 +220,7 @@ class Reinforce(PolicyAgent):
     def finish(self, run: TrainedRun) -> Results:
         if self.exact:
             begin_stage(POLICY_ALONE)
-            self.learn_from_finished_network()
+            self.learn_from_finished_network(partial(self.show_finished, run))
         return super().finish(run)
 
     def foreseen(self) -> dict[str, float]:
@@ -232,9 +234,19 @@ class Reinforce(PolicyAgent):
         step = 2 * seconds_of(lambda: leaving(learner.policy, looked).probability.sum().backward())  # the optimiser's, and the loss, besides
         return {POLICY_ALONE: len(learner.train) * (passed + self.config.policy_epochs * step / POLICY_BATCH)} | parts
 
-    def learn_from_finished_network(self) -> None:
-        """The policy alone, on what the network, which no longer changes, says of the training rows: one pass, then many over its answers."""
+    def learn_from_finished_network(self, show: Callable[[int, dict[str, float]], None] | None = None) -> None:
+        """The policy alone, on what the network, which no longer changes, says of the training rows: one pass, then many over its answers.
+
+        Args:
+            show: what is told how each of the many passes went.
+        """
         learner, policy = self.learner, self.learner.policy
+        decisions = len(learner.train) * (learner.stack.depth - 1)
+
+        def passed(epoch: int, means: dict[str, float]) -> None:
+            self.learned_from(decisions)
+            if show is not None:
+                show(epoch, means)
 
         def seen(batch: Examples, _rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             exits = exit_pass(learner.stack, policy, batch.inputs, torch.ones(len(batch), device=learner.device))
@@ -247,6 +259,7 @@ class Reinforce(PolicyAgent):
             self.config,
             learning_rate=learner.config.schedule.policy_learning_rate,
             generator=torch.Generator().manual_seed(learner.config.seed),
+            passed=passed,
         )
         together().copy_first(policy.parameters())  # in case processors round differently
 
@@ -273,7 +286,8 @@ class Reinforce(PolicyAgent):
 
         metrics = learner.learn(update, rows, loss)
         self.prices.observe(metrics["rollout/compute"])
-        return metrics
+        self.learned_from((metrics["rollout/ep_len_mean"] * B * config.routes_per_input).round().long())  # those of all processes
+        return metrics | {"train/policy_grad_norm": learner.policy_grad_norm}
 
     def _routes_loss(self, part: Part, price: Tensor, chances: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """The policy's loss on sampled routes, its metrics, and the first route of each input.

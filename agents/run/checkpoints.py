@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 
 from agents.options.config import CheckpointConfig
+from rl_skip.core.bounded import read_bytes
+from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_write, remove_unfinished
 
 __all__ = ["CHECKPOINTS", "Checkpoints", "StopRequests", "Stopped", "load_random_states", "random_states"]
@@ -83,12 +86,11 @@ class Checkpoints:
         remove_unfinished(self.folder)
         for file in self._files():
             update, digest = _parts(file)
-            content = file.read_bytes()
+            content = read_bytes(file, f"take it out of {self.folder}, and the one before it is used")
             if _digest(content) == digest:
                 self._written = update, time.monotonic()
                 say(f"going on from {file}")
-                state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-                return state
+                return _unpacked(content, file)
             aside = file.with_suffix(".damaged")
             file.replace(aside)
             say(f"the checkpoint {file} is damaged or cut short; it is set aside as {aside.name}, and the one before it is used")
@@ -104,6 +106,26 @@ def _packed(state: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
+
+
+def _unpacked(content: bytes, file: Path) -> dict[str, Any]:
+    """The state in a checkpoint; nothing but tensors, numbers, strings, lists and dictionaries is made of it, and no code is run.
+
+    Raises:
+        UserError: if it holds anything else, or is packed, which rl_skip's never are, and what they unpack to has no bound.
+    """
+    advice = f"take it out of {file.parent}, or begin a new run with --out"
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("its content is packed")
+        state: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises what it likes
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the checkpoint {file} is none of rl_skip's ({reason}); {advice}") from None
+    if not isinstance(state, dict):
+        raise UserError(f"the checkpoint {file} holds a {type(state).__name__}, and no state of a run; {advice}")
+    return state
 
 
 def _digest(content: bytes) -> str:

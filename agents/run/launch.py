@@ -10,7 +10,7 @@ from torch import distributed
 from rl_skip.core.errors import UserError
 from rl_skip.core.processes import ALONE, Processes, together, working
 
-__all__ = ["accelerate_defaults", "again", "joined", "launched", "refuse_shared_device"]
+__all__ = ["accelerate_defaults", "joined", "launched", "refuse_shared_device"]
 
 COUNT = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
@@ -65,12 +65,6 @@ def accelerate_defaults() -> dict[str, str | int]:
     """What `accelerate launch` and its configuration say of options of ours, by their names; nothing under another launcher."""
     said = {option: os.environ.get(variable, "no") for option, variable in OF_ACCELERATE.items()}
     return {option: int(value) if value.isdecimal() else value for option, value in said.items() if value != "no"}
-
-
-def again(folder: str) -> str:
-    """The command that goes on with a run, a quoted folder, in as many processes."""
-    count = together().count
-    return f"{'python' if count == 1 else f'torchrun --nproc_per_node {count}'} train.py --resume {folder}"
 
 
 def _number(variables: tuple[str, ...]) -> int | None:

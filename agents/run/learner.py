@@ -103,6 +103,8 @@ class Learner:
         self.network_optimizer = torch.optim.AdamW(self._parameter_groups(), lr=schedule.learning_rate, weight_decay=decay, fused=fused)
         deciding = [*self.policy.parameters(), *self.critic.parameters()]
         self.policy_optimizer = torch.optim.Adam(deciding, lr=schedule.policy_learning_rate)
+        self.policy_grad_norm = torch.zeros((), device=device)
+        """Of the policy's gradient in the last step, before it was clipped; 0 where the step was left out."""
         self.teacher: Tensor | None = None
         """(N, ...), what the network said of the training rows at full depth when the warm-up had ended, for readouts to learn from."""
         halves = schedule.precision == "bf16" or (schedule.precision == "auto" and multiplies_bfloat16(device))
@@ -348,6 +350,7 @@ class Learner:
         for optimizer in optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
+        self.policy_grad_norm = deciding[0] if finite else torch.zeros_like(deciding[0])
         return norm if finite else torch.zeros_like(norm)
 
     def _refuse_gradient(self, loss: Tensor) -> NoReturn:

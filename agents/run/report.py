@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agents.agent import TrainedRun
 from agents.run.learner import Learner
-from agents.run.remarks import remarks
+from agents.run.remarks import SAME, remarks
 from rl_skip.core.dial import GRID_POINTS, PriceTable
 from rl_skip.core.exits import left_at
 from rl_skip.core.forward import routed_forward
@@ -28,10 +28,12 @@ from rl_skip.measure.evaluation import BEAM, EXHAUSTIVE_DEPTH, REPEATS, Evaluati
 from rl_skip.measure.every_price import at_any_price, leaves_only
 from rl_skip.measure.runs import MODEL
 
-__all__ = ["TABLE", "TIMED_ROWS", "TIMING", "TIMINGS", "final_report", "print_report", "rows_of_report"]
+__all__ = ["AT_EVAL_PRICE", "TABLE", "TIMED_ROWS", "TIMING", "TIMINGS", "final_report", "print_report", "rows_of_report"]
 
 TABLE, DIAL, TIMING = "table", "dial", "timing"
 """The parts of the report."""
+AT_EVAL_PRICE = "at_eval_price"
+"""The policy at the price of the validations, in the report."""
 TIMED_ROWS = 64
 TIMINGS = 2 * REPEATS
 """How often about the timed rows run through the whole network: full depth every time, the other ways through a part of it."""
@@ -39,15 +41,29 @@ COLUMNS = ("compute", "reward", "milliseconds", "distinct_routes")
 """What is reported of every task besides its score; some have measures of their own too."""
 FULL, FIXED, ONE_THRESHOLD, RANDOM = "full depth", "best fixed route", "one threshold", "random routes"
 THRESHOLDS = 100
+WORTH_NAMING = 0.005
+"""Reward that something earns more than the policy, in units of score: half a point."""
 SEARCH_ROWS = 1000
 """Validation rows on which the best fixed route is searched: 1,000 tell routes apart that differ by two points, and end soon."""
 
 
-def final_report(learner: Learner, table: PriceTable, price: float, run: TrainedRun, reward: Reward = LINEAR) -> dict[str, Any]:
+def final_report(
+    learner: Learner,
+    table: PriceTable,
+    price: float,
+    run: TrainedRun,
+    *,
+    reward: Reward = LINEAR,
+    eval_price: float | None = None,
+    eval_reward: Reward | None = None,
+) -> dict[str, Any]:
     """Measures on test data at the operating price; everything in it was chosen on validation data before.
 
     Args:
         run: whose report is written as its parts are done.
+        reward: what a row earns.
+        eval_price: at which the run was validated while it trained. Default: the operating price.
+        eval_reward: what a row earned then, a budget's penalty included. Default: `reward`.
 
     Returns:
         For each way of running: score, compute, reward, and milliseconds for a batch; the dial's points; by how much the policy leads; and
@@ -62,6 +78,8 @@ def final_report(learner: Learner, table: PriceTable, price: float, run: Trained
         policy = measured(price)
         report["policy"] = _row(task, policy) | {"distinct_routes": policy.distinct_routes}
         ways = _leaving(learner, test, policy, reward) if leaves_only(stack, learner.policy) else _on_routes(learner, test, policy, reward)
+        validated = replace(measured(price if eval_price is None else eval_price), objective=eval_reward or reward)
+        report[AT_EVAL_PRICE] = {"price": validated.price, **_row(task, validated)}
         report |= {way.name: _row(task, way.on_test) for way in ways}
         report[FIXED]["layers"] = next(way.on_test for way in ways if way.name == FIXED).route[0].nonzero().squeeze(1).tolist()
         report["leads"] = _leads(policy, {way.name: way.on_test for way in ways if way.in_its_place})
@@ -69,7 +87,8 @@ def final_report(learner: Learner, table: PriceTable, price: float, run: Trained
         return report
     with run.part(DIAL):
         report["dial"] = [{"price": at.price, key: at.score, "compute": at.compute} for at in (measured(point.price) for point in table.points)]
-        report["remarks"] = remarks(learner, policy, report[FULL][key], report["dial"], run.folder)
+        told = remarks(learner, policy, report[FULL][key], report["dial"], run.folder, _earning_more(policy, ways))
+        report["remarks"] = [*run.alarms, *told]
     with run.part(TIMING):
         if not together().first:
             return report  # the others wait, so that they take no time from what is timed
@@ -148,6 +167,14 @@ def _leads(policy: Evaluation, others: dict[str, Evaluation]) -> dict[str, dict[
     bootstrap = Bootstrap(policy.rows, seeds=1)
     leads = {name: bootstrap.interval((policy.correct - other.correct).unsqueeze(0)) for name, other in others.items()}
     return {name: {"value": lead.value, "low": lead.low, "high": lead.high} for name, lead in leads.items()}
+
+
+def _earning_more(policy: Evaluation, ways: list[_Way]) -> dict[str, float]:
+    """The ways along other routes that earn more reward than the policy at its price, beyond doubt and worth naming, and how much more."""
+    bootstrap = Bootstrap(policy.rows, seeds=1)
+    others = [way for way in ways if float((way.on_test.route == policy.route).all(dim=1).float().mean()) < SAME]
+    leads = {way.name: bootstrap.interval((way.on_test.reward_by_row() - policy.reward_by_row()).unsqueeze(0)) for way in others}
+    return {name: lead.value for name, lead in leads.items() if lead.low > 0 and lead.value > WORTH_NAMING}
 
 
 def _milliseconds(learner: Learner, price: float, ways: dict[str, Router | Tensor], rows: int) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 import os
 import random
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, nullcontext
@@ -18,24 +17,28 @@ from torch import Tensor, nn
 
 from agents.agent import REPORT, TrainedRun, Unreported
 from agents.options.config import TrainConfig
+from agents.run.cadence import Cadence
 from agents.run.checkpoints import Checkpoints, StopRequests, load_random_states, random_states
 from agents.run.display import Display
 from agents.run.forecast import Forecast, Part, seconds_of, unchanged
-from agents.run.launch import again, joined, refuse_shared_device
+from agents.run.launch import joined, refuse_shared_device
 from agents.run.learner import Learner
 from agents.run.overflow import output_not_finite, stopped_at, weight_not_finite
+from agents.run.pictures import show_run_rates
+from agents.run.remarks import CurveWatch
 from agents.run.run_folder import begin, claim, end, is_finished
+from agents.run.splits import try_splits
 from agents.run.start import START, load_start, save_start
 from agents.run.telemetry import Telemetry
 from agents.run.warmup import warm_up_for
 from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
 from rl_skip.core.finite import NotFinite
-from rl_skip.core.plugins import label_of
+from rl_skip.core.plugins import is_own, label_of, own_code
 from rl_skip.core.processes import together
 from rl_skip.core.progress import listening
 from rl_skip.core.stack import LayerStack
-from rl_skip.core.task import Task, score_key
+from rl_skip.core.task import Task
 from rl_skip.learning.averages import Averages
 from rl_skip.measure.runs import CONFIG
 from rl_skip.nets.network import NetworkConfig
@@ -44,7 +47,6 @@ from rl_skip.tasks.data_report import DataReport
 
 __all__ = ["Session", "train"]
 
-REPORTS_PER_EPOCH = 2
 NARROW = 256
 """Below this width the operations are so short that several threads mostly wait for one another."""
 WARM_UP, VALIDATION = "warm-up", "validation"
@@ -100,7 +102,7 @@ def _nothing_left(config: TrainConfig, console: Console) -> bool:
     _check_division(config)
     if config.resume is None:
         return False
-    TrainConfig.from_json(config.resume).refuse_changes(config)
+    TrainConfig.from_json(config.resume, config.allow_code).refuse_changes(config)
     if is_finished(config.folder, config.agent):
         see = config.agent_class.see.format(folder=config.folder)
         _say(console, f"the run {config.folder} is finished, nothing is left to do; see python -m rl_skip {see}")
@@ -123,9 +125,8 @@ def _check_division(config: TrainConfig) -> None:
 def _refuse_another_number(config: TrainConfig) -> None:
     count, begun = together().count, config.processes
     if count != begun:
-        command = "python" if begun == 1 else f"torchrun --nproc_per_node {begun}"
         said = f"the run {config.folder} was begun in {begun} process{'es' * (begun > 1)}, not {count}"
-        raise UserError(f"{said}; go on with {command} train.py --resume {config.folder}")
+        raise UserError(f"{said}; go on with {config.resume_command}")
 
 
 def _set_up(
@@ -134,7 +135,7 @@ def _set_up(
     """The run before its first update, and what was read for it; nothing is written."""
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
-    device = pick_device(config.device)
+    device, own = pick_device(config.device), task is not None or is_own(config.task)
     refuse_shared_device(device)
     task = load_task(config.task, config.data, config.options) if task is None else task
     begun = config.folder if config.resume is not None else start.parent if start is not None else None
@@ -149,7 +150,10 @@ def _set_up(
             config = replace(config, network=NetworkConfig(stack.depth, stack.width, heads=1))
     if config.threads is not None or config.network.width < NARROW:
         torch.set_num_threads(config.threads or 1)
-    session = Session(config, report.task, device, stack, built)
+    with own_code(f"the network on the data of the task {task.name}") if own else nullcontext():
+        session = Session(config, report.task, device, stack, built)
+    if own:
+        try_splits(session.learner)
     session.agent.try_out()
     if start is not None:
         session.begin_at(start)
@@ -183,6 +187,8 @@ class Session:
         self.agent = config.agent_class(self.learner)
         self.warm_up = warm_up_for(self.learner)
         self.averages = Averages(device)
+        schedule, learner = config.schedule, self.learner
+        self.cadence = Cadence(learner.updates, learner.warmup_updates, learner.updates_per_epoch, schedule.eval_epochs)
         self.done, self.seconds = 0, 0.0
         """Updates done, and seconds of training in earlier sittings."""
 
@@ -210,7 +216,7 @@ class Session:
             load_random_states(state["random"])
             if not together().first:
                 self.learner.load_random_state(state["others"][together().rank - 1])
-        except (KeyError, IndexError, RuntimeError, ValueError) as error:
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"the checkpoint does not fit the run's options and data ({reason}); restore its {CONFIG}, or set --data") from None
 
@@ -221,13 +227,16 @@ class Session:
         if self.config.resume is not None:
             self._go_back(folder, checkpoints, console)
         telemetry = Telemetry(folder, resume_after=None if self.config.resume is None else self.done) if processes.first else None
-        with nullcontext() if telemetry is None else closing(telemetry), StopRequests(f"go on with: {again(shlex.quote(str(folder)))}") as stop:
+        with nullcontext() if telemetry is None else closing(telemetry), StopRequests(f"go on with: {self.config.resume_command}") as stop:
             forecast = foresee(self)
             if forecast.left() >= WORTH_TELLING:
                 _say(console, f"this takes {forecast.in_words()}")
+            if telemetry is not None:
+                telemetry.settings(self.config, self.task.score_name)
+            watch = CurveWatch(self.learner, () if telemetry is None else telemetry.history)
             with Display(console, forecast, score_name=self.task.score_name) as display, listening(display):
-                self._train(folder, telemetry, checkpoints, stop, console, display)
-                self._finish(folder, telemetry, console)
+                self._train(folder, telemetry, checkpoints, stop, console, display, watch)
+                self._finish(folder, telemetry, console, watch)
 
     def _go_back(self, folder: Path, checkpoints: Checkpoints, console: Console) -> None:
         processes = together()
@@ -239,19 +248,19 @@ class Session:
             if (said := weight_not_finite(self.learning)) is not None:
                 raise NotFinite(f"in the checkpoint of {folder} {said}; remove the newest in {checkpoints.folder}, and go on before it")
 
-    def _finish(self, folder: Path, telemetry: Telemetry | None, console: Console) -> None:
-        run = TrainedRun(folder, console, None if telemetry is None else telemetry.writer, self.seconds, own_stack=not self.built)
+    def _finish(self, folder: Path, telemetry: Telemetry | None, console: Console, watch: CurveWatch) -> None:
+        run = TrainedRun(folder, console, telemetry, self.seconds, own_stack=not self.built, alarms=tuple(watch.said.values()))
         report, figures = self.agent.finish(run)
         if telemetry is None:
             return
         run.report.update(report)
         with run.part("last curves"):
-            telemetry.heat_map(self.learner.updates)
-            telemetry.hyper_parameters(self.config.to_json(), {f"final/{name}": value for name, value in figures.items()})
+            show_run_rates(telemetry)
+            telemetry.hyper_parameters(self.config, figures)
             telemetry.flush()
         if run.failed:
-            go_on = again(shlex.quote(str(folder)))
-            raise Unreported(f"{' and '.join(run.failed)} failed, as {folder / REPORT} tells; {go_on} does what is left, without training")
+            told, again = f"{' and '.join(run.failed)} failed, as {folder / REPORT} tells", self.config.resume_command
+            raise Unreported(f"{told}; {again} does what is left, without training")
         run.write(whole=True)
 
     def _end_warm_up(self, folder: Path, console: Console) -> None:
@@ -294,10 +303,16 @@ class Session:
         return WARM_UP if update < self.learner.warmup_updates else label_of(self.config.agent)
 
     def _train(
-        self, folder: Path, telemetry: Telemetry | None, checkpoints: Checkpoints, stop: StopRequests, console: Console, display: Display
+        self,
+        folder: Path,
+        telemetry: Telemetry | None,
+        checkpoints: Checkpoints,
+        stop: StopRequests,
+        console: Console,
+        display: Display,
+        watch: CurveWatch,
     ) -> None:
-        learner, averages, processes = self.learner, self.averages, together()
-        every = max(learner.updates_per_epoch // REPORTS_PER_EPOCH, 1)
+        learner, averages, cadence, processes = self.learner, self.averages, self.cadence, together()
         begun = time.monotonic() - self.seconds
         since, samples = time.monotonic(), 0
         with stop.patiently():
@@ -310,13 +325,16 @@ class Session:
                 self.done, self.seconds = update + 1, time.monotonic() - begun
                 display.forecast.step(self.phase(update), time.monotonic() - started)
                 last = self.done == learner.updates
-                if last or self.done % every == 0:
+                if cadence.reports(self.done):
                     values = averages.read() | self.agent.metrics() | {"time/samples_per_second": samples / (time.monotonic() - since)}
                     since, samples = time.monotonic(), 0
                     display.show(self.phase(update), values)
-                    values |= self._validate(self.done, display)
+                    values |= self._validate(self.done, telemetry, display)
                     if telemetry is not None:
                         telemetry.scalars(self.done, values)
+                        for alarm in watch.see(telemetry.history[-1]):
+                            _say(console, alarm)
+                            telemetry.text("remarks/while_training", alarm, self.done)
                 number, due = processes.highest(stop.number or 0, processes.first and checkpoints.due(self.done))
                 if last or number or due:
                     if (said := weight_not_finite(self.learning)) is not None:
@@ -330,20 +348,14 @@ class Session:
                     stop.number = number
                     break
 
-    def validations(self, done: int) -> int:
-        """How many there are up to so many updates: every few epochs once the warm-up is over, and at the end of the training."""
-        learner, interval = self.learner, self.config.schedule.eval_epochs * self.learner.updates_per_epoch
-        passed = max(done // interval - learner.warmup_updates // interval, 0)
-        return passed + (done == learner.updates and done > learner.warmup_updates and done % interval > 0)
-
-    def _validate(self, done: int, display: Display) -> dict[str, float]:
-        """Validation of the agent as it stands, where one is due."""
-        learner, begun = self.learner, time.monotonic()
-        if self.validations(done) == self.validations(done - 1):
+    def _validate(self, done: int, telemetry: Telemetry | None, display: Display) -> dict[str, float]:
+        """Validation of the agent as it stands, where one is due, by all processes; what of it is to be written, in that which writes."""
+        if not self.cadence.validates(done):
             return {}
-        evaluation = self.agent.evaluate(learner.validation)
+        begun = time.monotonic()
+        evaluation = self.agent.evaluate(self.learner.validation)
         display.forecast.step(VALIDATION, time.monotonic() - begun)
-        return {f"eval/{score_key(learner.task.score_name)}": evaluation.score, "eval/compute": evaluation.compute, "eval/reward": evaluation.reward}
+        return {} if telemetry is None else telemetry.evaluation(done, evaluation, self.task.score_name)
 
 
 def foresee(session: Session) -> Forecast:
@@ -377,5 +389,5 @@ def _foreseen(session: Session) -> Iterator[Part]:
         yield Part(session.phase(first), learner.updates - first, seconds)
         rows = learner.validation.take(slice(0, VALIDATED_ROWS))
         seconds = seconds_of(lambda: session.agent.evaluate(rows)) * len(learner.validation) / len(rows)
-        yield Part(VALIDATION, session.validations(learner.updates) - session.validations(done), seconds)
+        yield Part(VALIDATION, session.cadence.validations(learner.updates) - session.cadence.validations(done), seconds)
     yield from (Part(title, 1, seconds) for title, seconds in session.agent.foreseen().items())

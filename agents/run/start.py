@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as packed
 from torch import Tensor
 
 from agents.run.learner import Learner
+from rl_skip.core.bounded import read_tensors
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_write
 from rl_skip.core.seal import check_sealed, is_sealed
@@ -30,30 +29,39 @@ def load_start(learner: Learner, file: Path) -> None:
         UserError: if the file cannot be read or is that of another network.
     """
     advice = f"remove it, and the warm-up is repeated: {file}"
-    try:
-        tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"the start is not a readable safetensors file ({error}); {advice}") from None
+    tensors = read_tensors(file, advice)
     if is_sealed(file.parent):
         check_sealed(file.parent, file.name)
     weights = {name.removeprefix("stack."): tensor for name, tensor in tensors.items() if name.startswith("stack.")}
     try:
         learner.stack.load_state_dict(weights)
-        random = tensors["random.learner"], tensors["random.torch"]
-    except (RuntimeError, KeyError) as error:
+        moments = _moments(learner, tensors)
+        learner.network_optimizer.load_state_dict({**learner.network_optimizer.state_dict(), "state": moments})
+        learner.generator.set_state(tensors["random.learner"])
+        torch.set_rng_state(tensors["random.torch"])
+    except (RuntimeError, KeyError, ValueError, IndexError, TypeError) as error:
         raise UserError(f"the start does not fit the network ({' '.join(str(error).split())}); {advice}") from None
-    state = learner.network_optimizer.state_dict()
-    state["state"] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, number, moment = name.split(".")
-            state["state"].setdefault(int(number), {})[moment] = tensor
-    learner.network_optimizer.load_state_dict(state)
-    learner.generator.set_state(random[0])
-    torch.set_rng_state(random[1])
     cuda = [tensors[f"random.cuda.{n}"] for n in range(torch.cuda.device_count()) if f"random.cuda.{n}" in tensors]
     if learner.device.type == "cuda" and cuda:
         torch.cuda.set_rng_state_all(cuda)
+
+
+def _moments(learner: Learner, tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """The optimiser's moments of each parameter, in memory of their own once their shapes are known to be right: in the file they are not aligned.
+
+    Raises:
+        ValueError, IndexError: if there is no such parameter, or it has another shape.
+    """
+    parameters = [parameter for group in learner.network_optimizer.param_groups for parameter in group["params"]]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if not name.startswith("optimizer."):
+            continue
+        _, number, moment = name.split(".")
+        if tensor.shape not in ((), parameters[int(number)].shape):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}")
+        moments.setdefault(int(number), {})[moment] = tensor.clone()
+    return moments
 
 
 def _state(learner: Learner) -> dict[str, Tensor]:

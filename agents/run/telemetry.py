@@ -2,28 +2,45 @@
 
 import json
 import os
+import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from tensorboard.compat.proto.event_pb2 import Event
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from rl_skip.core.fields import flat
+from agents.options.config import TrainConfig
+from agents.run.tabs import columns, layout, settings_table
+from rl_skip.core.bounded import read_bytes
+from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_write
 from rl_skip.core.forward import Rollout
 from rl_skip.core.reward import Reward
 from rl_skip.core.task import Task, score_key
+from rl_skip.measure.evaluation import Evaluation
 
-__all__ = ["Telemetry", "rollout_metrics", "score_metric"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["BY_ENV_STEPS", "ENV_STEPS", "RUN_RATE", "Telemetry", "rollout_metrics", "score_metric"]
 
 EVENT_FILES = "events.out.tfevents.*"
 HISTORY = "events.out.tfevents.0000000000.resumed"
-HEAT_MAP = "layers/run_rates"
-WRITTEN_LAST = (HEAT_MAP, "final/", "_hparams_/")
+MEND = "take it out, and the run goes on without what it recorded"
+LINES = "metrics.jsonl"
+ENV_STEPS = "env_steps"
+"""The tag of the environment steps so far; also the folder, inside that of the run, of the curves over them."""
+BY_ENV_STEPS = ("rollout/", "eval/", "finished/")
+"""The curves that are written over environment steps too, below "by_env_steps/"."""
+RUN_RATE = "layers/run_rate_"
+WRITTEN_ANEW = ("custom_scalars", "settings/", "layers/run_rates", "final/", "exported/", "model_card/", "remarks/end", "_hparams_/")
+"""What a sitting writes once, at its beginning or at the very end of the run."""
+FIGURE_DPI = 200
+"""Cards are 330 to 700 pixels wide; twice as many are sharp on every screen."""
 
 
 def score_metric(task: Task, stage: str, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -45,7 +62,7 @@ def rollout_metrics(rollout: Rollout, score: Tensor, price: Tensor, reward: Rewa
     }
     shares = torch.bincount(taken, minlength=max_jump + 1).float() / decisions
     metrics |= {f"policy/jump_{a}": shares[a] for a in range(max_jump + 1)}
-    return metrics | {f"layers/run_rate_{i}": rate for i, rate in enumerate(rollout.route.float().mean(dim=0))}
+    return metrics | {f"{RUN_RATE}{i}": rate for i, rate in enumerate(rollout.route.float().mean(dim=0))}
 
 
 class Telemetry:
@@ -58,59 +75,117 @@ class Telemetry:
 
     def __init__(self, folder: Path, resume_after: int | None = None) -> None:
         self.folder = folder
-        lines = folder / "metrics.jsonl"
-        if resume_after is not None:
-            _forget_after(folder, lines, resume_after)
+        lines = folder / LINES
+        self.history: list[dict[str, float]] = [] if resume_after is None else _forget_after(folder, lines, resume_after)
+        """All that was written so far, with "step" in each, earlier sittings included."""
         purge_step = None if resume_after is None else resume_after + 1  # for a TensorBoard that runs, and has read the removed points
         self.writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=10)
         self._lines = lines.open("a")
-        entries = [json.loads(line) for line in lines.read_text().splitlines()]
-        self._run_rates = [rates for entry in entries if (rates := _run_rates(entry))]
+        self._by_env_steps: SummaryWriter | None = None
+        if (folder / ENV_STEPS).is_symlink():
+            raise UserError(f"{folder / ENV_STEPS} is a link, and nothing is written to what it leads to; {MEND}")
+        shutil.rmtree(folder / ENV_STEPS, ignore_errors=True)  # its steps are not those of updates, so it is made anew from the lines
+        self._env_steps = 0
+        for entry in self.history:
+            self._over_env_steps(entry)
+
+    @property
+    def last_step(self) -> int:
+        """Of what was written so far; 0 before the first."""
+        return int(max((entry["step"] for entry in self.history), default=0))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes numbers under their tags."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
-        if rates := _run_rates(values):
-            self._run_rates.append(rates)
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        entry = {"step": step, **values}
+        self.history.append(entry)
+        self._over_env_steps(entry)
+        self._lines.write(json.dumps(entry) + "\n")
         self._lines.flush()
 
-    def heat_map(self, step: int) -> None:
-        """Draws the run rates of all layers over time as one picture: a row per layer, time to the right, dark runs always."""
-        if not self._run_rates:
+    def _over_env_steps(self, entry: dict[str, float]) -> None:
+        self._env_steps = int(entry.get(ENV_STEPS, self._env_steps))
+        chosen = {name: value for name, value in entry.items() if name.startswith(BY_ENV_STEPS)}
+        if self._env_steps == 0 or not chosen:
             return
-        rates = 1 - torch.tensor(self._run_rates).T  # (L, time)
-        wide = rates.repeat_interleave(max(320 // rates.shape[1], 1), dim=1).repeat_interleave(20, dim=0)
-        self.writer.add_image(HEAT_MAP, wide.unsqueeze(0), step, dataformats="CHW")
+        if self._by_env_steps is None:
+            self._by_env_steps = SummaryWriter(str(self.folder / ENV_STEPS), flush_secs=10)
+        for name, value in chosen.items():
+            self._by_env_steps.add_scalar(f"by_env_steps/{name}", value, self._env_steps)
 
-    def hyper_parameters(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:
-        """Writes the settings with the final metrics, for the HParams tab; the metrics' names begin with "final/"."""
-        plain = {name: value if isinstance(value, bool | str | float | int) else str(value) for name, value in flat(settings).items()}
-        self.writer.add_hparams(plain, metrics, run_name=".")
+    def evaluation(self, step: int, evaluation: Evaluation, score_name: str) -> dict[str, float]:
+        """Writes where the rows of a validation left, and after how many layers, as histograms; returns the numbers of `eval/`."""
+        route = evaluation.route.cpu()
+        self._histogram("eval/last_layer", (route * torch.arange(route.shape[1])).amax(dim=1), range(route.shape[1]), step)
+        self._histogram("eval/layers_run", route.sum(dim=1), range(1, route.shape[1] + 1), step)
+        of_eval = {score_key(score_name): evaluation.score, "compute": evaluation.compute, "reward": evaluation.reward, "price": evaluation.price}
+        return {f"eval/{name}": value for name, value in of_eval.items()}
+
+    def _histogram(self, tag: str, values: Tensor, possible: range, step: int) -> None:
+        """One bar for each possible whole number. TensorBoard stretches the outermost bars that are not empty from `min` to `max`."""
+        self.writer.add_histogram_raw(
+            tag,
+            min=float(values.min()) - 0.5,
+            max=float(values.max()) + 0.5,
+            num=len(values),
+            sum=float(values.sum()),
+            sum_squares=float(values.square().sum()),
+            bucket_limits=[number + 0.5 for number in possible],
+            bucket_counts=[int((values == number).sum()) for number in possible],
+            global_step=step,
+        )
+
+    def figure(self, tag: str, drawn: "Figure", step: int) -> None:
+        """Writes a figure of matplotlib among the images."""
+        drawn.set_dpi(FIGURE_DPI)
+        self.writer.add_figure(tag, drawn, step)
+
+    def text(self, tag: str, markdown: str, step: int = 0) -> None:
+        """Writes Markdown into the Text tab."""
+        self.writer.add_text(tag, markdown, step)
+
+    def settings(self, config: TrainConfig, score_name: str) -> None:
+        """Writes, at the beginning of a sitting, every setting as a table, and in which order the custom scalars stand."""
+        self.text("settings", settings_table(config))
+        self.writer.add_custom_scalars(layout(score_key(score_name)))
+
+    def hyper_parameters(self, config: TrainConfig, metrics: dict[str, float]) -> None:
+        """Writes the settings by which runs are told apart with the final metrics, for the HParams tab."""
+        self.writer.add_hparams(columns(config), metrics, run_name=".")
 
     def flush(self) -> None:
         """Hands everything to the disk, so that no checkpoint is ahead of the files."""
-        self.writer.flush()
         self._lines.flush()
-        for file in [self.folder / "metrics.jsonl", *self.folder.glob(EVENT_FILES)]:
+        for writer in self._writers:
+            writer.flush()
+        for file in [self.folder / LINES, *self.folder.glob(EVENT_FILES), *(self.folder / ENV_STEPS).glob(EVENT_FILES)]:
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        self.writer.close()
+        for writer in self._writers:
+            writer.close()
         self._lines.close()
 
+    @property
+    def _writers(self) -> list[SummaryWriter]:
+        return [self.writer] if self._by_env_steps is None else [self.writer, self._by_env_steps]
 
-def _forget_after(folder: Path, lines: Path, last_step: int) -> None:
-    """Removes what a stopped run wrote after `last_step`, and all that is written once, at the very end.
+
+def _forget_after(folder: Path, lines: Path, last_step: int) -> list[dict[str, float]]:
+    """Removes what a stopped run wrote after `last_step`, and all that a sitting writes once. Returns what is left in `lines`.
 
     TensorBoard alone would do with a purge step; others that read the files would see the points twice. What is kept
     goes into one file whose name sorts first, since readers take the files in that order.
+
+    Raises:
+        UserError: if a file is a link, cannot be read, or holds something else.
     """
+    entries = _entries(lines, last_step)
     files, history = sorted(folder.glob(EVENT_FILES)), folder / HISTORY
-    events = {record: Event.FromString(record[12:-4]) for file in files for record in _records(file.read_bytes())}
+    events = {record: event for file in files for record, event in _events(file)}
     versions = [record for record, event in events.items() if event.file_version]
     kept = sorted((record for record, event in events.items() if _is_kept(event, last_step)), key=lambda record: events[record].step)
     atomic_write(history, b"".join(versions[:1] + kept))
@@ -118,8 +193,30 @@ def _forget_after(folder: Path, lines: Path, last_step: int) -> None:
         if file != history:
             file.unlink()
     if lines.exists():
-        complete = [line for line in lines.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        atomic_write(lines, b"".join(line for line in complete if json.loads(line)["step"] <= last_step))
+        atomic_write(lines, b"".join(entries))
+    return [json.loads(line) for line in entries]
+
+
+def _entries(file: Path, last_step: int) -> list[bytes]:
+    """The whole lines of `metrics.jsonl` up to a step; none where it is not there. What is written to a link would be written elsewhere."""
+    if file.is_symlink():
+        raise UserError(f"{file} is a link, and nothing is written to what it leads to; {MEND}")
+    if not file.exists():
+        return []
+    lines = [line for line in read_bytes(file, MEND).splitlines(keepends=True) if line.endswith(b"\n")]
+    try:
+        return [line for line in lines if {name: float(value) for name, value in json.loads(line).items()}["step"] <= last_step]
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        raise UserError(f"{file} is not as it was written: each line is an object of numbers with a step; {MEND}") from None
+
+
+def _events(file: Path) -> Iterator[tuple[bytes, Event]]:
+    """The whole records of an event file, with what they hold."""
+    records = _records(read_bytes(file, MEND))
+    try:
+        yield from ((record, Event.FromString(record[12:-4])) for record in records)
+    except Exception:  # what protobuf raises of what is none
+        raise UserError(f"{file} is no event file of TensorBoard; {MEND}") from None
 
 
 def _records(content: bytes) -> Iterator[bytes]:
@@ -135,11 +232,4 @@ def _records(content: bytes) -> Iterator[bytes]:
 
 def _is_kept(event: Event, last_step: int) -> bool:
     tags = [value.tag for value in event.summary.value]
-    return event.step <= last_step and bool(tags) and not any(tag.startswith(WRITTEN_LAST) for tag in tags)
-
-
-def _run_rates(values: dict[str, Any]) -> list[float]:
-    rates: list[float] = []
-    while (name := f"layers/run_rate_{len(rates)}") in values:
-        rates.append(values[name])
-    return rates
+    return event.step <= last_step and bool(tags) and not any(tag.startswith(WRITTEN_ANEW) for tag in tags)

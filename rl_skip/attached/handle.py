@@ -264,7 +264,8 @@ class Handle(Dial):
 
         Args:
             repo_id: owner/name; it is made where it is missing.
-            commit_message, commit_description: of the commit.
+            commit_message: of the commit.
+            commit_description: of the commit.
             private: whether a repository that is made is private; None: as its owner's default is.
             token: of the hub; None: the one of `hf auth login`.
             revision: the branch to write to; it is made where it is missing.

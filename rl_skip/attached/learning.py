@@ -32,7 +32,7 @@ from rl_skip.core.routing import Router, RoutingState
 from rl_skip.core.task import Classification
 from rl_skip.learning.alone import learn_alone
 from rl_skip.learning.averages import Averages
-from rl_skip.learning.calibration import calibrate
+from rl_skip.learning.calibration import Measure, calibrate
 from rl_skip.learning.exact import Leaving, entropy_weight, exact_loss, exit_metrics, leaving
 from rl_skip.learning.outcomes import SeenExits
 from rl_skip.learning.prices import price_source
@@ -260,9 +260,11 @@ class LearningHandle(Handle):
             learn_alone(policy, seen, prices, config, learning_rate=config.policy_learning_rate, generator=torch.default_generator)
             self.deciding.keep()
         rows = self._seen(validation)
-        self.table, self.price = calibrate(
-            policy, prices, lambda some: lambda price: (rows if some is None else rows.some(some)).point(policy, price), "accuracy"
-        )
+
+        def measure(some: int | None) -> Measure:
+            return lambda price: (rows if some is None else rows.some(some)).point(policy, price)
+
+        self.table, self.price = calibrate(policy, prices, measure, "accuracy", below=True)
         return self.table
 
     def detach(self) -> None:

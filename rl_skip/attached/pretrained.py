@@ -14,6 +14,8 @@ from rl_skip.attached.finding import configured, find_layers, width_of
 from rl_skip.attached.huggingface import HEAD, HuggingFaceStack
 from rl_skip.attached.identity import DIGEST, check_described, check_identity
 from rl_skip.attached.library import quiet, require
+from rl_skip.attached.names import is_read
+from rl_skip.core.bounded import MOST_LAYERS, checked_file, checked_header, most_unpacked, read_json
 from rl_skip.core.errors import UserError
 from rl_skip.core.finite import refuse_not_finite
 from rl_skip.core.kinds import NetworkKind
@@ -37,6 +39,11 @@ __all__ = [
 
 OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack")
+INDEX = "model.safetensors.index.json"
+"""Which file has which weight, where a model's are in several."""
+SAVE_ANEW = "write the model with save_pretrained into a folder, and set --model to that"
+LARGEST_BESIDE = 2**30
+"""Of the files beside the weights: configurations, vocabularies, merges."""
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.model")
 
 
@@ -52,6 +59,7 @@ def read_config(folder: str) -> Any:
     if not Path(folder, "config.json").is_file():
         raise UserError(f"{folder} holds no model, it has no config.json; set --model to a folder that save_pretrained wrote")
     _check_weights(folder)
+    _check_files(folder)
     with _reading(folder), quiet():
         return transformers.AutoConfig.from_pretrained(folder, **OFFLINE)
 
@@ -64,6 +72,7 @@ def read_tokenizer(folder: str) -> Any:
     """
     if not any(Path(folder, name).is_file() for name in TOKENIZERS):  # transformers would make an empty one
         raise UserError(f"{folder} has no tokenizer; write the model's beside it: tokenizer.save_pretrained({folder!r})")
+    _check_files(folder)
     with _reading(folder), quiet():
         return require().AutoTokenizer.from_pretrained(folder, **OFFLINE)
 
@@ -71,6 +80,7 @@ def read_tokenizer(folder: str) -> Any:
 def read_extractor(folder: str) -> Any:
     """What makes a speech model's inputs of waveforms; where the folder has none, waveforms of 16 kHz are brought to mean 0 and deviation 1."""
     transformers = require()
+    _check_files(folder)
     with _reading(folder), quiet():
         if Path(folder, "preprocessor_config.json").is_file():
             return transformers.AutoFeatureExtractor.from_pretrained(folder, **OFFLINE)
@@ -110,7 +120,9 @@ def load_model(
         raise UserError(f"the head in {folder} has {config.num_labels} classes, the data have {len(classes)}; set --data to data with as many")
     if classes is not None:
         name_classes(config, classes)
+    _check_depth(folder, config)
     model_class, beside = _class_of(folder, config, classes is not None and not saved_head.is_file(), head)
+    _check_size(folder, config, model_class)
     with _reading(folder), quiet():
         weights = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
         model, found = model_class.from_pretrained(folder, config=config, **OFFLINE, **weights)
@@ -171,6 +183,45 @@ def _check_weights(folder: str) -> None:
         f"{folder} has {found} no model.safetensors; load the model with from_pretrained, write it with save_pretrained into a folder, "
         "and set --model to that"
     )
+
+
+def _check_files(folder: str) -> None:
+    """Refuses a folder with a file on which its readers would wait or run out of memory, or that leads them to files elsewhere."""
+    for file in Path(folder).iterdir():
+        if file.is_dir():
+            continue
+        if file.suffix == ".safetensors":
+            with checked_header(file, SAVE_ANEW):
+                pass
+        elif is_read(file.name):
+            checked_file(file, SAVE_ANEW, LARGEST_BESIDE)
+    index = Path(folder, INDEX)
+    parts = read_json(index, SAVE_ANEW) if index.is_file() else {}
+    names = parts.get("weight_map", {}) if isinstance(parts, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(name, str) and Path(name).name == name for name in names.values()):
+        raise UserError(f"{index} names files that are not beside it; {SAVE_ANEW}")
+
+
+def _check_depth(folder: str, config: Any) -> None:
+    """Refuses a configuration with more layers than would ever be built."""
+    values = config.to_dict()
+    for part in (values, *(part for part in values.values() if isinstance(part, dict))):  # a vision or text model has its own
+        for name, value in part.items():
+            if "layers" in str(name) and isinstance(value, int) and value > MOST_LAYERS:
+                raise UserError(f"{folder}/config.json: {name} is {value:,}, and a model has at most {MOST_LAYERS:,}; {SAVE_ANEW}")
+
+
+def _check_size(folder: str, config: Any, model_class: Any) -> None:
+    """Refuses a configuration of far more weights than the folder holds, before memory is taken for them."""
+    most = most_unpacked(sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")))
+    make = getattr(model_class, "from_config", None) or model_class._from_config
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), quiet():
+            size = sum(weight.numel() * weight.element_size() for weight in make(config).parameters())
+    except Exception:  # a class that cannot be made without memory, or a configuration of which loading tells what is wrong
+        return
+    if size > most:
+        raise UserError(f"{folder}/config.json describes {size:,} bytes of weights, and the files there allow {most:,}; {SAVE_ANEW}")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_skip.core.errors import UserError
+from rl_skip.core.files import refuse_links
 from rl_skip.export.graphs.folder import About
 from rl_skip.export.graphs.one_row import write_one_row
 from rl_skip.export.graphs.pack import Graphs, write_pack
@@ -17,9 +18,20 @@ __all__ = ["export_graphs", "export_policy"]
 TOKENIZER = "tokenizer.json"
 
 
-def export_policy(run: Path, folder: Path) -> dict[str, Any]:
-    """Copies the policy of a finished run, checked, into a folder of its own, and its model from transformers with it."""
-    finished = read_run(run)
+def export_policy(run: Path, folder: Path, *, allow_code: bool = False) -> dict[str, Any]:
+    """Copies the policy of a finished run, checked, into a folder of its own, and its model from transformers with it.
+
+    Args:
+        run: the folder of the run.
+        folder: what to make; it must not exist.
+        allow_code: as `load_run` takes it.
+
+    Raises:
+        UserError: if there is no finished run, the folder exists, or a link is among what is copied.
+    """
+    finished = read_run(run, allow_code=allow_code)
+    for part in (finished.policy, finished.folder / MODEL):
+        refuse_links(part)
     copy_export(finished.policy, folder, features=finished.features)
     if (finished.folder / MODEL).is_dir():
         shutil.copytree(finished.folder / MODEL, folder / MODEL)
@@ -35,6 +47,7 @@ def export_graphs(
     exits: bool = False,
     one_row: bool = False,
     data: str | None = None,
+    allow_code: bool = False,
 ) -> dict[str, Any]:
     """Writes the network of a finished run as graphs.
 
@@ -46,6 +59,7 @@ def export_graphs(
         exits: a graph for each layer after which all rows leave.
         one_row: one graph with the policy inside, for one row at a time.
         data: where the data are, if not where the run read them.
+        allow_code: as `load_run` takes it.
 
     Returns:
         The files, and by how much their answers differ at most from the network's. With neither `layers`, `exits` nor `one_row`: a pack.
@@ -57,9 +71,10 @@ def export_graphs(
         raise UserError(f"{folder} exists and is left as it is; name another folder")
     if form == "torch-export" and layers is None and not exits:
         raise UserError("torch.export holds routes that all rows share: set --layers or --exits, or --format onnx for the policy inside")
-    model, task = load_run(run, data=data)
-    finished, inputs = read_run(run), task.load("validation").inputs
+    model, task = load_run(run, data=data, allow_code=allow_code)
+    finished, inputs = read_run(run, allow_code=allow_code), task.load("validation").inputs
     tokenizer = finished.folder / MODEL / TOKENIZER
+    refuse_links(tokenizer)
     about = About(read_description(finished.policy, finished.features), task.classes, [tokenizer] if tokenizer.is_file() else [])
     if layers is not None or exits:
         routes = every_exit(model.stack.depth) if layers is None else {"route": layers}

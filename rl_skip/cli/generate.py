@@ -24,6 +24,7 @@ def generate(
     budget: float | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    allow_code: bool = False,
 ) -> dict[str, Any]:
     """The continuation of a prompt by the model of a finished run, with its policy attached.
 
@@ -35,6 +36,7 @@ def generate(
         price, budget: what compute may cost; the policy's operating price by default.
         seed: of the drawing.
         device: where to run.
+        allow_code: whether the Python files that the run names may be run, those of its own features.
 
     Returns:
         The text with its prompt, the layers of the route, and its compute.
@@ -42,7 +44,7 @@ def generate(
     Raises:
         UserError: if the run has no language model, or the prompt no token.
     """
-    finished = read_run(run)
+    finished = read_run(run, allow_code=allow_code)
     folder = run / MODEL
     if not folder.is_dir():
         raise UserError(f"the run {run} has no language model; name one that was trained with --task language")

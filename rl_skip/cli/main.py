@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import reprlib
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -14,11 +15,11 @@ import torch
 from rl_skip.cli.export import export_graphs, export_policy
 from rl_skip.cli.generate import generate
 from rl_skip.cli.passes import showing_progress
-from rl_skip.cli.streams import outlasting_readers
+from rl_skip.cli.streams import check_words, outlasting_readers
+from rl_skip.core.bounded import LEAST_BUDGET
 from rl_skip.core.devices import pick_device
 from rl_skip.core.dial import GuaranteeKind
 from rl_skip.core.errors import UserError
-from rl_skip.core.fields import Fields
 from rl_skip.core.task import Split, score_key
 from rl_skip.export.graphs.routes import GraphFormat
 from rl_skip.export.policy_folder import MODEL, POLICY, read_description
@@ -30,12 +31,15 @@ from rl_skip.measure.compare.text import terminal
 from rl_skip.measure.evaluation import beside_full_depth
 from rl_skip.measure.guarantee import guarantee
 from rl_skip.measure.prune import prune
-from rl_skip.measure.runs import CONFIG, FORMAT_VERSION, is_run, load_run, read_run
+from rl_skip.measure.runs import POLICY as POLICY_FOLDER
+from rl_skip.measure.runs import is_run, load_run, read_config, read_run
 from rl_skip.tasks.data_report import read_data_report
 
 __all__ = ["Parser", "carry_out", "compare_parser", "compare_runs", "console", "main"]
 
 Report = dict[str, Any]
+MOST = 10**9
+"""Of a whole number on the command line."""
 COMPARE = "set a policy beside full depth, fixed routes, trained baselines and the oracle, and advise what to use"
 Command = Callable[[argparse.Namespace], Report | Comparison]
 
@@ -60,6 +64,7 @@ def carry_out(parser: "Parser", argv: Sequence[str] | None = None) -> int:
 
 def _carry_out(parser: "Parser", argv: Sequence[str] | None) -> int:
     try:
+        check_words(sys.argv[1:] if argv is None else argv)
         arguments = parser.parse_args(argv)
         if arguments.threads is not None:
             torch.set_num_threads(arguments.threads)
@@ -95,7 +100,7 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     measure = _command(commands, "eval", _eval, "run a trained network on its data and report score and compute")
-    measure.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    _add_run(measure)
     measure.add_argument("--split", choices=("validation", "test"), default="test", help="which rows to measure on (default: %(default)s)")
     measure.add_argument("--data", help="where the data are, if not where the run read them")
     dial = measure.add_mutually_exclusive_group()
@@ -111,8 +116,9 @@ def _parser() -> Parser:
 
     _add_compare_options(_command(commands, "compare", _compare, COMPARE), "what train.py alone does: python train.py compare RUN --train-baselines")
 
-    copy = _command(commands, "export", _export, "copy a run's policy, checked, into a folder of its own; or write its routed network as graphs")
-    copy.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    text = "copy a run's policy, checked, into a folder of its own; or write its routed network as graphs"
+    copy = _command(commands, "export", _export, text)
+    _add_run(copy)
     copy.add_argument("folder", type=Path, metavar="DIR", help="the folder to make; it must not exist")
     text = "onnx: graphs that onnxruntime runs alone, with the policy inside; torch-export: a route that all rows share (default: the policy's files)"
     copy.add_argument("--format", choices=get_args(GraphFormat), help=text)
@@ -125,7 +131,7 @@ def _parser() -> Parser:
     cut = _command(
         commands, "prune", _prune, "write the network without the layers that its best fixed route leaves out, with no policy and no routing"
     )
-    cut.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    _add_run(cut)
     cut.add_argument("folder", type=Path, metavar="DIR", help="the folder to make; it must not exist")
     route = cut.add_mutually_exclusive_group()
     text = "the largest compute of the route, in (0, 1]; the route is searched on validation data (default: the compute of the policy)"
@@ -135,7 +141,7 @@ def _parser() -> Parser:
     cut.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to search and measure (default: %(default)s)")
 
     continuing = _command(commands, "generate", _generate, "continue a prompt with a run of the task language")
-    continuing.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    _add_run(continuing)
     continuing.add_argument("prompt", metavar="PROMPT", help="the text to continue")
     continuing.add_argument("--tokens", type=_count, default=200, help="how many follow (default: %(default)s)")
     text = "0 takes the likeliest token each time, 1 draws from the model's distribution (default: %(default)s)"
@@ -150,6 +156,14 @@ def _parser() -> Parser:
     describe = _command(commands, "info", _info, "describe a run or an exported policy")
     describe.add_argument("folder", type=Path, metavar="DIR", help="a run or an exported policy")
     return parser
+
+
+def _add_run(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """The run that a command reads, and what may be done for it."""
+    text = "the folder of a finished run" + ("; several that differ in their seed alone" if several else "")
+    parser.add_argument("run", type=Path, nargs="+" if several else None, metavar="RUN", help=text)
+    text = "run the Python files that RUN names, those of a task, stack, reward or feature of one's own; read them before, if RUN is not yours"
+    parser.add_argument("--allow-code", action="store_true", help=text)
 
 
 def _command(commands: Any, name: str, function: Command, summary: str) -> argparse.ArgumentParser:
@@ -178,7 +192,7 @@ def compare_parser(program: str, function: Command, training: str) -> Parser:
 
 
 def _add_compare_options(parser: argparse.ArgumentParser, training: str) -> None:
-    parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run; several that differ in their seed alone")
+    _add_run(parser, several=True)
     text = "mean computes to compare at, each in (0, 1], besides the policy as exported (default: 0.25 0.5 0.75)"
     parser.add_argument("--budgets", type=_budget, nargs="+", default=BUDGETS, help=text)
     text = "run folders of more baselines than those in RUN/baselines; trained on the same data"
@@ -193,7 +207,8 @@ def _add_compare_options(parser: argparse.ArgumentParser, training: str) -> None
 
 def _eval(arguments: argparse.Namespace) -> Report:
     device = pick_device(arguments.device)
-    model, task = load_run(arguments.run, data=arguments.data, price=arguments.price, budget=arguments.budget, device=device, changed=_warn)
+    run, turned = arguments.run, {"price": arguments.price, "budget": arguments.budget}
+    model, task = load_run(run, data=arguments.data, **turned, device=device, changed=_warn, allow_code=arguments.allow_code)
     split: Split = arguments.split
     promise: Report = {}
     if arguments.guarantee is not None:
@@ -205,7 +220,7 @@ def _eval(arguments: argparse.Namespace) -> Report:
     elif arguments.guarantee_kind is not None:
         raise UserError(f"without a tolerance there is no guarantee in {arguments.guarantee_kind}; set --guarantee, 0.01 for one point")
     examples = task.load(split).to(device)
-    options = {"price": model.price, "reward": read_run(arguments.run).reward, "batch_size": arguments.batch_size}
+    options = {"price": model.price, "reward": read_run(run, allow_code=arguments.allow_code).reward, "batch_size": arguments.batch_size}
     measured, full_depth = beside_full_depth(model.stack, model.policy, task, examples, **options)
     key = score_key(task.score_name)
     return {
@@ -243,6 +258,7 @@ def compare_runs(arguments: argparse.Namespace) -> tuple[Comparison, list[Path]]
         rows=arguments.rows,
         data=arguments.data,
         device=pick_device(arguments.device),
+        allow_code=arguments.allow_code,
     )
 
 
@@ -250,10 +266,10 @@ def _export(arguments: argparse.Namespace) -> Report:
     form: GraphFormat | None = arguments.format
     asked = {"layers": arguments.layers, "exits": arguments.exits, "one_row": arguments.one_row, "data": arguments.data}
     if form is not None:
-        return export_graphs(arguments.run, arguments.folder, form, **asked)
+        return export_graphs(arguments.run, arguments.folder, form, **asked, allow_code=arguments.allow_code)
     if given := next((name for name, value in asked.items() if value), None):
         raise UserError(f"--{given.replace('_', '-')} is for graphs; set --format onnx or --format torch-export too")
-    return export_policy(arguments.run, arguments.folder)
+    return export_policy(arguments.run, arguments.folder, allow_code=arguments.allow_code)
 
 
 def _prune(arguments: argparse.Namespace) -> Report:
@@ -264,6 +280,7 @@ def _prune(arguments: argparse.Namespace) -> Report:
         budget=arguments.budget,
         data=arguments.data,
         device=pick_device(arguments.device),
+        allow_code=arguments.allow_code,
     )
 
 
@@ -277,19 +294,20 @@ def _generate(arguments: argparse.Namespace) -> Report:
         budget=arguments.budget,
         seed=arguments.seed,
         device=pick_device(arguments.device),
+        allow_code=arguments.allow_code,
     )
 
 
 def _info(arguments: argparse.Namespace) -> Report:
     folder: Path = arguments.folder
-    run = read_run(folder) if is_run(folder) else None
-    export = folder if run is None else run.policy
+    config = read_config(folder) if is_run(folder) else None
+    export = folder if config is None else folder / POLICY_FOLDER
     description = read_description(export, None)
     network_weights = count_weights(export / MODEL) if (export / MODEL).is_file() else None
     policy_weights = count_weights(export / POLICY)
-    settings = {} if run is None else {"run": Fields.read(folder / CONFIG, FORMAT_VERSION).values, **_data(folder)}
+    settings = {} if config is None else {"run": config.values, **_data(folder)}
     return {
-        "kind": "export" if run is None else "run",
+        "kind": "export" if config is None else "run",
         "folder": str(folder),
         **settings,
         "policy": description.to_json(),
@@ -320,8 +338,8 @@ def _price(text: str) -> float:
 
 def _budget(text: str) -> float:
     budget = _number(text)
-    if not 0 < budget <= 1:
-        raise argparse.ArgumentTypeError(f"a budget is a mean compute in (0, 1], got {text!r}")
+    if not LEAST_BUDGET <= budget <= 1:
+        raise argparse.ArgumentTypeError(f"a budget is a mean compute in (0, 1], {LEAST_BUDGET} at the least, got {text!r}")
     return budget
 
 
@@ -333,14 +351,14 @@ def _tolerance(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(MOST)) and 1 <= int(text) <= MOST):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {MOST:,}, got {reprlib.repr(text)}")
     return int(text)
 
 
 def _layers(text: str) -> tuple[int, ...]:
     layers = text.split(",")
-    if not all(layer.strip().isdecimal() for layer in layers):
+    if not all(layer.strip().isascii() and layer.strip().isdecimal() and len(layer) < len(str(MOST)) for layer in layers):
         raise argparse.ArgumentTypeError(f"layers are whole numbers with commas between them, such as 0,3,7, got {text!r}")
     return tuple(int(layer) for layer in layers)
 

@@ -1,12 +1,17 @@
-"""Standard output and error that outlast whoever reads them, as with `rl-skip info RUN | head -3`."""
+"""Words that can be read; and standard output and error that outlast whoever reads them, as with `rl-skip info RUN | head -3`."""
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-__all__ = ["outlasting_readers"]
+from rl_skip.core.errors import UserError
+
+__all__ = ["check_words", "outlasting_readers"]
+
+LONGEST_WORD = 4096
+"""As of a path."""
 
 
 class _Outlasting:
@@ -49,3 +54,16 @@ def outlasting_readers() -> Iterator[None]:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = before
+
+
+def check_words(words: Iterable[str]) -> None:
+    """Raises `UserError` for a word of a command line that no file can be named by and no report can hold."""
+    for number, word in enumerate(words, start=1):
+        if len(word) > LONGEST_WORD:
+            raise UserError(f"word {number} of the command line has {len(word):,} letters, and at most {LONGEST_WORD:,} are read; shorten it")
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"word {number} of the command line, {ascii(word)}, is not UTF-8; rename the file that it names") from None
+        if "\0" in word:
+            raise UserError(f"word {number} of the command line, {ascii(word)}, holds a zero byte; leave it out")

@@ -12,6 +12,7 @@ from rl_skip.core.errors import UserError
 __all__ = [
     "CONFIDENCE",
     "GRID_POINTS",
+    "LARGEST_BIAS",
     "Dial",
     "Guarantee",
     "GuaranteeKind",
@@ -20,10 +21,14 @@ __all__ = [
     "checked_price",
     "checked_tolerance",
     "price_grid",
+    "prices_below",
     "refuse_below",
 ]
 
 GRID_POINTS = 17
+POINTS_BELOW = 33
+LARGEST_BIAS = 64.0
+"""Above the difference of any two legal jumps' logits."""
 CONFIDENCE = 0.95
 """Of the guarantee that has one."""
 GuaranteeKind = Literal["confidence", "expectation"]
@@ -85,6 +90,12 @@ class Guarantee:
 def price_grid(low: float, high: float) -> list[float]:
     """The prices at which a policy for many prices is measured, evenly spaced in their logarithm from `low` to `high`."""
     return [low * (high / low) ** (k / (GRID_POINTS - 1)) for k in range(GRID_POINTS)]
+
+
+def prices_below(low: float, points: int = POINTS_BELOW) -> list[float]:
+    """Prices below the lowest that a policy was trained for, at which it must be ever surer to skip; see `JumpPolicy.likeliest`."""
+    first, last = 0.125, LARGEST_BIAS  # of the bias that they mean
+    return [low * math.exp(-first * (last / first) ** (k / (points - 1))) for k in range(points)]
 
 
 def refuse_below(budget: float, smallest: float) -> None:
@@ -189,7 +200,8 @@ class Dial:
 
     @property
     def price(self) -> float:
-        """The price λ that the policy sees, in score per unit of relative compute. Higher skips more."""
+        """The price λ that the policy sees, in score per unit of relative compute. Higher skips more; below the lowest that it was trained for it
+        must be ever surer to skip, and at 0 everything runs."""
         return self._price
 
     @price.setter

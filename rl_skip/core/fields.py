@@ -1,6 +1,5 @@
 """Reading JSON files that may be damaged or edited: what is missing or wrong is refused in one line that names the field and the file."""
 
-import json
 import math
 import reprlib
 from collections.abc import Collection, Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from rl_skip.core.bounded import read_json
 from rl_skip.core.errors import UserError
 
 __all__ = ["Fields", "flat", "is_ours", "read_dataclass"]
@@ -33,12 +33,7 @@ class Fields:
     @classmethod
     def read(cls, file: Path, newest: int, oldest: int = 1, anew: str = "write it anew") -> "Fields":
         """The object in `file`, whose `format_version` may lie in `oldest`..`newest`; `anew` is the advice for an older one."""
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{file} cannot be read ({error.strerror}); name a folder that rl_skip wrote") from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{file} is not JSON ({error}); write it anew") from None
+        values = read_json(file, "write it anew, or name a folder that rl_skip wrote")
         if not isinstance(values, dict):
             raise UserError(f"{file} must hold one JSON object, got {reprlib.repr(values)}; write it anew")
         fields = cls(values, file)
@@ -129,8 +124,8 @@ class Fields:
 def is_ours(file: Path, *names: str) -> bool:
     """Whether a file is a JSON object of any `format_version` that has fields of these names, and so most likely was written by rl_skip."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        values = read_json(file, "write it anew")
+    except UserError:
         return False
     return isinstance(values, dict) and type(values.get("format_version")) is int and all(name in values for name in names)
 

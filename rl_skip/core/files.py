@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["atomic_replace", "atomic_write", "remove_unfinished"]
+__all__ = ["atomic_replace", "atomic_write", "refuse_links", "remove_unfinished"]
 
 UNFINISHED = re.compile(r"\..+\.\d+\.tmp|\..+-\d+-\w{8}")
 """Names of what is being written, each with the process that writes it; a process that was killed leaves them."""
@@ -36,6 +36,13 @@ def atomic_write(file: Path, content: bytes | str) -> None:
             beside.unlink()
         advice = "make room, then run the command again, train.py with --resume"
         raise UserError(f"{file} cannot be written ({error.strerror}); {advice}") from None
+
+
+def refuse_links(folder: Path) -> None:
+    """Raises `UserError` if a folder is a link or holds one: what is copied from it, to be given away, could be any file of the person's."""
+    link = next((place for place in (folder, *sorted(folder.rglob("*"))) if place.is_symlink()), None)
+    if link is not None:
+        raise UserError(f"{link} is a link, and what it leads to is not copied; put the file itself there")
 
 
 def atomic_replace(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["Registry", "absolute_reference", "is_own", "label_of", "load_own", "made", "own_code"]
+__all__ = ["Registry", "absolute_reference", "is_own", "label_of", "load_own", "made", "own_code", "refuse_code"]
 
 T = TypeVar("T")
 _modules: dict[Path, ModuleType] = {}
@@ -92,6 +92,22 @@ def absolute_reference(reference: str) -> str:
     """The same name with the file's whole path, which holds from every folder; bundled names stay."""
     file, _, name = reference.rpartition(":")
     return f"{Path(file).resolve()}:{name}" if is_own(reference) else reference
+
+
+def refuse_code(references: Iterable[str], source: Path | str, allow_code: bool) -> None:
+    """Refuses a file that names Python files, which are run when what they hold is used, unless the person says so.
+
+    Args:
+        references: names of any kind that the file holds.
+        source: the file, for messages.
+        allow_code: what the person says.
+
+    Raises:
+        UserError: naming the Python files.
+    """
+    files = dict.fromkeys(reference.rpartition(":")[0] for reference in references if is_own(reference))
+    if files and not allow_code:
+        raise UserError(f"{source} names Python that would be run: {', '.join(files)}; read it, then allow it with --allow-code (allow_code=True)")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.core.costs import linear_flops
+from rl_skip.core.dial import LARGEST_BIAS
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import ALWAYS, Feature, View, check_features, default_features
 from rl_skip.core.plugins import own_code
@@ -232,3 +233,13 @@ class JumpPolicy(nn.Module):
             seen = torch.cat([self.norms[feature.name](values) if feature.normalised else values for feature, values in parts], dim=1)
         logits = self.fc_out(torch.relu(self.fc_in(seen) + self.layer_bias(layer)))  # (R, J + 1)
         return logits.masked_fill(~self.legal[layer], ILLEGAL)
+
+    def likeliest(self, logits: Tensor, price: Tensor) -> Tensor:
+        """(R,) long, the likeliest jump of rows with logits (R, J + 1) at prices (R,).
+
+        Below the lowest price that the observation tells apart, the logit of running the next layer is raised by ln(price_low / price):
+        the cheaper compute is, the surer the policy must be to skip. At 0 all rows run everything.
+        """
+        low = self.rules.layout.price_low
+        bar = (low / price.clamp(low * math.exp(-LARGEST_BIAS), low)).log().clamp(min=0).unsqueeze(1)  # (R, 1)
+        return torch.cat([logits[:, :1] + bar, logits[:, 1:]], dim=1).argmax(dim=1)

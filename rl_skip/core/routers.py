@@ -68,15 +68,15 @@ class PolicyRouter(Router):
             return only_way(rules, i, rows) if given is None else Decision(given)
         observation = state.observe(rows)
         logits = self.policy(observation)  # (R, J + 1)
-        following = rules.next_layer(i, self._choose(logits.detach(), i, rows)) if given is None else given
+        following = rules.next_layer(i, self._choose(logits.detach(), state.price[rows], i, rows)) if given is None else given
         return Decision(following, rules.decision_flops, read=rules.layout.reads, observation=observation, logits=logits)
 
-    def _choose(self, logits: Tensor, i: int, rows: Tensor) -> Tensor:
+    def _choose(self, logits: Tensor, price: Tensor, i: int, rows: Tensor) -> Tensor:
         if self.chances is not None:
             below = torch.softmax(logits, dim=1).cumsum(dim=1)  # (R, J + 1), of each jump the probability of it or a shorter one
             return (self.chances[rows, i].unsqueeze(1) >= below / below[:, -1:]).sum(dim=1)
         if not self.sample:
-            return logits.argmax(dim=1)
+            return self.policy.likeliest(logits, price)
         return torch.multinomial(torch.log_softmax(logits, dim=1).exp(), 1, generator=self.generator).squeeze(1)
 
 

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Collection
 from pathlib import Path
 
+from rl_skip.core.bounded import checked_file, read_bytes
 from rl_skip.core.errors import UserError
 
 __all__ = ["SEAL", "check_sealed", "is_sealed", "require_seal", "seal"]
@@ -14,6 +15,9 @@ SEAL = "SHA256SUMS"
 LINE = re.compile(r"([0-9a-f]{64})  ([^\n\\]+)\n")
 LARGEST = 2**20
 """Bytes that a seal may have."""
+LARGEST_BESIDE = 2**30
+"""Of a file that is compared and holds no weights: cards, descriptions, tokenizers."""
+RESTORE = "restore the folder, or write it anew"
 
 
 def seal(folder: Path, names: Collection[str] | None = None) -> None:
@@ -50,23 +54,25 @@ def check_sealed(folder: Path, *names: str, whole: bool = False) -> None:
     for name in dict.fromkeys((*names, *sealed) if whole else names):
         file = folder / name
         if name not in sealed and file.exists():
-            raise UserError(f"{file} was added after {folder / SEAL} was written, so it is not read; restore the folder, or write it anew")
+            raise UserError(f"{file} was added after {folder / SEAL} was written, so it is not read; {RESTORE}")
         if name in sealed and not file.is_file():
-            raise UserError(f"{file} is missing, and {folder / SEAL} names it; restore the folder, or write it anew")
-        if name in sealed and _digest(file) != sealed[name]:
-            raise UserError(f"{file} is not as it was written, its digest differs from the one in {SEAL}; restore the folder, or write it anew")
+            raise UserError(f"{file} is missing, and {folder / SEAL} names it; {RESTORE}")
+        if name not in sealed:
+            continue
+        if file.suffix != ".safetensors":
+            checked_file(file, RESTORE, LARGEST_BESIDE)
+        if _digest(file) != sealed[name]:
+            raise UserError(f"{file} is not as it was written, its digest differs from the one in {SEAL}; {RESTORE}")
 
 
 def _read(file: Path) -> dict[str, str]:
     """Digests by names; only what is exactly as it is written is read, so that no bit of it may change either."""
-    with file.open("rb") as opened:
-        content = opened.read(LARGEST)
-    text = content.decode("utf-8", errors="replace")
+    text = read_bytes(file, RESTORE, LARGEST).decode("utf-8", errors="replace")
     lines = [match.groups() for match in LINE.finditer(text)]
     sealed = {name: digest for digest, name in lines}
     inside = all(not Path(name).is_absolute() and ".." not in Path(name).parts for name in sealed)
     if not sealed or len(sealed) != len(lines) or not inside or "".join(f"{digest}  {name}\n" for digest, name in lines) != text:
-        raise UserError(f"{file} is not as it was written: it is no list of digests and files; restore the folder, or write it anew")
+        raise UserError(f"{file} is not as it was written: it is no list of digests and files; {RESTORE}")
     return sealed
 
 

@@ -94,7 +94,7 @@ class Task(Classification):
     name: str
     classes: tuple[str, ...]
     load: Callable[[Split], Examples]
-    """Reads one split. Only evaluation reads test."""
+    """Reads one split. Only evaluation reads test; of a person's own task, a few rows of it are tried before a run begins."""
     embedding: Embedding
     """How inputs become tokens: `PatchEmbedding`, `FrameEmbedding`, or a function width → module."""
     tokens: int

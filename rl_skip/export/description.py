@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 
+from rl_skip.core.bounded import MOST_LAYERS, MOST_WIDTH
 from rl_skip.core.dial import Guarantee, GuaranteeKind, PricePoint, PriceTable
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import ALWAYS, FEATURES, Feature, find_features
@@ -25,6 +26,8 @@ FORMAT_VERSION = 2
 """2: an observation is a list of features."""
 TRAIN_ANEW = "train the policy anew with train.py"
 COST_TOLERANCE = 1e-3
+MOST_POINTS = 10_000
+"""Of a price table; those that rl_skip measures have about 20."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,13 @@ class Description:
             UserError: naming the field that is missing or wrong.
         """
         fields = Fields.read(file, FORMAT_VERSION, FORMAT_VERSION, TRAIN_ANEW)
-        depth, width = fields.integer("depth"), fields.integer("width")
+        depth, width = fields.integer("depth", 1, MOST_LAYERS), fields.integer("width", 1, MOST_WIDTH)
         allow_exit = fields.flag("allow_exit")
         scope: PolicyScope = "input" if fields.text("policy_scope", get_args(PolicyScope)) == "input" else "state"
         longest = longest_jump(depth, allow_exit)
         if longest < 1:
             raise fields.wrong("depth", "deep enough to leave a choice, 3 layers or 2 with allow_exit")
-        max_jump, hidden = fields.integer("max_jump", 1, longest), fields.integer("hidden")
+        max_jump, hidden = fields.integer("max_jump", 1, longest), fields.integer("hidden", 1, MOST_WIDTH)
         layout = _read_layout(fields.object("observation"), width, depth, features)
         return cls(
             rules=JumpRules(layout, max_jump, allow_exit, scope, hidden, fields.flag("jumps")),
@@ -223,6 +226,8 @@ def _read_guarantee(fields: Fields) -> Guarantee | None:
 
 def _read_table(fields: Fields) -> PriceTable:
     rows = fields.objects("price_table")
+    if len(rows) > MOST_POINTS:
+        raise UserError(f"{fields.source}: price_table must have at most {MOST_POINTS:,} points, got {len(rows):,}; write the file anew")
     score_name = fields.text("score_name") if "score_name" in fields.values else "accuracy"  # files of before hold accuracies alone
     points = tuple(PricePoint(row.number("price"), row.number("compute"), row.number(score_key(score_name), 0.0, 1.0)) for row in rows)
     try:

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rl_skip.core.bounded import checked_header, read_tensors
 from rl_skip.core.errors import UserError
 
 __all__ = ["build", "count_weights", "read_weights", "save_weights"]
 
 M = TypeVar("M", bound=nn.Module)
+WRITE_ANEW = "write the folder anew"
 RIGHT_NETWORK = "the weights go with the network that they were saved from"
 
 
@@ -48,11 +50,8 @@ def read_weights(file: Path, expected: dict[str, Tensor], same_dtype: bool = Fal
         UserError: naming the weight that is missing, unknown or of another shape or type.
     """
     if not file.is_file():
-        raise UserError(f"there is no {file.name} in {file.parent}; write the folder anew")
-    try:
-        state = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is not a readable safetensors file ({error}); write the folder anew") from None
+        raise UserError(f"there is no {file.name} in {file.parent}; {WRITE_ANEW}")
+    state = read_tensors(file, WRITE_ANEW)
     for name, tensor in expected.items():
         if name not in state:
             raise UserError(f"{file}: the weight {name} is missing; {RIGHT_NETWORK}")
@@ -73,12 +72,9 @@ def count_weights(file: Path) -> int:
         UserError: if it is no such file.
     """
     if not file.is_file():
-        raise UserError(f"there is no {file.name} in {file.parent}; write the folder anew")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118, it is no dictionary
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is not a readable safetensors file ({error}); write the folder anew") from None
+        raise UserError(f"there is no {file.name} in {file.parent}; {WRITE_ANEW}")
+    with checked_header(file, WRITE_ANEW), safe_open(file, framework="pt") as opened:
+        return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118, it is no dictionary
 
 
 def save_weights(file: Path, state: dict[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from rl_skip.core.dial import PricePoint, PriceTable, price_grid
+from rl_skip.core.dial import LARGEST_BIAS, PricePoint, PriceTable, price_grid, prices_below
 from rl_skip.core.policy import JumpPolicy
 from rl_skip.learning.prices import BudgetPrice, PriceRange
 
@@ -14,8 +14,6 @@ __all__ = ["CALIBRATION_ROWS", "HALVINGS", "SLACK", "Measure", "Measured", "cali
 
 TOLERANCE = 0.005
 SLACK = 0.005
-LARGEST_BIAS = 64.0
-"""Above the difference of any two jumps' logits."""
 HALVINGS = 20
 CALIBRATION_ROWS = 2000
 """Validation rows that are run at each halving."""
@@ -45,7 +43,7 @@ Measure = Callable[[float], Measured]
 
 
 def calibrate(
-    policy: JumpPolicy, prices: PriceRange | BudgetPrice, measure: Callable[[int | None], Measure], score_name: str
+    policy: JumpPolicy, prices: PriceRange | BudgetPrice, measure: Callable[[int | None], Measure], score_name: str, *, below: bool = False
 ) -> tuple[PriceTable, float]:
     """The price table from validation data, and the operating price.
 
@@ -58,6 +56,7 @@ def calibrate(
         prices: those that it was trained for.
         measure: at most so many validation rows, None for all → what measures the policy on them.
         score_name: what reports call the score.
+        below: prices below the range are measured too, see `JumpPolicy.likeliest`.
     """
     low, high = prices.range
     if low == high:
@@ -65,7 +64,7 @@ def calibrate(
     if isinstance(prices, BudgetPrice):
         _calibrate_to_budget(policy, measure(CALIBRATION_ROWS), prices.validation_price, prices.budget)
     measured = measure(None)
-    at_prices = [measured(price) for price in price_grid(low, high)]
+    at_prices = [measured(price) for price in (*price_grid(low, high), *(prices_below(policy.rules.layout.price_low) if below else ()))]
     table = PriceTable.monotone([PricePoint(at.price, at.compute, at.score) for at in at_prices], score_name)
     if isinstance(prices, BudgetPrice):
         return table, prices.validation_price

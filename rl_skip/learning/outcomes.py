@@ -28,8 +28,9 @@ class SeenExits:
         """(N,) long, after which layer each row leaves at a price, as the likeliest decisions say; by a policy that sees what these were made for."""
         observations, device = self.observations.clone(), policy.fc_in.weight.device
         observations[..., -1] = policy.rules.layout.scale_price(torch.tensor(price))
-        jumps = policy(observations.flatten(0, 1).to(device)).argmax(dim=1).cpu().view(observations.shape[:2])
-        return left_at(jumps > 0)
+        logits = policy(observations.flatten(0, 1).to(device))
+        jumps = policy.likeliest(logits, torch.full(logits.shape[:1], price, device=device))
+        return left_at(jumps.cpu().view(observations.shape[:2]) > 0)
 
     def point(self, policy: JumpPolicy, price: float) -> PricePoint:
         """The mean compute and score that the policy has at a price."""

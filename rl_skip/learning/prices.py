@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rl_skip.core.bounded import LEAST_BUDGET
 from rl_skip.core.errors import UserError, positive
 from rl_skip.core.reward import LINEAR, BudgetReward, Reward
 
@@ -62,8 +63,8 @@ def check_pricing(pricing: Pricing) -> None:
     """
     if pricing.price is not None and pricing.budget is not None:
         raise UserError("a price and a budget exclude each other; set one of --price and --budget, or of price= and budget=")
-    if pricing.budget is not None and not 0 < pricing.budget <= 1:
-        raise UserError(f"a budget is a mean compute in (0, 1], got {pricing.budget}; set --budget, or budget=")
+    if pricing.budget is not None and not LEAST_BUDGET <= pricing.budget <= 1:
+        raise UserError(f"a budget is a mean compute in (0, 1], {LEAST_BUDGET} at the least, got {pricing.budget}; set --budget, or budget=")
     positive("the price a budget starts from", pricing.budget_price, "--budget-price, or budget_price=")
     positive("budget_integral", pricing.budget_integral, "--budget-integral, or budget_integral=")
     positive("budget_proportional", pricing.budget_proportional, "--budget-proportional, or budget_proportional=", zero=True)
@@ -78,8 +79,11 @@ def check_pricing(pricing: Pricing) -> None:
 
 
 def seen_range(pricing: Pricing) -> tuple[float, float]:
-    """The prices that the policy's observation distinguishes."""
-    return pricing.price_range if pricing.price is None and pricing.budget is None else PRICE_BOUNDS
+    """The prices that the policy's observation distinguishes; never all above the one that it is trained for."""
+    if pricing.price is None and pricing.budget is None:
+        return pricing.price_range
+    low, high = PRICE_BOUNDS
+    return (min(low, pricing.price) if pricing.price else low), high
 
 
 class PriceSource(Protocol):

@@ -41,6 +41,7 @@ def prune(
     data: str | None = None,
     device: torch.device | str = "cpu",
     batch_size: int = 256,
+    allow_code: bool = False,
 ) -> dict[str, Any]:
     """Writes the network of a run without the layers that its best fixed route leaves out.
 
@@ -53,6 +54,7 @@ def prune(
         data: where the data are, if not where the run read them.
         device: where to search and measure.
         batch_size: rows that run together while the network is measured.
+        allow_code: as `load_run` takes it.
 
     Returns:
         Which layers stay, and the score of the pruned network on test data beside full depth and the policy.
@@ -62,7 +64,7 @@ def prune(
     """
     if folder.is_symlink() or folder.exists():
         raise UserError(f"{folder} exists and is left as it is; name another folder")
-    model, task = load_run(run, data=data, device=device)
+    model, task = load_run(run, data=data, device=device, allow_code=allow_code)
     if layers is None and budget is None:
         layers = _compared_layers(run)
     if layers is None:
@@ -71,7 +73,7 @@ def prune(
     layers = checked_layers(layers, model.stack.depth)
     begin_stage("pruned network")
     measured = _measure(model, task, layers, batch_size)
-    origin = read_description(run / "policy", read_run(run).features)
+    origin = read_description(run / "policy", read_run(run, allow_code=allow_code).features)
     description = {
         "format_version": FORMAT_VERSION,
         "depth": model.stack.depth,

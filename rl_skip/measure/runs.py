@@ -11,6 +11,7 @@ import torch
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature, check_features, find_features
 from rl_skip.core.fields import Fields, is_ours
+from rl_skip.core.plugins import refuse_code
 from rl_skip.core.reward import Reward, find_reward
 from rl_skip.core.seal import check_sealed, is_sealed
 from rl_skip.core.task import Examples, Split, Task
@@ -20,9 +21,23 @@ from rl_skip.tasks import DEFAULTS, load_task
 from rl_skip.tasks.data_report import DATA, SplitReport, read_data_report, watched
 from rl_skip.tasks.options import TaskOptions, read_task_options
 
-__all__ = ["CONFIG", "FORMAT_VERSION", "MODEL", "Run", "holds_run", "is_run", "load_run", "read_run", "refuse_other_data"]
+__all__ = [
+    "CONFIG",
+    "FORMAT_VERSION",
+    "MODEL",
+    "POLICY",
+    "Run",
+    "holds_run",
+    "is_run",
+    "load_run",
+    "read_config",
+    "read_run",
+    "references_of",
+    "refuse_other_data",
+]
 
 CONFIG = "config.json"
+POLICY = "policy"
 MODEL = "model"
 """Where in the folder a model from transformers is, trained."""
 FORMAT_VERSION = 2
@@ -71,7 +86,7 @@ class Run:
     @property
     def policy(self) -> Path:
         """The run's export."""
-        return self.folder / "policy"
+        return self.folder / POLICY
 
     def load_task(self, data: str | None = None) -> Task:
         """The task, with its data at `data` if they are not where the run read them."""
@@ -88,13 +103,12 @@ def holds_run(folder: Path) -> bool:
     return is_ours(folder / CONFIG, "task", "network", "agent")
 
 
-def read_run(folder: Path | str) -> Run:
-    """Reads a run's `config.json`.
+def read_config(folder: Path) -> Fields:
+    """The fields of a run's `config.json`.
 
     Raises:
-        UserError: if there is no finished run, or a field is missing or wrong.
+        UserError: if there is no finished run of this version with a policy.
     """
-    folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; name the folder of a finished run")
     if not is_run(folder):
@@ -102,11 +116,36 @@ def read_run(folder: Path | str) -> Run:
     fields = Fields.read(folder / CONFIG, FORMAT_VERSION, FORMAT_VERSION, TRAIN_ANEW)
     if is_sealed(folder):
         check_sealed(folder, CONFIG, DATA)
+    if not (folder / POLICY).is_dir():
+        if (folder / "curve.json").is_file():
+            raise UserError(f"{folder} is the run of a baseline, which has no policy; set it beside a run: compare RUN --baselines {folder}")
+        raise UserError(f"the run {folder} has no policy yet; let its training finish")
+    return fields
+
+
+def references_of(fields: Fields) -> tuple[str, ...]:
+    """Everything in a run's `config.json` that may be the name of a person's own, `file.py:name`."""
+    pricing, network, policy = fields.object("pricing"), fields.object("network"), fields.object("policy")
+    return fields.object("task").text("name"), network.text("stack"), fields.text("agent"), pricing.text("reward"), *policy.texts("feature")
+
+
+def read_run(folder: Path | str, *, allow_code: bool = False) -> Run:
+    """Reads a run's `config.json`.
+
+    Args:
+        allow_code: whether the Python files that it names may be run, when its task, stack, reward and features are used.
+
+    Raises:
+        UserError: if there is no finished run, a field is missing or wrong, or it names code that is not allowed.
+    """
+    folder = Path(folder)
+    fields = read_config(folder)
+    refuse_code(references_of(fields), fields.source, allow_code)
     task = fields.object("task")
     options = read_task_options(task.object("options"))
     if (folder / MODEL).is_dir():
         options = replace(options, model=str(folder / MODEL))
-    run = Run(
+    return Run(
         folder,
         task.text("name"),
         task.text_or_none("data"),
@@ -115,11 +154,6 @@ def read_run(folder: Path | str) -> Run:
         fields.object("pricing").text("reward"),
         fields.object("policy").texts("feature"),
     )
-    if not run.policy.is_dir():
-        if (folder / "curve.json").is_file():
-            raise UserError(f"{folder} is the run of a baseline, which has no policy; set it beside a run: compare RUN --baselines {folder}")
-        raise UserError(f"the run {folder} has no policy yet; let its training finish")
-    return run
 
 
 def load_run(
@@ -130,6 +164,7 @@ def load_run(
     budget: float | None = None,
     device: torch.device | str = "cpu",
     changed: Callable[[str], None] | None = None,
+    allow_code: bool = False,
 ) -> tuple[SkipModel, Task]:
     """The trained model of a run, and its task.
 
@@ -137,11 +172,12 @@ def load_run(
         data: where the data are now, if not where the run read them.
         price, budget, device: as `load` takes them.
         changed: is told in a sentence if a split, when it is loaded, has other rows or labels than the run had; None: it is refused.
+        allow_code: whether the Python files that the run names may be run, those of its own task, stack, reward and features.
 
     Raises:
-        UserError: if there is no finished run, its task cannot be read, or the two do not fit.
+        UserError: if there is no finished run, its task cannot be read, the two do not fit, or it names code that is not allowed.
     """
-    run = read_run(folder)
+    run = read_run(folder, allow_code=allow_code)
     description, stack = read_description(run.policy, run.features), None
     if budget is not None:
         description.table.price_for(budget)  # refused before data are read, which takes longer

@@ -81,7 +81,11 @@ class ModuleStack(LayerStack):
 
         Args:
             layers: a list, `nn.ModuleList` or `nn.Sequential`; the modules are taken as they are, with their weights.
-            embed, head, example, layers_take_mask, channel_dim: as the constructor takes them.
+            embed: as the constructor takes it.
+            head: the same.
+            example: the same.
+            layers_take_mask: the same.
+            channel_dim: the same.
 
         Raises:
             UserError: if there are no layers, or one returns anything but a tensor of the shape that it was given.

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from torch import nn
 
+from rl_skip.core.bounded import MOST_LAYERS, MOST_WIDTH
 from rl_skip.core.costs import attention_block_flops
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields, read_dataclass
@@ -21,6 +22,8 @@ __all__ = ["NETWORK", "STACKS", "NetworkConfig", "StackBuilder", "build_network"
 StackBuilder = Callable[["NetworkConfig", nn.Module, int, int], LayerStack]
 """(config, embed, tokens, classes) → a stack of `config.layers` layers of `config.width`, whose inputs `embed` turns into hidden
 states (B, T, D), or pairs of them and masks (B, T), T being `tokens`; its outputs are logits (B, classes)."""
+MOST_BUILT = 2**28
+"""Of layers · width², in the networks that are built here: about 3 billion weights."""
 STACKS: Registry[StackBuilder] = Registry("stack", "--stack")
 
 
@@ -45,8 +48,10 @@ class NetworkConfig:
     """All layers of "blocks" share one block's weights."""
 
     def __post_init__(self) -> None:
-        if self.layers < 1:
-            raise UserError(f"a network needs at least 1 layer, got {self.layers}; set --layers")
+        if not 1 <= self.layers <= MOST_LAYERS:
+            raise UserError(f"a network has 1 to {MOST_LAYERS:,} layers, got {self.layers}; set --layers")
+        if self.width > MOST_WIDTH:
+            raise UserError(f"a network is at most {MOST_WIDTH:,} wide, got {self.width}; set --width")
         if self.width < 1 or self.heads < 1 or self.width % self.heads:
             raise UserError(f"a width of {self.width} does not divide into {self.heads} heads; set --width to a multiple of --heads")
         if not is_own(self.stack):  # whose file is run where a network is built, and not before
@@ -92,6 +97,9 @@ def build_network(config: NetworkConfig, embedding: Embedding, tokens: int, clas
     builder = STACKS.find(config.stack)
     embed = embedding(config.width) if callable(embedding) else embedding.build(config.width)
     if not is_own(config.stack):
+        if config.layers * config.width**2 > MOST_BUILT:
+            size = f"{config.layers} layers of width {config.width:,}"
+            raise UserError(f"{size} are more than is built, layers · width² up to {MOST_BUILT:,}; set --layers and --width, or bring a --stack")
         return builder(config, embed, tokens, classes)
     try:
         stack = builder(config, embed, tokens, classes)

@@ -5,7 +5,7 @@ it with the path (None without `--data`).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class BundledTask:
     """Reads the data: from a path, or brings its own."""
     defaults: Defaults = field(default_factory=dict)
     """As `Task.defaults`."""
+    options: frozenset[str] = frozenset()
+    """Which of `TaskOptions` it reads, besides those for a model."""
     needs_data: bool = True
     """Whether `make` takes a path, and the options with which models from transformers are named."""
 
@@ -59,13 +61,14 @@ def load_task(name: str, data: str | None = None, options: TaskOptions = DEFAULT
         UserError: if there is no such task, or the data cannot be read.
     """
     bundled = None if is_own(name) else TASKS.find(name)
+    if options.pair_column is not None and name != "text":
+        raise UserError(f"the task {name!r} has no pairs of texts; leave out --pair-column, or set --task text")
+    _refuse_options(name, frozenset() if bundled is None else bundled.options, options)
     place = None if bundled is None or data is None else find_data(data)  # a person's own task reads its data as it likes
     if bundled is not None and not bundled.needs_data and data is not None:
         raise UserError(f"the task {name!r} brings its own data and does not read {data}; leave out --data, or set --task")
     if options.pretrained and (bundled is None or not bundled.needs_data):
         raise UserError(f"the task {name!r} builds its network itself and does not take {options.model}; leave out --model, or set --task")
-    if options.pair_column is not None and name != "text":
-        raise UserError(f"the task {name!r} has no pairs of texts; leave out --pair-column, or set --task text")
     if options.label_order is not None and (not options.pretrained or name == "language"):
         raise UserError("--label-order is the order of the classes of a model that has some; leave it out, or set --model to a classifier")
     if bundled is None:
@@ -92,6 +95,16 @@ def defaults_of(name: str, data: str | None, given: Mapping[str, str]) -> Mappin
     defaults, place = _own_task(name, data).defaults, Path(name.rpartition(":")[0]).parent
     own = {option: _from(place, value) for option, value in (defaults(given) if callable(defaults) else defaults).items()}
     return leaving_defaults(given, own) | own
+
+
+def _refuse_options(name: str, read: frozenset[str], options: TaskOptions) -> None:
+    """Refuses options that are set and that the task does not read."""
+    read = read | ({"model", "head", "label_order"} if options.pretrained else {"model", "label_order"})
+    for option in fields(TaskOptions):
+        if option.name not in read and getattr(options, option.name) != getattr(DEFAULTS, option.name):
+            flag = f"--{option.name.replace('_', '-')}"
+            reason = "without --model it does nothing" if option.name == "head" else f"the task {name!r} does not read it"
+            raise UserError(f"{flag} is set, and {reason}; leave it out")
 
 
 def _from(place: Path, value: Any) -> Any:

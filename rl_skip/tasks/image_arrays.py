@@ -1,7 +1,7 @@
 """Pictures as arrays: IDX files as MNIST ships them, and npz files."""
 
-import gzip
 import math
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_skip.core.bounded import checked_file, most_unpacked, read_bytes, unpacked
 from rl_skip.core.errors import UserError
 from rl_skip.core.task import Split
 from rl_skip.tasks.folders import is_hidden
@@ -68,10 +69,9 @@ def _idx_file(folder: Path, kind: str, axes: int) -> Path:
 
 def _idx(file: Path, axes: int) -> Tensor:
     """A file of unsigned bytes: two zeros, the type, the number of axes, each axis in four bytes, then the values."""
-    with reading(file, "a folder with four whole IDX files"):
-        content = file.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
+    expected = "a folder with four whole IDX files"
+    with reading(file, expected):
+        content = unpacked(read_bytes(file, f"set --data to {expected}"))
     start = 4 + 4 * axes
     if len(content) < start or content[:4] != bytes((0, 0, 8, axes)):
         raise UserError(f"{file} is no IDX file of bytes with {axes} axes; set --data to a folder with four whole IDX files")
@@ -89,6 +89,7 @@ def npz_parts(path: Path) -> tuple[dict[Split, ImagePart], list[str]]:
     except ImportError:
         raise UserError("an .npz needs NumPy; pip install 'rl-skip[tasks]'") from None
     with reading(path, "an .npz with images and labels, without pickled objects"):
+        _check_archive(path)
         loaded = np.load(path, allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
             raise ValueError("it is a single array")
@@ -104,6 +105,29 @@ def npz_parts(path: Path) -> tuple[dict[Split, ImagePart], list[str]]:
     if beside and len(parts) == 1:
         remarks.append(f"passed over beside {path}: {', '.join(beside)}")
     return parts, remarks
+
+
+def _check_archive(path: Path) -> None:
+    """Refuses an npz whose arrays, by their headers, are not as large as what is there of them, before any of them is made."""
+    from numpy.lib import format as npy
+
+    size = checked_file(path, f"set --data to {EXPECTED}")
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        total, most = sum(member.file_size for member in members), most_unpacked(size)
+        if total > most:
+            raise ValueError(f"its arrays have {total:,} bytes, and its size allows {most:,}; save it with numpy.savez, uncompressed")
+        if len({member.filename for member in members}) < len(members):
+            raise ValueError("two of its arrays have one name")
+        for member in members:
+            with archive.open(member) as opened:
+                if not member.filename.endswith(".npy"):
+                    continue
+                version = npy.read_magic(opened)
+                shape, _, dtype = npy.read_array_header_1_0(opened) if version == (1, 0) else npy.read_array_header_2_0(opened)
+                there = member.file_size - opened.tell()
+                if not dtype.hasobject and math.prod(shape) * dtype.itemsize != there:
+                    raise ValueError(f"{member.filename} holds {there:,} bytes where its header promises {math.prod(shape) * dtype.itemsize:,}")
 
 
 def _pairs(names: list[str], path: Path) -> dict[Split, tuple[str, str]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rl_skip.core.bounded import checked_file
 from rl_skip.core.errors import UserError
 from rl_skip.core.task import Split
 from rl_skip.tasks.folders import FileKind, Notes, check_names, class_folders, passed_over, walk
@@ -38,6 +39,8 @@ DEEP_COLOUR = re.compile(r";16[BLN]\b")
 """In what Pillow says of values that it reads: 16 bits, in the order of bytes that the letter names."""
 WIDTH, HEIGHT, ORIENTATION = 0x0100, 0x0101, 0x0112
 """Tags of TIFF, the last one of EXIF too: it says how a picture is to be turned, and from 5 on its sides change places."""
+MOST_PIXELS = 2**26
+"""Of a picture file, 67 million; with its copies in colour it takes a gigabyte."""
 SQUEEZED = 1.1
 """From which factor on another ratio of width to height is told."""
 
@@ -90,7 +93,10 @@ def _opened(path: Path, name: str, notes: Notes) -> Iterator["Image"]:
     with reading(path / name, "pictures that can be read"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
+        checked_file(path / name, f"set --data to {EXPECTED}")
         with Image.open(path / name, formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"it has {image.width} x {image.height} pixels, and at most {MOST_PIXELS:,} are read; scale it down")
             yield image
     for warning in caught:
         notes.add(f"read with a warning of Pillow's, {' '.join(str(warning.message).split())}", name)

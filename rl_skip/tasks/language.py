@@ -13,6 +13,7 @@ from rl_skip.attached.huggingface import HuggingFaceStack
 from rl_skip.attached.library import require
 from rl_skip.attached.pretrained import load_model, read_config, read_tokenizer
 from rl_skip.attached.vocabulary import most_tokens
+from rl_skip.core.bounded import read_bytes
 from rl_skip.core.errors import UserError
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
@@ -99,7 +100,7 @@ def language(path: Path, options: TaskOptions) -> Task:
     if prompt >= rows:
         raise UserError(f"a prompt of {prompt} tokens leaves none of {rows} to count; set --prompt-tokens below --max-tokens")
     with reading(path, EXPECTED):
-        text = decoded(path.read_bytes(), path, EXPECTED)
+        text = decoded(read_bytes(path, f"set --data to {EXPECTED}"), path, EXPECTED)
     if not text.strip():
         raise UserError(f"{path} is empty; set --data to {EXPECTED}")
     parts = {split: text[round(low * len(text)) : round(high * len(text))] for split, (low, high) in SHARES.items()}
@@ -187,4 +188,8 @@ FROM_SCRATCH = {
     "batch_size": 32,
     "eval_epochs": 2,
 }
-LANGUAGE = BundledTask(language, lambda given: FROM_SCRATCH | model_defaults(given if "no_jumps" in given else {**given, "jumps": ""}))
+LANGUAGE = BundledTask(
+    language,
+    lambda given: FROM_SCRATCH | model_defaults(given if "no_jumps" in given else {**given, "jumps": ""}),
+    frozenset({"max_tokens", "prompt_tokens"}),
+)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from rl_skip.core.bounded import read_json
 from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs
 
@@ -40,10 +41,10 @@ class PixelPreparation:
             UserError: if pictures of that many channels cannot become the model's.
         """
         file = Path(folder, FILE)
-        try:
-            saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        except ValueError:
-            raise UserError(f"{file} is not JSON; set --model to a folder that save_pretrained wrote") from None
+        advice = "set --model to a folder that save_pretrained wrote"
+        saved = read_json(file, advice) if file.is_file() else {}
+        if not isinstance(saved, dict):
+            raise UserError(f"{file} holds no JSON object; {advice}")
         channels = getattr(config, "num_channels", 3)
         if train.shape[1] not in (1, channels):
             raise UserError(f"the pictures have {train.shape[1]} channels, the model in {folder} takes {channels}; set --data to others")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from rl_skip.core.bounded import Packed, checked_file, read_bytes
 from rl_skip.core.errors import UserError
 from rl_skip.core.task import Split
 from rl_skip.tasks.folders import FileKind, Part, check_names, class_folders, passed_over, walk
@@ -15,6 +16,7 @@ from rl_skip.tasks.waves import Recording, read_wave
 __all__ = ["NAME", "Recordings", "read_recordings"]
 
 EXPECTED = "a folder or tar of WAV files, in a folder per label or named {label}_{speaker}_{take}.wav"
+ADVICE = f"set --data to {EXPECTED}"
 KIND = FileKind("recordings", (".wav", ".wave"), EXPECTED)
 NAME = re.compile(r"(?P<label>[^_]+)_(?P<speaker>.+)_(?P<take>\d+)")
 
@@ -65,16 +67,40 @@ def _files(path: Path) -> Iterator[tuple[str, bytes | None]]:
     """Every name, as `walk` gives them, with the content of recordings."""
     if path.is_dir():
         for name in walk(path):
-            yield name, (path / name).read_bytes() if KIND.reads(name) else None
+            yield name, read_bytes(path / name, ADVICE) if KIND.reads(name) else None
         return
-    with tarfile.open(path) as tar:
-        for member in tar:
-            name = str(PurePosixPath(member.name)).lstrip("/")
-            if member.isdir():
-                yield from [] if name == "." else [(f"{name}/", None)]
-            else:  # links lead to what they name
-                content = tar.extractfile(member) if KIND.reads(name) else None
-                yield name, None if content is None else content.read()
+    size = checked_file(path, ADVICE)
+    with path.open("rb") as opened:
+        packed = Packed(opened, size)
+        with tarfile.open(fileobj=packed, mode="r:") as tar:
+            for member in tar:
+                yield from _member(tar, member, packed)
+            _check_end(packed, tar.offset)
+
+
+def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, packed: Packed) -> Iterator[tuple[str, bytes | None]]:
+    """What one member of a tar is. Links lead to what they name in the tar, and never out of it."""
+    name = str(PurePosixPath(member.name)).lstrip("/")
+    if member.issparse():
+        raise ValueError(f"{name} is stored with holes, which are not read; make the tar without --sparse")
+    packed.refuse_beyond(member.offset_data + member.size)
+    if member.isdir():
+        yield from [] if name == "." else [(f"{name}/", None)]
+        return
+    content = tar.extractfile(member) if KIND.reads(name) else None
+    yield name, None if content is None else content.read()
+
+
+def _check_end(packed: Packed, end: int) -> None:
+    """Refuses a tar that ends without the blocks of zeros that end a whole one, or after them with more members: what follows was not read."""
+    packed.seek(end)
+    rest = 0
+    for piece in packed.chunks():
+        if piece.count(0) < len(piece):
+            raise ValueError(f"what follows its member at byte {end:,} is damaged, or another tar")
+        rest += len(piece)
+    if rest < tarfile.BLOCKSIZE:
+        raise ValueError("it is cut short: the blocks that end a tar are missing")
 
 
 def _label_of(name: str, path: Path) -> str:

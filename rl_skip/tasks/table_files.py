@@ -48,6 +48,8 @@ def find_table_files(path: Path, options: TaskOptions) -> TableFiles:
     files: dict[Split, Path] = {}
     for split, name in given.items():
         if name is not None:
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise UserError(f"the file {name} leads out of {folder}; set --{split}-file to one in it, and --data to the folder of all")
             files[split] = folder / name
             if not files[split].is_file():
                 raise UserError(f"there is no file {files[split]}; set --{split}-file to one in {folder}")

@@ -1,6 +1,5 @@
 """Tables of texts with labels: TSV and CSV files, plain or gzip, one for each split or one for all."""
 
-import gzip
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from rl_skip.core.bounded import read_bytes, unpacked
 from rl_skip.core.errors import UserError
 from rl_skip.core.task import Split, stratified_split
 from rl_skip.tasks.decoding import decoded
@@ -150,8 +150,8 @@ def _cells(file: Path, names: "_NamedColumns") -> tuple[Cells, list[str]]:
     if not is_table(file.name):
         raise UserError(f"{file} is not what the task 'text' reads; set --data to {EXPECTED}")
     with reading(file, EXPECTED):
-        content = file.read_bytes()
-        text = decoded(gzip.decompress(content) if file.suffix.lower() == ".gz" else content, file, EXPECTED)
+        content = read_bytes(file, f"set --data to {EXPECTED}")
+        text = decoded(unpacked(content) if file.suffix.lower() == ".gz" else content, file, EXPECTED)
         cells, remarks = parsed(text, file, names.are_in)
     filled = [(row, values) for row, values in cells if any(value.strip() for value in values)]
     if filled:

@@ -139,4 +139,5 @@ def _fresh_network(size: NetworkConfig, tokenizer: Any, classes: tuple[str, ...]
 
 
 FROM_SCRATCH = {"layers": 6, "width": 128, "dropout": 0.1, "warmup_epochs": 4, "epochs": 8, "eval_epochs": 2}
-TEXT = BundledTask(text, lambda given: FROM_SCRATCH | model_defaults(given))
+READ = frozenset({"text_column", "pair_column", "label_column", "train_file", "validation_file", "test_file", "max_tokens"})
+TEXT = BundledTask(text, lambda given: FROM_SCRATCH | model_defaults(given), READ)

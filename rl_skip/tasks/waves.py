@@ -13,6 +13,8 @@ RATES = range(1000, 768_001)
 """Samples a second that a header may name."""
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
 NAMED = {2: "ADPCM", 6: "A-law", 7: "µ-law", 17: "ADPCM", 85: "MP3"}
+MOST_CHUNKS = 1000
+"""In a file: programs write a dozen, and a file of empty ones would take minutes."""
 UNKNOWN_LENGTH = 0xFFFFFFFF
 """What programs write that do not know the length yet when they begin."""
 
@@ -67,10 +69,13 @@ def read_wave(content: bytes) -> Recording:
 def _chunks(content: bytes) -> Iterator[tuple[bytes, int, memoryview]]:
     """Name, promised size and what there is of each chunk; chunks begin at even places."""
     view, place = memoryview(content), 12
-    while place + 8 <= len(content):
+    for _ in range(MOST_CHUNKS):
+        if place + 8 > len(content):
+            return
         size = int.from_bytes(content[place + 4 : place + 8], "little")
         yield content[place : place + 4], size, view[place + 8 : place + 8 + size]
         place += 8 + size + size % 2
+    raise ValueError(f"it has more than {MOST_CHUNKS} parts")
 
 
 def _decoded(data: bytearray, kind: int, width: int) -> Tensor:

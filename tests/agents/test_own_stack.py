@@ -42,7 +42,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def report(capsys: pytest.CaptureFixture[str], *words: object) -> dict:
     capsys.readouterr()
-    assert main([*map(str, words), "--json"]) == 0
+    assert main([*map(str, words), "--json", *(["--allow-code"] if words[0] != "info" else [])]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -53,7 +53,7 @@ def fresh() -> rl_skip.LayerStack:
 
 def test_a_run_names_the_file_by_its_whole_path_and_is_found_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads((finished / "config.json").read_text())["network"]["stack"] == NAME
-    model, task = load_run(finished)
+    model, task = load_run(finished, allow_code=True)
     assert {type(layer).__name__ for layer in model.stack.layers} == {"MixerBlock"}
     found = report(capsys, "eval", finished, "--device", "cpu")
     test = task.load("test")
@@ -76,7 +76,7 @@ def test_a_bare_folder_runs_no_file_and_asks_for_the_stack(finished: Path, tmp_p
     assert "\n" not in str(refused.value)
     assert report(capsys, "info", tmp_path / "copy")["network_weights"] > 0, "counted from the file alone"
     images = load_task("digits").load("test").inputs
-    assert torch.equal(rl_skip.load(tmp_path / "copy", fresh())(images), load_run(finished)[0](images))
+    assert torch.equal(rl_skip.load(tmp_path / "copy", fresh())(images), load_run(finished, allow_code=True)[0](images))
 
 
 def test_a_stack_that_is_registered_needs_no_file(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_a_stack_that_is_registered_needs_no_file(finished: Path, tmp_path: Path
         rl_skip.load(copy)
     STACKS.register("mixer", mixer)
     images = load_task("digits").load("test").inputs
-    assert torch.equal(rl_skip.load(copy)(images), load_run(finished)[0](images))
+    assert torch.equal(rl_skip.load(copy)(images), load_run(finished, allow_code=True)[0](images))
 
 
 def test_it_is_pruned_and_the_pruned_folder_asks_for_the_stack(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ def run_config(task: str, network: NetworkConfig, data: str | None = None) -> di
         "format_version": 2,
         "task": {"name": task, "data": data, "options": asdict(DEFAULTS)},
         "network": asdict(network),
+        "agent": "reinforce",
         "pricing": {"reward": "linear"},
         "policy": {"feature": []},
     }

@@ -107,7 +107,7 @@ class LayerGraph(nn.Module):
         logits = self.policy(rules.layout.read(View(looked, rows), first))  # (R, J + 1)
         spent = spent + stack.costs.part("decision", rules.decision_flops / carry.full_flops)
         answers = {ANSWERS: looked.answers} if reads_at_exits(self.policy) else {}
-        return {**moved, **looked.now, **answers, SPENT: spent, NEXT: rules.next_layer(i, logits.argmax(dim=1))}
+        return {**moved, **looked.now, **answers, SPENT: spent, NEXT: rules.next_layer(i, self.policy.likeliest(logits, state[PRICE]))}
 
 
 class AnswerGraph(nn.Module):

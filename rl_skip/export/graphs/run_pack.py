@@ -22,6 +22,8 @@ class Pack:
         folder = Path(folder)
         self.about = json.loads((folder / "pack.json").read_text(encoding="utf-8"))
         for name, digest in self.about["files"].items():
+            if Path(name).name != name or not (folder / name).is_file():  # elsewhere, or a device that never ends
+                raise ValueError(f"{folder / 'pack.json'} names {name!r}, which is no file in its folder; export it anew")
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
                 raise ValueError(f"{folder / name} is not the file that was exported with this pack; export it anew")
         options = onnxruntime.SessionOptions()

@@ -31,6 +31,7 @@ def compare_and_write(
     rows: int | None = None,
     data: str | None = None,
     device: torch.device | str = "cpu",
+    allow_code: bool = False,
 ) -> tuple[Comparison, list[Path]]:
     """Compares as `compare` does, and writes `compare.json`, `compare.md` and `figures/` into the first run's folder.
 
@@ -41,12 +42,12 @@ def compare_and_write(
         The comparison, and the pictures that were drawn: none without matplotlib.
     """
     named = [_own_baseline(reference) for reference in own]
-    comparison = compare(folders, budgets=budgets, baselines=baselines, own=named, rows=rows, data=data, device=device)
+    comparison = compare(folders, budgets=budgets, baselines=baselines, own=named, rows=rows, data=data, device=device, allow_code=allow_code)
     folder = folders[0]
     atomic_write(folder / COMPARED, json.dumps(comparison.to_json(), indent=2, ensure_ascii=False) + "\n")
     pictures: list[Path] = []
     if find_spec("matplotlib") is not None:
-        task = read_run(folder).load_task(data)
+        task = read_run(folder, allow_code=allow_code).load_task(data)
         pictures = draw_all(comparison, folder / FIGURES, task, Rows.load(task, "cpu", rows).test)
     atomic_write(folder / REPORT, markdown(comparison, [picture.relative_to(folder) for picture in pictures]))
     return comparison, pictures

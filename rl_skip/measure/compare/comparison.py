@@ -46,6 +46,7 @@ def compare(
     rows: int | None = None,
     data: str | None = None,
     device: torch.device | str = "cpu",
+    allow_code: bool = False,
 ) -> Comparison:
     """Measures runs of one task, one for each seed, on validation and test data.
 
@@ -57,6 +58,7 @@ def compare(
         rows: how many rows of each split to measure on, chosen at random; all by default.
         data: where the data are, if not where the runs read them.
         device: where to measure.
+        allow_code: as `load_run` takes it, for runs and baselines.
 
     Raises:
         UserError: if a run or a baseline cannot be read, or they do not fit together.
@@ -66,17 +68,18 @@ def compare(
     own = tuple(own)
     trained: list[list[Curve]] = []
     notes: list[str] = []
-    seeds = [seed_of(read_run(folder).folder) for folder in folders]
+    runs = [read_run(folder, allow_code=allow_code) for folder in folders]
+    seeds = [seed_of(folder) for folder in folders]
     extra = _by_seed(list(baselines), folders, seeds)
-    for folder, seed in zip(folders, seeds, strict=True):
+    for folder, run, seed in zip(folders, runs, seeds, strict=True):
         for other in [folders[0], *baseline_folders(folder), *extra[folder]]:
             refuse_other_data(folder, other)
-        model, task = load_run(folder, data=data, device=device)
+        model, task = load_run(folder, data=data, device=device, allow_code=allow_code)
         chosen = Rows.load(task, device, rows)
-        measurement = measure(folder, seed, model, task, chosen, budgets, own, read_run(folder).reward)
+        measurement = measure(folder, seed, model, task, chosen, budgets, own, run.reward)
         _check_together(measurement, measurements)
         measurements.append(measurement)
-        curves, left_out = read_baselines([*baseline_folders(folder), *extra[folder]], read_run(folder).task, chosen, data, device)
+        curves, left_out = read_baselines([*baseline_folders(folder), *extra[folder]], run.task, chosen, data, device, allow_code)
         trained.append(curves)
         notes += left_out + missing_baselines(folder)
     return compared(measurements, trained, notes, begun=begun)

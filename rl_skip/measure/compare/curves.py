@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as packed
 from torch import Tensor
 
+from rl_skip.core.bounded import read_tensors
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.core.files import atomic_write
@@ -101,10 +100,7 @@ def load_curve(folder: Path) -> Curve:
     if not (folder / CURVE).is_file():
         raise UserError(f"{folder} has no {CURVE}; name the run folder of a finished baseline as train.py leaves it")
     fields = Fields.read(folder / CURVE, FORMAT_VERSION)
-    try:
-        tensors = load_file(folder / TENSORS)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / TENSORS} is not a readable safetensors file ({error}); train the baseline again") from None
+    tensors = read_tensors(folder / TENSORS, "train the baseline again")
     if is_sealed(folder):
         check_sealed(folder, CURVE, TENSORS)
     validation, test = (_read_points(fields.objects(split), tensors, split, folder / TENSORS) for split in SPLITS)

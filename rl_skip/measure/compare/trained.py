@@ -61,12 +61,15 @@ def missing_baselines(run: Path) -> list[str]:
     ]
 
 
-def read_baselines(folders: Iterable[Path], task: str, rows: Rows, data: str | None, device: torch.device | str) -> tuple[list[Curve], list[str]]:
+def read_baselines(
+    folders: Iterable[Path], task: str, rows: Rows, data: str | None, device: torch.device | str, allow_code: bool = False
+) -> tuple[list[Curve], list[str]]:
     """One curve for each record, of the points of all folders that hold one of its name.
 
     Args:
         task: the name of the run's task, and
         rows: what the run is measured on; the baselines must have been trained and measured on the same.
+        allow_code: as `load_run` takes it, for those that have a policy.
 
     Returns:
         The curves, and a sentence for each folder that is left out because it is not finished.
@@ -80,7 +83,7 @@ def read_baselines(folders: Iterable[Path], task: str, rows: Rows, data: str | N
         if (folder / CURVE).is_file():
             curve = _on_rows(folder, load_curve(folder), rows)
         elif is_run(folder) and (folder / "policy").is_dir():
-            curve = _policy_of(folder, rows, data, device)
+            curve = _policy_of(folder, rows, data, device, allow_code)
         else:
             notes.append(f"{folder} has neither a curve nor a policy yet, so it is left out")
             continue
@@ -89,9 +92,9 @@ def read_baselines(folders: Iterable[Path], task: str, rows: Rows, data: str | N
     return list(curves.values()), notes
 
 
-def _policy_of(folder: Path, rows: Rows, data: str | None, device: torch.device | str) -> Curve:
+def _policy_of(folder: Path, rows: Rows, data: str | None, device: torch.device | str, allow_code: bool) -> Curve:
     begin_stage(f"{folder}: policy")
-    model, task = load_run(folder, data=data, device=device)
+    model, task = load_run(folder, data=data, device=device, allow_code=allow_code)
     record = BaselineRecord(f"policy {folder.name}", f"policy {folder.name}", about="another policy", advice="use that one", trained=True)
     if model.rules.scope == "input":
         record = ONE_SHOT

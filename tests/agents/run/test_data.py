@@ -107,7 +107,7 @@ def test_a_persons_own_task_is_reported_on_the_terminal_and_for_info(own_run: Pa
     assert said[begin + 1 : begin + 6] == [
         "  train       90 rows (minus: 45, plus: 45, none: 0), of which 60 are drawn",
         "  validation  40 rows (minus: 20, plus: 20, none: 0)",
-        "  test        counted when the training has ended, which does not read them",
+        "  test        30 rows (minus: 15, plus: 15, none: 0)",
         "  - 2 rows of signs.json were odd",
         "  - classes without a training row: none",
     ]
@@ -160,7 +160,7 @@ def test_a_run_goes_on_with_the_rows_it_was_begun_with_alone(
 ) -> None:
     folder = stopped(own_run, tmp_path / "run")
     before = (folder / "data.json").read_bytes()
-    assert train.main(["--resume", str(folder), "--data", other_data(change)]) == 2
+    assert train.main(["--resume", str(folder), "--allow-code", "--data", other_data(change)]) == 2
     said = capsys.readouterr().err.splitlines()
     assert said == [
         f"error: the {split} data are not those that the run {folder} was begun with ({how}); "
@@ -171,28 +171,28 @@ def test_a_run_goes_on_with_the_rows_it_was_begun_with_alone(
 
 def test_the_same_rows_elsewhere_are_taken(own_run: Path, other_data: Any, tmp_path: Path) -> None:
     folder = stopped(own_run, tmp_path / "run")
-    assert train.main(["--resume", str(folder), "--data", other_data(lambda made: None)]) == 0
+    assert train.main(["--resume", str(folder), "--allow-code", "--data", other_data(lambda made: None)]) == 0
     assert json.loads((folder / "data.json").read_text()) == json.loads((own_run / "data.json").read_text())
 
 
 def test_a_run_without_the_file_goes_on(own_run: Path, tmp_path: Path) -> None:
     folder = stopped(own_run, tmp_path / "run")
     (folder / "data.json").unlink()
-    assert train.main(["--resume", str(folder)]) == 0
+    assert train.main(["--resume", str(folder), "--allow-code"]) == 0
     assert (folder / "data.json").is_file()
 
 
 def test_what_is_measured_on_other_rows_says_so_or_is_refused(own_run: Path, other_data: Any, capsys: pytest.CaptureFixture[str]) -> None:
     data = other_data(lambda made: made["test"][0][0][0].__setitem__(0, 40.0))
-    assert rl_skip(["eval", str(own_run), "--json", "--device", "cpu"]) == 0
+    assert rl_skip(["eval", "--allow-code", str(own_run), "--json", "--device", "cpu"]) == 0
     assert capsys.readouterr().err == ""
-    assert rl_skip(["eval", str(own_run), "--json", "--device", "cpu", "--data", data]) == 0
+    assert rl_skip(["eval", "--allow-code", str(own_run), "--json", "--device", "cpu", "--data", data]) == 0
     found = capsys.readouterr()
     assert json.loads(found.out)["rows"] == SIZES["test"]
     assert found.err == f"note: the test data are not those of the run {own_run} (the inputs differ)\n"
-    assert rl_skip(["compare", str(own_run), "--data", data]) == 2
+    assert rl_skip(["compare", str(own_run), "--allow-code", "--data", data]) == 2
     assert "(the inputs differ); set --data to where those are, or measure on others with: eval" in capsys.readouterr().err
-    _, task = load_run(own_run, data=data)
+    _, task = load_run(own_run, data=data, allow_code=True)
     assert len(task.load("validation")) == SIZES["validation"]
     with pytest.raises(UserError, match="the test data are not those of the run"):
         task.load("test")
@@ -206,12 +206,12 @@ def test_a_baseline_is_set_beside_runs_of_the_same_rows_alone(own_run: Path, tmp
     described["splits"]["test"]["rows"] = 31
     (other / "data.json").write_text(json.dumps(described))
     (other / "SHA256SUMS").unlink()
-    assert rl_skip(["compare", str(run), "--baselines", str(other)]) == 2
+    assert rl_skip(["compare", str(run), "--allow-code", "--baselines", str(other)]) == 2
     assert f"the test data of {run} and of {other} are not the same (30 and 31 rows)" in capsys.readouterr().err
 
 
 def test_a_baseline_begins_at_a_run_of_the_same_rows_alone(own_run: Path, other_data: Any, tmp_path: Path) -> None:
-    config = replace(TrainConfig.from_json(own_run), resume=None, out=str(tmp_path / "exits"), agent="exits", agent_config=AgentConfig())
+    config = replace(TrainConfig.from_json(own_run, True), resume=None, out=str(tmp_path / "exits"), agent="exits", agent_config=AgentConfig())
     config = replace(config, data=other_data(lambda made: made["train"].pop()))
     with pytest.raises(UserError, match="the train data are not those that the run .* was begun with"):
         train_run(config, start=own_run / "start.safetensors")

@@ -122,11 +122,11 @@ def test_eval_reads_a_task_of_ones_own(capsys, tmp_path):
     test = task.load("test")
     with torch.no_grad():
         rollout = routed_forward(stack, policy, test.inputs, price=PRICE)
-    found = report(capsys, "eval", tmp_path / "run", "--device", "cpu")
+    found = report(capsys, "eval", tmp_path / "run", "--device", "cpu", "--allow-code")
     assert found["rows"] == 25
     assert found["accuracy"] == pytest.approx(float((rollout.outputs.argmax(dim=1) == test.labels).float().mean()))
     assert found["compute"] == pytest.approx(float(rollout.compute.mean()), rel=1e-5)
-    assert report(capsys, "export", tmp_path / "run", tmp_path / "copy")["folder"] == str(tmp_path / "copy")
+    assert report(capsys, "export", tmp_path / "run", tmp_path / "copy", "--allow-code")["folder"] == str(tmp_path / "copy")
     weights = sum(parameter.numel() for parameter in stack.parameters())
     assert report(capsys, "info", tmp_path / "copy")["network_weights"] == weights
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from rl_skip.core.dial import Dial, PricePoint, PriceTable, price_grid
+from rl_skip.core.dial import LARGEST_BIAS, Dial, PricePoint, PriceTable, price_grid, prices_below
 from rl_skip.core.errors import UserError
 
 TABLE = PriceTable((PricePoint(1.0, 0.2, 0.9), PricePoint(0.1, 0.4, 0.95), PricePoint(0.01, 0.8, 0.95)))
@@ -108,3 +108,9 @@ def test_measured_prices_are_a_geometric_series_over_the_range():
     prices = price_grid(0.003, 0.3)
     assert len(prices) == 17 and prices[0] == 0.003 and prices[-1] == pytest.approx(0.3)
     assert all(later / sooner == pytest.approx(100 ** (1 / 16)) for sooner, later in itertools.pairwise(prices))
+
+
+def test_prices_below_a_range_ask_for_ever_more() -> None:
+    prices = prices_below(0.5)
+    assert prices == sorted(prices, reverse=True) and max(prices) < 0.5
+    assert math.log(0.5 / min(prices)) == pytest.approx(LARGEST_BIAS)

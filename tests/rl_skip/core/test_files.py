@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rl_skip.core.errors import UserError
-from rl_skip.core.files import atomic_replace, atomic_write, remove_unfinished
+from rl_skip.core.files import atomic_replace, atomic_write, refuse_links, remove_unfinished
 
 TOP = Path(__file__).resolve().parents[3]
 
@@ -62,6 +62,16 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [file.name for file in folder.iterdir()] == ["old"]
     atomic_replace(folder, lambda new: (new / "new").touch(), overwrite=True)
     assert [file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*")] == ["above", "above/folder", "above/folder/new"]
+
+
+def test_links_in_what_is_copied_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "policy" / "deep").mkdir(parents=True)
+    (tmp_path / "policy" / "deep" / "file").write_text("mine")
+    refuse_links(tmp_path / "policy")
+    for link, target in ((tmp_path / "linked", tmp_path / "policy"), (tmp_path / "policy" / "deep" / "key", "/etc/hostname")):
+        link.symlink_to(target)
+        with pytest.raises(UserError, match=f"{link} is a link"):
+            refuse_links(link if link.name == "linked" else tmp_path / "policy")
 
 
 KILLED = """

@@ -146,3 +146,13 @@ def test_run_bias_starts_the_policy_nearer_to_running_everything() -> None:
     share = [torch.softmax(JumpPolicy(JumpRules.reaching(layout), run_bias=bias)(observation), dim=1)[:, 0].mean().item() for bias in (0.0, 2.0)]
     assert share[0] == pytest.approx(1 / 5, abs=0.03)
     assert share[1] == pytest.approx(math.exp(2) / (math.exp(2) + 4), abs=0.03)
+
+
+def test_below_the_lowest_price_that_it_sees_a_policy_must_be_surer_to_skip() -> None:
+    """By the logarithm of how far below, against odds that are computed apart; at 0 nothing is sure enough."""
+    policy = JumpPolicy(JumpRules(ObservationLayout(4, 5, price_low=0.02, price_high=2.0), 2, allow_exit=True))
+    odds = torch.tensor([0.5, 1.5, 3.0, 9.0, 1e6])  # of a jump of 2 over none
+    logits = torch.stack([torch.zeros(5), torch.full((5,), -3.0), odds.log()], dim=1)
+    for price, least in ((2.0, 1.0), (0.02, 1.0), (0.01, 2.0), (0.02 / 8, 8.0), (0.0, math.inf)):
+        assert (policy.likeliest(logits, torch.full((5,), price)) == 2 * (odds > least)).all(), price
+    assert policy.likeliest(logits[3:], torch.tensor([0.0, 1.0])).tolist() == [0, 2]

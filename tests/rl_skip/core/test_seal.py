@@ -1,5 +1,6 @@
 """What was written is known to be as it was: one bit that changed, a file that went or came, a seal of another kind."""
 
+import os
 import random
 import shutil
 import subprocess
@@ -69,3 +70,16 @@ def test_sha256sum_reads_a_seal_and_what_is_advised_makes_one(folder: Path) -> N
     subprocess.run(str(told.value).partition("to trust it as it is: ")[2], shell=True, check=True)
     assert len((folder / SEAL).read_text().splitlines()) == len(FILES)
     check_sealed(folder, whole=True)
+
+
+def test_what_is_named_and_never_ends_or_is_larger_than_anything_written_is_refused(folder: Path) -> None:
+    (folder / "one.json").unlink()
+    os.mkfifo(folder / "one.json")
+    assert f"{folder / 'one.json'} is missing" in refused(folder)
+    (folder / "one.json").unlink()
+    with (folder / "one.json").open("wb") as file:
+        file.truncate(10 * 2**40)
+    assert "10,995,116,277,760 bytes, and at most" in refused(folder)
+    with (folder / SEAL).open("wb") as file:
+        file.truncate(10 * 2**40)
+    assert f"{SEAL} has 10,995,116,277,760 bytes" in refused(folder)

@@ -574,7 +574,7 @@ def test_weights_that_do_not_fit_are_named(export, file):
 
 
 def test_a_description_of_a_giant_does_not_fill_the_memory(export):
-    edit(export, lambda described: (described.update(hidden=10**12), described["network"].update(classes=10**12)))
+    edit(export, lambda described: (described.update(hidden=2**16), described["network"].update(classes=10**12)))
     with pytest.raises(UserError, match="has shape"):
         rl_skip.load_policy(export)
     edit(export, lambda described: described.update(hidden=128))

@@ -1,7 +1,9 @@
 """Routed networks as graphs: what onnxruntime makes of them beside PyTorch, row for row."""
 
+import hashlib
 import json
 import math
+import os
 import runpy
 import shutil
 import subprocess
@@ -31,6 +33,7 @@ from rl_skip.export.graphs.routes import every_exit, write_routes
 from rl_skip.export.policy_folder import SkipModel, read_description
 from rl_skip.nets.network import NetworkConfig, build_network
 from rl_skip.tasks import load_task
+from tests.pages import TOP, blocks
 
 WANTED = "pip install 'rl-skip[onnx]'"
 np, onnxruntime, *_ = (pytest.importorskip(name, reason=WANTED) for name in ("numpy", "onnxruntime", "onnx", "onnxscript"))
@@ -39,7 +42,8 @@ Pack = pytest.importorskip("rl_skip.export.graphs.run_pack").Pack
 SERVER = Path(__file__).resolve().parents[3] / "examples" / "serving" / "serve.py"
 LAYERS, WIDTH = 3, 16
 FEW = slice(5, 12)
-PRICES = (0.001, 0.05, 5.0)
+PRICES = (1e-4, 0.05, 5.0)
+"""The first is below what the policies see."""
 TABLE = [(1.0, 0.4, 0.5), (0.1, 0.6, 0.6), (0.0, 0.9, 0.7)]
 BLOCKING = """
 import sys
@@ -207,12 +211,36 @@ assert "torch" not in sys.modules
     check_rows(found["answers"], found["routes"], found["compute"], bert.expected(batch, bert.model.price))
 
 
+def test_the_lines_of_the_page(bert, tmp_path, monkeypatch):
+    """Those of docs/export.md, beside a pack."""
+    (block,) = [block for block in blocks(TOP / "docs" / "export.md") if block.language == "python"]
+    shutil.copytree(bert.folder, tmp_path / "my-pack")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    batch = mixed_lengths(9)
+    names = {"ids": batch["input_ids"].numpy(), "mask": batch["attention_mask"].numpy()}
+    exec(compile(block.code, str(block), "exec"), names)
+    price = bert.model.table.price_for(0.5)
+    check_rows(names["answers"], names["routes"], names["compute"], bert.expected(batch, price))
+
+
 @pytest.mark.parametrize("name", ["layer_1.onnx", "run_pack.py"])
 def test_a_file_that_was_changed_is_refused_by_name(digits, tmp_path, name):
     folder = shutil.copytree(digits.folder, tmp_path / "pack")
     with (folder / name).open("ab") as opened:
         opened.write(b"#")
     with pytest.raises(ValueError, match=f"{name} is not the file that was exported"):
+        Pack(folder)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "pipe", "gone"])
+def test_no_name_in_a_pack_leads_out_of_it_or_to_what_never_ends(digits, tmp_path, name):
+    folder = shutil.copytree(digits.folder, tmp_path / "pack")
+    (tmp_path / "outside").write_text("mine")
+    os.mkfifo(folder / "pipe")
+    about = json.loads((folder / "pack.json").read_text())
+    (folder / "pack.json").write_text(json.dumps(about | {"files": {name: hashlib.sha256(b"mine").hexdigest()}}))
+    with pytest.raises(ValueError, match="which is no file in its folder"):
         Pack(folder)
 
 

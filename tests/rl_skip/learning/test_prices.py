@@ -6,7 +6,7 @@ import torch
 
 from agents.options.config import PriceConfig
 from rl_skip.core.errors import UserError
-from rl_skip.learning.prices import PRICE_BOUNDS, BudgetPrice, FixedPrice, PriceRange, price_source
+from rl_skip.learning.prices import PRICE_BOUNDS, BudgetPrice, FixedPrice, PriceRange, price_source, seen_range
 
 DRAWS = 20_000
 CRITICAL = 1.63 / math.sqrt(DRAWS)
@@ -132,3 +132,9 @@ def test_the_options_choose_the_source():
     assert _budget_price(0.4).budget == 0.4
     with pytest.raises(UserError, match="--price and --budget"):
         PriceConfig(price=0.2, budget=0.4)
+
+
+def test_a_policy_sees_the_price_that_it_is_trained_for():
+    assert seen_range(PriceConfig(price_range=(0.2, 0.3))) == (0.2, 0.3)
+    assert seen_range(PriceConfig(budget=0.5)) == seen_range(PriceConfig(price=0.0)) == seen_range(PriceConfig(price=0.4)) == PRICE_BOUNDS
+    assert seen_range(PriceConfig(price=0.0002)) == (0.0002, PRICE_BOUNDS[1])

@@ -105,7 +105,7 @@ def test_prune_takes_the_route_that_compare_found(run: Path, tmp_path: Path, cap
 def test_train_py_compares_alike_trains_first_and_shows_it_in_tensorboard(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def trained(folder: Path, budgets: tuple[float, ...], data: str | None) -> None:
+    def trained(folder: Path, budgets: tuple[float, ...], data: str | None, allow_code: bool) -> None:
         for budget in budgets:
             save_baseline(folder / "baselines" / f"shallow-{budget}", "shallow", budget)
 

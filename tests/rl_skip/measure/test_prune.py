@@ -198,7 +198,7 @@ def test_an_embedding_of_ones_own_asks_for_the_network(capsys: pytest.CaptureFix
     (tmp_path / "own.py").write_text(TASK_FILE)
     name = f"{tmp_path}/own.py:own"
     run, task = write_run(tmp_path / "run", name), load_task(name)
-    report(capsys, "prune", run, tmp_path / "pruned", "--layers", "0,4")
+    report(capsys, "prune", run, tmp_path / "pruned", "--layers", "0,4", "--allow-code")
     with pytest.raises(UserError, match=r"load_pruned\(folder, stack\)"):
         load_pruned(tmp_path / "pruned")
     whole, fresh = (build_network(NetworkConfig(DEPTH, WIDTH, 2), task.embedding, task.tokens, 10) for _ in range(2))

@@ -8,7 +8,7 @@ import pytest
 
 from rl_skip import UserError
 from rl_skip.core.task import Task
-from rl_skip.tasks import load_task
+from rl_skip.tasks import load_task, tables
 from rl_skip.tasks.data_report import DataReport
 from rl_skip.tasks.options import TaskOptions
 from rl_skip.tasks.tables import Tables, read_tables
@@ -152,7 +152,7 @@ def test_whatever_a_reader_raises_is_one_line_with_the_file(tmp_path: Path, monk
     def fails(_content: bytes) -> bytes:
         raise KeyError("a bug of someone else's")
 
-    monkeypatch.setattr(gzip, "decompress", fails)
+    monkeypatch.setattr(tables, "unpacked", fails)
     with pytest.raises(UserError, match=r"a\.csv\.gz cannot be read \(.*a bug of someone else's.*\); set --data") as refused:
         read_tables(tmp_path / "a.csv.gz", TaskOptions())
     assert "\n" not in str(refused.value)
