@@ -49,7 +49,7 @@ def learner_of(case: str, accumulate: int = 1) -> Learner:
 
 
 def trained(case: str, accumulate: int = 1, updates: int = UPDATES) -> dict[str, Any]:
-    """Weights, metrics and the price after some updates of warm-up and agent, and a validation."""
+    """Weights, metrics, decisions and the price after some updates of warm-up and agent, and a validation."""
     learner = learner_of(case, accumulate)
     learner.begin_together()
     agent, warm_up = Reinforce(learner), warm_up_for(learner)
@@ -63,7 +63,8 @@ def trained(case: str, accumulate: int = 1, updates: int = UPDATES) -> dict[str,
     weights = {f"{part}.{name}": weight.detach() for part, module in modules.items() for name, weight in module.named_parameters()}
     measured = agent.evaluate(learner.validation)
     price = agent.prices.state_dict() if isinstance(agent.prices, BudgetPrice) else {}
-    return {"weights": weights, "metrics": metrics, "price": price, "correct": measured.correct, "route": measured.route}
+    state = {"metrics": metrics, "price": price, "env_steps": agent.env_steps}
+    return {"weights": weights, **state, "correct": measured.correct, "route": measured.route}
 
 
 def all_cases() -> dict[str, dict[str, Any]]:
@@ -89,6 +90,7 @@ def test_several_processes_take_the_update_of_one(case: str, alone: dict[str, An
             by_decision = name.startswith("policy/")  # a mean over a process's decisions, and not over its rows
             torch.testing.assert_close(found["metrics"][name], value, rtol=1e-4, atol=0.05 if by_decision else 1e-5, check_dtype=False)
         assert found["price"] == pytest.approx(expected["price"], abs=1e-6)
+        assert found["env_steps"] == expected["env_steps"] > 0
         assert torch.equal(found["correct"], expected["correct"]) and torch.equal(found["route"], expected["route"])
     for name, weight in each[0][case]["weights"].items():
         assert all(torch.equal(weight, process[case]["weights"][name]) for process in each[1:]), name

@@ -72,8 +72,9 @@ def test_one_process_writes_and_all_have_what_it_is_made_of(whole: Path) -> None
     assert config["processes"] == 2
     report = json.loads((whole / "report.json").read_text())
     assert report["rows"] == 360 and "unfinished" not in report and report["policy"]["milliseconds"] > 0
-    assert len({file.name.split(".")[-2] for file in whole.glob("events.out.tfevents.*")}) == 1, "the process of each file"
-    assert [entry["step"] for entry in curves(whole)] == list(range(1, 16))
+    assert len({file.name.split(".")[-2] for file in whole.rglob("events.out.tfevents.*")}) == 1, "the process of each file"
+    assert list(whole.glob("env_steps/events.out.tfevents.*"))
+    assert [entry["step"] for entry in curves(whole)] == list(range(1, 17)), "an update each, and the finished policy"
     assert not (whole / ".owner").exists() and (whole / "SHA256SUMS").is_file()
 
 
@@ -108,7 +109,7 @@ def test_another_number_of_processes_is_refused(whole: Path, tmp_path: Path) -> 
         (("--agent", "ppo"), "error: the agent ppo trains in one process, and 2 were started; start it with python, or set --agent reinforce"),
         (("--agent", "static", "--budget", "0.5"), "error: the agent static trains in one process, and 2 were started"),
         (("--batch-size", "1"), "error: a batch of 1 rows does not divide into 2 parts, for each process and pass one; raise --batch-size"),
-        (("--budget", "2"), "error: a budget is a mean compute in (0, 1], got 2.0; set --budget, or budget="),
+        (("--budget", "2"), "error: a budget is a mean compute in (0, 1], 0.001 at the least, got 2.0; set --budget, or budget="),
     ],
     ids=["ppo", "baseline", "batch", "budget"],
 )
