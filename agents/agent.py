@@ -16,6 +16,7 @@ from rl_skip.core.bounded import read_json
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_write
 from rl_skip.core.plugins import Registry
+from rl_skip.core.processes import together
 from rl_skip.core.progress import begin_stage
 from rl_skip.core.task import Examples
 from rl_skip.measure.evaluation import Evaluation
@@ -23,11 +24,31 @@ from rl_skip.measure.evaluation import Evaluation
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["AGENTS", "REPORT", "UNFINISHED", "Agent", "AgentConfig", "Curves", "Results", "TrainedFor", "TrainedRun", "find_agent", "has_report"]
+__all__ = [
+    "AGENTS",
+    "REPORT",
+    "UNFINISHED",
+    "Agent",
+    "AgentConfig",
+    "Curves",
+    "Results",
+    "TrainedFor",
+    "TrainedRun",
+    "Unreported",
+    "find_agent",
+    "has_report",
+]
 
 REPORT = "report.json"
 UNFINISHED = "unfinished"
 """The key of a report that lacks parts: those that failed, and why; none yet where it is still being written."""
+
+
+class Unreported(UserError):
+    """A run was trained, but a part of its report failed."""
+
+    exit_code = 1
+
 
 TrainedFor = Literal["a price", "one budget", "every budget"]
 
@@ -74,7 +95,8 @@ class TrainedRun:
 
     folder: Path
     console: Console
-    curves: Curves
+    curves: Curves | None
+    """None in processes that write nothing."""
     seconds: float
     """Of training."""
     own_stack: bool
@@ -88,7 +110,11 @@ class TrainedRun:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """A part of the run's end. What it adds to the report is written when it is done; where it fails, a line says so, and the rest follows."""
+        """A part of the run's end. What it adds to the report is written when it is done; where it fails, a line says so, and the rest follows.
+
+        Raises:
+            Unreported: where it fails in one of several processes, without which the others cannot do theirs.
+        """
         begin_stage(name)
         try:
             yield
@@ -96,11 +122,16 @@ class TrainedRun:
             self.failed[name] = traceback.format_exc()
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             line = f"{name} failed: {kind}{' '.join(str(error).split())}"
+            if together().several:
+                self.write()
+                raise Unreported(f"{line}; what was trained is kept, and --resume does what is left") from error
             self.console.print(line, soft_wrap=True, markup=False, highlight=False)
         self.write()
 
     def write(self, whole: bool = False) -> None:
-        """Writes the report; unless it is `whole`, with the parts that failed."""
+        """Writes the report; unless it is `whole`, with the parts that failed. Other processes than the first write nothing."""
+        if self.curves is None:
+            return
         report = self.report if whole else {**self.report, UNFINISHED: self.failed}
         atomic_write(self.folder / REPORT, json.dumps(report, indent=2) + "\n")
 
@@ -130,12 +161,19 @@ class Agent(ABC):
     """Decides which of --price, --budget and --guarantee it takes or needs."""
     warms_up: ClassVar[bool] = True
     """Whether the network learns alone first. Without, those updates are the agent's too."""
+    divides: ClassVar[bool] = False
+    """Whether `update` takes a batch in parts, by `Learner.learn`, so that several processes and passes share it; an `update` of one's own says so
+    anew."""
     leaves_start: ClassVar[bool] = False
     """Whether the state after the warm-up is kept in the run folder, for other agents to begin at."""
     leaves: ClassVar[str]
     """A file or folder that a finished run of it has, besides the report."""
     see: ClassVar[str]
     """Which command of rl_skip shows more of a finished run, with {folder} for the run."""
+
+    def __init_subclass__(cls) -> None:
+        if "update" in vars(cls) and "divides" not in vars(cls):
+            cls.divides = False
 
     @abstractmethod
     def __init__(self, learner: Any) -> None: ...

@@ -1,14 +1,18 @@
 """A training process killed with SIGKILL at random moments and resumed each time, against one that was never stopped.
 
-Both must end with the same weights, bit for bit, the same metrics, and event files that show each step once.
+Both must end with the same weights, bit for bit, the same metrics, and event files that show each step once. Of several processes that train together
+one is killed, drawn at random, and the others must end by themselves.
 
     python benchmarks/kill.py
     python benchmarks/kill.py --kills 10 --seed 1 --epochs 20 --agent reinforce
+    python benchmarks/kill.py --processes 2
 """
 
 import argparse
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,9 +30,21 @@ SMALL = ("--layers", "4", "--width", "16", "--warmup-epochs", "2", "--eval-epoch
 PATIENCE = 300.0
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    """train.py in a process of its own."""
-    return subprocess.Popen([sys.executable, str(TOP / "train.py"), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(*arguments: str, count: int = 1) -> subprocess.Popen[str]:
+    """train.py in a process of its own, or the launcher of several."""
+    launcher = [] if count == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    command = [sys.executable, *launcher, str(TOP / "train.py"), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def kill(process: subprocess.Popen[str], count: int, chance: random.Random) -> None:
+    """Kills the process, or one of those that it launched, and waits until all have ended."""
+    if count == 1:
+        process.kill()
+    else:
+        launched = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(chance.choice(launched)), signal.SIGKILL)
+    process.communicate(timeout=PATIENCE)
 
 
 def finish(process: subprocess.Popen[str]) -> None:
@@ -44,25 +60,24 @@ def reached(folder: Path) -> int:
     return max(updates, default=0 if (folder / "config.json").is_file() else -1)
 
 
-def train_with_kills(folder: Path, options: tuple[str, ...], moments: list[int], chance: random.Random) -> list[int]:
-    """Trains into `folder`, killed shortly after the checkpoint of each of the `moments`, ascending updates.
+def train_with_kills(folder: Path, options: tuple[str, ...], moments: list[int], chance: random.Random, count: int = 1) -> list[int]:
+    """Trains into `folder` in so many processes, killed shortly after the checkpoint of each of the `moments`, ascending updates.
 
     Returns:
         For each kill the update of the newest checkpoint that it left.
     """
     left: list[int] = []
     for moment in moments:
-        process = start("--resume", str(folder)) if folder.exists() else start("--out", str(folder), *options)
+        process = start("--resume", str(folder), count=count) if folder.exists() else start("--out", str(folder), *options, count=count)
         deadline = time.monotonic() + PATIENCE
         while reached(folder) < moment and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 0.3))
         if process.poll() is not None:
             raise RuntimeError(f"the run ended before it could be killed at update {moment}:\n{process.communicate()[0]}")
-        process.kill()
-        process.communicate()
+        kill(process, count, chance)
         left.append(reached(folder))
-    finish(start("--resume", str(folder)))
+    finish(start("--resume", str(folder), count=count))
     return left
 
 
@@ -95,17 +110,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the data")
     parser.add_argument("--agent", default="reinforce", help="the agent to train with")
+    parser.add_argument("--processes", type=int, default=1, help="that train together")
     options = parser.parse_args()
     chance = random.Random(options.seed)
     training = (*SMALL, "--epochs", str(options.epochs), "--agent", options.agent)
     with tempfile.TemporaryDirectory() as folder:
         unbroken, killed = Path(folder) / "unbroken", Path(folder) / "killed"
-        finish(start("--out", str(unbroken), *training))
+        finish(start("--out", str(unbroken), *training, count=options.processes))
         updates = reached(unbroken)
         moments = sorted(chance.randrange(updates) for _ in range(options.kills))
-        left = train_with_kills(killed, training, moments, chance)
+        left = train_with_kills(killed, training, moments, chance, options.processes)
         different = differences(unbroken, killed)
-    print(f"{options.agent}, {updates} updates, killed after {', '.join(str(update) for update in left)}")
+    print(f"{options.agent}, processes: {options.processes}, {updates} updates, killed after {', '.join(str(update) for update in left)}")
     print("different: " + ", ".join(different) if different else "same weights, bit for bit; same metrics; each step once")
     return 1 if different else 0
 

@@ -177,6 +177,8 @@ def understand(words: list[str], block: Block) -> None:
             assert ended.value.code == 0
         case ["python", "train.py", *rest]:
             train.read_options(rest)
+        case ["torchrun" | "accelerate", *_] if "train.py" in words:
+            understand(["python", *words[words.index("train.py") :]], block)
         case ["rl-skip", *rest] | ["python", "-m", "rl_skip", *rest]:
             measure_or_copy(rest, block)
         case ["python", script, *rest]:

@@ -18,7 +18,6 @@ from agents.run.telemetry import score_metric
 from rl_skip.core.batches import deployed
 from rl_skip.core.clock import REPEATS, seconds_per_batch
 from rl_skip.core.errors import UserError
-from rl_skip.core.finite import NotFinite
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.plugins import label_of
 from rl_skip.core.routing import Router
@@ -62,6 +61,7 @@ class Baseline(Agent):
     see = "compare RUN --baselines {folder}"
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         if "record" in vars(cls):
             cls.trained_for = "one budget" if cls.record.per_budget else "every budget"
 
@@ -107,15 +107,9 @@ class Baseline(Agent):
         rate = torch.tensor(learner.set_learning_rates(update))
         if not loss.requires_grad:
             return {"train/learning_rate": rate}
-        if self.optimizer is None:
-            return {"train/grad_norm": learner.apply(loss), "train/learning_rate": rate}
-        self.optimizer.zero_grad()
-        norm = learner.apply(loss)
-        if not nn.utils.clip_grad_norm_(self.trained, learner.config.schedule.max_grad_norm).isfinite():
-            raise NotFinite(f"the gradient of what {self.record.title} trains beside the network is not finite, and the loss is {loss.item():.4g}")
-        self.optimizer.param_groups[0]["lr"] = learner.policy_optimizer.param_groups[0]["lr"]
-        self.optimizer.step()
-        return {"train/grad_norm": norm, "train/learning_rate": rate}
+        if self.optimizer is not None:
+            self.optimizer.param_groups[0]["lr"] = learner.policy_optimizer.param_groups[0]["lr"]
+        return {"train/grad_norm": learner.apply(loss, self.optimizer), "train/learning_rate": rate}
 
     def evaluate(self, examples: Examples) -> Evaluation:
         """All examples at the operating point used for validation."""

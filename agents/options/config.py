@@ -6,7 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from dataclasses import fields as fields_of
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+import tyro
 
 from agents.agent import AGENTS, Agent, AgentConfig, find_agent
 from rl_skip.core.bounded import MOST_WIDTH
@@ -43,7 +45,7 @@ MOST_OF = {
 """Of numbers that decide how much memory is taken, or above which nothing is learned; of others `MOST`."""
 BUDGET_ALONE = ("budget_price", "budget_integral", "budget_proportional", "budget_penalty")
 Tune = Literal["all", "frozen", "head", "norms", "lora"]
-Precision = Literal["no", "bf16", "auto"]
+Precision = Literal["no", "bf16", "fp16", "auto"]
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,10 @@ class ScheduleConfig:
     """Updates that a run makes at most, if neither --epochs nor --warmup-epochs is given: where data are so large that the passes would take more,
     fewer are made, in the same proportion. More takes longer and learns better; 2,000 to 20,000."""
     batch_size: int = 64
-    """Inputs of one update."""
+    """Inputs of one update, of all processes and passes together."""
+    accumulate: int = 1
+    """Passes in which each process takes its share of a batch, one after the other, their gradients added up: more need less memory, and the update
+    is the same."""
     learning_rate: float = 1e-3
     """Peak learning rate of the network; a short rise, then a cosine down to 1% of it."""
     policy_learning_rate: float = 3e-3
@@ -186,7 +191,8 @@ class ScheduleConfig:
     """Learning rate of heads and readouts over that of the rest. More lets new heads of a pretrained model settle in time; 1 to 10."""
     precision: Precision = "no"
     """"bf16" multiplies matrices in bfloat16 while the network learns, about twice as fast where the processor knows it, and slower where not; "auto"
-    where it does; "no" in single precision. Weights, losses, policy and all that is measured stay in single precision."""
+    where it does; "fp16" in float16, the loss scaled up so that small gradients are not lost, for GPUs that know no bfloat16; "no" in single
+    precision. Weights, losses, policy and all that is measured stay in single precision."""
     eval_epochs: int = 5
     """Passes between two validations; fewer in a run of few epochs, which has ten validations all the same."""
     tune: Tune = "all"
@@ -194,7 +200,7 @@ class ScheduleConfig:
     policy has started; the warm-up still trains all of it."""
 
     def __post_init__(self) -> None:
-        for name in ("warmup_epochs", "epochs", "batch_size", "eval_epochs"):
+        for name in ("warmup_epochs", "epochs", "batch_size", "accumulate", "eval_epochs"):
             if getattr(self, name) < (0 if name == "warmup_epochs" else 1):
                 raise UserError(f"{name} is too small: {getattr(self, name)}; set --{name.replace('_', '-')}")
         if self.max_updates is not None and self.max_updates < 1:
@@ -266,6 +272,8 @@ class TrainConfig:
     --budget) and exits; or file.py:name for an agent of your own. Each has options of its own: --agent ppo --help shows those of PPO."""
     seed: int = 0
     """Seeds everything: same seed, same machine, same result."""
+    processes: Annotated[int, tyro.conf.Suppress] = 1
+    """That train together; the launcher says how many."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes cuda, then mps, then cpu."""
     threads: int | None = None
@@ -352,9 +360,10 @@ class TrainConfig:
 
     @property
     def resume_command(self) -> str:
-        """What goes on with the run."""
+        """What goes on with the run, in as many processes."""
+        command = "python" if self.processes == 1 else f"torchrun --nproc_per_node {self.processes}"
         named = (self.task, self.network.stack, self.agent, self.pricing.reward, *self.policy.feature)
-        return f"python train.py --resume {shlex.quote(str(self.folder))}{' --allow-code' if any(map(is_own, named)) else ''}"
+        return f"{command} train.py --resume {shlex.quote(str(self.folder))}{' --allow-code' if any(map(is_own, named)) else ''}"
 
     def with_defaults(self, defaults: Mapping[str, Any], source: str) -> "TrainConfig":
         """These options with others in place of some, by their names on the command line, with underscores.
@@ -423,7 +432,8 @@ class TrainConfig:
             raise UserError(f"{file}: {error}") from None
         agent_config = read_dataclass(config_class, fields.object("agent_config"))
         schedule = fields.object("schedule")
-        schedule.values.setdefault("max_updates", None)  # which runs of before did not know
+        for group, name, value in ((schedule, "max_updates", None), (schedule, "accumulate", 1), (fields, "processes", 1)):
+            group.values.setdefault(name, value)  # which runs of before did not know
         pricing = fields.object("pricing")
         given = {
             "task": task.text("name"),

@@ -22,6 +22,7 @@ from rl_skip.core.dial import Guarantee, PriceTable
 from rl_skip.core.errors import UserError, positive
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.plugins import label_of, own_code
+from rl_skip.core.processes import together
 from rl_skip.core.reward import find_reward
 from rl_skip.core.routers import PolicyRouter
 from rl_skip.core.task import Examples, score_key
@@ -108,7 +109,8 @@ class PolicyAgent(Agent):
         return int(self._decisions)
 
     def learned_from(self, decisions: Tensor | int) -> None:
-        """Adds to `env_steps`; to be called by every update of the policy. Costs no synchronisation with the host."""
+        """Adds to `env_steps`, in every process the decisions of all of them; to be called by every update of the policy. Costs no synchronisation
+        with the host."""
         self._decisions += decisions
 
     def try_out(self) -> None:
@@ -141,13 +143,15 @@ class PolicyAgent(Agent):
         return {**self.prices.metrics(), ENV_STEPS: float(self.env_steps)}
 
     def show_finished(self, run: TrainedRun, part: int, values: dict[str, float], metrics: Mapping[str, Tensor] | None = None) -> None:
-        """Writes the curves of a policy that learns on from the finished network.
+        """Writes the curves of a policy that learns on from the finished network; in processes that write nothing does nothing.
 
         Args:
             part: which pass, or rollout, it was, from 0; the step is that of the last update and one for each.
             values: their tags are "finished/…".
             metrics: of which a training has curves too, with their tags.
         """
+        if run.curves is None:
+            return
         named = {f"finished/{name}": value for name, value in values.items()} | {name: float(value) for name, value in (metrics or {}).items()}
         run.curves.scalars(self.learner.updates + 1 + part, named | {ENV_STEPS: float(self.env_steps)})
 
@@ -163,13 +167,16 @@ class PolicyAgent(Agent):
                 promise = self._guarantee(table, price, run.console)
                 price = price if promise is None else promise.price
         with run.part(EXPORT):
-            self._export(run, table, price, promise)
+            if together().first:
+                self._export(run, table, price, promise)
         eval_price, eval_reward = self.prices.validation_price, self.prices.reward
         report = final_report(learner, table, price, run, reward=self.reward, eval_price=eval_price, eval_reward=eval_reward)
         print_report(report, run.folder, run.console, learner.task.score_name, own_stack=run.own_stack)
         with run.part(PICTURES):
-            step = run.curves.last_step + 1
-            run.curves.scalars(step, run.curves.evaluation(step, self.evaluate(learner.validation), learner.task.score_name))
+            evaluation = self.evaluate(learner.validation)
+            if run.curves is not None:
+                step = run.curves.last_step + 1
+                run.curves.scalars(step, run.curves.evaluation(step, evaluation, learner.task.score_name))
             show_policy(run, learner, price)
         return Results(report, self._figures(report))
 

@@ -209,7 +209,8 @@ class Ppo(PolicyAgent):
             route = routed_forward(learner.stack, PolicyRouter(learner.policy, sample=True), batch.inputs, price=price)
         outputs, loss = route.outputs, torch.zeros((), device=learner.device)
         if (weight := imitation_weight(self.config.imitation_weight, learner.joint_progress(update))) > 0:
-            loss = loss + weight * imitation_loss(learner, self.prices, batch, self.score)
+            shown = self.prices.draw(len(batch), learner.generator).to(learner.device)
+            loss = loss + weight * imitation_loss(learner, self.prices.reward, batch, shown, learner.random_routes(len(batch)), self.score)
         metrics = {"train/learning_rate": torch.tensor(rate)}
         if learner.tunes:
             learner.prepare(learns=True)

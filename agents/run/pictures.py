@@ -28,9 +28,11 @@ THOUSANDTHS = 1000
 
 def show_policy(run: TrainedRun, learner: Learner, price: float) -> None:
     """Draws what the finished policy has for the compute spent, which layers it runs on validation data and where rows go next; and writes
-    its model card and the remarks on it."""
+    its model card and the remarks on it. In processes that write nothing it runs its share of the rows alone."""
     task, rows, step = learner.task, learner.validation, learner.updates
     evaluation = evaluate(learner.stack, learner.policy, task, rows, price=price)
+    if run.curves is None:
+        return
     taken = RoutesTaken(evaluation.route, evaluation.prediction, evaluation.correct, evaluation.compute_by_row, task.class_of(rows.labels).cpu())
     run.curves.figure("final/trade_off", draw_trade_off(run.report, task.score_name), step)
     run.curves.figure("final/run_rate", draw_routes(taken, task, "validation"), step)

@@ -19,6 +19,7 @@ from rl_skip.core.dial import GRID_POINTS, PriceTable
 from rl_skip.core.exits import left_at
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.measured_costs import MeasuredCosts
+from rl_skip.core.processes import together
 from rl_skip.core.random_routes import random_routes_at
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routing import Router
@@ -93,6 +94,8 @@ def final_report(
         told = remarks(learner, policy, report[FULL][key], report["dial"], run.folder, _earning_more(policy, ways))
         report["remarks"] = [*run.alarms, *told]
     with run.part(TIMING):
+        if not together().first:
+            return report  # the others wait, so that they take no time from what is timed
         report["timed_rows"] = min(TIMED_ROWS, len(learner.validation), len(test))
         report["break_even"] = _break_even(learner)
         for name, taken in _milliseconds(learner, price, {way.name: way.router for way in ways}, report["timed_rows"]).items():

@@ -1,9 +1,7 @@
 """A training run from its options to its folder: warm-up, agent, checkpoints, report."""
 
-import json
 import os
 import random
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, nullcontext
@@ -17,37 +15,37 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from agents.agent import REPORT, TrainedRun, find_agent, has_report
+from agents.agent import REPORT, TrainedRun, Unreported
 from agents.options.config import TrainConfig
 from agents.run.cadence import Cadence
 from agents.run.checkpoints import Checkpoints, StopRequests, load_random_states, random_states
 from agents.run.display import Display
 from agents.run.forecast import Forecast, Part, seconds_of, unchanged
+from agents.run.launch import joined, refuse_shared_device
 from agents.run.learner import Learner
 from agents.run.overflow import output_not_finite, stopped_at, weight_not_finite
-from agents.run.owner import LOCK, owning, refuse_owned
 from agents.run.pictures import show_run_rates
 from agents.run.remarks import CurveWatch
+from agents.run.run_folder import begin, claim, end, is_finished
 from agents.run.splits import try_splits
 from agents.run.start import START, load_start, save_start
 from agents.run.telemetry import Telemetry
 from agents.run.warmup import warm_up_for
 from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
-from rl_skip.core.files import atomic_write, remove_unfinished
 from rl_skip.core.finite import NotFinite
 from rl_skip.core.plugins import is_own, label_of, own_code
+from rl_skip.core.processes import together
 from rl_skip.core.progress import listening
-from rl_skip.core.seal import SEAL, seal
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Task
 from rl_skip.learning.averages import Averages
-from rl_skip.measure.runs import CONFIG, holds_run
+from rl_skip.measure.runs import CONFIG
 from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks import load_task
 from rl_skip.tasks.data_report import DataReport
 
-__all__ = ["Session", "Unreported", "is_finished", "train"]
+__all__ = ["Session", "train"]
 
 NARROW = 256
 """Below this width the operations are so short that several threads mostly wait for one another."""
@@ -56,20 +54,7 @@ VALIDATED_ROWS = 256
 """That are run to foresee how long all of them take."""
 WORTH_TELLING = 5.0
 """Seconds that a run takes at least, if it is to be told how many."""
-SEALED = (".json", ".jsonl", ".safetensors")
-"""Files of a finished run that get a digest; its export and its model have their own, and checkpoints carry theirs in their names."""
 STATEFUL = ("learner", "warm_up", "agent", "averages")
-
-
-class Unreported(UserError):
-    """A run was trained, but a part of its report failed."""
-
-    exit_code = 1
-
-
-def is_finished(folder: Path, agent: str) -> bool:
-    """Whether a run folder holds the whole report and the result of its agent."""
-    return has_report(folder) and (folder / find_agent(agent).leaves).exists()
 
 
 def train(
@@ -87,41 +72,61 @@ def train(
         Unreported: after everything else, if a part of the report failed; what was trained is kept.
         Stopped: on Ctrl-C or SIGTERM, once a checkpoint is written.
     """
-    console = console or Console()
-    config = config if task is None else replace(config, task=task.name, data=None)
-    config = config if stack is None else replace(config, network=NetworkConfig(stack.depth, stack.width, heads=1))
-    config.check_prices()
-    folder = config.folder
-    if config.resume is not None:
-        TrainConfig.from_json(folder, config.allow_code).refuse_changes(config)
-        if is_finished(folder, config.agent):
-            see = config.agent_class.see.format(folder=folder)
-            _say(console, f"the run {folder} is finished, nothing is left to do; see python -m rl_skip {see}")
-            return folder
-    else:
-        _refuse_to_replace(folder, config.overwrite)
     with ExitStack() as owned:
-        if folder.is_dir():
-            owned.enter_context(owning(folder))
-        if config.resume is not None:
-            remove_unfinished(folder)
+        processes = owned.enter_context(joined())
+        if console is None:
+            console = Console() if processes.first else Console(file=owned.enter_context(open(os.devnull, "w")))
+        config = config if task is None else replace(config, task=task.name, data=None)
+        config = config if stack is None else replace(config, network=NetworkConfig(stack.depth, stack.width, heads=1))
+        if _nothing_left(config, console):
+            return config.folder
+        config = config if config.resume is not None else replace(config, processes=processes.count)
+        claim(config, owned)
         session, report = _set_up(config, console, task, stack, start)
-        if config.resume is None:
-            if folder.is_dir():
-                _empty(folder)
-            else:
-                _make(folder)
-                owned.enter_context(owning(folder))
-            atomic_write(folder / CONFIG, json.dumps(session.config.to_json(), indent=2) + "\n")
-        (folder / SEAL).unlink(missing_ok=True)  # until the end, files change
-        report.write(folder)
+        if processes.first:
+            begin(session.config, owned)
+            report.write(config.folder)
         if config.resume is None and start is None:
             for line in report.lines():
                 _say(console, line)
-        session.run(folder, console)
-        report.write(folder)  # with the test data, which the end of the run has read
-        seal(folder, sorted(file.name for file in folder.iterdir() if file.suffix in SEALED))
-    return folder
+        session.run(config.folder, console)
+        if processes.first:
+            report.write(config.folder)  # with the test data, which the end of the run has read
+            end(config.folder)
+    return config.folder
+
+
+def _nothing_left(config: TrainConfig, console: Console) -> bool:
+    """Whether the run that is to go on is finished, and told so; else options that cannot be trained with are refused."""
+    config.check_prices()
+    _check_division(config)
+    if config.resume is None:
+        return False
+    TrainConfig.from_json(config.resume, config.allow_code).refuse_changes(config)
+    if is_finished(config.folder, config.agent):
+        see = config.agent_class.see.format(folder=config.folder)
+        _say(console, f"the run {config.folder} is finished, nothing is left to do; see python -m rl_skip {see}")
+        return True
+    _refuse_another_number(config)
+    return False
+
+
+def _check_division(config: TrainConfig) -> None:
+    """Refuses several processes, and several passes, for an agent whose updates take a whole batch."""
+    count = together().count
+    if config.agent_class.divides:
+        return
+    if count > 1:
+        raise UserError(f"the agent {config.agent} trains in one process, and {count} were started; start it with python, or set --agent reinforce")
+    if config.schedule.accumulate > 1:
+        raise UserError(f"the agent {config.agent} takes a batch in one pass; leave --accumulate out, or set --agent reinforce")
+
+
+def _refuse_another_number(config: TrainConfig) -> None:
+    count, begun = together().count, config.processes
+    if count != begun:
+        said = f"the run {config.folder} was begun in {begun} process{'es' * (begun > 1)}, not {count}"
+        raise UserError(f"{said}; go on with {config.resume_command}")
 
 
 def _set_up(
@@ -131,6 +136,7 @@ def _set_up(
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
     device, own = pick_device(config.device), task is not None or is_own(config.task)
+    refuse_shared_device(device)
     task = load_task(config.task, config.data, config.options) if task is None else task
     begun = config.folder if config.resume is not None else start.parent if start is not None else None
     report = DataReport(task, begun, config.train_rows)
@@ -152,33 +158,6 @@ def _set_up(
     if start is not None:
         session.begin_at(start)
     return session, report
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"the run folder {folder} cannot be made ({error.strerror}); name another with --out") from None
-
-
-def _empty(folder: Path) -> None:
-    """Removes all that a run folder holds but its lock; last of all what shows that it is one, for whoever is interrupted here."""
-    for child in sorted(folder.iterdir(), key=lambda child: child.name == CONFIG):
-        if child.is_dir() and not child.is_symlink():
-            shutil.rmtree(child)
-        elif child.name != LOCK:
-            child.unlink()
-
-
-def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
-    """Refuses a folder that is in use, one that is not to be overwritten, and one that holds anything but a run."""
-    if not os.path.lexists(folder):
-        return
-    refuse_owned(folder)
-    if not overwrite:
-        raise UserError(f"the run folder {folder} exists; name another with --out, replace it with --overwrite, or go on with it: --resume {folder}")
-    if not holds_run(folder) and (not folder.is_dir() or any(child.name != LOCK for child in folder.iterdir())):
-        raise UserError(f"{folder} is not a run folder, so it is not replaced; name another with --out")
 
 
 def _suited(config: TrainConfig, task: Task, console: Console) -> TrainConfig:
@@ -224,7 +203,9 @@ class Session:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on: plain tensors, numbers, strings, lists and dictionaries."""
         parts = {name: getattr(self, name).state_dict() for name in STATEFUL}
-        return {"done": self.done, "seconds": self.seconds, "random": random_states(), **parts}
+        here = {"done": self.done, "seconds": self.seconds, "random": random_states(), **parts}
+        others = together().gather(self.learner.random_state())[1:]
+        return here | ({"others": others} if others else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to where `state_dict` was taken."""
@@ -233,28 +214,33 @@ class Session:
             for name in STATEFUL:
                 getattr(self, name).load_state_dict(state[name])
             load_random_states(state["random"])
+            if not together().first:
+                self.learner.load_random_state(state["others"][together().rank - 1])
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"the checkpoint does not fit the run's options and data ({reason}); restore its {CONFIG}, or set --data") from None
 
     def run(self, folder: Path, console: Console) -> None:
         """Trains from where the run stands, then lets the agent finish, and reports."""
-        checkpoints = Checkpoints(folder, self.config.checkpoints)
+        checkpoints, processes = Checkpoints(folder, self.config.checkpoints), together()
+        self.learner.begin_together()
         if self.config.resume is not None:
             self._go_back(folder, checkpoints, console)
-        telemetry = Telemetry(folder, resume_after=None if self.config.resume is None else self.done)
-        with closing(telemetry), StopRequests(f"go on with: {self.config.resume_command}") as stop:
+        telemetry = Telemetry(folder, resume_after=None if self.config.resume is None else self.done) if processes.first else None
+        with nullcontext() if telemetry is None else closing(telemetry), StopRequests(f"go on with: {self.config.resume_command}") as stop:
             forecast = foresee(self)
             if forecast.left() >= WORTH_TELLING:
                 _say(console, f"this takes {forecast.in_words()}")
-            telemetry.settings(self.config, self.task.score_name)
-            watch = CurveWatch(self.learner, telemetry.history)
+            if telemetry is not None:
+                telemetry.settings(self.config, self.task.score_name)
+            watch = CurveWatch(self.learner, () if telemetry is None else telemetry.history)
             with Display(console, forecast, score_name=self.task.score_name) as display, listening(display):
                 self._train(folder, telemetry, checkpoints, stop, console, display, watch)
                 self._finish(folder, telemetry, console, watch)
 
     def _go_back(self, folder: Path, checkpoints: Checkpoints, console: Console) -> None:
-        state = checkpoints.latest(lambda line: _say(console, line))
+        processes = together()
+        state = processes.from_first(checkpoints.latest(lambda line: _say(console, line)) if processes.first else None)
         if state is None:
             _say(console, f"the run {folder} has no checkpoint that could be used, so it begins at update {self.done}")
         else:
@@ -262,9 +248,11 @@ class Session:
             if (said := weight_not_finite(self.learning)) is not None:
                 raise NotFinite(f"in the checkpoint of {folder} {said}; remove the newest in {checkpoints.folder}, and go on before it")
 
-    def _finish(self, folder: Path, telemetry: Telemetry, console: Console, watch: CurveWatch) -> None:
+    def _finish(self, folder: Path, telemetry: Telemetry | None, console: Console, watch: CurveWatch) -> None:
         run = TrainedRun(folder, console, telemetry, self.seconds, own_stack=not self.built, alarms=tuple(watch.said.values()))
         report, figures = self.agent.finish(run)
+        if telemetry is None:
+            return
         run.report.update(report)
         with run.part("last curves"):
             show_run_rates(telemetry)
@@ -276,7 +264,7 @@ class Session:
         run.write(whole=True)
 
     def _end_warm_up(self, folder: Path, console: Console) -> None:
-        if self.agent.leaves_start:
+        if self.agent.leaves_start and together().first:
             save_start(self.learner, folder / START)
         self.learner.end_warm_up()
         if self.agent.warms_up and (shortfall := self.warm_up.shortfall()) is not None:
@@ -317,14 +305,14 @@ class Session:
     def _train(
         self,
         folder: Path,
-        telemetry: Telemetry,
+        telemetry: Telemetry | None,
         checkpoints: Checkpoints,
         stop: StopRequests,
         console: Console,
         display: Display,
         watch: CurveWatch,
     ) -> None:
-        learner, averages, cadence = self.learner, self.averages, self.cadence
+        learner, averages, cadence, processes = self.learner, self.averages, self.cadence, together()
         begun = time.monotonic() - self.seconds
         since, samples = time.monotonic(), 0
         with stop.patiently():
@@ -341,26 +329,33 @@ class Session:
                     values = averages.read() | self.agent.metrics() | {"time/samples_per_second": samples / (time.monotonic() - since)}
                     since, samples = time.monotonic(), 0
                     display.show(self.phase(update), values)
-                    telemetry.scalars(self.done, values | self._validate(self.done, telemetry, display))
-                    for alarm in watch.see(telemetry.history[-1]):
-                        _say(console, alarm)
-                        telemetry.text("remarks/while_training", alarm, self.done)
-                if last or stop.requested or checkpoints.due(self.done):
+                    values |= self._validate(self.done, telemetry, display)
+                    if telemetry is not None:
+                        telemetry.scalars(self.done, values)
+                        for alarm in watch.see(telemetry.history[-1]):
+                            _say(console, alarm)
+                            telemetry.text("remarks/while_training", alarm, self.done)
+                number, due = processes.highest(stop.number or 0, processes.first and checkpoints.due(self.done))
+                if last or number or due:
                     if (said := weight_not_finite(self.learning)) is not None:
                         raise stopped_at(update, learner, said)
-                    telemetry.flush()
-                    checkpoints.write(self.done, self.state_dict())
-                if stop.requested:
+                    state = self.state_dict()
+                    if telemetry is not None:
+                        telemetry.flush()
+                        checkpoints.write(self.done, state)
+                if number:
+                    processes.from_first(None)  # which has written it
+                    stop.number = number
                     break
 
-    def _validate(self, done: int, telemetry: Telemetry, display: Display) -> dict[str, float]:
-        """Validation of the agent as it stands, where one is due."""
+    def _validate(self, done: int, telemetry: Telemetry | None, display: Display) -> dict[str, float]:
+        """Validation of the agent as it stands, where one is due, by all processes; what of it is to be written, in that which writes."""
         if not self.cadence.validates(done):
             return {}
         begun = time.monotonic()
         evaluation = self.agent.evaluate(self.learner.validation)
         display.forecast.step(VALIDATION, time.monotonic() - begun)
-        return telemetry.evaluation(done, evaluation, self.task.score_name)
+        return {} if telemetry is None else telemetry.evaluation(done, evaluation, self.task.score_name)
 
 
 def foresee(session: Session) -> Forecast:
@@ -375,7 +370,7 @@ def foresee(session: Session) -> Forecast:
         except NotFinite:
             pass
         except (RuntimeError, ValueError):
-            if session.not_finite(session.done) is None:
+            if together().several or session.not_finite(session.done) is None:  # what one process passes over the others would wait for
                 raise
     return Forecast(parts)
 

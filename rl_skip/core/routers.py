@@ -45,16 +45,26 @@ class PolicyRouter(Router):
         policy: the policy.
         sample: draws jumps from the policy; else the likeliest is taken.
         generator: of the random numbers.
+        chances: (B, L), even in [0, 1), from which jumps are drawn in place of a generator: a row's route then depends on its own numbers, and not on
+            which rows run together.
         route: (L,) or (B, L) bool, followed in place of the policy's own choice; the rollout says how likely that was.
 
     Raises:
         ValueError: if the route is one that the policy's rules do not allow.
     """
 
-    def __init__(self, policy: JumpPolicy, *, sample: bool = False, generator: torch.Generator | None = None, route: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        policy: JumpPolicy,
+        *,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
+        chances: Tensor | None = None,
+        route: Tensor | None = None,
+    ) -> None:
         self.policy, self.rules = policy, policy.rules
         self._told = type(policy).forward is JumpPolicy.forward  # a policy of one's own finds the layer in the observation
-        self.sample, self.generator = sample, generator
+        self.sample, self.generator, self.chances = sample, generator, chances
         self.given = None if route is None else FixedRoute(route, policy.rules)
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
@@ -70,11 +80,14 @@ class PolicyRouter(Router):
 
     def _follow(self, state: RoutingState, i: int, rows: Tensor, logits: Tensor) -> Tensor | int:
         """Where R rows go after layer `i`, by their logits (R, J + 1)."""
-        jumps = self._choose(state, rows, logits)
+        jumps = self._choose(state, i, rows, logits)
         rules = self.policy.rules
         return rules.next_after(i, int(jumps)) if jumps.shape[0] == 1 else rules.next_layer(i, jumps)
 
-    def _choose(self, state: RoutingState, rows: Tensor, logits: Tensor) -> Tensor:
+    def _choose(self, state: RoutingState, i: int, rows: Tensor, logits: Tensor) -> Tensor:
+        if self.chances is not None:
+            below = torch.softmax(logits, dim=1).cumsum(dim=1)  # (R, J + 1), of each jump the probability of it or a shorter one
+            return (self.chances[rows, i].unsqueeze(1) >= below / below[:, -1:]).sum(dim=1)
         if not self.sample:
             return self.policy.likeliest(logits, state.price[rows]) if state.cheap else logits.argmax(dim=1)
         return torch.multinomial(torch.log_softmax(logits, dim=1).exp(), 1, generator=self.generator).squeeze(1)

@@ -13,10 +13,10 @@ from torch import nn
 import agents.policy.policy_agent
 import agents.run.report
 import train
-from agents.agent import TrainedRun, find_agent
+from agents.agent import TrainedRun, Unreported, find_agent
 from agents.options.config import NetworkConfig, PolicyConfig, PriceConfig, ScheduleConfig, TrainConfig
 from agents.run.report import final_report
-from agents.run.session import Unreported, is_finished
+from agents.run.run_folder import is_finished
 from agents.run.session import train as run_training
 from rl_skip.core.dial import PriceTable
 from rl_skip.core.reward import LINEAR, BudgetReward
