@@ -1,4 +1,4 @@
-# make train, make demo, make test, make test-lowest: each sets up its environment by itself, and needs nothing but Python 3.11 or newer.
+# make train, make demo, make test, make test-lowest, make docs: each sets up its environment by itself, and needs nothing but Python 3.11 or newer.
 PYTHON ?= python3
 WORKERS ?= 2
 ARGS ?=
@@ -12,9 +12,10 @@ VENV := .venv
 READY := $(VENV)/.ready
 DEMO := $(VENV)/.demo
 LOWEST := .venv-lowest
+PAGES := .venv-docs
 DEMO_OPTIONS := --task text --data banking77 --head mean --learning-rate 1e-4 --warmup-epochs 3 --epochs 4 --precision auto
 
-.PHONY: train demo test test-lowest check clean
+.PHONY: train demo test test-lowest check docs clean
 
 train: $(READY)
 	$(VENV)/bin/python train.py $(ARGS)
@@ -35,9 +36,18 @@ check: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
+# The pages in docs/ as a site, into site/. A warning is an error; the theme's advertisement for another MkDocs is none.
+docs: $(PAGES)/.ready
+	NO_MKDOCS_2_WARNING=1 $(PAGES)/bin/python -m mkdocs build --strict $(ARGS)
+	@echo "open site/index.html; with search: python3 -m http.server --directory site"
+
+define new_enough
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}; name another with make PYTHON=...")'
+endef
+
 # Made with $(call environment,FOLDER,CONSTRAINTS).
 define environment
-@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}; name another with make PYTHON=...")'
+$(call new_enough)
 $(PYTHON) -m venv $(1)
 $(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) -e '.[dev]'
 touch $(1)/.ready
@@ -50,10 +60,18 @@ $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 	rm -rf $(LOWEST)
 	$(call environment,$(LOWEST),constraints-lowest.txt)
 
+# The extra "docs" alone: the sources are read, never imported, so neither rl_skip nor PyTorch is installed.
+$(PAGES)/.ready: pyproject.toml constraints.txt
+	$(call new_enough)
+	$(PYTHON) -m venv $(PAGES)
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > $(PAGES)/extra.txt
+	$(PAGES)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $(PAGES)/extra.txt
+	touch $@
+
 $(DEMO): $(READY)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LOWEST) $(PAGES) site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,10 +1,11 @@
 """Trains a network with a jump policy, `python train.py --help` lists every option; `python train.py compare` sets finished runs beside baselines."""
 
-import contextlib
 import io
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from itertools import pairwise
 
@@ -14,9 +15,11 @@ from agents.agent import AgentConfig
 from agents.baselines.compare import main as compare
 from agents.options.config import TrainConfig
 from agents.run.checkpoints import Stopped
+from agents.run.launch import accelerate_defaults, joined, launched
 from agents.run.session import train
 from rl_skip.cli.streams import check_words, outlasting_readers
 from rl_skip.core.errors import UserError
+from rl_skip.core.processes import ALONE, LostProcess, Processes
 from rl_skip.tasks import defaults_of
 
 FRAME, EDGE = re.compile(r"[─╭╮╰╯-]{3,}"), "│"
@@ -46,6 +49,7 @@ def read_options(arguments: Sequence[str]) -> TrainConfig:
         task, agent = given.get("task", TrainConfig.task), given.get("agent", TrainConfig.agent)
         defaults = defaults_of(task, given.get("data"), given)
         default = TrainConfig(task=task, agent=agent).with_defaults(defaults, f"the defaults of the task {task}")
+        default = default.with_defaults(accelerate_defaults(), "accelerate launch")
     if given.keys() & {"epochs", "warmup_epochs"} and "resume" not in given:  # whoever says how many passes gets them
         default = replace(default, schedule=replace(default.schedule, max_updates=None))
     if "feature" in given:  # what is given takes the place of the default, and is not added to it
@@ -60,7 +64,7 @@ def _parsed(arguments: Sequence[str], default: TrainConfig) -> TrainConfig:
     """The options; what cannot be read is one line, where tyro draws a frame around several."""
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with redirect_stderr(said):
             return tyro.cli(TrainConfig, args=arguments, default=default, config=(tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction))
     except SystemExit as done:
         if done.code != 2:
@@ -80,24 +84,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["compare"]:
-        return compare(arguments[1:])
+        return _compare(arguments[1:])
     with outlasting_readers():
         return _train(arguments)
 
 
+def _compare(arguments: Sequence[str]) -> int:
+    processes = launched()
+    if not processes.several:
+        return compare(arguments)
+    if processes.first:
+        print(f"error: compare runs in one process, and {processes.count} were started; start it with python train.py compare", file=sys.stderr)
+    return 2
+
+
 def _train(arguments: Sequence[str]) -> int:
+    processes = ALONE
     try:
-        train(read_options(arguments))
+        with joined() as processes:
+            with _heard(processes):
+                options = read_options(arguments)
+            train(options)
+        return 0
     except (UserError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return error.exit_code if isinstance(error, UserError) else 2
+        line, code = f"error: {' '.join(str(error).split())}", error.exit_code if isinstance(error, UserError) else 2
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.exit_code
+        line, code = str(stopped), stopped.exit_code
     except KeyboardInterrupt:
-        print("stopped before the training began", file=sys.stderr)
-        return 130
-    return 0
+        line, code = "stopped before the training began", 130
+    except LostProcess as lost:
+        reason = " ".join(str(lost).split())[:200]
+        line, code = f"error: another of the {processes.count} processes ended without a word ({reason}); go on with --resume", 1
+    except Exception:
+        if not processes.may_tell():
+            return 1
+        raise
+    if processes.may_tell():
+        print(line, file=sys.stderr)
+    return code
+
+
+@contextmanager
+def _heard(processes: Processes) -> Iterator[None]:
+    """Within it, nothing is printed but by the first process; where it prints its help, or what is wrong, the others wait for it."""
+    if processes.first:
+        yield
+        return
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            yield
+    except SystemExit:
+        with suppress(LostProcess):
+            processes.from_first(None)
+        raise
 
 
 if __name__ == "__main__":

@@ -7,21 +7,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from rich.console import Console
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from rl_skip.core.bounded import read_json
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_write
 from rl_skip.core.plugins import Registry
+from rl_skip.core.processes import together
 from rl_skip.core.progress import begin_stage
 from rl_skip.core.task import Examples
 from rl_skip.measure.evaluation import Evaluation
 
-__all__ = ["AGENTS", "REPORT", "UNFINISHED", "Agent", "AgentConfig", "Results", "TrainedFor", "TrainedRun", "find_agent", "has_report"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "AGENTS",
+    "REPORT",
+    "UNFINISHED",
+    "Agent",
+    "AgentConfig",
+    "Curves",
+    "Results",
+    "TrainedFor",
+    "TrainedRun",
+    "Unreported",
+    "find_agent",
+    "has_report",
+]
 
 REPORT = "report.json"
 UNFINISHED = "unfinished"
@@ -29,6 +45,12 @@ UNFINISHED = "unfinished"
 
 WRITING = "writing the report"
 """The part that fails where the report of a part cannot be written."""
+
+class Unreported(UserError):
+    """A run was trained, but a part of its report failed."""
+
+    exit_code = 1
+
 
 TrainedFor = Literal["a price", "one budget", "every budget"]
 
@@ -44,17 +66,50 @@ def has_report(folder: Path) -> bool:
     return report.is_file() and UNFINISHED not in read_json(report, f"remove it, and go on with --resume {folder}")
 
 
+class Curves(Protocol):
+    """What a run shows in TensorBoard, and writes into metrics.jsonl; steps are updates."""
+
+    @property
+    def last_step(self) -> int:
+        """Of what was written so far."""
+        ...
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Writes numbers under their tags."""
+        ...
+
+    def evaluation(self, step: int, evaluation: Evaluation, score_name: str) -> dict[str, float]:
+        """Writes where the rows of a validation left, as histograms; returns the numbers of `eval/`."""
+        ...
+
+    def figure(self, tag: str, drawn: "Figure", step: int) -> None:
+        """Writes a figure of matplotlib among the images."""
+        ...
+
+    def text(self, tag: str, markdown: str, step: int = 0) -> None:
+        """Writes Markdown into the Text tab."""
+        ...
+
+
+def _line(name: str, error: Exception) -> str:
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"{name} failed: {kind}{' '.join(str(error).split())}"
+
+
 @dataclass(frozen=True)
 class TrainedRun:
     """A run after its last update, for its agent to finish."""
 
     folder: Path
     console: Console
-    writer: SummaryWriter
+    curves: Curves | None
+    """None in processes that write nothing."""
     seconds: float
     """Of training."""
     own_stack: bool
     """Whether the network was given as an object, so that no file can describe it."""
+    alarms: tuple[str, ...] = ()
+    """What was said of its curves while it trained."""
     report: dict[str, Any] = field(default_factory=dict)
     """What report.json holds so far."""
     failed: dict[str, str] = field(default_factory=dict)
@@ -62,12 +117,19 @@ class TrainedRun:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """A part of the run's end. What it adds to the report is written when it is done; where it fails, a line says so, and the rest follows."""
+        """A part of the run's end. What it adds to the report is written when it is done; where it fails, a line says so, and the rest follows.
+
+        Raises:
+            Unreported: where it fails in one of several processes, without which the others cannot do theirs.
+        """
         begin_stage(name)
         try:
             yield
         except Exception as error:
             self._tell(name, error)
+            if together().several:
+                self.write()
+                raise Unreported(f"{_line(name, error)}; what was trained is kept, and --resume does what is left") from error
         try:
             self.write()
         except UserError as error:
@@ -78,12 +140,13 @@ class TrainedRun:
 
     def _tell(self, name: str, error: Exception) -> None:
         self.failed[name] = traceback.format_exc()
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        line = f"{name} failed: {kind}{' '.join(str(error).split())}"
-        self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+        if not together().several:
+            self.console.print(_line(name, error), soft_wrap=True, markup=False, highlight=False)
 
     def write(self, whole: bool = False) -> None:
-        """Writes the report; unless it is `whole`, with the parts that failed."""
+        """Writes the report; unless it is `whole`, with the parts that failed. Other processes than the first write nothing."""
+        if self.curves is None:
+            return
         report = self.report if whole else {**self.report, UNFINISHED: self.failed}
         atomic_write(self.folder / REPORT, json.dumps(report, indent=2) + "\n")
 
@@ -94,7 +157,7 @@ class Results(NamedTuple):
     report: dict[str, Any]
     """What report.json holds."""
     figures: dict[str, float]
-    """Those by which TensorBoard compares runs."""
+    """Those by which TensorBoard compares runs, under their tags, such as "final/compute"."""
 
 
 class Agent(ABC):
@@ -113,12 +176,19 @@ class Agent(ABC):
     """Decides which of --price, --budget and --guarantee it takes or needs."""
     warms_up: ClassVar[bool] = True
     """Whether the network learns alone first. Without, those updates are the agent's too."""
+    divides: ClassVar[bool] = False
+    """Whether `update` takes a batch in parts, by `Learner.learn`, so that several processes and passes share it; an `update` of one's own says so
+    anew."""
     leaves_start: ClassVar[bool] = False
     """Whether the state after the warm-up is kept in the run folder, for other agents to begin at."""
     leaves: ClassVar[str]
     """A file or folder that a finished run of it has, besides the report."""
     see: ClassVar[str]
     """Which command of rl_skip shows more of a finished run, with {folder} for the run."""
+
+    def __init_subclass__(cls) -> None:
+        if "update" in vars(cls) and "divides" not in vars(cls):
+            cls.divides = False
 
     @abstractmethod
     def __init__(self, learner: Any) -> None: ...

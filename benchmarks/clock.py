@@ -22,10 +22,10 @@ from torch import Tensor
 from benchmarks.exits import PRICES, SLACK
 from benchmarks.updates import plain_forward
 from rl_skip.attached.pretrained import load_model
+from rl_skip.core.clock import seconds_per_batch
 from rl_skip.core.inputs import Inputs, by_length
 from rl_skip.core.task import Examples, Task
 from rl_skip.export.policy_folder import SkipModel
-from rl_skip.measure.evaluation import seconds_per_batch
 from rl_skip.measure.every_price import evaluate_prices
 from rl_skip.measure.runs import MODEL, load_run
 

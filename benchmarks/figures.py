@@ -1,4 +1,4 @@
-"""Draws the README's pictures from finished runs: how the reward grows, and accuracy against compute.
+"""Draws the pictures of docs/figures from finished runs: how the reward grows, and accuracy against compute.
 
 python benchmarks/figures.py runs/digits-reinforce-0 --out docs/figures
 """

@@ -5,10 +5,14 @@ Runs are trained where they are not there yet, one for each agent and seed. Flag
     python benchmarks/hops.py
     python benchmarks/hops.py --task hops-16 --agents reinforce --seeds 0
     python benchmarks/hops.py --agents reinforce --seeds 0 --tune all
+    python benchmarks/hops.py --ship
+
+The last trains the run that comes with the package, around which `rl_skip/Hops-v0` is made, and puts it there.
 """
 
 import argparse
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +22,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.training import trained
+from rl_skip.core.seal import seal
 from rl_skip.measure.compare.book import RouteBook
 from rl_skip.measure.evaluation import best_fixed_route, evaluate
-from rl_skip.measure.runs import load_run
+from rl_skip.measure.runs import CONFIG, load_run
+from rl_skip.tasks.data_report import DATA
+from rl_skip.tasks.shipped import SHIPPED_RUNS
 
 SEARCH_ROWS = 1_000
 
@@ -70,6 +77,17 @@ def measured(run: Path) -> Measured:
     )
 
 
+def ship(out: Path) -> Path:
+    """Trains the run hops-v0, and puts what is read of it into the package."""
+    run, place = trained(out / "hops-v0", "--task", "hops", "--seed", "0", "--price", "0.1"), SHIPPED_RUNS["hops-v0"]
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(run / "policy", place / "policy")
+    for name in (CONFIG, DATA):
+        shutil.copy(run / name, place)
+    seal(place, [CONFIG, DATA])
+    return place
+
+
 def main() -> None:
     """Trains what is not there yet and prints two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -77,8 +95,12 @@ def main() -> None:
     parser.add_argument("--agents", nargs="+", default=["reinforce", "ppo"])
     parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"])
     parser.add_argument("--out", type=Path, default=Path("runs/hops"), help="where the run folders go; those that exist are read, not trained anew")
+    parser.add_argument("--ship", action="store_true", help="train the run that comes with the package, and put it there")
     arguments, flags = parser.parse_known_args()
     torch.set_num_threads(1)
+    if arguments.ship:
+        print(f"{ship(arguments.out)} is what `rl_skip/Hops-v0` is made around")
+        return
     kind = "-".join([arguments.task, *(flag.lstrip("-") for flag in flags)])
     runs = []
     for agent in arguments.agents:

@@ -1,10 +1,12 @@
 """A training process killed with SIGKILL at random moments and resumed each time, against one that was never stopped.
 
-Every other kill waits until a file is half written: a checkpoint, a report, the export. Both runs must end with the same weights, bit for bit, the
-same metrics, and event files that show each step once.
+Every other kill waits until a file is half written: a checkpoint, a report, the export. Of several processes that train together one is killed,
+drawn at random, and the others must end by themselves. Both runs must end with the same weights, bit for bit, the same metrics, and event files
+that show each step once.
 
     python benchmarks/kill.py
     python benchmarks/kill.py --kills 50 --seed 1 --epochs 20 --agent reinforce
+    python benchmarks/kill.py --processes 2
 """
 
 import argparse
@@ -32,9 +34,21 @@ SMALL = ("--layers", "4", "--width", "16", "--warmup-epochs", "2", "--eval-epoch
 PATIENCE = 300.0
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    """train.py in a process of its own."""
-    return subprocess.Popen([sys.executable, str(TOP / "train.py"), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(*arguments: str, count: int = 1) -> subprocess.Popen[str]:
+    """train.py in a process of its own, or the launcher of several."""
+    launcher = [] if count == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    command = [sys.executable, *launcher, str(TOP / "train.py"), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def kill(process: subprocess.Popen[str], count: int, chance: random.Random) -> None:
+    """Kills the process, or one of those that it launched, and waits until all have ended."""
+    if count == 1:
+        process.kill()
+    else:
+        launched = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(chance.choice(launched)), signal.SIGKILL)
+    process.communicate(timeout=PATIENCE)
 
 
 def finish(process: subprocess.Popen[str]) -> None:
@@ -72,15 +86,17 @@ def half_written(folder: Path) -> str:
     return ""
 
 
-def train_with_kills(folder: Path, options: tuple[str, ...], moments: list[int], chance: random.Random) -> list[Kill]:
-    """Trains into `folder`, killed after the checkpoint of each of the `moments`, ascending updates: soon after it, or when next a file is written.
+def train_with_kills(folder: Path, options: tuple[str, ...], moments: list[int], chance: random.Random, count: int = 1) -> list[Kill]:
+    """Trains into `folder` in so many processes, killed after the checkpoint of each of the `moments`, ascending updates.
+
+    A kill comes soon after it, or when next a file is written.
 
     Returns:
         What each kill left; those that came after the end of the run are left out.
     """
     left: list[Kill] = []
     for number, moment in enumerate(moments):
-        process = start("--resume", str(folder)) if folder.exists() else start("--out", str(folder), *options)
+        process = start("--resume", str(folder), count=count) if folder.exists() else start("--out", str(folder), *options, count=count)
         deadline = time.monotonic() + PATIENCE
         while reached(folder) < moment and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
@@ -89,13 +105,12 @@ def train_with_kills(folder: Path, options: tuple[str, ...], moments: list[int],
                 pass
         else:
             time.sleep(chance.uniform(0, 0.3))
-        process.kill()
-        said, _ = process.communicate()
-        if process.returncode == -signal.SIGKILL:
+        if process.poll() is None:
+            kill(process, count, chance)
             left.append(Kill(reached(folder), half_written(folder)))
         elif process.returncode:
-            raise RuntimeError(f"train.py ended with {process.returncode}:\n{said}")
-    finish(start("--resume", str(folder)))
+            raise RuntimeError(f"train.py ended with {process.returncode}:\n{process.communicate()[0]}")
+    finish(start("--resume", str(folder), count=count))
     return left
 
 
@@ -128,19 +143,21 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the data")
     parser.add_argument("--agent", default="reinforce", help="the agent to train with")
+    parser.add_argument("--processes", type=int, default=1, help="that train together")
     options = parser.parse_args()
     chance = random.Random(options.seed)
     training = (*SMALL, "--epochs", str(options.epochs), "--agent", options.agent)
     with tempfile.TemporaryDirectory() as folder:
         unbroken, killed = Path(folder) / "unbroken", Path(folder) / "killed"
-        finish(start("--out", str(unbroken), *training))
+        finish(start("--out", str(unbroken), *training, count=options.processes))
         updates = reached(unbroken)
         moments = sorted(chance.randrange(updates + 1) for _ in range(options.kills))  # the last is that of the run's end
-        left = train_with_kills(killed, training, moments, chance)
+        left = train_with_kills(killed, training, moments, chance, options.processes)
         different = differences(unbroken, killed)
     writing = sum(bool(kill.writing) for kill in left)
     at = ", ".join(f"{kill.update}{'*' * bool(kill.writing)}" for kill in left)
-    print(f"{options.agent}, {updates} updates, {len(left)} kills, {writing} of them while a file was half written (*)")
+    print(f"{options.agent}, processes: {options.processes}, {updates} updates")
+    print(f"{len(left)} kills, {writing} of them while a file was half written (*)")
     print(f"the newest checkpoint was that of update {at}")
     print("different: " + ", ".join(different) if different else "same weights, bit for bit; same metrics; each step once")
     return 1 if different else 0

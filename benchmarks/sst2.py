@@ -32,10 +32,11 @@ from agents.run.learner import Learner
 from agents.run.warmup import RandomRoutes
 from rl_skip.attached.huggingface import HuggingFaceStack
 from rl_skip.attached.pretrained import load_model
+from rl_skip.core.clock import seconds_per_batch
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.task import Examples, Task
 from rl_skip.export.policy_folder import SkipModel
-from rl_skip.measure.evaluation import evaluate, seconds_per_batch
+from rl_skip.measure.evaluation import evaluate
 from rl_skip.measure.runs import load_run
 from rl_skip.tasks import load_task
 

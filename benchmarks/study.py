@@ -1,4 +1,4 @@
-"""Trains several runs and prints one line of a table for each: the figures of the README.
+"""Trains several runs and prints one line of a table for each: the figures of docs/notes.md.
 
 Flags that are not its own go to train.py.
 

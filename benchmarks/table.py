@@ -1,4 +1,4 @@
-"""Trains every policy and every baseline of a study, three seeds of each, and prints the table of the README.
+"""Trains every policy and every baseline of a study, three seeds of each, and prints the tables of docs/results.md.
 
 What is trained already is not trained again, and a command that was stopped goes on, with the same flags. Flags that are not its own go to train.py.
 Of policies that can but leave, benchmarks/exits.py prints the tables; the others are compared as train.py compare does.

@@ -1,5 +1,6 @@
 """An agent from anywhere, measured on every row of a split, beside what a person could run in its place."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,10 @@ SEARCH_ROWS = 1000
 
 
 class Predictor(Protocol):
-    """An agent of Stable-Baselines3, or one that is asked like it."""
+    """An agent of Stable-Baselines3 or sb3-contrib, or one that is asked like it; one that takes `action_masks` is given the legal jumps."""
 
     def predict(self, observation: NDArray[np.float32], /, *, deterministic: bool) -> tuple[Any, Any]:
-        """Observations (R, S) → jumps (R,), and what is not looked at."""
+        """Observations (R, S) → jumps (R,), and None, which is the memory of an agent that has one."""
         ...
 
 
@@ -55,6 +56,7 @@ class AgentRouter(Router):
             its = getattr(agent, name, own)
             if its != own:
                 raise UserError(f"the agent's {name} is {_brief(its)}, the run's {_brief(own)}; train it in an environment of the run, run=…")
+        self.masked = hasattr(agent, "predict") and "action_masks" in inspect.signature(agent.predict).parameters
         self.flops = self._counted() if flops is None else flops
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
@@ -62,17 +64,21 @@ class AgentRouter(Router):
         assert rules is not None
         if not rules.choices[i]:
             return only_way(rules, i, rows)
-        jumps = self._asked(state.observe(rows).float().cpu().numpy())
+        jumps = self._asked(state.observe(rows).float().cpu().numpy(), i)
         following = rules.next_layer(i, torch.as_tensor(jumps, device=rows.device))
         return Decision(following, rules.layout.flops + self.flops, read=rules.layout.reads)
 
-    def _asked(self, observations: NDArray[np.float32]) -> NDArray[np.int64]:
+    def _asked(self, observations: NDArray[np.float32], i: int) -> NDArray[np.int64]:
+        """(R,), the jumps that the agent chooses after layer `i`."""
+        assert self.rules is not None
         if hasattr(self.agent, "predict"):
-            jumps, _ = self.agent.predict(observations, deterministic=True)
+            masks = {"action_masks": self.rules.legal[i].expand(len(observations), -1).numpy().copy()} if self.masked else {}
+            jumps, memory = self.agent.predict(observations, deterministic=True, **masks)
+            if memory is not None:
+                raise UserError("the agent remembers earlier observations, and is asked for each decision by itself here; play it in the environment")
         else:
             jumps = self.agent(observations)
         jumps, expected = np.asarray(jumps), observations.shape[:1]
-        assert self.rules is not None
         if jumps.shape != expected or jumps.dtype.kind not in "iu":
             raise UserError(f"an agent gives a whole number for each of {expected[0]} observations, got shape {jumps.shape} of {jumps.dtype}")
         if jumps.min() < 0 or jumps.max() > self.rules.max_jump:
@@ -83,7 +89,7 @@ class AgentRouter(Router):
         assert self.rules is not None
         low, _ = self.rules.layout.bounds()
         with FlopCounterMode(display=False) as counter:
-            self._asked(np.clip(np.zeros((1, len(low)), dtype=np.float32), low.numpy(), None))
+            self._asked(np.clip(np.zeros((1, len(low)), dtype=np.float32), low.numpy(), None), 0)
         return float(counter.get_total_flops())
 
 
@@ -124,8 +130,8 @@ def evaluate(
     An agent that was trained on `run=` can be measured so. To be exported it would have to be a `JumpPolicy`, whose network is fixed.
 
     Args:
-        agent: one of Stable-Baselines3's, or a function, observations (R, S) float32 → jumps (R,).
-        run: the folder of a finished run, whose network it decides for.
+        agent: one of Stable-Baselines3's or sb3-contrib's, or a function, observations (R, S) float32 → jumps (R,).
+        run: the folder of a finished run, whose network it decides for; "hops-v0": that of `rl_skip/Hops-v0`.
         split: whose rows.
         price: what compute costs, and what is shown; None: the run's.
         flops: operations of one of the agent's decisions; None: counted.

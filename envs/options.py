@@ -42,7 +42,7 @@ class EnvOptions:
     data: str | None = None
     """Where the task's data are. None: where the run found them; digits needs none."""
     run: str | Path | None = None
-    """The folder of a finished run, whose network and rules are taken."""
+    """The folder of a finished run, whose network and rules are taken; or "hops-v0", which comes with the package."""
     stack: LayerStack | str | None = None
     """A network of your own, or the kind that is built: "blocks", "skip-layer", or file.py:function for one of your own."""
     examples: Examples | None = None

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rl_skip.export.pruned import PrunedNetwork, load_pruned
     from rl_skip.measure.compare.baseline import BaselineRecord
     from rl_skip.measure.compare.measured import Bench, MeasuredBaseline
+    from rl_skip.measure.costs import measure_costs
     from rl_skip.measure.evaluation import hidden_states
     from rl_skip.nets.blocks import FrameEmbedding, PatchEmbedding
     from rl_skip.nets.module_stack import ModuleStack
@@ -78,6 +79,7 @@ __all__ = [
     "load_policy",
     "load_pruned",
     "load_task",
+    "measure_costs",
     "routed_forward",
     "save",
     "stratified_split",
@@ -100,6 +102,7 @@ _NAMES = {
     "export.policy_folder": ("SkipModel", "load", "load_policy", "save"),
     "measure.compare.baseline": ("BaselineRecord",),
     "measure.compare.measured": ("Bench", "MeasuredBaseline"),
+    "measure.costs": ("measure_costs",),
     "measure.evaluation": ("hidden_states",),
     "nets.blocks": ("FrameEmbedding", "PatchEmbedding"),
     "nets.module_stack": ("ModuleStack",),

@@ -1,7 +1,6 @@
 """The loops in `examples/own_loop*.py` train a tiny model, its readouts and its policy."""
 
 import copy
-import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,20 +87,6 @@ def test_a_loop_with_a_teacher() -> None:
     train(model, loader(TRAIN), loader(VALIDATION), config, epochs=8, learning_rate=3e-3, teacher=teacher)
     labels = torch.tensor([int(row["labels"]) for row in TEST])
     assert seen == [False] * 64 and (logits(model).argmax(dim=1) == 1 - labels).float().mean() > 0.9
-
-
-def test_the_loop_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
-    (block,) = [found for found in re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S) if "SkipConfig" in found]
-    model = tiny().train()
-    names = list(model.state_dict())
-    given = {"model": model, "loader": loader(TRAIN), "validation": loader(VALIDATION), "rl_skip": rl_skip, "torch": torch}
-    exec(compile(block, "README", "exec"), given)
-    assert list(model.state_dict()) == names
-    handle = rl_skip.attach(model, "my-policy")
-    logits(model)
-    assert handle.last_compute.mean() < 1
 
 
 def test_the_trainer(tmp_path: Path) -> None:

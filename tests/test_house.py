@@ -185,6 +185,9 @@ def test_the_wheel_holds_rl_skip_alone(tmp_path: Path) -> None:
         licences = {name.partition("/licenses/")[2] for name in archive.namelist()} - {""}
         described = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
     data = {f"rl_skip/tasks/data/banking77/{name}" for name in ("LICENSE", "test.csv.gz", "train.csv.gz")}
+    run = TOP / "rl_skip" / "tasks" / "data" / "hops-v0"
+    data |= {file.relative_to(TOP).as_posix() for file in run.rglob("*") if file.is_file()}
+    assert sum(file.stat().st_size for file in run.rglob("*") if file.is_file()) < 500_000 and f"{run.relative_to(TOP)}/policy/policy.json" in data
     expected = {file.relative_to(TOP).as_posix() for file in TOP.joinpath("rl_skip").rglob("*.py")} | {"rl_skip/py.typed"} | data
     assert names == expected
     assert licences == {"LICENSE", "rl_skip/tasks/data/banking77/LICENSE"} and "License-Expression: MIT AND CC-BY-4.0" in described

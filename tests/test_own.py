@@ -16,7 +16,7 @@ import torch
 
 import rl_skip
 import train
-from agents.run.session import SEALED
+from agents.run.run_folder import SEALED
 from benchmarks.kill import differences
 from envs import EnvOptions
 from examples.own_baseline import two_heads

@@ -141,8 +141,8 @@ def test_help_explains_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     text = "\n".join(line.strip("│╭╮╰╯─ ") for line in text.splitlines())
     explained = dict(re.findall(r"^(--[a-z][a-z-]+)(.*?)\((?:default:|repeatable)", text, flags=re.MULTILINE | re.DOTALL))
-    names = option_names(TrainConfig)
-    assert len(names) > 40 and len(set(names)) == len(names)
+    names = [name for name in option_names(TrainConfig) if name != "--processes"]  # which the launcher says, and nobody else
+    assert "--processes" not in text and len(names) > 40 and len(set(names)) == len(names)
     for name in names:
         shown = re.sub(r"^, --no-\S+|\b[A-Z]{3,}\b|\{.*?\}|\|", "", explained.get(name, ""))  # without the kind of its value
         assert len(shown.split()) >= 3, f"{name} is explained by {shown!r}"

@@ -17,15 +17,15 @@ from agents.run.moments import load_moments
 from agents.run.report import TIMED_ROWS, TIMING
 from agents.run.telemetry import score_metric
 from rl_skip.core.batches import deployed
+from rl_skip.core.clock import REPEATS, seconds_per_batch
 from rl_skip.core.errors import UserError
-from rl_skip.core.finite import NotFinite
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.plugins import label_of
 from rl_skip.core.routing import Router
 from rl_skip.core.task import Examples, score_key
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.curves import CURVE, Curve, Point, save_curve
-from rl_skip.measure.evaluation import REPEATS, Evaluation, evaluate, seconds_per_batch
+from rl_skip.measure.evaluation import Evaluation, evaluate
 
 __all__ = ["Baseline", "Setting", "Unsuited", "baseline_report", "batch_metrics", "print_baseline"]
 
@@ -62,6 +62,7 @@ class Baseline(Agent):
     see = "compare RUN --baselines {folder}"
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         if "record" in vars(cls):
             cls.trained_for = "one budget" if cls.record.per_budget else "every budget"
 
@@ -107,15 +108,9 @@ class Baseline(Agent):
         rate = torch.tensor(learner.set_learning_rates(update))
         if not loss.requires_grad:
             return {"train/learning_rate": rate}
-        if self.optimizer is None:
-            return {"train/grad_norm": learner.apply(loss), "train/learning_rate": rate}
-        self.optimizer.zero_grad()
-        norm = learner.apply(loss)
-        if not nn.utils.clip_grad_norm_(self.trained, learner.config.schedule.max_grad_norm).isfinite():
-            raise NotFinite(f"the gradient of what {self.record.title} trains beside the network is not finite, and the loss is {loss.item():.4g}")
-        self.optimizer.param_groups[0]["lr"] = learner.policy_optimizer.param_groups[0]["lr"]
-        self.optimizer.step()
-        return {"train/grad_norm": norm, "train/learning_rate": rate}
+        if self.optimizer is not None:
+            self.optimizer.param_groups[0]["lr"] = learner.policy_optimizer.param_groups[0]["lr"]
+        return {"train/grad_norm": learner.apply(loss, self.optimizer), "train/learning_rate": rate}
 
     def evaluate(self, examples: Examples) -> Evaluation:
         """All examples at the operating point used for validation."""
@@ -129,7 +124,7 @@ class Baseline(Agent):
         print_baseline(report, self.record.title, run.folder, run.console, self.learner.task.score_name)
         key = score_key(self.learner.task.score_name)
         best = max(report["points"], key=lambda point: point[f"validation_{key}"])
-        return Results(report, {name: best[name] for name in (key, "compute")})
+        return Results(report, {f"final/{name}": best[name] for name in (key, "compute")})
 
     def foreseen(self) -> dict[str, float]:
         rows = self.learner.validation.take(slice(0, TRIED_ROWS))

@@ -13,7 +13,8 @@ from agents.options.config import PriceConfig, TrainConfig
 from agents.run.checkpoints import Stopped
 from agents.run.forecast import duration
 from agents.run.owner import owning
-from agents.run.session import is_finished, train
+from agents.run.run_folder import is_finished
+from agents.run.session import train
 from agents.run.start import START
 from rl_skip.core.bounded import read_json
 from rl_skip.measure.compare.baseline import BaselineRecord
@@ -36,9 +37,10 @@ def baselines_of(
 ) -> dict[str, tuple[BaselineRecord, TrainConfig]]:
     """Record and options of every baseline of a run, by the name of its folder in `RUN/baselines`.
 
-    They differ from the run's in agent and budget; the one-shot policy in its scope.
+    They differ from the run's in agent and budget; the one-shot policy in its scope. Each trains in one process, and in one pass.
     """
-    run = replace(TrainConfig.from_json(folder, allow_code), resume=None, overwrite=False)
+    run = replace(TrainConfig.from_json(folder, allow_code), resume=None, overwrite=False, processes=1)
+    run = replace(run, schedule=replace(run.schedule, accumulate=1))
     unpriced = PriceConfig()
     each = [(f"{record.name}-{budget:g}", record, replace(unpriced, budget=budget)) for budget in budgets for record in TRAINED if record.per_budget]
     once = [(record.name, record, unpriced) for record in TRAINED if not record.per_budget]

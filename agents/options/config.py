@@ -6,7 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from dataclasses import fields as fields_of
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+import tyro
 
 from agents.agent import AGENTS, Agent, AgentConfig, find_agent
 from rl_skip.core.bounded import MOST_WIDTH
@@ -43,7 +45,7 @@ MOST_OF = {
 """Of numbers that decide how much memory is taken, or above which nothing is learned; of others `MOST`."""
 BUDGET_ALONE = ("budget_price", "budget_integral", "budget_proportional", "budget_penalty")
 Tune = Literal["all", "frozen", "head", "norms", "lora"]
-Precision = Literal["no", "bf16", "auto"]
+Precision = Literal["no", "bf16", "fp16", "auto"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,9 @@ class PolicyConfig:
         return JumpRules.reaching(layout, self.max_jump, **options)  # type: ignore[arg-type]
 
 
+Cost = Literal["flops", "latency"]
+
+
 @dataclass(frozen=True)
 class PriceConfig:
     """The price λ, in score per unit of relative compute (a share of the full stack's operations). Default: drawn for every row from a range."""
@@ -115,6 +120,11 @@ class PriceConfig:
     to 1 where they jump."""
     budget: float | None = None
     """Mean compute allowed, in (0, 1]: the price is controlled until the routes cost that much."""
+    cost: Cost = "flops"
+    """What compute is a share of: "flops", the operations of all layers; or "latency", the time that they take on this machine, measured before
+    training. Where batches are small, decisions take more time than their operations say, and a policy that pays for it decides less."""
+    cost_batch: int = 1
+    """With --cost latency: rows of the batches whose time is measured. As many as the network will be given at once; 1 to 64."""
     guarantee: float | None = None
     """After training, runs at the smallest compute that loses at most so much score against full depth; 0.01 is one point."""
     guarantee_kind: GuaranteeKind = "confidence"
@@ -132,6 +142,10 @@ class PriceConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward", absolute_reference(self.reward))
         check_pricing(self)
+        if self.cost not in get_args(Cost):
+            raise UserError(f"a cost is one of {', '.join(get_args(Cost))}, got {self.cost!r}; set --cost")
+        if self.cost_batch < 1:
+            raise UserError(f"time is measured for batches of at least 1 row, got {self.cost_batch}; set --cost-batch")
         if self.guarantee is not None:
             checked_tolerance(self.guarantee)
         elif self.guarantee_kind != "confidence":
@@ -151,7 +165,10 @@ class ScheduleConfig:
     """Updates that a run makes at most, if neither --epochs nor --warmup-epochs is given: where data are so large that the passes would take more,
     fewer are made, in the same proportion. More takes longer and learns better; 2,000 to 20,000."""
     batch_size: int = 64
-    """Inputs of one update."""
+    """Inputs of one update, of all processes and passes together."""
+    accumulate: int = 1
+    """Passes in which each process takes its share of a batch, one after the other, their gradients added up: more need less memory, and the update
+    is the same."""
     learning_rate: float = 1e-3
     """Peak learning rate of the network; a short rise, then a cosine down to 1% of it."""
     policy_learning_rate: float = 3e-3
@@ -174,15 +191,16 @@ class ScheduleConfig:
     """Learning rate of heads and readouts over that of the rest. More lets new heads of a pretrained model settle in time; 1 to 10."""
     precision: Precision = "no"
     """"bf16" multiplies matrices in bfloat16 while the network learns, about twice as fast where the processor knows it, and slower where not; "auto"
-    where it does; "no" in single precision. Weights, losses, policy and all that is measured stay in single precision."""
+    where it does; "fp16" in float16, the loss scaled up so that small gradients are not lost, for GPUs that know no bfloat16; "no" in single
+    precision. Weights, losses, policy and all that is measured stay in single precision."""
     eval_epochs: int = 5
-    """Passes between two validations."""
+    """Passes between two validations; fewer in a run of few epochs, which has ten validations all the same."""
     tune: Tune = "all"
     """What of the network learns: all of it; its head; its norms and head; "lora": adapters in its layers, and its head; "frozen": nothing once the
     policy has started; the warm-up still trains all of it."""
 
     def __post_init__(self) -> None:
-        for name in ("warmup_epochs", "epochs", "batch_size", "eval_epochs"):
+        for name in ("warmup_epochs", "epochs", "batch_size", "accumulate", "eval_epochs"):
             if getattr(self, name) < (0 if name == "warmup_epochs" else 1):
                 raise UserError(f"{name} is too small: {getattr(self, name)}; set --{name.replace('_', '-')}")
         if self.max_updates is not None and self.max_updates < 1:
@@ -254,6 +272,8 @@ class TrainConfig:
     --budget) and exits; or file.py:name for an agent of your own. Each has options of its own: --agent ppo --help shows those of PPO."""
     seed: int = 0
     """Seeds everything: same seed, same machine, same result."""
+    processes: Annotated[int, tyro.conf.Suppress] = 1
+    """That train together; the launcher says how many."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes cuda, then mps, then cpu."""
     threads: int | None = None
@@ -340,9 +360,10 @@ class TrainConfig:
 
     @property
     def resume_command(self) -> str:
-        """What goes on with the run."""
+        """What goes on with the run, in as many processes."""
+        command = "python" if self.processes == 1 else f"torchrun --nproc_per_node {self.processes}"
         named = (self.task, self.network.stack, self.agent, self.pricing.reward, *self.policy.feature)
-        return f"python train.py --resume {shlex.quote(str(self.folder))}{' --allow-code' if any(map(is_own, named)) else ''}"
+        return f"{command} train.py --resume {shlex.quote(str(self.folder))}{' --allow-code' if any(map(is_own, named)) else ''}"
 
     def with_defaults(self, defaults: Mapping[str, Any], source: str) -> "TrainConfig":
         """These options with others in place of some, by their names on the command line, with underscores.
@@ -411,11 +432,14 @@ class TrainConfig:
             raise UserError(f"{file}: {error}") from None
         agent_config = read_dataclass(config_class, fields.object("agent_config"))
         schedule = fields.object("schedule")
-        schedule.values.setdefault("max_updates", None)  # which runs of before did not know
+        for group, name, value in ((schedule, "max_updates", None), (schedule, "accumulate", 1), (fields, "processes", 1)):
+            group.values.setdefault(name, value)  # which runs of before did not know
+        pricing = fields.object("pricing")
         given = {
             "task": task.text("name"),
             "data": task.text_or_none("data"),
             "schedule": read_dataclass(ScheduleConfig, schedule),
+            "pricing": read_dataclass(PriceConfig, pricing, may_lack=("cost", "cost_batch")),
             "options": options,
             "resume": str(folder),
             "allow_code": allow_code,

@@ -47,7 +47,7 @@ class _Cheapest(JumpPolicy):
             least[i] = float(layer_flops[i]) + decision * rules.choices[i] + following
         self.register_buffer("jumps", torch.tensor(jumps))
 
-    def forward(self, observation: Tensor) -> Tensor:
+    def forward(self, observation: Tensor, layer: int | None = None) -> Tensor:
         chosen: Tensor = self.jumps[self.rules.layout.layer_of(observation)]
         return one_hot(chosen, self.rules.max_jump + 1).float()
 

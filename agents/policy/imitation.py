@@ -6,9 +6,9 @@ from torch import Tensor
 
 from agents.run.learner import Learner
 from rl_skip.core.forward import routed_forward
+from rl_skip.core.reward import Reward
 from rl_skip.core.routers import PolicyRouter
 from rl_skip.core.task import Examples
-from rl_skip.learning.prices import PriceSource
 
 __all__ = ["imitation_loss", "imitation_weight"]
 
@@ -20,23 +20,26 @@ def imitation_weight(start: float, progress: float) -> float:
     return start * max(1 - progress / ENDS_AT, 0.0)
 
 
-def imitation_loss(learner: Learner, prices: PriceSource, batch: Examples, worth: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def imitation_loss(
+    learner: Learner, reward: Reward, batch: Examples, price: Tensor, route: Tensor, worth: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
     """−log π of the decisions on a random route, times what the route earned more than the critic expected, where it did.
 
     A policy samples what it holds likely. Where a route pays only if it is right in every layer, and a short one is right by
     luck half of the time, the long one is never sampled. Among random routes every number of layers is equally frequent.
 
     Args:
+        reward: what a route earns.
         batch: B rows, each of which runs one random route.
+        price: (B,).
+        route: (B, L) bool.
         worth: outputs and labels → score, (B,).
 
     Returns:
         A scalar.
     """
-    price = prices.draw(len(batch), learner.generator).to(learner.device)  # (B,)
-    router = PolicyRouter(learner.policy, route=learner.random_routes(len(batch)))
-    rollout = routed_forward(learner.stack, router, batch.inputs, price=price, critic=learner.critic)
+    rollout = routed_forward(learner.stack, PolicyRouter(learner.policy, route=route), batch.inputs, price=price, critic=learner.critic)
     score = worth(rollout.outputs, batch.labels)
-    surprise = (prices.reward.to_go(score, rollout.spent, price) - rollout.values).clamp(min=0).detach()  # (B, L)
+    surprise = (reward.to_go(score, rollout.spent, price) - rollout.values).clamp(min=0).detach()  # (B, L)
     loss: Tensor = -(rollout.log_probs * surprise * rollout.decided).sum(dim=1).mean()
     return loss

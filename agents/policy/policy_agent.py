@@ -1,6 +1,6 @@
 """What agents that train the jump policy share: prices, score, and the end of a run, from calibration to the final table."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,15 @@ from agents.agent import Agent, AgentConfig, Results, TrainedRun
 from agents.policy.calibration import calibrate, calibration_rows, refuse_small_budget
 from agents.run.forecast import seconds_of
 from agents.run.learner import Learner
-from agents.run.pictures import DRAWING, show_routes
-from agents.run.report import TABLE, TIMED_ROWS, TIMING, TIMINGS, final_report, print_report, rows_of_report
+from agents.run.pictures import DRAWING, show_policy
+from agents.run.report import AT_EVAL_PRICE, TABLE, TIMED_ROWS, TIMING, TIMINGS, final_report, print_report, rows_of_report
+from agents.run.telemetry import ENV_STEPS
 from rl_skip.core.batches import deployed
 from rl_skip.core.dial import Guarantee, PriceTable
 from rl_skip.core.errors import UserError, positive
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.plugins import label_of, own_code
+from rl_skip.core.processes import together
 from rl_skip.core.reward import find_reward
 from rl_skip.core.routers import PolicyRouter
 from rl_skip.core.task import Examples, score_key
@@ -99,6 +101,17 @@ class PolicyAgent(Agent):
         """What a route earns; a budget adds its penalty to what is optimised, `prices.reward`."""
         self.prices = price_source(learner.config.pricing, self.reward) if prices is None else prices
         self.config = cast(PolicyAgentConfig, learner.config.agent_config)
+        self._decisions = torch.zeros((), dtype=torch.long, device=learner.device)
+
+    @property
+    def env_steps(self) -> int:
+        """Steps of the environment that the policy has learned from: decisions, each of one row after one layer."""
+        return int(self._decisions)
+
+    def learned_from(self, decisions: Tensor | int) -> None:
+        """Adds to `env_steps`, in every process the decisions of all of them; to be called by every update of the policy. Costs no synchronisation
+        with the host."""
+        self._decisions += decisions
 
     def try_out(self) -> None:
         """Observes and rewards two rows, in evaluation mode, and tries the budget; draws nothing from the run's random numbers."""
@@ -127,7 +140,20 @@ class PolicyAgent(Agent):
         return evaluate(learner.stack, learner.policy, learner.task, examples, price=self.prices.validation_price, reward=self.prices.reward)
 
     def metrics(self) -> dict[str, float]:
-        return self.prices.metrics()
+        return {**self.prices.metrics(), ENV_STEPS: float(self.env_steps)}
+
+    def show_finished(self, run: TrainedRun, part: int, values: dict[str, float], metrics: Mapping[str, Tensor] | None = None) -> None:
+        """Writes the curves of a policy that learns on from the finished network; in processes that write nothing does nothing.
+
+        Args:
+            part: which pass, or rollout, it was, from 0; the step is that of the last update and one for each.
+            values: their tags are "finished/…".
+            metrics: of which a training has curves too, with their tags.
+        """
+        if run.curves is None:
+            return
+        named = {f"finished/{name}": value for name, value in values.items()} | {name: float(value) for name, value in (metrics or {}).items()}
+        run.curves.scalars(self.learner.updates + 1 + part, named | {ENV_STEPS: float(self.env_steps)})
 
     def finish(self, run: TrainedRun) -> Results:
         """Merges adapters, calibrates the policy, exports it, and sets it beside full depth and fixed and random routes."""
@@ -141,13 +167,24 @@ class PolicyAgent(Agent):
                 promise = self._guarantee(table, price, run.console)
                 price = price if promise is None else promise.price
         with run.part(EXPORT):
-            self._export(run, table, price, promise)
-        report = final_report(learner, table, price, run, reward=self.reward)
+            if together().first:
+                self._export(run, table, price, promise)
+        eval_price, eval_reward = self.prices.validation_price, self.prices.reward
+        report = final_report(learner, table, price, run, reward=self.reward, eval_price=eval_price, eval_reward=eval_reward)
         print_report(report, run.folder, run.console, learner.task.score_name, own_stack=run.own_stack)
         with run.part(PICTURES):
-            show_routes(run.writer, learner, price)
-        named = (score_key(learner.task.score_name), "compute", "reward")
-        return Results(report, {name: report["policy"][name] for name in named} if "policy" in report else {})
+            evaluation = self.evaluate(learner.validation)
+            if run.curves is not None:
+                step = run.curves.last_step + 1
+                run.curves.scalars(step, run.curves.evaluation(step, evaluation, learner.task.score_name))
+            show_policy(run, learner, price)
+        return Results(report, self._figures(report))
+
+    def _figures(self, report: dict[str, Any]) -> dict[str, float]:
+        """The test results by which runs are compared: at the price of the validations, as `final/`, and as exported."""
+        named = (score_key(self.learner.task.score_name), "compute", "reward", "price")
+        at = {"final": report.get(AT_EVAL_PRICE, {}), "exported": {**report.get("policy", {}), "price": report.get("price")}}
+        return {f"{stage}/{name}": row[name] for stage, row in at.items() for name in named if row.get(name) is not None}
 
     def foreseen(self) -> dict[str, float]:
         learner = self.learner
@@ -156,7 +193,7 @@ class PolicyAgent(Agent):
         low, high = self.prices.range
         passed = calibration_rows(learner, budget=isinstance(self.prices, BudgetPrice)) if low < high else 0
         reported = {TABLE: seconds * rows_of_report(learner), TIMING: seconds * TIMED_ROWS * TIMINGS}
-        return {CALIBRATION: seconds * passed, **reported, PICTURES: seconds * len(learner.validation) + DRAWING}
+        return {CALIBRATION: seconds * passed, **reported, PICTURES: 2 * seconds * len(learner.validation) + DRAWING}
 
     def _guarantee(self, table: PriceTable, price: float, console: Console) -> Guarantee | None:
         """The guarantee that is set, and at which price it holds; None, with a message, where the data do not support it."""
@@ -186,8 +223,9 @@ class PolicyAgent(Agent):
         save(run.folder / "policy", learner.policy, stack=stack, weights=weights, network=network, overwrite=True, **options)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next price depends on; all else is in the learner's state."""
-        return {"prices": self.prices.state_dict()}
+        """What the next price depends on, and the environment steps so far; all else is in the learner's state."""
+        return {"prices": self.prices.state_dict(), ENV_STEPS: self.env_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.prices.load_state_dict(state["prices"])
+        self._decisions.fill_(state[ENV_STEPS])

@@ -1,5 +1,6 @@
 """Stable-Baselines3's PPO (Schulman et al. 2017) on the jump policy, with supervised updates between its rollouts."""
 
+import statistics
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from agents.policy.policy_agent import PolicyAgent, PolicyAgentConfig
 from agents.run.forecast import seconds_of
 from agents.run.learner import Critic, Learner
 from agents.run.moments import load_moments
-from agents.run.telemetry import rollout_metrics, score_metric
+from agents.run.telemetry import ENV_STEPS, rollout_metrics, score_metric
 from envs import Price, SB3SkipVecEnv, SkipCore
 from rl_skip.core.errors import UserError
 from rl_skip.core.exits import exit_pass
@@ -159,7 +160,8 @@ class Ppo(PolicyAgent):
             begin_stage(ROLLOUTS)
             learner.prepare(learns=False)
             for n in range(rollouts):
-                self._improve_policy(learner.updates + n, n / rollouts)
+                metrics = self._improve_policy(learner.updates + n, n / rollouts)
+                self.show_finished(run, n, self._episodes(), metrics)
         return super().finish(run)
 
     def foreseen(self) -> dict[str, float]:
@@ -168,6 +170,16 @@ class Ppo(PolicyAgent):
             return parts
         self.learner.prepare(learns=False)
         return {ROLLOUTS: rollouts * seconds_of(lambda: self._improve_policy(self.learner.updates, 0.0))} | parts
+
+    def _episodes(self) -> dict[str, float]:
+        """Means over the last hundred episodes that ended in the last rollout, and over all its decisions."""
+        ended, entropy = list(self.model.ep_info_buffer or ()), -float(self.model.logger.name_to_value["train/entropy_loss"])
+        means = {name: statistics.fmean(episode[key] for episode in ended) for name, key in (("ep_rew_mean", "r"), ("ep_len_mean", "l")) if ended}
+        return {**means, "entropy": entropy}
+
+    @property
+    def env_steps(self) -> int:
+        return self.model.num_timesteps
 
     @property
     def _finished_rollouts(self) -> int:
@@ -182,11 +194,12 @@ class Ppo(PolicyAgent):
         model.ent_coef = entropy_weight(self.config, progress)
         self.core.price = _price(self.prices)
         self.env.seed(learner.config.seed * 1_000_003 + update)  # each rollout begins anew: nothing of the last one is needed to resume
-        model._last_obs = None
+        model._last_obs, model.ep_info_buffer = None, None
         model.learn(self.config.steps * self.config.num_envs, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
         metrics = {name: torch.tensor(float(value)) for name, value in model.logger.name_to_value.items() if name.startswith("train/")}
         metrics.pop("train/learning_rate", None)  # the network's is reported
-        return metrics | {"train/policy_loss": metrics["train/policy_gradient_loss"]}
+        last = [parameter.grad for parameter in learner.policy.parameters() if parameter.grad is not None]  # of the last minibatch, clipped
+        return metrics | {"train/policy_loss": metrics["train/policy_gradient_loss"], "train/policy_grad_norm": nn.utils.get_total_norm(last)}
 
     def _improve_network(self, update: int) -> dict[str, Tensor]:
         learner = self.learner
@@ -197,7 +210,8 @@ class Ppo(PolicyAgent):
             route = routed_forward(learner.stack, PolicyRouter(learner.policy, sample=True), batch.inputs, price=price)
         outputs, loss = route.outputs, torch.zeros((), device=learner.device)
         if (weight := imitation_weight(self.config.imitation_weight, learner.joint_progress(update))) > 0:
-            loss = loss + weight * imitation_loss(learner, self.prices, batch, self.score)
+            shown = self.prices.draw(len(batch), learner.generator).to(learner.device)
+            loss = loss + weight * imitation_loss(learner, self.prices.reward, batch, shown, learner.random_routes(len(batch)), self.score)
         metrics = {"train/learning_rate": torch.tensor(rate)}
         if learner.tunes:
             learner.prepare(learns=True)
@@ -217,13 +231,13 @@ class Ppo(PolicyAgent):
     def state_dict(self) -> dict[str, Any]:
         """What PPO needs beside the learner to go on: its optimiser and its count of updates."""
         model = self.model
-        own = {"optimizer": model.policy.optimizer.state_dict(), "timesteps": model.num_timesteps, "updates": model._n_updates}
+        own = {"optimizer": model.policy.optimizer.state_dict(), "updates": model._n_updates}
         return super().state_dict() | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         load_moments(self.model.policy.optimizer, state["optimizer"])
-        self.model.num_timesteps, self.model._n_updates = state["timesteps"], state["updates"]
+        self.model.num_timesteps, self.model._n_updates = state[ENV_STEPS], state["updates"]
 
 
 class MaskablePpo(Ppo):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,12 +12,14 @@ from agents.agent import AGENTS, Results, TrainedRun
 from agents.policy.imitation import imitation_loss, imitation_weight
 from agents.policy.policy_agent import PolicyAgent, PolicyAgentConfig
 from agents.run.forecast import seconds_of
+from agents.run.gradients import Part
 from agents.run.learner import Learner
 from agents.run.telemetry import rollout_metrics, score_metric
 from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.errors import UserError
 from rl_skip.core.exits import exit_pass
 from rl_skip.core.forward import Rollout, routed_forward
+from rl_skip.core.processes import together
 from rl_skip.core.progress import begin_stage
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routers import PolicyRouter
@@ -137,6 +140,7 @@ class Reinforce(PolicyAgent):
     """
 
     config_class = ReinforceConfig
+    divides = True
 
     config: ReinforceConfig
 
@@ -192,28 +196,31 @@ class Reinforce(PolicyAgent):
 
     def _exact_update(self, update: int) -> dict[str, Tensor]:
         """One pass through all layers, from which network, readouts and policy learn together."""
-        learner, config, reward = self.learner, self.config, self.prices.reward
-        rate, rows = learner.set_learning_rates(update), learner.batch_rows(update)
-        batch = learner.train.take(rows)
-        price = self.prices.draw(len(batch), learner.generator).to(learner.device)  # (B,)
+        learner, rows = self.learner, self.learner.batch_rows(update)
+        prices = self.prices.draw(len(rows), learner.generator)  # (B,)
         learner.prepare(learns=learner.tunes)
+        metrics = learner.learn(update, rows, lambda part: self._exact_loss(part, part.of(prices), learner.joint_progress(update)))
+        self.prices.observe(metrics["rollout/compute"])
+        self.learned_from(len(rows) * (learner.stack.depth - 1))  # every decision after every layer but the last, of every row
+        return metrics | {"train/policy_grad_norm": learner.policy_grad_norm}
+
+    def _exact_loss(self, part: Part, price: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        learner, batch = self.learner, part.batch
         exits = exit_pass(learner.stack, learner.policy, batch.inputs, price)
         leaves = leaving(learner.policy, exits.observations)
         scores, shown = (exits.scores(score, batch.labels) for score in (self.score, learner.task.score))  # (B, L) each
-        earned = reward.total(scores, exits.compute, price.unsqueeze(1))  # (B, L)
-        loss, expected = exact_loss(leaves, earned, entropy_weight(config, learner.joint_progress(update)))
+        earned = self.prices.reward.total(scores, exits.compute, price.unsqueeze(1))  # (B, L)
+        loss, expected = exact_loss(leaves, earned, entropy_weight(self.config, progress))
         metrics = exit_metrics(leaves, expected, shown, learner.task.score_name, exits.compute, price)
         if learner.tunes:
-            supervised = learner.exits_loss(batch, rows, exits.answers)
+            supervised = learner.exits_loss(batch, part.rows, exits.answers)
             loss, metrics["train/supervised_loss"] = loss + supervised, supervised
-        norm = learner.apply(loss)
-        self.prices.observe(metrics["rollout/compute"])
-        return metrics | {"train/policy_loss": -expected.mean(), "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate)}
+        return loss, metrics | {"train/policy_loss": -expected.mean()}
 
     def finish(self, run: TrainedRun) -> Results:
         if self.exact:
             begin_stage(POLICY_ALONE)
-            self.learn_from_finished_network()
+            self.learn_from_finished_network(partial(self.show_finished, run))
         return super().finish(run)
 
     def foreseen(self) -> dict[str, float]:
@@ -227,9 +234,19 @@ class Reinforce(PolicyAgent):
         step = 2 * seconds_of(lambda: leaving(learner.policy, looked).probability.sum().backward())  # the optimiser's, and the loss, besides
         return {POLICY_ALONE: len(learner.train) * (passed + self.config.policy_epochs * step / POLICY_BATCH)} | parts
 
-    def learn_from_finished_network(self) -> None:
-        """The policy alone, on what the network, which no longer changes, says of the training rows: one pass, then many over its answers."""
+    def learn_from_finished_network(self, show: Callable[[int, dict[str, float]], None] | None = None) -> None:
+        """The policy alone, on what the network, which no longer changes, says of the training rows: one pass, then many over its answers.
+
+        Args:
+            show: what is told how each of the many passes went.
+        """
         learner, policy = self.learner, self.learner.policy
+        decisions = len(learner.train) * (learner.stack.depth - 1)
+
+        def passed(epoch: int, means: dict[str, float]) -> None:
+            self.learned_from(decisions)
+            if show is not None:
+                show(epoch, means)
 
         def seen(batch: Examples, _rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             exits = exit_pass(learner.stack, policy, batch.inputs, torch.ones(len(batch), device=learner.device))
@@ -242,37 +259,59 @@ class Reinforce(PolicyAgent):
             self.config,
             learning_rate=learner.config.schedule.policy_learning_rate,
             generator=torch.Generator().manual_seed(learner.config.seed),
+            passed=passed,
         )
+        together().copy_first(policy.parameters())  # in case processors round differently
 
     def _sampled_update(self, update: int) -> dict[str, Tensor]:
-        learner, config = self.learner, self.config
-        rate, rows = learner.set_learning_rates(update), learner.batch_rows(update)
-        batch = learner.train.take(rows)
-        G = config.routes_per_input
-        routes = batch.take(torch.arange(len(batch), device=learner.device).repeat_interleave(G))  # B G rows
-        price = self.prices.draw(len(batch), learner.generator).repeat_interleave(G).to(learner.device)  # (B G,)
-        learner.prepare(learns=False)
-        rollout = routed_forward(learner.stack, PolicyRouter(learner.policy, sample=True), routes.inputs, price=price, critic=self.critic)
+        """G routes for each input, by random numbers of its own, so that who runs a row, and beside which others, does not decide its route."""
+        learner, config, progress = self.learner, self.config, self.learner.joint_progress(update)
+        rows = learner.batch_rows(update)
+        B, weight = len(rows), imitation_weight(config.imitation_weight, progress)
+        prices = self.prices.draw(B, learner.generator)  # (B,)
+        chances = torch.rand(B, config.routes_per_input, learner.stack.depth, generator=learner.generator)
+        imitated = (self.prices.draw(B, learner.generator), learner.random_routes(B)) if weight > 0 else None
+
+        def loss(part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+            learner.prepare(learns=False)
+            mean, metrics, sampled = self._routes_loss(part, part.of(prices), part.of(chances), progress)
+            if imitated is not None:
+                price, route = map(part.of, imitated)
+                mean = mean + weight * imitation_loss(learner, self.prices.reward, part.batch, price, route, self.score)
+            if learner.tunes:
+                learner.prepare(learns=True)
+                supervised, _ = learner.network_loss(part.batch, part.rows, sampled)
+                mean, metrics["train/supervised_loss"] = mean + supervised, supervised
+            return mean, metrics
+
+        metrics = learner.learn(update, rows, loss)
+        self.prices.observe(metrics["rollout/compute"])
+        self.learned_from((metrics["rollout/ep_len_mean"] * B * config.routes_per_input).round().long())  # those of all processes
+        return metrics | {"train/policy_grad_norm": learner.policy_grad_norm}
+
+    def _routes_loss(self, part: Part, price: Tensor, chances: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """The policy's loss on sampled routes, its metrics, and the first route of each input.
+
+        Args:
+            part: b rows.
+            price: (b,).
+            chances: (b, G, L), of the routes.
+            progress: how much of the joint training has passed, 0 to 1.
+        """
+        learner, config, (b, G, _) = self.learner, self.config, chances.shape
+        routes = part.batch.take(torch.arange(b, device=learner.device).repeat_interleave(G))  # b G rows
+        price = price.repeat_interleave(G)  # (b G,)
+        router = PolicyRouter(learner.policy, chances=chances.flatten(0, 1))
+        rollout = routed_forward(learner.stack, router, routes.inputs, price=price, critic=self.critic)
         score = self.score(rollout.outputs, routes.labels)
         losses = reinforce_loss(rollout, score, price, self.advantage, self.prices.reward)
-        loss = losses.policy - entropy_weight(config, learner.joint_progress(update)) * losses.entropy
-        metrics = {"train/value_loss": torch.zeros(())}  # without a critic there is nothing to miss
+        loss = losses.policy - entropy_weight(config, progress) * losses.entropy
+        metrics = rollout_metrics(rollout, score, price, self.prices.reward, learner.rules.max_jump)
+        metrics |= score_metric(learner.task, "rollout", rollout.outputs, routes.labels) | {"train/policy_loss": losses.policy}
+        metrics["train/value_loss"] = torch.zeros((), device=learner.device)  # without a critic there is nothing to miss
         if self.critic is not None:
             loss, metrics["train/value_loss"] = loss + config.value_weight * losses.value, losses.value
-        if (weight := imitation_weight(config.imitation_weight, learner.joint_progress(update))) > 0:
-            loss = loss + weight * imitation_loss(learner, self.prices, batch, self.score)
-        if learner.tunes:
-            learner.prepare(learns=True)
-            supervised, _ = learner.network_loss(batch, rows, rollout.route[::G])
-            loss, metrics["train/supervised_loss"] = loss + supervised, supervised
-        norm = learner.apply(loss)
-        self.prices.observe(rollout.compute.mean())
-        metrics |= score_metric(learner.task, "rollout", rollout.outputs, routes.labels)
-        return rollout_metrics(rollout, score, price, self.prices.reward, learner.rules.max_jump) | metrics | {
-            "train/policy_loss": losses.policy,
-            "train/grad_norm": norm,
-            "train/learning_rate": torch.tensor(rate),
-        }
+        return loss, metrics, rollout.route[::G]
 
 
 AGENTS.register("reinforce", Reinforce)

@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class CurveFile:
         """Writes what is left, as far as that goes."""
         try:
             if self._handle is None:
+                self.file.parent.mkdir(exist_ok=True)
                 self._handle = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
             while self._pending:
                 del self._pending[: os.write(self._handle, self._pending)]
@@ -107,7 +109,8 @@ class CurveWriter(SummaryWriter):
     all_writers: Any
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # the file says what is wrong, and is tried again
+            folder.mkdir(parents=True, exist_ok=True)
         super().__init__(str(folder), purge_step=purge_step)
 
     def _get_file_writer(self) -> FileWriter:

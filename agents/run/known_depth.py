@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.run.gradients import Part
 from agents.run.learner import Learner
 from agents.run.telemetry import score_metric
 from rl_skip.core.errors import UserError
 from rl_skip.core.forward import routed_forward
-from rl_skip.core.task import Examples
+from rl_skip.core.task import Examples, score_key
 
 __all__ = ["KnownDepth"]
 
@@ -51,20 +52,23 @@ class KnownDepth:
     def update(self, update: int) -> dict[str, Tensor]:
         """One update on the known depth."""
         learner = self.learner
-        rate, batch = learner.set_learning_rates(update), self.batch(update)
         learner.prepare(learns=True)
-        outputs = routed_forward(learner.stack, self.routes(batch), batch.inputs).outputs
-        loss, score = learner.task.loss(outputs, batch.labels).mean(), score_metric(learner.task, "warmup", outputs, batch.labels)
-        self.observe_accuracy(*score.values())
-        norm = learner.apply(loss)
-        return {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate)} | score
+        metrics = learner.learn(update, self.batch_rows(update), self._loss)
+        self.observe_accuracy(metrics[f"warmup/{score_key(learner.task.score_name)}"])
+        return metrics
 
-    def batch(self, update: int) -> Examples:
-        """Rows drawn from those at or below the level; which, depends on the seed and the update's number besides."""
-        config, train = self.learner.config, self.learner.train
+    def _loss(self, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+        task, batch = self.learner.task, part.batch
+        outputs = routed_forward(self.learner.stack, self.routes(batch), batch.inputs).outputs
+        mean = task.loss(outputs, batch.labels).mean()
+        return mean, {"train/supervised_loss": mean} | score_metric(task, "warmup", outputs, batch.labels)
+
+    def batch_rows(self, update: int) -> Tensor:
+        """(B,) long, drawn from the training rows at or below the level; which, depends on the seed and the update's number besides."""
+        config = self.learner.config
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + update)
         rows = (self.required_depth <= self.level).nonzero().squeeze(1)
-        return train.take(rows[torch.randint(len(rows), (config.schedule.batch_size,), generator=generator).to(rows.device)])
+        return rows[torch.randint(len(rows), (config.schedule.batch_size,), generator=generator).to(rows.device)]
 
     def routes(self, batch: Examples) -> Tensor:
         """(B, L) bool."""

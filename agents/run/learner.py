@@ -1,27 +1,34 @@
 """Network, policy and critic with their optimisers, and the updates that every agent shares."""
 
 import math
+from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from agents.options.config import TrainConfig
+from agents.run.gradients import PartLoss, add_up, parts
 from agents.run.moments import load_moments
 from agents.run.tuning import choose_parameters, heads_of, merge_adapters
 from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.devices import multiplies_bfloat16
 from rl_skip.core.errors import UserError
+from rl_skip.core.fields import Fields
 from rl_skip.core.finite import NotFinite, not_finite
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import lengths
+from rl_skip.core.measured_costs import MeasuredCosts
 from rl_skip.core.policy import JumpPolicy, JumpRules
+from rl_skip.core.processes import together
 from rl_skip.core.random_routes import random_routes
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.learning.prices import seen_range
 from rl_skip.learning.supervised import distillation, exits_loss, taught_loss
+from rl_skip.measure.costs import measure_costs
 
 __all__ = ["Critic", "Learner"]
 
@@ -29,12 +36,20 @@ RISE_UPDATES = 50
 TEACHER_BATCH = 256
 LARGEST_TEACHER = 2**28
 """Numbers that a teacher's outputs of all training rows may hold, 1 GB; beyond, the readouts learn from the network's own full depth instead."""
+LOSS = "loss"
+SMALLEST_SCALE = 1.0
+"""Of the loss in float16: a gradient that is not finite at that is not too large for the number format alone."""
 BUCKET = 32
 """Batches among whose rows those of like length are put together: more pads less, fewer mixes better."""
 
 
 def _outputs(stack: LayerStack, route: Tensor, batch: Examples, _rows: Tensor) -> tuple[Tensor]:
     return (routed_forward(stack, route, batch.inputs).outputs,)
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer, with_gradient: bool = False) -> list[Tensor]:
+    everything: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [parameter for parameter in everything if parameter.grad is not None] if with_gradient else everything
 
 
 class Critic(nn.Module):
@@ -76,6 +91,10 @@ class Learner:
         price_range, has_memory = seen_range(config.pricing), self.stack.has_memory
         self.rules = config.policy.rules(self.stack.depth, self.stack.width, price_range, has_memory, readout_flops)
         self.policy, self.critic = JumpPolicy(self.rules).to(device), Critic(self.rules).to(device)
+        if config.pricing.cost == "latency":
+            rows = self.validation.take(slice(0, config.pricing.cost_batch)).inputs
+            measured = measure_costs(self.stack, (config.pricing.cost_batch,), device, example=rows, policy=self.policy)
+            self.stack.costs = together().from_first(measured)  # each process would measure something else
         schedule = config.schedule
         if self.new_readouts and schedule.tune == "frozen" and schedule.warmup_epochs > 0 and not self.rules.jumps:
             untaught = "--tune frozen leaves readouts as they begin: without jumps the warm-up teaches the last layer alone"
@@ -92,16 +111,22 @@ class Learner:
         self.network_optimizer = torch.optim.AdamW(self._parameter_groups(), lr=schedule.learning_rate, weight_decay=decay, fused=fused)
         deciding = [*self.policy.parameters(), *self.critic.parameters()]
         self.policy_optimizer = torch.optim.Adam(deciding, lr=schedule.policy_learning_rate)
+        self.policy_grad_norm = torch.zeros((), device=device)
+        """Of the policy's gradient in the last step, before it was clipped; 0 where the step was left out."""
         self.teacher: Tensor | None = None
         """(N, ...), what the network said of the training rows at full depth when the warm-up had ended, for readouts to learn from."""
         halves = schedule.precision == "bf16" or (schedule.precision == "auto" and multiplies_bfloat16(device))
-        self.precision = torch.bfloat16 if halves else None
+        self.precision = torch.bfloat16 if halves else torch.float16 if schedule.precision == "fp16" else None
         """The number format of the network's updates; None: single precision."""
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
+        """Scales the loss up where gradients are in float16, which has no small numbers, and leaves out updates in which it was too much."""
         self.full_route = torch.ones(self.stack.depth, dtype=torch.bool, device=device)
         self.updates_per_epoch = max(len(self.train) // schedule.batch_size, 1)
         self.updates = (schedule.warmup_epochs + schedule.epochs) * self.updates_per_epoch
         warms_up = config.agent_class.warms_up or config.policy.readouts  # whose teacher it makes
         self.warmup_updates = schedule.warmup_epochs * self.updates_per_epoch if warms_up else 0
+        if (least := min(schedule.batch_size, len(self.train))) < (count := together().count * schedule.accumulate):
+            raise UserError(f"a batch of {least} rows does not divide into {count} parts, for each process and pass one; raise --batch-size")
 
     def _readout_flops(self) -> float:
         """Gives the stack its readouts, unless it has them. Returns the operations of one for one row; 0 without."""
@@ -269,29 +294,82 @@ class Learner:
         keep = least + (1 - least) * torch.rand(rows, 1, generator=self.generator)
         return random_routes(chances, keep, self.rules).to(self.device)
 
-    def apply(self, loss: Tensor) -> Tensor:
-        """One step of both optimisers down the gradient of `loss`. Returns the norm of the network's gradient.
+    def learn(self, update: int, rows: Tensor, loss: PartLoss) -> dict[str, Tensor]:
+        """One step of both optimisers down the gradient of the mean loss over a batch, each process having taken its parts.
+
+        Args:
+            update: its number, which says the learning rates.
+            rows: (B,) long, the training rows of the whole batch.
+            loss: of a part. What it draws by the learner's generator must have been drawn for the whole batch before.
+
+        Returns:
+            The metrics, means over the whole batch, with the norm of the network's gradient and its learning rate; the same in all processes.
 
         Raises:
             NotFinite: before the step, if the gradient is not finite.
         """
+        rate = self.set_learning_rates(update)
+        self._forget_gradient()
+        sums: dict[str, Tensor] = {}
+        for part in parts(self.train, rows, self.config.schedule.accumulate):
+            mean, metrics = loss(part)
+            self.scaler.scale(part.weight * mean).backward()
+            taken = {name: value.detach() if part.weight == 1 else part.weight * value.detach() for name, value in (metrics | {LOSS: mean}).items()}
+            sums = {name: sums[name] + value for name, value in taken.items()} if sums else taken
+        sums = add_up([*self.stack.parameters(), *self.policy.parameters(), *self.critic.parameters()], sums)
+        together().copy_first(self._statistics())
+        return {"train/grad_norm": self._step(sums.pop(LOSS)), "train/learning_rate": torch.tensor(rate)} | sums
+
+    def apply(self, loss: Tensor, beside: torch.optim.Optimizer | None = None) -> Tensor:
+        """One step of both optimisers down the gradient of `loss`, in one process. Returns the norm of the network's gradient.
+
+        Args:
+            loss: a scalar.
+            beside: an optimiser of more that learns from it.
+
+        Raises:
+            NotFinite: before the step, if the gradient is not finite.
+        """
+        self._forget_gradient()
+        if beside is not None:
+            beside.zero_grad()
+        self.scaler.scale(loss).backward()
+        return self._step(loss, beside)
+
+    def _statistics(self) -> Iterator[Tensor]:
+        """What batch norm has counted of the rows that it saw, other ones in each process."""
+        for module in self.stack.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                yield from module.buffers(recurse=False)
+
+    def _forget_gradient(self) -> None:
         self.network_optimizer.zero_grad()
         self.policy_optimizer.zero_grad()
-        loss.backward()
+
+    def _step(self, loss: Tensor, beside: torch.optim.Optimizer | None = None) -> Tensor:
+        """Clips the gradient and steps; where scaling it up was too much, steps nothing. Returns the norm of the network's gradient, then 0."""
+        every = (self.network_optimizer, self.policy_optimizer, *([] if beside is None else [beside]))
+        optimizers = [optimizer for optimizer in every if _parameters_of(optimizer, with_gradient=True)]
+        for optimizer in optimizers:
+            self.scaler.unscale_(optimizer)
         limit = self.config.schedule.max_grad_norm
         norm = nn.utils.clip_grad_norm_(self.stack.parameters(), limit)
         deciding = [nn.utils.clip_grad_norm_(module.parameters(), limit) for module in (self.policy, self.critic)]
-        if not sum(deciding, norm).isfinite():
+        deciding += [] if beside is None else [nn.utils.clip_grad_norm_(_parameters_of(beside), limit)]
+        finite = bool(sum(deciding, norm).isfinite())
+        if not finite and not (self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE):
             self._refuse_gradient(loss)
-        self.network_optimizer.step()
-        self.policy_optimizer.step()
-        return norm
+        for optimizer in optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        self.policy_grad_norm = deciding[0] if finite else torch.zeros_like(deciding[0])
+        return norm if finite else torch.zeros_like(norm)
 
     def _refuse_gradient(self, loss: Tensor) -> NoReturn:
         parts = {"network": self.stack, "policy": self.policy, "critic": self.critic}
         named = {f"{part}.{name}": weight.grad for part, module in parts.items() for name, weight in module.named_parameters()}
         last = not_finite((name, gradient) for name, gradient in reversed(named.items()) if gradient is not None)  # it is taken backwards
-        raise NotFinite(f"the gradient of {last or 'the network'} is not finite, and the loss is {loss.item():.4g}")
+        raise NotFinite(f"the gradient of {last or 'what learns beside network and policy'} is not finite, and the loss is {loss.item():.4g}")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""
@@ -302,9 +380,10 @@ class Learner:
             "network_optimizer": self.network_optimizer.state_dict(),
             "policy_optimizer": self.policy_optimizer.state_dict(),
             **({} if self.teacher is None else {"teacher": self.teacher}),
+            **({"costs": self.stack.costs.to_json()} if isinstance(self.stack.costs, MeasuredCosts) else {}),
+            **({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}),
             "generator": self.generator.get_state(),
-            "torch_random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            **self.random_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -314,7 +393,19 @@ class Learner:
         for name in ("network_optimizer", "policy_optimizer"):
             load_moments(getattr(self, name), state[name])
         self.teacher = self._checked_teacher(state["teacher"]) if "teacher" in state else None
+        if "costs" in state:  # as the run began: another measurement would change what the policy learns
+            self.stack.costs = MeasuredCosts.read(Fields(state["costs"], "the checkpoint"), self.stack.depth)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"].cpu())
+        self.load_random_state(state)
+
+    def random_state(self) -> dict[str, Any]:
+        """Of PyTorch's own generators, which draw what is each process's own, such as what dropout leaves out."""
+        return {"torch_random": torch.get_rng_state(), "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []}
+
+    def load_random_state(self, state: dict[str, Any]) -> None:
+        """Goes back to where `random_state` was taken."""
         torch.set_rng_state(state["torch_random"].cpu())
         if self.device.type == "cuda":
             torch.cuda.set_rng_state_all([random.cpu() for random in state["cuda_random"]])
@@ -324,3 +415,11 @@ class Learner:
         if teacher.shape != (expected := self._taught_shape()) or not teacher.is_floating_point() or not teacher.isfinite().all():
             raise ValueError(f"the teacher's outputs, of shape {tuple(teacher.shape)}, are no finite numbers of shape {expected}")
         return teacher
+
+    def begin_together(self) -> None:
+        """Gives all processes the first one's weights, and each but the first random numbers of its own for what is not drawn for a whole batch."""
+        processes = together()
+        for module in (self.stack, self.policy, self.critic):
+            processes.copy_first(chain(module.parameters(), module.buffers()))
+        if not processes.first:
+            torch.manual_seed(self.config.seed + (processes.rank << 32))

@@ -1,37 +1,63 @@
-"""The figures of `rl_skip.measure.compare` in TensorBoard: the routes where a run ends, all of them where runs are compared."""
+"""The pictures in TensorBoard: trade-off and routes where a run ends, all figures of a comparison where runs are compared."""
 
 import shutil
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+import torch
 from matplotlib.image import imread
-from torch.utils.tensorboard import SummaryWriter
 
+from agents.agent import TrainedRun
+from agents.run.cards import draw_flow, draw_routes, draw_run_rates, draw_trade_off
 from agents.run.curve_files import CurveWriter
 from agents.run.learner import Learner
+from agents.run.telemetry import RUN_RATE, Telemetry
 from rl_skip.core.files import unwritable
 from rl_skip.core.task import score_key
-from rl_skip.measure.compare.figures import draw_flow, draw_run_rate
 from rl_skip.measure.compare.result import POLICY, Comparison, RoutesTaken
 from rl_skip.measure.evaluation import evaluate
 
-__all__ = ["DRAWING", "show_comparison", "show_routes"]
+__all__ = ["DRAWING", "show_comparison", "show_policy", "show_run_rates"]
 
 COMPARED = "compare"
 DRAWING = 2.0
-"""Seconds that it takes to draw the routes, about."""
+"""Seconds that it takes to draw a finished policy, about."""
 THOUSANDTHS = 1000
 """TensorBoard's steps are whole numbers: a compute of 0.25 is step 250."""
 
 
-def show_routes(writer: SummaryWriter, learner: Learner, price: float) -> None:
-    """Draws which layers the finished policy runs on validation data, by class, and where it jumps."""
-    task, rows = learner.task, learner.validation
+def show_policy(run: TrainedRun, learner: Learner, price: float) -> None:
+    """Draws what the finished policy has for the compute spent, which layers it runs on validation data and where rows go next; and writes
+    its model card and the remarks on it. In processes that write nothing it runs its share of the rows alone."""
+    task, rows, step = learner.task, learner.validation, learner.updates
     evaluation = evaluate(learner.stack, learner.policy, task, rows, price=price)
+    if run.curves is None:
+        return
     taken = RoutesTaken(evaluation.route, evaluation.prediction, evaluation.correct, evaluation.compute_by_row, task.class_of(rows.labels).cpu())
-    writer.add_figure("final/flow", draw_flow(taken, task, "validation"), learner.updates)
-    writer.add_figure("final/run_rate", draw_run_rate(taken, task, "validation"), learner.updates)
+    run.curves.figure("final/trade_off", draw_trade_off(run.report, task.score_name), step)
+    run.curves.figure("final/run_rate", draw_routes(taken, task, "validation"), step)
+    run.curves.figure("final/flow", draw_flow(taken, "validation"), step)
+    card = run.folder / "policy" / "README.md"
+    if card.is_file():
+        run.curves.text("model_card", card.read_text(encoding="utf-8"), step)
+    said = run.report.get("remarks", run.alarms)
+    run.curves.text("remarks/end", "\n".join(f"- {remark}" for remark in said) or "Nothing to remark.", step)
+
+
+def show_run_rates(telemetry: Telemetry) -> None:
+    """Draws how often each layer ran over the whole training, earlier sittings included."""
+    points = [(entry["step"], rates) for entry in telemetry.history if (rates := _run_rates(entry))]
+    if points:
+        steps = [step for step, _ in points]
+        telemetry.figure("layers/run_rates", draw_run_rates(steps, torch.tensor([rates for _, rates in points])), int(steps[-1]))
+
+
+def _run_rates(entry: dict[str, float]) -> list[float]:
+    rates: list[float] = []
+    while (name := f"{RUN_RATE}{len(rates)}") in entry:
+        rates.append(entry[name])
+    return rates
 
 
 def show_comparison(folder: Path, comparison: Comparison, pictures: Sequence[Path]) -> None:

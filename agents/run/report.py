@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,31 @@ from torch import Tensor
 
 from agents.agent import TrainedRun
 from agents.run.learner import Learner
-from agents.run.remarks import remarks
+from agents.run.remarks import SAME, remarks
+from rl_skip.core.clock import REPEATS, seconds_per_batch
 from rl_skip.core.dial import GRID_POINTS, PriceTable
 from rl_skip.core.exits import left_at
 from rl_skip.core.forward import routed_forward
+from rl_skip.core.measured_costs import MeasuredCosts
+from rl_skip.core.processes import together
 from rl_skip.core.random_routes import random_routes_at
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routing import Router
-from rl_skip.core.task import Examples, Task, score_key
+from rl_skip.core.stack import LayerStack
+from rl_skip.core.task import Examples, score_key
 from rl_skip.measure.compare.leaving import EntropyExits, exit_table, one_threshold
 from rl_skip.measure.compare.statistics import Bootstrap
-from rl_skip.measure.evaluation import BEAM, EXHAUSTIVE_DEPTH, REPEATS, Evaluation, best_fixed_route, evaluate, seconds_per_batch
+from rl_skip.measure.costs import BATCH_SIZES, measure_costs
+from rl_skip.measure.evaluation import BEAM, EXHAUSTIVE_DEPTH, Evaluation, best_fixed_route, evaluate
 from rl_skip.measure.every_price import at_any_price, leaves_only
 from rl_skip.measure.runs import MODEL
 
-__all__ = ["TABLE", "TIMED_ROWS", "TIMING", "TIMINGS", "final_report", "print_report", "rows_of_report"]
+__all__ = ["AT_EVAL_PRICE", "TABLE", "TIMED_ROWS", "TIMING", "TIMINGS", "final_report", "print_report", "rows_of_report"]
 
 TABLE, DIAL, TIMING = "table", "dial", "timing"
 """The parts of the report."""
+AT_EVAL_PRICE = "at_eval_price"
+"""The policy at the price of the validations, in the report."""
 TIMED_ROWS = 64
 TIMINGS = 2 * REPEATS
 """How often about the timed rows run through the whole network: full depth every time, the other ways through a part of it."""
@@ -38,15 +45,29 @@ COLUMNS = ("compute", "reward", "milliseconds", "distinct_routes")
 """What is reported of every task besides its score; some have measures of their own too."""
 FULL, FIXED, ONE_THRESHOLD, RANDOM = "full depth", "best fixed route", "one threshold", "random routes"
 THRESHOLDS = 100
+WORTH_NAMING = 0.005
+"""Reward that something earns more than the policy, in units of score: half a point."""
 SEARCH_ROWS = 1000
 """Validation rows on which the best fixed route is searched: 1,000 tell routes apart that differ by two points, and end soon."""
 
 
-def final_report(learner: Learner, table: PriceTable, price: float, run: TrainedRun, reward: Reward = LINEAR) -> dict[str, Any]:
+def final_report(
+    learner: Learner,
+    table: PriceTable,
+    price: float,
+    run: TrainedRun,
+    *,
+    reward: Reward = LINEAR,
+    eval_price: float | None = None,
+    eval_reward: Reward | None = None,
+) -> dict[str, Any]:
     """Measures on test data at the operating price; everything in it was chosen on validation data before.
 
     Args:
         run: whose report is written as its parts are done.
+        reward: what a row earns.
+        eval_price: at which the run was validated while it trained. Default: the operating price.
+        eval_reward: what a row earned then, a budget's penalty included. Default: `reward`.
 
     Returns:
         For each way of running: score, compute, reward, and milliseconds for a batch; the dial's points; by how much the policy leads; and
@@ -59,26 +80,52 @@ def final_report(learner: Learner, table: PriceTable, price: float, run: Trained
         report |= {"price": price, "seconds": run.seconds, "rows": len(test), "split": "test"}
         measured = at_any_price(stack, learner.policy, task, test, reward=reward)
         policy = measured(price)
-        report["policy"] = _row(task, policy) | {"distinct_routes": policy.distinct_routes}
+        report["policy"] = _row(learner, policy) | {"distinct_routes": policy.distinct_routes}
         ways = _leaving(learner, test, policy, reward) if leaves_only(stack, learner.policy) else _on_routes(learner, test, policy, reward)
-        report |= {way.name: _row(task, way.on_test) for way in ways}
+        validated = replace(measured(price if eval_price is None else eval_price), objective=eval_reward or reward)
+        report[AT_EVAL_PRICE] = {"price": validated.price, **_row(learner, validated)}
+        report |= {way.name: _row(learner, way.on_test) for way in ways}
         report[FIXED]["layers"] = next(way.on_test for way in ways if way.name == FIXED).route[0].nonzero().squeeze(1).tolist()
         report["leads"] = _leads(policy, {way.name: way.on_test for way in ways if way.in_its_place})
     if not ways:
         return report
     with run.part(DIAL):
-        report["dial"] = [{"price": at.price, key: at.score, "compute": at.compute} for at in (measured(point.price) for point in table.points)]
-        report["remarks"] = remarks(learner, policy, report[FULL][key], report["dial"], run.folder)
+        report["dial"] = [_on_dial(learner, measured(point.price)) for point in table.points]
+        told = remarks(learner, policy, report[FULL][key], report["dial"], run.folder, _earning_more(policy, ways))
+        report["remarks"] = [*run.alarms, *told]
     with run.part(TIMING):
+        if not together().first:
+            return report  # the others wait, so that they take no time from what is timed
         report["timed_rows"] = min(TIMED_ROWS, len(learner.validation), len(test))
+        report["break_even"] = _break_even(learner)
         for name, taken in _milliseconds(learner, price, {way.name: way.router for way in ways}, report["timed_rows"]).items():
             report[name]["milliseconds"] = taken
     return report
 
 
-def _row(task: Task, at: Evaluation) -> dict[str, Any]:
+def _row(learner: Learner, at: Evaluation) -> dict[str, Any]:
     """What the report holds of one way to run the network."""
-    return {score_key(task.score_name): at.score, "compute": at.compute, "reward": at.reward, **task.measures(at.correct)}
+    task, stack = learner.task, learner.stack
+    operations = {"operations": _operations(stack, at)} if isinstance(stack.costs, MeasuredCosts) else {}
+    return {score_key(task.score_name): at.score, "compute": at.compute, "reward": at.reward, **operations, **task.measures(at.correct)}
+
+
+def _on_dial(learner: Learner, at: Evaluation) -> dict[str, float]:
+    """A point of the budget dial on test data."""
+    row = _row(learner, at)
+    return {"price": at.price} | {name: row[name] for name in (score_key(learner.task.score_name), "compute", "operations") if name in row}
+
+
+def _operations(stack: LayerStack, at: Evaluation) -> float:
+    """The mean share of the layers' operations, where compute is a share of time."""
+    return float((at.route.float() @ stack.layer_costs.cpu()).mean())
+
+
+def _break_even(learner: Learner) -> dict[str, float]:
+    """By batch size, the share of the layers up to which deciding after each layer is faster than running all of them."""
+    rows = learner.validation.take(slice(0, TIMED_ROWS)).inputs
+    measured = measure_costs(learner.stack, BATCH_SIZES, learner.device, example=rows, policy=learner.policy)
+    return {str(times.batch_size): times.break_even for times in measured.batches}
 
 
 def rows_of_report(learner: Learner) -> int:
@@ -147,6 +194,14 @@ def _leads(policy: Evaluation, others: dict[str, Evaluation]) -> dict[str, dict[
     return {name: {"value": lead.value, "low": lead.low, "high": lead.high} for name, lead in leads.items()}
 
 
+def _earning_more(policy: Evaluation, ways: list[_Way]) -> dict[str, float]:
+    """The ways along other routes that earn more reward than the policy at its price, beyond doubt and worth naming, and how much more."""
+    bootstrap = Bootstrap(policy.rows, seeds=1)
+    others = [way for way in ways if float((way.on_test.route == policy.route).all(dim=1).float().mean()) < SAME]
+    leads = {way.name: bootstrap.interval((way.on_test.reward_by_row() - policy.reward_by_row()).unsqueeze(0)) for way in others}
+    return {name: lead.value for name, lead in leads.items() if lead.low > 0 and lead.value > WORTH_NAMING}
+
+
 def _milliseconds(learner: Learner, price: float, ways: dict[str, Router | Tensor], rows: int) -> dict[str, float]:
     stack = learner.stack.eval()
     inputs = learner.validation.take(slice(0, rows)).inputs
@@ -172,6 +227,9 @@ def print_report(report: dict[str, Any], folder: Path, console: Console, score_n
     if report.get("dial"):
         points = "  ".join(f"{point[score_key(score_name)]:.1%} at {point['compute']:.3f}" for point in report["dial"])
         console.print(f"the dial on test data: {points}")
+    if report.get("break_even"):
+        pays = ", ".join(f"{share:.2f} at {size} row{'s' * (size != '1')}" for size, share in report["break_even"].items())
+        console.print(f"on this machine deciding for each row pays up to a compute of {pays}", soft_wrap=True, highlight=False)
     if report.get("policy", {}).get("milliseconds", 0.0) >= report.get(FULL, {}).get("milliseconds", math.inf):
         console.print("on this machine, at this batch size, skipping is not faster than running every layer")
     console.print("next:", f"  tensorboard --logdir {folder.parent}", sep="\n")

@@ -1,11 +1,9 @@
 """A training run from its options to its folder: warm-up, agent, checkpoints, report."""
 
-import json
 import os
 import random
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -17,36 +15,40 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from agents.agent import REPORT, WRITING, TrainedRun, find_agent, has_report
+from agents.agent import REPORT, WRITING, TrainedRun, Unreported
 from agents.options.config import TrainConfig
+from agents.run.cadence import Cadence
 from agents.run.checkpoints import Checkpoints, Stopped, StopRequests, load_random_states, random_states
 from agents.run.display import Display
 from agents.run.forecast import Forecast, Part, seconds_of, unchanged
+from agents.run.launch import joined, refuse_shared_device
 from agents.run.learner import Learner
 from agents.run.overflow import output_not_finite, stopped_at, weight_not_finite
-from agents.run.owner import LOCK, owning, refuse_owned
+from agents.run.pictures import show_run_rates
+from agents.run.remarks import CurveWatch
+from agents.run.run_folder import begin, claim, end, is_finished
 from agents.run.splits import try_splits
 from agents.run.start import START, load_start, save_start
 from agents.run.telemetry import Telemetry
 from agents.run.warmup import warm_up_for
 from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
-from rl_skip.core.files import NoRoom, atomic_write, remove_unfinished
+from rl_skip.core.files import NoRoom
 from rl_skip.core.finite import NotFinite
 from rl_skip.core.plugins import is_own, label_of, own_code
+from rl_skip.core.processes import together
 from rl_skip.core.progress import listening
-from rl_skip.core.seal import SEAL, is_sealed, seal
+from rl_skip.core.seal import is_sealed
 from rl_skip.core.stack import LayerStack
-from rl_skip.core.task import Task, score_key
+from rl_skip.core.task import Task
 from rl_skip.learning.averages import Averages
-from rl_skip.measure.runs import CONFIG, holds_run
+from rl_skip.measure.runs import CONFIG
 from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks import load_task
 from rl_skip.tasks.data_report import DataReport
 
-__all__ = ["Session", "Unreported", "is_finished", "train"]
+__all__ = ["Session", "train"]
 
-REPORTS_PER_EPOCH = 2
 NARROW = 256
 """Below this width the operations are so short that several threads mostly wait for one another."""
 WARM_UP, VALIDATION = "warm-up", "validation"
@@ -54,20 +56,7 @@ VALIDATED_ROWS = 256
 """That are run to foresee how long all of them take."""
 WORTH_TELLING = 5.0
 """Seconds that a run takes at least, if it is to be told how many."""
-SEALED = (".json", ".jsonl", ".safetensors")
-"""Files of a finished run that get a digest; its export and its model have their own, and checkpoints carry theirs in their names."""
 STATEFUL = ("learner", "warm_up", "agent", "averages")
-
-
-class Unreported(UserError):
-    """A run was trained, but a part of its report failed."""
-
-    exit_code = 1
-
-
-def is_finished(folder: Path, agent: str) -> bool:
-    """Whether a run folder holds the whole report and the result of its agent."""
-    return has_report(folder) and (folder / find_agent(agent).leaves).exists()
 
 
 def train(
@@ -85,48 +74,64 @@ def train(
         Unreported: after everything else, if a part of the report failed; what was trained is kept.
         Stopped: on Ctrl-C, SIGTERM or the end of the terminal, once a checkpoint is written.
     """
-    console = console or Console()
-    config = config if task is None else replace(config, task=task.name, data=None)
-    config = config if stack is None else replace(config, network=NetworkConfig(stack.depth, stack.width, heads=1))
-    config.check_prices()
-    folder = config.folder
-    if config.resume is not None:
-        TrainConfig.from_json(folder, config.allow_code).refuse_changes(config)
-        if is_finished(folder, config.agent):
-            if not is_sealed(folder):  # the seal alone had failed
-                _seal(folder)
-            see = config.agent_class.see.format(folder=folder)
-            _say(console, f"the run {folder} is finished, nothing is left to do; see python -m rl_skip {see}")
-            return folder
-    else:
-        _refuse_to_replace(folder, config.overwrite)
     with ExitStack() as owned:
-        if folder.is_dir():
-            owned.enter_context(owning(folder))
-        if config.resume is not None:
-            remove_unfinished(folder)
+        processes = owned.enter_context(joined())
+        if console is None:
+            console = Console() if processes.first else Console(file=owned.enter_context(open(os.devnull, "w")))
+        config = config if task is None else replace(config, task=task.name, data=None)
+        config = config if stack is None else replace(config, network=NetworkConfig(stack.depth, stack.width, heads=1))
+        if _nothing_left(config, console):
+            return config.folder
+        config = config if config.resume is not None else replace(config, processes=processes.count)
+        claim(config, owned)
         with StopRequests("nothing of this was trained yet; the same command does it"):
             session, report = _set_up(config, console, task, stack, start)
-        if config.resume is None:
-            if folder.is_dir():
-                _empty(folder)
-            else:
-                _make(folder)
-                owned.enter_context(owning(folder))
-            atomic_write(folder / CONFIG, json.dumps(session.config.to_json(), indent=2) + "\n")
-        (folder / SEAL).unlink(missing_ok=True)  # until the end, files change
-        report.write(folder)
+        if processes.first:
+            begin(session.config, owned)
+            report.write(config.folder)
         if config.resume is None and start is None:
             for line in report.lines():
                 _say(console, line)
-        session.run(folder, console)
-        report.write(folder)  # with the test data, which the end of the run has read
-        _seal(folder)
-    return folder
+        session.run(config.folder, console)
+        if processes.first:
+            report.write(config.folder)  # with the test data, which the end of the run has read
+            end(config.folder)
+    return config.folder
 
 
-def _seal(folder: Path) -> None:
-    seal(folder, sorted(file.name for file in folder.iterdir() if file.suffix in SEALED))
+def _nothing_left(config: TrainConfig, console: Console) -> bool:
+    """Whether the run that is to go on is finished, and told so; else options that cannot be trained with are refused."""
+    config.check_prices()
+    _check_division(config)
+    if config.resume is None:
+        return False
+    TrainConfig.from_json(config.resume, config.allow_code).refuse_changes(config)
+    if is_finished(config.folder, config.agent):
+        if together().first and not is_sealed(config.folder):  # the seal alone had failed
+            end(config.folder)
+        see = config.agent_class.see.format(folder=config.folder)
+        _say(console, f"the run {config.folder} is finished, nothing is left to do; see python -m rl_skip {see}")
+        return True
+    _refuse_another_number(config)
+    return False
+
+
+def _check_division(config: TrainConfig) -> None:
+    """Refuses several processes, and several passes, for an agent whose updates take a whole batch."""
+    count = together().count
+    if config.agent_class.divides:
+        return
+    if count > 1:
+        raise UserError(f"the agent {config.agent} trains in one process, and {count} were started; start it with python, or set --agent reinforce")
+    if config.schedule.accumulate > 1:
+        raise UserError(f"the agent {config.agent} takes a batch in one pass; leave --accumulate out, or set --agent reinforce")
+
+
+def _refuse_another_number(config: TrainConfig) -> None:
+    count, begun = together().count, config.processes
+    if count != begun:
+        said = f"the run {config.folder} was begun in {begun} process{'es' * (begun > 1)}, not {count}"
+        raise UserError(f"{said}; go on with {config.resume_command}")
 
 
 def _set_up(
@@ -136,6 +141,7 @@ def _set_up(
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
     device, own = pick_device(config.device), task is not None or is_own(config.task)
+    refuse_shared_device(device)
     task = load_task(config.task, config.data, config.options) if task is None else task
     begun = config.folder if config.resume is not None else start.parent if start is not None else None
     report = DataReport(task, begun, config.train_rows)
@@ -157,33 +163,6 @@ def _set_up(
     if start is not None:
         session.begin_at(start)
     return session, report
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"the run folder {folder} cannot be made ({error.strerror}); name another with --out") from None
-
-
-def _empty(folder: Path) -> None:
-    """Removes all that a run folder holds but its lock; last of all what shows that it is one, for whoever is interrupted here."""
-    for child in sorted(folder.iterdir(), key=lambda child: child.name == CONFIG):
-        if child.is_dir() and not child.is_symlink():
-            shutil.rmtree(child)
-        elif child.name != LOCK:
-            child.unlink()
-
-
-def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
-    """Refuses a folder that is in use, one that is not to be overwritten, and one that holds anything but a run."""
-    if not os.path.lexists(folder):
-        return
-    refuse_owned(folder)
-    if not overwrite:
-        raise UserError(f"the run folder {folder} exists; name another with --out, replace it with --overwrite, or go on with it: --resume {folder}")
-    if not holds_run(folder) and (not folder.is_dir() or any(child.name != LOCK for child in folder.iterdir())):
-        raise UserError(f"{folder} is not a run folder, so it is not replaced; name another with --out")
 
 
 def _suited(config: TrainConfig, task: Task, console: Console) -> TrainConfig:
@@ -213,6 +192,8 @@ class Session:
         self.agent = config.agent_class(self.learner)
         self.warm_up = warm_up_for(self.learner)
         self.averages = Averages(device)
+        schedule, learner = config.schedule, self.learner
+        self.cadence = Cadence(learner.updates, learner.warmup_updates, learner.updates_per_epoch, schedule.eval_epochs)
         self.done, self.seconds = 0, 0.0
         """Updates done, and seconds of training in earlier sittings."""
         self.reported = 0
@@ -229,7 +210,9 @@ class Session:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on: plain tensors, numbers, strings, lists and dictionaries."""
         parts = {name: getattr(self, name).state_dict() for name in STATEFUL}
-        return {"done": self.done, "seconds": self.seconds, "reported": self.reported, "random": random_states(), **parts}
+        here = {"done": self.done, "seconds": self.seconds, "reported": self.reported, "random": random_states(), **parts}
+        others = together().gather(self.learner.random_state())[1:]
+        return here | ({"others": others} if others else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to where `state_dict` was taken."""
@@ -241,26 +224,34 @@ class Session:
             for name in STATEFUL:
                 getattr(self, name).load_state_dict(state[name])
             load_random_states(state["random"])
+            if not together().first:
+                self.learner.load_random_state(state["others"][together().rank - 1])
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"the checkpoint does not fit the run's options and data ({reason}); restore its {CONFIG}, or set --data") from None
 
     def run(self, folder: Path, console: Console) -> None:
         """Trains from where the run stands, then lets the agent finish, and reports."""
-        checkpoints = Checkpoints(folder, self.config.checkpoints)
+        checkpoints, processes = Checkpoints(folder, self.config.checkpoints), together()
+        self.learner.begin_together()
         if self.config.resume is not None:
             self._go_back(folder, checkpoints, console)
-        telemetry = Telemetry(folder, partial(_say, console), resume_after=None if self.config.resume is None else self.reported)
-        with closing(telemetry), StopRequests(f"go on with: {self.config.resume_command}") as stop:
+        resume_after = None if self.config.resume is None else self.reported
+        telemetry = Telemetry(folder, partial(_say, console), resume_after) if processes.first else None
+        with nullcontext() if telemetry is None else closing(telemetry), StopRequests(f"go on with: {self.config.resume_command}") as stop:
             forecast = foresee(self)
             if forecast.left() >= WORTH_TELLING:
                 _say(console, f"this takes {forecast.in_words()}")
+            if telemetry is not None:
+                telemetry.settings(self.config, self.task.score_name)
+            watch = CurveWatch(self.learner, () if telemetry is None else telemetry.history)
             with Display(console, forecast, score_name=self.task.score_name) as display, listening(display):
-                self._train(folder, telemetry, checkpoints, stop, console, display)
-                self._finish(folder, telemetry, checkpoints, console)
+                self._train(folder, telemetry, checkpoints, stop, console, display, watch)
+                self._finish(folder, telemetry, checkpoints, console, watch)
 
     def _go_back(self, folder: Path, checkpoints: Checkpoints, console: Console) -> None:
-        state = checkpoints.latest(lambda line: _say(console, line))
+        processes = together()
+        state = processes.from_first(checkpoints.latest(lambda line: _say(console, line)) if processes.first else None)
         if state is None:
             _say(console, f"the run {folder} has no checkpoint that could be used, so it begins at update {self.done}")
         else:
@@ -268,13 +259,15 @@ class Session:
             if (said := weight_not_finite(self.learning)) is not None:
                 raise NotFinite(f"in the checkpoint of {folder} {said}; remove the newest in {checkpoints.folder}, and go on before it")
 
-    def _finish(self, folder: Path, telemetry: Telemetry, checkpoints: Checkpoints, console: Console) -> None:
-        run = TrainedRun(folder, console, telemetry.writer, self.seconds, own_stack=not self.built)
+    def _finish(self, folder: Path, telemetry: Telemetry | None, checkpoints: Checkpoints, console: Console, watch: CurveWatch) -> None:
+        run = TrainedRun(folder, console, telemetry, self.seconds, own_stack=not self.built, alarms=tuple(watch.said.values()))
         report, figures = self.agent.finish(run)
+        if telemetry is None:
+            return
         run.report.update(report)
         with run.part("last curves"):
-            telemetry.heat_map(self.learner.updates)
-            telemetry.hyper_parameters(self.config.to_json(), {f"final/{name}": value for name, value in figures.items()})
+            show_run_rates(telemetry)
+            telemetry.hyper_parameters(self.config, figures)
             telemetry.flush()
             telemetry.refuse_unwritten()
         if run.failed:
@@ -284,7 +277,7 @@ class Session:
         run.write(whole=True)
 
     def _end_warm_up(self, folder: Path, console: Console) -> None:
-        if self.agent.leaves_start:
+        if self.agent.leaves_start and together().first:
             try:
                 save_start(self.learner, folder / START)
             except NoRoom as error:
@@ -326,22 +319,33 @@ class Session:
         return WARM_UP if update < self.learner.warmup_updates else label_of(self.config.agent)
 
     def _train(
-        self, folder: Path, telemetry: Telemetry, checkpoints: Checkpoints, stop: StopRequests, console: Console, display: Display
+        self,
+        folder: Path,
+        telemetry: Telemetry | None,
+        checkpoints: Checkpoints,
+        stop: StopRequests,
+        console: Console,
+        display: Display,
+        watch: CurveWatch,
     ) -> None:
-        learner = self.learner
-        every = max(learner.updates_per_epoch // REPORTS_PER_EPOCH, 1)
+        learner, processes, say = self.learner, together(), partial(_say, console)
         begun = time.monotonic() - self.seconds
         since, updates = time.monotonic(), 0
         with stop.patiently():
             while True:
                 last = self.done == learner.updates
-                if self.done > self.reported and (last or self.done % every == 0) and not stop.requested:
+                number, due = processes.highest(stop.number or 0, processes.first and checkpoints.due(self.done))
+                if self.done > self.reported and self.cadence.reports(self.done) and not number:
                     speed = updates * self.config.schedule.batch_size / (time.monotonic() - since)
-                    self._report({"time/samples_per_second": speed} if updates else {}, telemetry, stop, display)
+                    self._report({"time/samples_per_second": speed} if updates else {}, telemetry, stop, display, say, watch)
                     since, updates = time.monotonic(), 0
-                if last or stop.requested or checkpoints.due(self.done):
-                    self._keep(telemetry, checkpoints, console)
-                if last or stop.requested:
+                    number = number if processes.several else stop.number or 0  # asked meanwhile
+                if last or number or due:
+                    self._keep(telemetry, checkpoints, say)
+                if number:
+                    processes.from_first(None)  # which has written it
+                    stop.number = number
+                if last or number:
                     break
                 if self.done == learner.warmup_updates:
                     self._end_warm_up(folder, console)
@@ -350,43 +354,54 @@ class Session:
                 display.forecast.step(self.phase(self.done), time.monotonic() - started)
                 self.done, self.seconds, updates = self.done + 1, time.monotonic() - begun, updates + 1
 
-    def _report(self, speed: dict[str, float], telemetry: Telemetry, stop: StopRequests, display: Display) -> None:
-        """Shows and writes the metrics since the last report. Where a request to stop comes meanwhile it is left for when the run goes on."""
+    def _report(
+        self,
+        speed: dict[str, float],
+        telemetry: Telemetry | None,
+        stop: StopRequests,
+        display: Display,
+        say: Callable[[str], None],
+        watch: CurveWatch,
+    ) -> None:
+        """Shows and writes the metrics since the last report. Where a request to stop comes meanwhile it is left for when the run goes on; of several
+        processes, which validate together, none breaks off."""
         try:
-            with stop.at_once():  # a validation may take longer than whoever asks will wait
-                validated = self._validate(self.done, display)
+            with nullcontext() if together().several else stop.at_once():  # a validation may take longer than whoever asks will wait
+                validated = self._validate(self.done, telemetry, display)
         except Stopped:
             return
         values = self.averages.read() | self.agent.metrics() | speed
         display.show(self.phase(self.done - 1), values)
         self.reported = self.done
+        if telemetry is None:
+            return
         telemetry.scalars(self.done, values | validated)
+        for alarm in watch.see(telemetry.history[-1]):
+            say(alarm)
+            telemetry.text("remarks/while_training", alarm, self.done)
 
-    def _keep(self, telemetry: Telemetry, checkpoints: Checkpoints, console: Console) -> None:
+    def _keep(self, telemetry: Telemetry | None, checkpoints: Checkpoints, say: Callable[[str], None]) -> None:
         """Writes a checkpoint. A run goes on where there is no room for it: there may be by the next."""
         if (said := weight_not_finite(self.learning)) is not None:
             raise stopped_at(self.done - 1, self.learner, said)
+        state = self.state_dict()
+        if telemetry is None:
+            return
         telemetry.flush()
         try:
-            checkpoints.write(self.done, self.state_dict())
+            checkpoints.write(self.done, state)
         except NoRoom as error:
             kept = f"the checkpoint after update {checkpoints.kept} is kept" if checkpoints.kept else "there is none yet"
-            _say(console, f"{error.reason}; {kept}, and the run goes on: make room before it ends or stops")
+            say(f"{error.reason}; {kept}, and the run goes on: make room before it ends or stops")
 
-    def validations(self, done: int) -> int:
-        """How many there are up to so many updates: every few epochs once the warm-up is over, and at the end of the training."""
-        learner, interval = self.learner, self.config.schedule.eval_epochs * self.learner.updates_per_epoch
-        passed = max(done // interval - learner.warmup_updates // interval, 0)
-        return passed + (done == learner.updates and done > learner.warmup_updates and done % interval > 0)
-
-    def _validate(self, done: int, display: Display) -> dict[str, float]:
-        """Validation of the agent as it stands, where one is due."""
-        learner, begun = self.learner, time.monotonic()
-        if self.validations(done) == self.validations(done - 1):
+    def _validate(self, done: int, telemetry: Telemetry | None, display: Display) -> dict[str, float]:
+        """Validation of the agent as it stands, where one is due, by all processes; what of it is to be written, in that which writes."""
+        if not self.cadence.validates(done):
             return {}
-        evaluation = self.agent.evaluate(learner.validation)
+        begun = time.monotonic()
+        evaluation = self.agent.evaluate(self.learner.validation)
         display.forecast.step(VALIDATION, time.monotonic() - begun)
-        return {f"eval/{score_key(learner.task.score_name)}": evaluation.score, "eval/compute": evaluation.compute, "eval/reward": evaluation.reward}
+        return {} if telemetry is None else telemetry.evaluation(done, evaluation, self.task.score_name)
 
 
 def foresee(session: Session) -> Forecast:
@@ -401,7 +416,7 @@ def foresee(session: Session) -> Forecast:
         except NotFinite:
             pass
         except (RuntimeError, ValueError):
-            if session.not_finite(session.done) is None:
+            if together().several or session.not_finite(session.done) is None:  # what one process passes over the others would wait for
                 raise
     return Forecast(parts)
 
@@ -420,5 +435,5 @@ def _foreseen(session: Session) -> Iterator[Part]:
         yield Part(session.phase(first), learner.updates - first, seconds)
         rows = learner.validation.take(slice(0, VALIDATED_ROWS))
         seconds = seconds_of(lambda: session.agent.evaluate(rows)) * len(learner.validation) / len(rows)
-        yield Part(VALIDATION, session.validations(learner.updates) - session.validations(done), seconds)
+        yield Part(VALIDATION, session.cadence.validations(learner.updates) - session.cadence.validations(done), seconds)
     yield from (Part(title, 1, seconds) for title, seconds in session.agent.foreseen().items())

@@ -1,32 +1,45 @@
 """What a run reports: TensorBoard and metrics.jsonl."""
 
 import json
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from tensorboard.compat.proto.event_pb2 import Event
 from torch import Tensor
 
+from agents.options.config import TrainConfig
 from agents.run.curve_files import EVENTS, CurveFile, CurveWriter
+from agents.run.tabs import columns, layout, settings_table
 from rl_skip.core.bounded import read_bytes
 from rl_skip.core.errors import UserError
-from rl_skip.core.fields import flat
 from rl_skip.core.files import atomic_write, unwritable
 from rl_skip.core.forward import Rollout
 from rl_skip.core.reward import Reward
 from rl_skip.core.task import Task, score_key
+from rl_skip.measure.evaluation import Evaluation
 
-__all__ = ["Telemetry", "rollout_metrics", "score_metric"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-LINES = "metrics.jsonl"
+__all__ = ["BY_ENV_STEPS", "ENV_STEPS", "RUN_RATE", "Telemetry", "rollout_metrics", "score_metric"]
+
 EVENT_FILES = f"{EVENTS}*"
 HISTORY = f"{EVENTS}0000000000.resumed"
-HEAT_MAP = "layers/run_rates"
 MEND = "take it out, and the run goes on without what it recorded"
-WRITTEN_LAST = (HEAT_MAP, "final/", "_hparams_/")
+LINES = "metrics.jsonl"
+ENV_STEPS = "env_steps"
+"""The tag of the environment steps so far; also the folder, inside that of the run, of the curves over them."""
+BY_ENV_STEPS = ("rollout/", "eval/", "finished/")
+"""The curves that are written over environment steps too, below "by_env_steps/"."""
+RUN_RATE = "layers/run_rate_"
+WRITTEN_ANEW = ("custom_scalars", "settings/", "layers/run_rates", "final/", "exported/", "model_card/", "remarks/end", "_hparams_/")
+"""What a sitting writes once, at its beginning or at the very end of the run."""
+FIGURE_DPI = 200
+"""Cards are 330 to 700 pixels wide; twice as many are sharp on every screen."""
 
 
 def score_metric(task: Task, stage: str, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -48,7 +61,7 @@ def rollout_metrics(rollout: Rollout, score: Tensor, price: Tensor, reward: Rewa
     }
     shares = torch.bincount(taken, minlength=max_jump + 1).float() / decisions
     metrics |= {f"policy/jump_{a}": shares[a] for a in range(max_jump + 1)}
-    return metrics | {f"layers/run_rate_{i}": rate for i, rate in enumerate(rollout.route.float().mean(dim=0))}
+    return metrics | {f"{RUN_RATE}{i}": rate for i, rate in enumerate(rollout.route.float().mean(dim=0))}
 
 
 class Telemetry:
@@ -61,55 +74,105 @@ class Telemetry:
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None], resume_after: int | None = None) -> None:
-        lines, self._say = folder / LINES, say
-        entries = [] if resume_after is None else _forget_after(folder, lines, resume_after)
+        self.folder, self._say = folder, say
+        lines = folder / LINES
+        self.history: list[dict[str, float]] = [] if resume_after is None else _forget_after(folder, lines, resume_after)
+        """All that was written so far, with "step" in each, earlier sittings included."""
         purge_step = None if resume_after is None else resume_after + 1  # for a TensorBoard that runs, and has read the removed points
         self.writer = CurveWriter(folder, purge_step)
-        self._files = [self.writer.curve_file, CurveFile(lines)]
-        self._told = False
-        self._run_rates = [rates for entry in entries if (rates := _run_rates(entry))]
+        self._lines, self._told = CurveFile(lines), False
+        self._by_env_steps: CurveWriter | None = None
+        if (folder / ENV_STEPS).is_symlink():
+            raise UserError(f"{folder / ENV_STEPS} is a link, and nothing is written to what it leads to; {MEND}")
+        shutil.rmtree(folder / ENV_STEPS, ignore_errors=True)  # its steps are not those of updates, so it is made anew from the lines
+        self._env_steps = 0
+        for entry in self.history:
+            self._over_env_steps(entry)
+
+    @property
+    def last_step(self) -> int:
+        """Of what was written so far; 0 before the first."""
+        return int(max((entry["step"] for entry in self.history), default=0))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes numbers under their tags."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
-        if rates := _run_rates(values):
-            self._run_rates.append(rates)
-        self._files[1].write((json.dumps({"step": step, **values}) + "\n").encode())
+        entry = {"step": step, **values}
+        self.history.append(entry)
+        self._over_env_steps(entry)
+        self._lines.write((json.dumps(entry) + "\n").encode())
         self._tell()
 
-    def heat_map(self, step: int) -> None:
-        """Draws the run rates of all layers over time as one picture: a row per layer, time to the right, dark runs always."""
-        if not self._run_rates:
+    def _over_env_steps(self, entry: dict[str, float]) -> None:
+        self._env_steps = int(entry.get(ENV_STEPS, self._env_steps))
+        chosen = {name: value for name, value in entry.items() if name.startswith(BY_ENV_STEPS)}
+        if self._env_steps == 0 or not chosen:
             return
-        rates = 1 - torch.tensor(self._run_rates).T  # (L, time)
-        wide = rates.repeat_interleave(max(320 // rates.shape[1], 1), dim=1).repeat_interleave(20, dim=0)
-        self.writer.add_image(HEAT_MAP, wide.unsqueeze(0), step, dataformats="CHW")
+        if self._by_env_steps is None:
+            self._by_env_steps = CurveWriter(self.folder / ENV_STEPS)
+        for name, value in chosen.items():
+            self._by_env_steps.add_scalar(f"by_env_steps/{name}", value, self._env_steps)
 
-    def hyper_parameters(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:
-        """Writes the settings with the final metrics, for the HParams tab; the metrics' names begin with "final/"."""
-        plain = {name: value if isinstance(value, bool | str | float | int) else str(value) for name, value in flat(settings).items()}
-        self.writer.hyper_parameters(plain, metrics)
+    def evaluation(self, step: int, evaluation: Evaluation, score_name: str) -> dict[str, float]:
+        """Writes where the rows of a validation left, and after how many layers, as histograms; returns the numbers of `eval/`."""
+        route = evaluation.route.cpu()
+        self._histogram("eval/last_layer", (route * torch.arange(route.shape[1])).amax(dim=1), range(route.shape[1]), step)
+        self._histogram("eval/layers_run", route.sum(dim=1), range(1, route.shape[1] + 1), step)
+        of_eval = {score_key(score_name): evaluation.score, "compute": evaluation.compute, "reward": evaluation.reward, "price": evaluation.price}
+        return {f"eval/{name}": value for name, value in of_eval.items()}
+
+    def _histogram(self, tag: str, values: Tensor, possible: range, step: int) -> None:
+        """One bar for each possible whole number. TensorBoard stretches the outermost bars that are not empty from `min` to `max`."""
+        self.writer.add_histogram_raw(
+            tag,
+            min=float(values.min()) - 0.5,
+            max=float(values.max()) + 0.5,
+            num=len(values),
+            sum=float(values.sum()),
+            sum_squares=float(values.square().sum()),
+            bucket_limits=[number + 0.5 for number in possible],
+            bucket_counts=[int((values == number).sum()) for number in possible],
+            global_step=step,
+        )
+
+    def figure(self, tag: str, drawn: "Figure", step: int) -> None:
+        """Writes a figure of matplotlib among the images."""
+        drawn.set_dpi(FIGURE_DPI)
+        self.writer.add_figure(tag, drawn, step)
+
+    def text(self, tag: str, markdown: str, step: int = 0) -> None:
+        """Writes Markdown into the Text tab."""
+        self.writer.add_text(tag, markdown, step)
+
+    def settings(self, config: TrainConfig, score_name: str) -> None:
+        """Writes, at the beginning of a sitting, every setting as a table, and in which order the custom scalars stand."""
+        self.text("settings", settings_table(config))
+        self.writer.add_custom_scalars(layout(score_key(score_name)))
+
+    def hyper_parameters(self, config: TrainConfig, metrics: dict[str, float]) -> None:
+        """Writes the settings by which runs are told apart with the final metrics, for the HParams tab."""
+        self.writer.hyper_parameters(columns(config), metrics)
 
     def flush(self) -> None:
         """Hands everything to the disk, so that no checkpoint is ahead of the files."""
-        for file in self._files:
+        for file in self._files():
             file.sync()
         self._tell()
 
     def refuse_unwritten(self) -> None:
         """Raises `UserError` if something is still not in the files."""
-        for file in self._files:
+        for file in self._files():
             if file.fault is not None:
                 raise unwritable(file.file, file.fault)
 
     def close(self) -> None:
         """Writes what is left, and closes the files."""
-        for file in self._files:
+        for file in self._files():
             file.close()
 
     def _tell(self) -> None:
-        lacking = [file for file in self._files if file.fault is not None]
+        lacking = [file for file in self._files() if file.fault is not None]
         if bool(lacking) == self._told:
             return
         self._told = bool(lacking)
@@ -119,9 +182,12 @@ class Telemetry:
         if not lacking:
             self._say("all curves are written again")
 
+    def _files(self) -> list[CurveFile]:
+        return [self.writer.curve_file, self._lines, *([] if self._by_env_steps is None else [self._by_env_steps.curve_file])]
 
-def _forget_after(folder: Path, lines: Path, last_step: int) -> list[dict[str, Any]]:
-    """Removes what a stopped run wrote after `last_step`, and all that is written once, at the very end. Returns what is left in `lines`.
+
+def _forget_after(folder: Path, lines: Path, last_step: int) -> list[dict[str, float]]:
+    """Removes what a stopped run wrote after `last_step`, and all that a sitting writes once. Returns what is left in `lines`.
 
     TensorBoard alone would do with a purge step; others that read the files would see the points twice. What is kept
     goes into one file whose name sorts first, since readers take the files in that order.
@@ -151,9 +217,9 @@ def _entries(file: Path, last_step: int) -> list[bytes]:
         return []
     lines = [line for line in read_bytes(file, MEND).splitlines(keepends=True) if line.endswith(b"\n")]
     try:
-        return [line for line in lines if json.loads(line)["step"] <= last_step]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise UserError(f"{file} is not as it was written: each line is an object with a step; {MEND}") from None
+        return [line for line in lines if {name: float(value) for name, value in json.loads(line).items()}["step"] <= last_step]
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        raise UserError(f"{file} is not as it was written: each line is an object of numbers with a step; {MEND}") from None
 
 
 def _events(file: Path) -> Iterator[tuple[bytes, Event]]:
@@ -178,11 +244,4 @@ def _records(content: bytes) -> Iterator[bytes]:
 
 def _is_kept(event: Event, last_step: int) -> bool:
     tags = [value.tag for value in event.summary.value]
-    return event.step <= last_step and bool(tags) and not any(tag.startswith(WRITTEN_LAST) for tag in tags)
-
-
-def _run_rates(values: dict[str, Any]) -> list[float]:
-    rates: list[float] = []
-    while (name := f"layers/run_rate_{len(rates)}") in values:
-        rates.append(values[name])
-    return rates
+    return event.step <= last_step and bool(tags) and not any(tag.startswith(WRITTEN_ANEW) for tag in tags)

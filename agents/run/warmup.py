@@ -2,9 +2,9 @@
 
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
+from agents.run.gradients import Part
 from agents.run.known_depth import KnownDepth
 from agents.run.learner import Learner
 from agents.run.telemetry import score_metric
@@ -41,16 +41,19 @@ class RandomRoutes:
 
     def update(self, update: int) -> dict[str, Tensor]:
         """One update on the loss at full depth, and on random routes."""
-        learner = self.learner
-        rate, batch = learner.set_learning_rates(update), learner.batch(update)
+        learner, rows = self.learner, self.learner.batch_rows(update)
+        weight = learner.config.schedule.random_route_weight if learner.rules.jumps else 0.0  # without jumps there is one way to all layers
+        routes = learner.random_routes(len(rows)) if weight > 0 else None  # (B, L)
+
+        def loss(part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+            mean, full = learner.full_depth_loss(part.batch)
+            if routes is not None:
+                outputs = routed_forward(learner.stack, part.of(routes), part.batch.inputs).outputs
+                mean = mean + weight * learner.task.loss(outputs, part.batch.labels).mean()
+            return mean, {"train/supervised_loss": mean} | score_metric(learner.task, "warmup", full, part.batch.labels)
+
         learner.prepare(learns=True)
-        loss, full = learner.full_depth_loss(batch)
-        if learner.rules.jumps and (weight := learner.config.schedule.random_route_weight) > 0:  # without jumps there is one way to all layers
-            outputs = routed_forward(learner.stack, learner.random_routes(len(batch)), batch.inputs).outputs
-            loss = loss + weight * learner.task.loss(outputs, batch.labels).mean()
-        norm = learner.apply(loss)
-        metrics = {"train/supervised_loss": loss, "train/grad_norm": norm, "train/learning_rate": torch.tensor(rate)}
-        return metrics | score_metric(learner.task, "warmup", full, batch.labels)
+        return learner.learn(update, rows, loss)
 
     def shortfall(self) -> str | None:
         return None

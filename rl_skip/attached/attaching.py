@@ -142,6 +142,8 @@ def attach(
         form=form,
         readouts=readouts,
         prefix=prefix,
+        costs=None if description is None else description.costs,
+        tuned=() if description is None else description.tuned,
     )
 
 

@@ -25,6 +25,7 @@ __all__ = ["CalledCarry", "CalledStack", "evaluating"]
 class CalledCarry(Carry):
     """A carry with the calls of the layers."""
 
+    shared = True
     spending: Tensor | None = None
     """(B, L), operations of each layer for each row."""
     calls: dict[int, LayerCall] = field(default_factory=dict)
@@ -142,7 +143,7 @@ class CalledStack(LayerStack):
         call = carry.calls[i].given(carry.passed)
         if rows is None:
             return carry.hidden, call
-        return carry.hidden.index_select(0, rows), self.settled(i, carry.hidden, call).take(rows)
+        return carry.some(rows)[0], self.settled(i, carry.hidden, call).take(rows)
 
     def ran(self, i: int, carry: CalledCarry, rows: Tensor | None, returned: Any) -> Tensor:
         """Writes what layer `i` returned for the named rows back to `carry`. Returns (R,), the relative compute that each spent."""
@@ -154,7 +155,7 @@ class CalledStack(LayerStack):
             return spent
         moved, named, parts = split_returned(self.routed[i], returned, self.forms[i])
         B, arguments = carry.hidden.shape[0], carry.calls[i].given(carry.passed).arguments
-        carry.hidden = carry.hidden.index_copy(0, rows, moved.to(carry.hidden.dtype))
+        carry.write(rows, moved, None if carry.mask is None else carry.mask.index_select(0, rows))
         carry.parts = spread(parts, carry.parts, rows, B, f"what {type(self.routed[i]).__name__} returns beside the hidden state")
         for name in named.keys() & arguments.keys():  # rows that skip the layer keep what it would have changed
             if arguments[name] is not None:
@@ -194,8 +195,7 @@ class CalledStack(LayerStack):
         return tuple(part if name is None else values.get(name) for name, part in zip(form, parts, strict=False))
 
     def pooled(self, carry: Carry, rows: Tensor | None) -> Tensor:
-        hidden = carry.hidden if rows is None else carry.hidden.index_select(0, rows)
-        mask = carry.mask if rows is None or carry.mask is None else carry.mask.index_select(0, rows)
+        hidden, mask = carry.some(rows)
         hidden = hidden.float().movedim(self.channel_dim, -1)
         if mask is None:
             return hidden.flatten(1, -2).mean(dim=1) if hidden.dim() > 2 else hidden

@@ -1,7 +1,7 @@
 """The handle of a policy that is attached to a model: what it does now, what it did last, and how to detach it."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,14 +22,18 @@ from rl_skip.attached.hub import push
 from rl_skip.attached.identity import identity
 from rl_skip.attached.returns import Form
 from rl_skip.attached.stand_in import StandIn, install, remove
+from rl_skip.core.batches import deployed
+from rl_skip.core.clock import REPEATS
 from rl_skip.core.dial import Dial, PriceTable
 from rl_skip.core.errors import UserError
+from rl_skip.core.measured_costs import MeasuredCosts
 from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.readouts import Readouts
 from rl_skip.core.reward import LINEAR
-from rl_skip.core.routers import FixedRoute, PolicyRouter
+from rl_skip.core.routers import FixedRoute
 from rl_skip.core.routing import Router, RoutingState
 from rl_skip.core.tracing import ONE_ROUTE, tracing
+from rl_skip.core.tuning import Tuned, retuned, router_for, tune
 from rl_skip.export.policy_folder import save
 
 __all__ = ["Handle", "RoutedForward"]
@@ -112,6 +116,8 @@ class Handle(Dial):
         prefix: where in `model`, around which adapters may have been put, the model is that the policy was trained on; it ends with a dot.
         trained_on: what the policy was trained on; plain JSON.
         reward: what it was rewarded for, in words.
+        costs: by which compute is a share of time; None: it is one of operations.
+        tuned: how often the policy is asked, by batch size.
     """
 
     learns = False
@@ -137,6 +143,8 @@ class Handle(Dial):
         prefix: str = "",
         trained_on: dict[str, Any] | None = None,
         reward: str = LINEAR.formula,
+        costs: MeasuredCosts | None = None,
+        tuned: Sequence[Tuned] = (),
     ) -> None:
         self.model, self.path, self.policy, self.trained_on = model, path, policy, trained_on or {}
         self.prefix = prefix
@@ -154,6 +162,11 @@ class Handle(Dial):
             answering = AnsweringStack(layers, model=model, path=path, readouts=readouts, looks=looks, prefix=prefix, **options)
             self.stack, self._stand_ins = answering, [*routed, *answering.stand_ins(self)]
         self.stack.prompt_tokens = prompt_tokens
+        if costs is not None:
+            self.stack.costs = costs
+        self.tuned = tuple(tuned)
+        """How often the policy is asked, by batch size; see `tune`."""
+        self._tried: Router | None = None  # what `tune` measures now
         self._enabled = self._attached = True
         self._forced: Tensor | None = None
         self._fixed: tuple[bool, ...] | None = None  # the forced route, if it is one for all rows, in the form that a compiler reads
@@ -241,8 +254,41 @@ class Handle(Dial):
             price_table=self.table,
             trained_on=self.trained_on,
             reward=self.reward,
+            tuned=self.tuned,
             overwrite=overwrite,
         )
+
+    def tune(self, example: Mapping[str, Any] | Tensor, *, repeats: int = REPEATS) -> Tuned:
+        """Measures on a batch, at the price that is set, whether the policy had better be asked less often at this size, and does so from now on.
+
+        Below the size at which asking it for each row after every layer pays, it is asked after every other layer, or once for the batch, or
+        everything runs: whichever is fastest. No way passes over more layers at once than the policy would for any row of the batch. What is found
+        is saved with the policy, and its model card says it; batches of other sizes follow the largest tuned size that is not larger, or else the
+        smallest. `handle.tuned = ()` forgets it.
+
+        Args:
+            example: the model's arguments by name, or its first, for as many rows as will be run together.
+            repeats: timed calls of each way.
+
+        Raises:
+            UserError: if no policy is attached, or the handle is disabled.
+        """
+        if self.policy is None or not self._enabled:
+            raise UserError("there is no policy to tune: attach(model, policy), and call handle.tune outside of handle.disabled()")
+
+        def run(router: Router) -> Tensor:
+            self._tried = router
+            _ = self.model(example) if isinstance(example, Tensor) else self.model(**example)
+            return self.last_routes
+
+        try:
+            with deployed(self.model):
+                device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+                found = tune(self.policy, run, device, repeats)
+        finally:
+            self._tried = None
+        self.tuned = retuned(self.tuned, found)
+        return found
 
     def model_weights(self) -> dict[str, Any]:
         """The model's weights by their names, without what the handle has added to it."""
@@ -264,7 +310,8 @@ class Handle(Dial):
 
         Args:
             repo_id: owner/name; it is made where it is missing.
-            commit_message, commit_description: of the commit.
+            commit_message: of the commit.
+            commit_description: of the commit.
             private: whether a repository that is made is private; None: as its owner's default is.
             token: of the hub; None: the one of `hf auth login`.
             revision: the branch to write to; it is made where it is missing.
@@ -397,7 +444,8 @@ class Handle(Dial):
         if route is not None:
             return FixedRoute(route), self.price
         assert self.policy is not None
-        return PolicyRouter(self.policy.to(hidden.device)), self.price
+        router = router_for(self.policy.to(hidden.device), self.tuned, hidden.shape[0]) if self._tried is None else self._tried
+        return router, self.price
 
     def _decide(self, router: Router, state: RoutingState, i: int, rows: Tensor) -> None:
         """Sends the rows on that have run layer `i`."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rl_skip.attached.attaching import check_layers
 from rl_skip.attached.called import CalledCarry, CalledStack, evaluating
 from rl_skip.attached.calls import LayerCall, real_tokens
+from rl_skip.attached.chain import ChainTrace
 from rl_skip.attached.finding import find_layers, layers_config, run_all_layers, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.identity import DIGEST, digest, identity
@@ -127,6 +128,7 @@ class HuggingFaceStack(CalledStack):
         self.options = {name: value for name, value in (("use_cache", False), ("return_dict", True)) if name in parameters}
         self.beside = modules_beside(model, path)
         self._found_before: dict[tuple[str, int], int | None] = {}
+        self._chains: dict[bool, tuple[str, ...] | None] = {}  # by whether the model trains, what it calls after its layers
         run_all_layers(model)
 
     def described(self) -> dict[str, Any]:
@@ -173,22 +175,24 @@ class HuggingFaceStack(CalledStack):
         return reached[0], calls, before
 
     def finish(self, carry: Carry) -> Tensor:
-        return self._answered(carry, nn.Identity())
+        along = self._along_chain(carry.hidden, carry.mask, nn.Identity())
+        return self._answered(carry, nn.Identity()) if along is None else along
 
     def _answered(self, carry: Carry, readout: nn.Module) -> Tensor:
         """The model's outputs with the hidden state of the carry in the place of its layers; by copies of its modules where `readout` has some."""
         assert isinstance(carry, _ModelCarry) and carry.inputs is not None
         inputs = carry.inputs
         carry = replace(carry, hidden=readout(carry.hidden, carry.mask)) if isinstance(readout, Adapter) else carry
+        trace = ChainTrace(carry.hidden)
 
         def pass_by(i: int, *args: Any, **kwargs: Any) -> Any:
             _, call = LayerCall.of(self.names[i], args, kwargs)
             return self.returned(i, CalledCarry(hidden=carry.hidden, full_flops=carry.full_flops, calls={i: call}))
 
-        copies = readout.by_name() if isinstance(readout, Tail) else {}
+        copies = _copies(readout)
         modules = [*self.routed, *(self.beside[name] for name in copies)]
         forwards: list[Callable[..., Any]] = [*(partial(pass_by, i) for i in range(self.depth)), *(copy.__call__ for copy in copies.values())]
-        with self._replaying(carry.before), standing_in(modules, forwards):
+        with self._replaying(carry.before), standing_in(modules, forwards), self._tracing(trace, carry.before):
             outputs = self._call(inputs)
         if self.head is not None:
             mask = real_tokens(carry.calls[0], carry.hidden.shape[1])
@@ -197,7 +201,19 @@ class HuggingFaceStack(CalledStack):
         logits = getattr(outputs, "logits", None)
         if logits is None:
             raise UserError(f"{type(self.model).__name__} returns no logits: give the stack a head, or load the model with one")
+        self._chains[self.model.training] = trace.names(logits)
         return logits
+
+    def _along_chain(self, hidden: Tensor, mask: Tensor | None, readout: nn.Module) -> Tensor | None:
+        """What `_answered` says, where the model has shown that it does no more after its layers than to call modules in turn; else None."""
+        chain = self._chains.get(self.model.training)
+        if chain is None or torch.compiler.is_compiling():
+            return None
+        copies = _copies(readout)
+        hidden = readout(hidden, mask) if isinstance(readout, Adapter) else hidden
+        for name in chain:
+            hidden = copies.get(name, self.beside[name])(hidden)
+        return hidden
 
     def readout(self) -> nn.Module | None:
         return self.head
@@ -205,7 +221,8 @@ class HuggingFaceStack(CalledStack):
     def read(self, readout: nn.Module, carry: Carry, rows: Tensor | None) -> Tensor:
         if self.head is not None and not isinstance(readout, Adapter):
             return readout(masked_mean(*self.gathered(carry, rows)))
-        return self._answered(carry if rows is None else carry.take(rows), readout)
+        along = self._along_chain(*carry.some(rows), readout)
+        return self._answered(carry if rows is None else carry.take(rows), readout) if along is None else along
 
     def look(self, readout: nn.Module, carry: Carry, rows: Tensor | None) -> Tensor:
         if not self.speaks:
@@ -221,8 +238,9 @@ class HuggingFaceStack(CalledStack):
             raise ValueError("which modules come after the layers is found on an example: add_readouts(example), or give a plan")
         with torch.no_grad():
             carry = self.begin(example)
-            names = called_after(lambda: self.finish(carry), self.routed[-1], self.beside)
-            one_token = not self.speaks and reads_one_token(lambda: self.finish(carry), self.routed[-1])
+            whole = partial(self._answered, carry, nn.Identity())  # the model itself: what is looked for is how it calls its modules
+            names = called_after(whole, self.routed[-1], self.beside)
+            one_token = not self.speaks and reads_one_token(whole, self.routed[-1])
         return readout_plan(self.model, names, self.depth, self.fresh, one_token)
 
     def make_readout(self, plan: dict[str, Any]) -> nn.Module:
@@ -317,6 +335,21 @@ class HuggingFaceStack(CalledStack):
                 hook.remove()
 
     @contextmanager
+    def _tracing(self, trace: ChainTrace, before: Recorded) -> Iterator[None]:
+        """Within it, `trace` is told of the modules beside the layers, but those before them."""
+
+        def tell(name: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            trace.called(name, args, kwargs, output)
+
+        after = {name: module for name, module in self.beside.items() if name not in before}
+        hooks = [module.register_forward_hook(partial(tell, name), with_kwargs=True) for name, module in after.items()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
     def _replaying(self, before: Recorded) -> Iterator[None]:
         """Within it, modules return what they returned before, as often as they did, and then run again."""
 
@@ -327,3 +360,7 @@ class HuggingFaceStack(CalledStack):
         with standing_in(modules, [partial(replay, list(before[name]), self.beside[name].forward) for name in before]):
             yield
 
+
+def _copies(readout: nn.Module) -> dict[str, nn.Module]:
+    """Which modules of the model stand aside for a readout's own, by name."""
+    return readout.by_name() if isinstance(readout, Tail) else {}

@@ -29,7 +29,7 @@ class SkipConfig:
         0.5
         >>> SkipConfig(budget=50)
         Traceback (most recent call last):
-        rl_skip.core.errors.UserError: a budget is a mean compute in (0, 1], got 50; set --budget, or budget=
+        rl_skip.core.errors.UserError: a budget is a mean compute in (0, 1], 0.001 at the least, got 50; set --budget, or budget=
     """
 
     budget: float | None = None

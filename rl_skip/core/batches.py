@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
 
 from rl_skip.core.inputs import by_length
+from rl_skip.core.processes import together
 from rl_skip.core.progress import rows_done
 from rl_skip.core.task import Examples
 
@@ -30,6 +32,8 @@ def deployed(*modules: nn.Module) -> Iterator[None]:
 def in_batches(run: Callable[[Examples, Tensor], tuple[Tensor, ...]], examples: Examples, batch_size: int, *modules: nn.Module) -> list[Tensor]:
     """The results of `run` on all N examples, batch by batch, while the modules are deployed; rows of like length run together.
 
+    Where several processes train together each runs some of the batches, which are the same batches as those of one process.
+
     Args:
         run: a batch, and which rows of the examples it holds, (B,) on the CPU → tensors, rows first.
         examples: on the device where they are to run.
@@ -39,11 +43,13 @@ def in_batches(run: Callable[[Examples, Tensor], tuple[Tensor, ...]], examples: 
     Returns:
         The tensors, (N, …) each, on the CPU, in the order of the examples.
     """
-    order = by_length(examples.inputs)
-    results: list[tuple[Tensor, ...]] = []
+    order, processes = by_length(examples.inputs), together()
+    own: list[tuple[Tensor, ...]] = []
     with deployed(*modules):
-        for rows in order.split(batch_size):
-            results.append(run(examples.take(rows.to(examples.labels.device)), rows))
-            rows_done(min(len(results) * batch_size, len(order)), len(order))
-    back = order.argsort()
-    return [torch.cat(batches).cpu()[back] for batches in zip(*results, strict=True)]
+        for rows in order.split(batch_size)[processes.rank :: processes.count]:
+            results = run(examples.take(rows.to(examples.labels.device)), rows)
+            own.append(tuple(result.cpu() for result in results) if processes.several else results)
+            rows_done(min(len(own) * processes.count * batch_size, len(order)), len(order))
+    shares, back = processes.gather(own), order.argsort()
+    turns = zip_longest(*shares)  # a batch of each process, and then the next of each
+    return [torch.cat(batches).cpu()[back] for batches in zip(*(results for turn in turns for results in turn if results), strict=True)]

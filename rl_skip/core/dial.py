@@ -201,7 +201,7 @@ class Dial:
     @property
     def price(self) -> float:
         """The price λ that the policy sees, in score per unit of relative compute. Higher skips more; below the lowest that it was trained for it
-        must be ever surer to skip, and at 0 everything runs."""
+        must be ever surer to skip. At 0 it does as at the lowest."""
         return self._price
 
     @price.setter

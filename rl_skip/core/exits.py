@@ -78,9 +78,8 @@ class EveryExit(Router):
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
         assert self.rules is not None
-        following = torch.full_like(rows, i + 1)
         if i == state.stack.depth - 1:
-            return Decision(following)
+            return Decision(i + 1)
         self.answers.append(state.answer(rows))
         self.leaving.append(self._answering(state, rows))
         if self.at_once:
@@ -90,7 +89,7 @@ class EveryExit(Router):
             self.views.append(view)
         else:
             self.observed.append(state.observe(rows))
-        return Decision(following, self.flops)
+        return Decision(i + 1, self.flops)
 
     def _answering(self, state: RoutingState, rows: Tensor) -> Tensor | float:
         """(B,) or one for all, the relative compute of being answered, beyond that of the decision."""

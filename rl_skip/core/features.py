@@ -22,9 +22,13 @@ class Looked(Protocol):
 
     stack: Any
     carry: Any
-    position: Tensor
     spent: Tensor
     price: Tensor
+
+    @property
+    def position(self) -> Tensor:
+        """(B,) long, the last layer that each row has run."""
+        ...
 
     @property
     def layout(self) -> Any:
@@ -33,6 +37,10 @@ class Looked(Protocol):
 
     def previous(self, name: str, rows: Tensor, value: Tensor) -> Tensor:
         """See `View.previous`."""
+        ...
+
+    def layer_of(self, rows: Tensor) -> int | None:
+        """The layer that the named rows have all just run; None where they are at different ones."""
         ...
 
     def said(self, rows: Tensor) -> Tensor:
@@ -65,7 +73,8 @@ class View:
     @cached_property
     def position(self) -> Tensor:
         """(R,) long, the last layer that ran; 0 before any did."""
-        return self._of_rows(self.state.position)
+        layer = self.state.layer_of(self.rows)
+        return self._of_rows(self.state.position) if layer is None else torch.full_like(self.rows, layer)
 
     @cached_property
     def compute(self) -> Tensor:
@@ -82,6 +91,28 @@ class View:
         """(R, C), or (R, T, C), what the network would answer here, by the readout after this layer."""
         return torch.softmax(self.state.said(self.rows).detach().float(), dim=-1)
 
+    @cached_property
+    def confidence(self) -> tuple[Tensor, Tensor]:
+        """(R, 3 + T) now and at the last look, zeros at the first: entropy as a share of the largest there is, largest and second largest
+        probability, each the mean over T tokens where there are some; and 1 + the answer of each of them, T = 1 where there are none.
+
+        All features that look at the answer share it, so that it is made, and remembered, once.
+        """
+        probabilities, classes = self.probabilities, self.probabilities.shape[-1]
+        most = math.log(max(classes, 2))
+        entropy = probabilities.clamp(min=1e-12).log_().mul_(probabilities).sum(dim=-1, keepdim=True).neg_().div_(most)
+        largest = probabilities.topk(min(classes, 2), dim=-1).values
+        answer = (1 + probabilities.argmax(dim=-1, keepdim=True)).to(entropy.dtype)
+        if probabilities.dim() > 2:
+            entropy, largest, answer = entropy.mean(dim=1), largest.mean(dim=1), answer.flatten(1)
+        now = torch.cat([entropy, largest[:, :1], largest[:, -1:], answer] if classes < 2 else [entropy, largest, answer], dim=1)
+        return now, self.previous("confidence", now)
+
+    @cached_property
+    def confidence_pairs(self) -> Tensor:
+        """(R, 3 + T, 2), `confidence` now and at the last look, side by side."""
+        return torch.stack(self.confidence, dim=2)
+
     def previous(self, name: str, value: Tensor) -> Tensor:
         """What was given here under `name` when each row was last looked at, after an earlier layer; zeros at its first look.
 
@@ -95,7 +126,7 @@ class View:
         return self.state.previous(name, self.rows, value)
 
     def _of_rows(self, values: Tensor) -> Tensor:
-        return values if self._gathered is None else values[self.rows]
+        return values if self._gathered is None else values.index_select(0, self.rows)
 
     @property
     def _gathered(self) -> Tensor | None:
@@ -130,9 +161,16 @@ class Feature:
     """Whether it reads a view's own properties alone but the price, and nothing of `View.state` that changes: then all layers' looks can be read in
     one call, and stand for every price."""
 
+    stays = False
+    """Whether it is the same after every layer, and so is read once."""
+
     def size(self, width: int) -> int:
         """How many numbers it has, for a stack of that width."""
         return 1
+
+    def bounds(self, width: int) -> tuple[float, float]:
+        """The lowest and the highest that each of its numbers can be, for a stack of that width."""
+        return self.low, self.high
 
     def flops(self, width: int) -> int:
         """Operations of reading it for one row, in matrix products."""
@@ -149,76 +187,83 @@ class Feature:
         return hash(type(self))
 
 
-class HiddenState(Feature):
-    """The hidden state, averaged over the real tokens."""
+class _Normalised(Feature):
+    """A vector of the stack's width, scaled to mean 0 and variance 1 as LayerNorm does before it learns a scale.
 
-    name, normalised, at_once = "hidden", True, True
+    So none of its D numbers can be further from 0 than √(D − 1), whatever the network's weights are.
+    """
+
+    normalised, at_once = True, True
 
     def size(self, width: int) -> int:
         return width
 
+    def bounds(self, width: int) -> tuple[float, float]:
+        furthest = math.sqrt(max(width - 1, 1))
+        return -furthest, furthest
+
     def read(self, view: View) -> Tensor:
+        vector = self.of(view).float().clamp(-STATE_BOUND, STATE_BOUND)  # the square of what explodes is not finite
+        return torch.nn.functional.layer_norm(vector, vector.shape[-1:])
+
+    def of(self, view: View) -> Tensor:
+        """(R, D)."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it reads")
+
+
+class HiddenState(_Normalised):
+    """The hidden state, averaged over the real tokens and normalised."""
+
+    name = "hidden"
+
+    def of(self, view: View) -> Tensor:
         return view.hidden
 
 
-class WorkingMemory(Feature):
-    """The working memory of a stack that has one, averaged likewise."""
+class WorkingMemory(_Normalised):
+    """The working memory of a stack that has one, normalised likewise."""
 
-    name, normalised, at_once = "memory", True, True
+    name = "memory"
 
-    def size(self, width: int) -> int:
-        return width
-
-    def read(self, view: View) -> Tensor:
+    def of(self, view: View) -> Tensor:
         if view.memory is None:
             raise UserError("the stack has no working memory that a policy could see; leave memory out of --feature")
         return view.memory
 
 
-class _Answer(Feature):
+class _Confidence(Feature):
     """A number that says how sure the network would be here, and the same at the last look; 0 at the first."""
 
     low, high, reads, at_once = 0.0, 1.0, True, True
+    place: int
+    """Which of the numbers in `View.confidence` it is."""
 
     def size(self, width: int) -> int:
         return 2
 
     def read(self, view: View) -> Tensor:
-        now = self.of(view.probabilities)  # (R,), or (R, T) of tokens
-        now = now.flatten(1).mean(dim=1, keepdim=True) if now.dim() > 1 else now.unsqueeze(1)
-        return torch.cat([now, view.previous(self.name, now)], dim=1)
-
-    def of(self, probabilities: Tensor) -> Tensor:
-        """(..., C) → (...), in [0, 1]."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what it reads")
+        return view.confidence_pairs[:, self.place]
 
 
-class Entropy(_Answer):
+class Entropy(_Confidence):
     """Entropy of what the network would answer, as a share of the largest there is."""
 
-    name = "entropy"
-
-    def of(self, probabilities: Tensor) -> Tensor:
-        return -(probabilities * probabilities.clamp(min=1e-12).log()).sum(dim=-1) / math.log(max(probabilities.shape[-1], 2))
+    name, place = "entropy", 0
 
 
-class LargestProbability(_Answer):
+class LargestProbability(_Confidence):
     """The largest probability of what the network would answer."""
 
-    name = "largest_probability"
-
-    def of(self, probabilities: Tensor) -> Tensor:
-        return probabilities.amax(dim=-1)
+    name, place = "largest_probability", 1
 
 
-class Margin(_Answer):
+class Margin(_Confidence):
     """The largest probability less the second largest."""
 
     name = "margin"
 
-    def of(self, probabilities: Tensor) -> Tensor:
-        largest = probabilities.topk(2, dim=-1).values
-        return largest[..., 0] - largest[..., 1]
+    def read(self, view: View) -> Tensor:
+        return view.confidence_pairs[:, 1] - view.confidence_pairs[:, 2]
 
 
 class Agreement(Feature):
@@ -227,8 +272,9 @@ class Agreement(Feature):
     name, low, high, reads, at_once = "agreement", 0.0, 1.0, True, True
 
     def read(self, view: View) -> Tensor:
-        answer = 1 + view.probabilities.argmax(dim=-1).flatten(1 if view.probabilities.dim() > 2 else 0).view(view.rows.shape[0], -1)
-        return (answer == view.previous(self.name, answer)).float().mean(dim=1, keepdim=True)
+        now, before = view.confidence
+        agrees = (now[:, 3:] == before[:, 3:]).float()
+        return agrees if agrees.shape[1] == 1 else agrees.mean(dim=1, keepdim=True)
 
 
 class Moved(Feature):
@@ -237,8 +283,8 @@ class Moved(Feature):
     name, low, high, at_once = "moved", 0.0, 2.0, True
 
     def read(self, view: View) -> Tensor:
-        moved = (view.hidden - view.previous(self.name, view.hidden)).norm(dim=1, keepdim=True)
-        return moved / view.hidden.norm(dim=1, keepdim=True).clamp(min=1e-6)
+        moved = torch.linalg.vector_norm(view.hidden - view.previous(self.name, view.hidden), dim=1, keepdim=True)
+        return moved / torch.linalg.vector_norm(view.hidden, dim=1, keepdim=True).clamp(min=1e-6)
 
 
 class Position(Feature):
@@ -247,13 +293,16 @@ class Position(Feature):
     name, low, high, of_state, at_once = "position", 0.0, 1.0, False, True
 
     def read(self, view: View) -> Tensor:
-        return (view.position.to(view.compute.dtype) / view.state.stack.depth).unsqueeze(1)
+        return view.position.unsqueeze(1) / view.state.stack.depth
 
 
 class Compute(Feature):
-    """What the row has spent so far, in units of the whole stack at full depth."""
+    """What the row has spent so far, in units of the whole stack at full depth, up to 4.
 
-    name, low, of_state, at_once = "compute", 0.0, False, True
+    All layers with their decisions are a little over 1; with the original module's gates around its cheapest bodies about 4.
+    """
+
+    name, low, high, of_state, at_once = "compute", 0.0, 4.0, False, True
 
     def read(self, view: View) -> Tensor:
         return view.compute.unsqueeze(1)
@@ -262,7 +311,7 @@ class Compute(Feature):
 class Price(Feature):
     """The logarithm of the price, scaled so that the range of prices is −1 … 1."""
 
-    name, low, high, of_state, at_once = "price", -1.0, 1.0, False, True
+    name, low, high, of_state, at_once, stays = "price", -1.0, 1.0, False, True, True
 
     def read(self, view: View) -> Tensor:
         return view.state.layout.scale_price(view.price).unsqueeze(1)

@@ -1,6 +1,6 @@
 """The routed forward pass: a batch from the beginning of a stack to its end, each row on its own route."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,31 @@ class Rollout:
     def compute(self) -> Tensor:
         """(B,), compute of the whole route."""
         return self.spent.sum(dim=1)
+
+    def kept(self) -> "Rollout":
+        """The same without its outputs and without gradients."""
+        values = {field.name: getattr(self, field.name).detach() for field in fields(self)}
+        return Rollout(**{**values, "outputs": self.outputs.new_empty(0)})
+
+
+class _Unlearned(Rollout):
+    """A rollout without gradients, whose decisions are laid out once somebody looks at them."""
+
+    LATE = ("jumps", "decided", "log_probs", "entropies", "values")
+
+    def __init__(self, outputs: Tensor, route: Tensor, spent: Tensor, decisions: "_Decisions") -> None:
+        self.outputs, self.route, self.spent, self._decisions = outputs, route, spent, decisions
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name not in self.LATE or "_decisions" not in vars(self):
+            raise AttributeError(f"a {type(self).__name__} has no {name}")
+        with torch.no_grad():
+            vars(self).update(self._decisions.dense(self.spent, None), jumps=_jumps(self.route))
+        found: Tensor = vars(self)[name]
+        return found
+
+    def kept(self) -> Rollout:
+        return _Unlearned(self.outputs.new_empty(0), self.route, self.spent, self._decisions)
 
 
 def routed_forward(
@@ -82,16 +107,17 @@ def routed_forward(
         decision = router.decide(state, i, rows)
         taken.add(i, rows, decision)
         state.follow(rows, decision)
-    if (state.next_layer != stack.depth).any():
+    if not state.ended:
         raise ValueError(f"{type(router).__name__} sent rows to layers that do not come after theirs, or beyond {stack.depth}; mend its decide")
-    first = torch.arange(1, stack.depth + 1, device=state.route.device)
-    return Rollout(
-        outputs=state.outputs(),
-        route=state.route,
-        jumps=(next_layers(state.route) - first) * state.route,
-        spent=state.spent,
-        **taken.dense(state.spent, critic),
-    )
+    if critic is None and not torch.is_grad_enabled():
+        return _Unlearned(state.outputs(), state.route, state.spent, taken)
+    outputs, jumps = state.outputs(), _jumps(state.route)
+    return Rollout(outputs, state.route, jumps, spent=state.spent, **taken.dense(state.spent, critic))
+
+
+def _jumps(route: Tensor) -> Tensor:
+    """(B, L) long, the layers that a route (B, L) passes over after each that it runs."""
+    return (next_layers(route) - torch.arange(1, route.shape[1] + 1, device=route.device)) * route
 
 
 class _Decisions:
@@ -99,8 +125,8 @@ class _Decisions:
 
     def __init__(self) -> None:
         self.rows: list[Tensor] = []
-        self.columns: list[Tensor] = []
-        self.jumps: list[Tensor] = []
+        self.layers: list[int] = []
+        self.jumps: list[Tensor | int] = []
         self.observations: list[Tensor] = []
         self.logits: list[Tensor] = []
 
@@ -108,7 +134,7 @@ class _Decisions:
         if decision.logits is None or decision.observation is None:
             return
         self.rows.append(rows)
-        self.columns.append(torch.full_like(rows, i))
+        self.layers.append(i)
         self.jumps.append(decision.next_layer - i - 1)
         self.observations.append(decision.observation)
         self.logits.append(decision.logits)
@@ -118,9 +144,10 @@ class _Decisions:
         zeros = torch.zeros_like(like)
         if not self.rows:
             return {"decided": zeros.bool(), "log_probs": zeros, "entropies": zeros, "values": zeros}
-        where = (torch.cat(self.rows), torch.cat(self.columns))
+        where = (torch.cat(self.rows), torch.cat([torch.full_like(rows, i) for rows, i in zip(self.rows, self.layers, strict=True)]))
         log_probs = torch.log_softmax(torch.cat(self.logits), dim=1)  # (N, J + 1)
-        taken = log_probs.gather(1, torch.cat(self.jumps).unsqueeze(1)).squeeze(1)
+        jumps = [jump if isinstance(jump, Tensor) else torch.full_like(rows, jump) for rows, jump in zip(self.rows, self.jumps, strict=True)]
+        taken = log_probs.gather(1, torch.cat(jumps).unsqueeze(1)).squeeze(1)
         return {
             "decided": zeros.bool().index_put(where, torch.ones((), dtype=torch.bool, device=like.device)),
             "log_probs": zeros.index_put(where, taken),

@@ -1,7 +1,7 @@
 """The jump policy: what it sees, which jumps are legal, and the network that chooses."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -70,7 +70,7 @@ class ObservationLayout:
             name = next(part.name for part in self.features if part.reads)
             raise UserError(f"the feature {name!r} looks at what the network would answer, by readouts that it lacks; set --readouts")
 
-    @property
+    @cached_property
     def parts(self) -> tuple[Feature, ...]:
         """All features, in their order."""
         return (*self.features, *ALWAYS)
@@ -97,7 +97,7 @@ class ObservationLayout:
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """The lowest and highest values that it can have, (S,) each."""
-        ends = ((feature.low, feature.high, size) for feature, size in zip(self.parts, self.sizes, strict=True))
+        ends = ((*feature.bounds(self.width), size) for feature, size in zip(self.parts, self.sizes, strict=True))
         low, high = zip(*(([low] * size, [high] * size) for low, high, size in ends), strict=True)
         return torch.tensor(sum(low, [])), torch.tensor(sum(high, []))
 
@@ -110,7 +110,13 @@ class ObservationLayout:
     def read(self, view: View, known: Mapping[str, Tensor] | None = None) -> Tensor:
         """(R, S), the observation of the rows in view; features in `known`, (R, size) each by name, are not read again."""
         known = known or {}
-        return torch.cat([known[feature.name] if feature.name in known else self.read_feature(feature, view) for feature in self.parts], dim=1)
+        parts = [known.get(feature.name) for feature in self.parts]
+        read = iter(self._unbounded([feature for feature, part in zip(self.parts, parts, strict=True) if part is None], view))
+        values = [next(read) if part is None else part for part in parts]
+        if torch.compiler.is_compiling():  # a graph would not know tensors that are kept from elsewhere
+            return torch.cat([value.clamp(feature.low, feature.high) for feature, value in zip(self.parts, values, strict=True)], dim=1)
+        low, high = self._bounds_on(view.rows.device)
+        return torch.cat(values, dim=1).clamp(low, high)
 
     def read_feature(self, feature: Feature, view: View) -> Tensor:
         """(R, size), one feature within its bounds.
@@ -118,12 +124,32 @@ class ObservationLayout:
         Raises:
             UserError: if the feature fails, or gives another shape than it says.
         """
-        with own_code(f"the feature {feature.name!r}"):
-            values = feature.read(view).float()
-        expected = (view.rows.shape[0], feature.size(self.width))
-        if values.shape != expected:
-            raise UserError(f"the feature {feature.name!r} must give {expected} numbers, got shape {tuple(values.shape)}; mend its read or its size")
-        return values.clamp(feature.low, feature.high)
+        return self._unbounded([feature], view)[0].clamp(*feature.bounds(self.width))
+
+    def _unbounded(self, features: Sequence[Feature], view: View) -> list[Tensor]:
+        """(R, size) of each."""
+        found: list[Tensor] = []
+        try:
+            found.extend(feature.read(view).float() for feature in features)
+        except Exception:  # a person's own code can fail in any way
+            with own_code(f"the feature {features[len(found)].name!r}"):
+                raise
+        for feature, values in zip(features, found, strict=True):
+            expected, given = (view.rows.shape[0], feature.size(self.width)), tuple(values.shape)
+            if given != expected:
+                raise UserError(f"the feature {feature.name!r} must give {expected} numbers, got shape {given}; mend its read or its size")
+        return found
+
+    def _bounds_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`bounds`, made once for each device."""
+        if device not in self._bounds:
+            low, high = self.bounds()
+            self._bounds[device] = low.to(device), high.to(device)
+        return self._bounds[device]
+
+    @cached_property
+    def _bounds(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        return {}
 
     def layer_of(self, observation: Tensor) -> Tensor:
         """(R,) long, the layer after which each observation was made."""
@@ -184,13 +210,22 @@ class JumpRules:
         """For each layer, whether more than one jump is legal after it."""
         return [count > 1 for count in self.legal.sum(dim=1).tolist()]
 
-    def next_layer(self, position: Tensor | int, jumps: Tensor) -> Tensor:
-        """Where rows at `position` go next by `jumps`, (R,) long; L: they leave. An illegal jump becomes the longest legal one."""
+    def next_after(self, layer: int, jump: int) -> int:
+        """Where a row goes next by a jump after a layer; L: it leaves. An illegal jump becomes the longest legal one."""
         depth = self.layout.depth
-        following = position + torch.ones_like(jumps)
         if not self.jumps:
-            return torch.where(jumps > 0, depth, following)
-        return torch.maximum((following + jumps).clamp(max=depth if self.allow_exit else depth - 1), following)
+            return depth if jump > 0 else layer + 1
+        return max(min(layer + 1 + jump, depth if self.allow_exit else depth - 1), layer + 1)
+
+    def next_layer(self, position: Tensor | int, jumps: Tensor) -> Tensor:
+        """Where rows at `position` go next by `jumps`, (R,) long; the same as `next_after` for each."""
+        depth = self.layout.depth
+        if not self.jumps:
+            return torch.where(jumps > 0, depth, position + 1)
+        farthest = depth if self.allow_exit else depth - 1
+        if isinstance(position, int):
+            return (jumps + (position + 1)).clamp(position + 1, max(farthest, position + 1))
+        return torch.maximum((position + 1 + jumps).clamp(max=farthest), position + 1)
 
     @property
     def decision_flops(self) -> float:
@@ -224,22 +259,28 @@ class JumpPolicy(nn.Module):
         self.fc_out.bias.data[0] = run_bias
         self.register_buffer("legal", rules.legal.clone(), persistent=False)
 
-    def forward(self, observation: Tensor) -> Tensor:
+    def forward(self, observation: Tensor, layer: int | None = None) -> Tensor:
+        """(R, S) → (R, J + 1); `layer` is the one after which all were made, where that is known, and else is read from the observation."""
         layout = self.rules.layout
-        layer = layout.layer_of(observation)
         seen = observation
         if self.norms:
             parts = zip(layout.parts, observation.split(layout.sizes, dim=1), strict=True)
             seen = torch.cat([self.norms[feature.name](values) if feature.normalised else values for feature, values in parts], dim=1)
-        logits = self.fc_out(torch.relu(self.fc_in(seen) + self.layer_bias(layer)))  # (R, J + 1)
-        return logits.masked_fill(~self.legal[layer], ILLEGAL)
+        if layer is None:
+            each = layout.layer_of(observation)
+            bias, legal = self.layer_bias(each), self.legal.index_select(0, each)
+        else:
+            bias, legal = self.layer_bias.weight[layer], self.legal[layer]
+        logits = self.fc_out(torch.relu(self.fc_in(seen) + bias))  # (R, J + 1)
+        return logits.masked_fill(~legal, ILLEGAL)
 
     def likeliest(self, logits: Tensor, price: Tensor) -> Tensor:
         """(R,) long, the likeliest jump of rows with logits (R, J + 1) at prices (R,).
 
         Below the lowest price that the observation tells apart, the logit of running the next layer is raised by ln(price_low / price):
-        the cheaper compute is, the surer the policy must be to skip. At 0 all rows run everything.
+        the cheaper compute is, the surer the policy must be to skip. A price of 0 is none: the policy does as at the lowest.
         """
         low = self.rules.layout.price_low
-        bar = (low / price.clamp(low * math.exp(-LARGEST_BIAS), low)).log().clamp(min=0).unsqueeze(1)  # (R, 1)
+        above_0 = torch.where(price > 0, price, low)
+        bar = (low / above_0.clamp(low * math.exp(-LARGEST_BIAS), low)).log().clamp(min=0).unsqueeze(1)  # (R, 1)
         return torch.cat([logits[:, :1] + bar, logits[:, 1:]], dim=1).argmax(dim=1)

@@ -1,5 +1,7 @@
 """Routers: a given route for all rows or for each, and a jump policy; and what routes are allowed."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,13 +26,16 @@ class FixedRoute(Router):
     def __init__(self, route: Tensor, rules: JumpRules | None = None) -> None:
         self.route = checked_route(route, rules)
         self.next_layers = next_layers(self.route)
+        self._together: list[int] | None = self.next_layers.tolist() if self.route.dim() == 1 else None
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
         shape = state.route.shape
         if self.route.shape not in (shape, shape[1:]):
             raise ValueError(f"a route must have shape {tuple(shape[1:])} or {tuple(shape)}, got {tuple(self.route.shape)}")
+        if self._together is not None:
+            return Decision(self._together[i])
         self.next_layers = self.next_layers.to(rows.device)
-        return Decision(self.next_layers[i].expand_as(rows) if self.next_layers.dim() == 1 else self.next_layers[rows, i])
+        return Decision(self.next_layers.select(1, i).index_select(0, rows))
 
 
 class PolicyRouter(Router):
@@ -40,15 +45,26 @@ class PolicyRouter(Router):
         policy: the policy.
         sample: draws jumps from the policy; else the likeliest is taken.
         generator: of the random numbers.
+        chances: (B, L), even in [0, 1), from which jumps are drawn in place of a generator: a row's route then depends on its own numbers, and not on
+            which rows run together.
         route: (L,) or (B, L) bool, followed in place of the policy's own choice; the rollout says how likely that was.
 
     Raises:
         ValueError: if the route is one that the policy's rules do not allow.
     """
 
-    def __init__(self, policy: JumpPolicy, *, sample: bool = False, generator: torch.Generator | None = None, route: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        policy: JumpPolicy,
+        *,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
+        chances: Tensor | None = None,
+        route: Tensor | None = None,
+    ) -> None:
         self.policy, self.rules = policy, policy.rules
-        self.sample, self.generator = sample, generator
+        self._told = type(policy).forward is JumpPolicy.forward  # a policy of one's own finds the layer in the observation
+        self.sample, self.generator, self.chances = sample, generator, chances
         self.given = None if route is None else FixedRoute(route, policy.rules)
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
@@ -57,19 +73,29 @@ class PolicyRouter(Router):
         if not rules.choices[i]:
             return only_way(rules, i, rows) if given is None else Decision(given)
         observation = state.observe(rows)
-        logits = self.policy(observation)  # (R, J + 1)
-        following = rules.next_layer(i, self._choose(logits.detach(), state.price[rows])) if given is None else given
-        return Decision(following, rules.decision_flops, read=rules.layout.reads, observation=observation, logits=logits)
+        logits = self.policy(observation, i) if self._told and not torch.is_grad_enabled() else self.policy(observation)  # (R, J + 1)
+        following = self._follow(state, i, rows, logits.detach()) if given is None else given
+        seen: Any = {"read": rules.layout.reads, "observation": observation, "logits": logits}
+        return Decision(following, rules.decision_flops, onward=not rules.jumps, **seen)
 
-    def _choose(self, logits: Tensor, price: Tensor) -> Tensor:
+    def _follow(self, state: RoutingState, i: int, rows: Tensor, logits: Tensor) -> Tensor | int:
+        """Where R rows go after layer `i`, by their logits (R, J + 1)."""
+        jumps = self._choose(state, i, rows, logits)
+        rules = self.policy.rules
+        return rules.next_after(i, int(jumps)) if jumps.shape[0] == 1 else rules.next_layer(i, jumps)
+
+    def _choose(self, state: RoutingState, i: int, rows: Tensor, logits: Tensor) -> Tensor:
+        if self.chances is not None:
+            below = torch.softmax(logits, dim=1).cumsum(dim=1)  # (R, J + 1), of each jump the probability of it or a shorter one
+            return (self.chances[rows, i].unsqueeze(1) >= below / below[:, -1:]).sum(dim=1)
         if not self.sample:
-            return self.policy.likeliest(logits, price)
+            return self.policy.likeliest(logits, state.price[rows]) if state.cheap else logits.argmax(dim=1)
         return torch.multinomial(torch.log_softmax(logits, dim=1).exp(), 1, generator=self.generator).squeeze(1)
 
 
 def only_way(rules: JumpRules, i: int, rows: Tensor) -> Decision:
     """Where rows go after a layer with only one legal jump; no policy is run, so it costs nothing."""
-    return Decision(rules.next_layer(i, torch.zeros_like(rows)))
+    return Decision(rules.next_after(i, 0))
 
 
 def as_router(router: Router | JumpPolicy | Tensor) -> Router:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rl_skip.core.features import View
 from rl_skip.core.inputs import Inputs, device_of, row_count
 from rl_skip.core.policy import JumpRules, ObservationLayout
+from rl_skip.core.remembered import Remembered
 from rl_skip.core.stack import Carry, LayerStack
 
 __all__ = ["Decision", "Router", "RoutingState"]
@@ -22,12 +23,14 @@ WAITING = -1
 class Decision:
     """Where R rows go after the layer that they have just run."""
 
-    next_layer: Tensor
-    """(R,) long, the layer that each runs next; L: none, it leaves."""
+    next_layer: Tensor | int
+    """(R,) long, the layer that each runs next, or the one that all do; L: none, it leaves."""
     flops: Tensor | float = 0.0
     """Operations of deciding, for each row."""
     part: str = "decision"
     """The name of that cost for `CostModel.part`."""
+    onward: bool = False
+    """Whether all rows that do not leave run the very next layer, so that nobody has to search for them."""
     answers: Tensor | None = None
     """(R, ...), with which the rows that leave are answered; None: by the stack's readout of that depth, or else what it makes of them in the end."""
     read: bool = False
@@ -83,17 +86,23 @@ class RoutingState:
         self.carry = carry
         B, L, device = row_count(inputs), stack.depth, self.carry.hidden.device
         self.price = torch.as_tensor(price, dtype=torch.float32, device=device).expand(B).clone()  # (B,)
-        self.next_layer = torch.zeros(B, dtype=torch.long, device=device)  # L: left; WAITING: for a decision
-        self.position = torch.zeros(B, dtype=torch.long, device=device)  # last layer run
+        self._cheap = 0 < price < rules.layout.price_low if rules is not None and isinstance(price, int | float) else None
+        self.everyone = torch.arange(B, device=device)
+        self._next_layer: Tensor | int = 0  # of each row, or of all: L: left; WAITING: for a decision
+        self._position: Tensor | int = 0  # last layer run
         self.route = torch.zeros(B, L, dtype=torch.bool, device=device)
         self.spent = torch.zeros(B, L, device=device)
         self.answers: Tensor | None = None
         """(B, ...), of the rows that left with an answer of their own."""
         self.answered = torch.zeros(B, dtype=torch.bool, device=device)
+        self._any_waits = True  # for `finish`; False once all rows were answered at once
+        self._company: tuple[int, Tensor] | None = None  # where all rows that have not left run the same layer next: which, and the rows
         self._visited: tuple[int, Tensor] | None = None  # the layer that ran last, and the rows that it ran on
         self._said: tuple[Tensor, Tensor] | None = None  # the rows whose readouts were asked last, and what they said
-        self._looks: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # by name: values before, values now (B, K), and after which layer (B,)
-        self._first = self._first_look() if rules is not None and rules.scope == "input" else {}
+        self._costs: dict[tuple[str, float], Tensor] = {}
+        self._looks: dict[str, Remembered] = {}
+        self._looked: dict[str, Tensor] = {}  # since the last visit, by name: what was given before
+        self._known = {} if rules is None else self._first_look(rules)  # features that stay as they are, (B, size) each by name
 
     @property
     def layout(self) -> ObservationLayout:
@@ -107,9 +116,36 @@ class RoutingState:
         return self.rules.layout
 
     @property
+    def cheap(self) -> bool:
+        """Whether compute costs some row less than an observation can show, see `JumpPolicy.likeliest`."""
+        if self._cheap is None:
+            self._cheap = bool(((self.price > 0) & (self.price < self.layout.price_low)).any())
+        return self._cheap
+
+    @property
     def compute(self) -> Tensor:
         """(B,), relative compute spent so far."""
         return self.spent.sum(dim=1)
+
+    @property
+    def next_layer(self) -> Tensor:
+        """(B,) long, the layer that each row runs next; L: it left."""
+        self._next_layer = self._each(self._next_layer)
+        return self._next_layer
+
+    @property
+    def position(self) -> Tensor:
+        """(B,) long, the last layer that each row has run; 0 before any."""
+        self._position = self._each(self._position)
+        return self._position
+
+    @property
+    def ended(self) -> bool:
+        """Whether all rows have left."""
+        return bool((self.next_layer == self.stack.depth).all()) if isinstance(self._next_layer, Tensor) else self._next_layer == self.stack.depth
+
+    def _each(self, value: Tensor | int) -> Tensor:
+        return torch.full_like(self.everyone, value) if isinstance(value, int) else value
 
     def visit(self, i: int) -> Tensor | None:
         """Runs layer `i` on the rows whose next layer it is. Returns them, (R,); None where there are none."""
@@ -123,17 +159,27 @@ class RoutingState:
 
     def due(self, i: int) -> Tensor | None:
         """(R,), the rows whose next layer is `i`; None where there are none."""
-        rows = (self.next_layer == i).nonzero().squeeze(1)
+        if isinstance(self._next_layer, int):
+            return self.everyone if self._next_layer == i else None
+        if self._company is not None:
+            layer, rows = self._company
+            return rows if layer == i and rows.shape[0] > 0 else None
+        rows = (self._next_layer == i).nonzero().squeeze(1)
         return None if rows.shape[0] == 0 else rows
 
     def ran(self, i: int, rows: Tensor, counted: Tensor) -> None:
         """Notes that layer `i` ran on `rows` (R,), at the relative compute `counted` (R,); they wait for a decision."""
-        where = slice(None) if self.some(rows) is None else rows  # writing to all rows takes no index
-        self.spent[where, i] = self.stack.costs.layer(i, counted.detach().float())
-        self.route[where, i] = True
-        self.position[where] = i
-        self.next_layer[where] = WAITING
-        self._visited, self._said = (i, rows), None
+        cost = self.stack.costs.layer(i, counted.detach().float())
+        if self.some(rows) is None:
+            self.spent.select(1, i).copy_(cost)
+            self.route.select(1, i).fill_(True)
+            self._position, self._next_layer = i, WAITING
+        else:
+            self.spent.select(1, i).index_copy_(0, rows, cost.to(self.spent.dtype))
+            self.route.select(1, i).index_fill_(0, rows, True)
+            self.position.index_fill_(0, rows, i)
+            self.next_layer.index_fill_(0, rows, WAITING)
+        self._visited, self._said, self._looked = (i, rows), None, {}
 
     def said(self, rows: Tensor) -> Tensor:
         """(R, ..., C), what a policy sees of what the network would answer rows that wait for a decision, by the readout after their last layer.
@@ -187,41 +233,94 @@ class RoutingState:
 
     def observe(self, rows: Tensor) -> Tensor:
         """(R, S), what the policy sees of rows that wait for a decision."""
-        first = {name: values[rows] for name, values in self._first.items()}
-        return self.layout.read(View(self, rows), first)
+        some = self.some(rows)
+        known = self._known if some is None else {name: values.index_select(0, some) for name, values in self._known.items()}
+        return self.layout.read(View(self, rows), known)
 
     def follow(self, rows: Tensor, decision: Decision) -> None:
         """Adds the cost of a decision to what `rows` (R,) have spent, and sends them on as it says.
 
         Rows that leave without an answer of their own are marked as jumping.
         """
-        everyone, at = self.some(rows) is None, self._at(rows)
-        if isinstance(decision.flops, Tensor) or decision.flops > 0:
-            counted = decision.flops / (self.carry.full_flops if everyone else self.carry.full_flops[rows])
-            self.spent[slice(None) if everyone and isinstance(at, int) else rows, at] += self.stack.costs.part(decision.part, counted)
-        following = decision.next_layer
-        if following.shape != rows.shape:
+        self._charge(rows, decision)
+        following, at, depth = self._send(rows, decision.next_layer), self._at(rows), self.stack.depth
+        company = isinstance(at, int) and (self.some(rows) is None or (self._company is not None and self._company[1] is rows))
+        self._company = None
+        headed = isinstance(at, int) and at == depth - 1  # after the last layer the stack's own head answers
+        answered = decision.answers is not None or (self.stack.readouts is not None and not headed)
+        left, stay, leaving = rows[:0], rows, None
+        if answered or (company and decision.onward):
+            left, stay, leaving = self._parted(rows, following, at, decision)
+        if company and (decision.onward or isinstance(following, int)):
+            self._company = (at + 1 if decision.onward else following), stay  # type: ignore[assignment]
+        if answered and left.shape[0] > 0:
+            self._leave(rows, left, leaving, decision)
+        else:
+            stay, leaving = rows, None
+        if type(self.stack).on_jump is not LayerStack.on_jump and stay.shape[0] > 0:
+            jumps = following - at - 1 + torch.zeros_like(rows)
+            self.stack.on_jump(self.carry, stay, jumps if leaving is None else jumps[~leaving])
+
+    def _send(self, rows: Tensor, following: Tensor | int) -> Tensor | int:
+        """Notes which layer `rows` (R,) run next, (R,) or one for all. Returns it, as one number where there is one row."""
+        if isinstance(following, Tensor) and following.shape != rows.shape:
             raise ValueError(f"a decision has a next layer for each of {rows.shape[0]} rows, got shape {tuple(following.shape)}; mend the router")
-        self.next_layer[slice(None) if everyone else rows] = following
-        if decision.answers is not None or self.stack.readouts is not None:
-            leaving = following == self.stack.depth
-            if decision.answers is None:
-                leaving = leaving & (at < self.stack.depth - 1)  # after the last layer the stack's own head answers
-            left = rows[leaving]
-            if left.shape[0] > 0:
-                self._leave(rows, left, leaving, decision)
-                rows, following = rows[~leaving], following[~leaving]
-                at = at if isinstance(at, int) else at[~leaving]
-        self.stack.on_jump(self.carry, rows, following - (at + 1))
+        if self.some(rows) is None:
+            following = int(following) if rows.shape[0] == 1 else following
+            self._next_layer = following.clone() if isinstance(following, Tensor) else following
+        elif isinstance(following, int):
+            self.next_layer.index_fill_(0, rows, following)
+        else:
+            self.next_layer.index_copy_(0, rows, following)
+        return following
+
+    def _parted(self, rows: Tensor, following: Tensor | int, at: Tensor | int, decision: Decision) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Those of `rows` (R,) that leave, the others, and which do, (R,) bool; None: all or none."""
+        depth = self.stack.depth
+        if isinstance(following, int) and isinstance(at, int):
+            return (rows, rows[:0], None) if following == depth else (rows[:0], rows, None)
+        leaving = following == depth if isinstance(following, Tensor) else torch.full_like(rows, following == depth, dtype=torch.bool)
+        if decision.answers is None and isinstance(at, Tensor):
+            leaving = leaving & (at < depth - 1)
+        left = rows[leaving]
+        if left.shape[0] in (0, rows.shape[0]):
+            return (rows, left[:0], None) if left.shape[0] > 0 else (left, rows, None)
+        return left, rows[~leaving], leaving
+
+    def _charge(self, rows: Tensor, decision: Decision) -> None:
+        """Adds the cost of a decision to what `rows` (R,) have spent."""
+        if not isinstance(decision.flops, Tensor) and decision.flops <= 0:
+            return
+        some, at = self.some(rows), self._at(rows)
+        if isinstance(decision.flops, Tensor):
+            full = self.carry.full_flops if some is None else self.carry.full_flops.index_select(0, rows)
+            cost = self.stack.costs.part(decision.part, decision.flops / full)
+        else:
+            cost = self._cost(decision.part, decision.flops)
+            cost = cost if some is None else cost.index_select(0, rows)
+        if not isinstance(at, int):
+            self.spent[rows, at] += cost
+        elif some is None:
+            self.spent.select(1, at).add_(cost)
+        else:
+            self.spent.select(1, at).index_add_(0, rows, cost.to(self.spent.dtype))
+
+    def _cost(self, part: str, flops: float) -> Tensor:
+        """(B,), what a part of so many operations costs each row."""
+        if (part, flops) not in self._costs:
+            self._costs[part, flops] = self.stack.costs.part(part, flops / self.carry.full_flops)
+        return self._costs[part, flops]
 
     def pass_over(self, i: int) -> None:
         """Moves rows whose next layer lies before `i` on to `i`, where the model itself leaves out the layers between."""
-        self.next_layer.clamp_(min=i)
+        self._next_layer, self._company = self.next_layer.clamp(min=i), None
 
     def outputs(self) -> Tensor:
         """(B, ...), the outputs of all rows, once they have left: answers of their own, or those of the stack's `finish`."""
         if self.answers is None:
             return self._finish(self.carry)
+        if not self._any_waits:
+            return self.answers
         rest = (~self.answered).nonzero().squeeze(1)
         return self.answers if rest.shape[0] == 0 else self.answers.index_copy(0, rest, self.finish(rest).to(self.answers.dtype))
 
@@ -250,9 +349,11 @@ class RoutingState:
     def fork(self) -> "RoutingState":
         """A copy of the state, which can take another route."""
         other = copy(self)
+        self.carry.packed = None  # both write from now on
         other.carry = copy(self.carry)
-        other._looks = {name: (before.clone(), now.clone(), at.clone()) for name, (before, now, at) in self._looks.items()}
-        for name in ("price", "next_layer", "position", "route", "spent", "answered"):
+        other._looks = {name: seen.fork() for name, seen in self._looks.items()}
+        other._looked, other._next_layer, other._position = {}, self.next_layer.clone(), self.position.clone()
+        for name in ("price", "route", "spent", "answered"):
             setattr(other, name, getattr(self, name).clone())
         return other
 
@@ -262,30 +363,35 @@ class RoutingState:
         The inputs must have the shapes of the old ones: an environment takes both from the same examples.
         """
         fresh = RoutingState(self.stack, self.rules, inputs, price)
+        self._any_waits, self._costs, self._company, self._cheap = True, {}, None, None
         self.carry.put(rows, fresh.carry)
         for name in ("price", "next_layer", "position", "route", "spent", "answered"):
             getattr(self, name)[rows] = getattr(fresh, name)
         # Not in place: a working memory may still be the parameter it began as, seen by every row.
-        self._first = {name: values.index_copy(0, rows, fresh._first[name]) for name, values in self._first.items()}
-        for before, now, at in self._looks.values():
-            before[rows], now[rows], at[rows] = 0.0, 0.0, WAITING
+        self._known = {name: values.index_copy(0, rows, fresh._known[name]) for name, values in self._known.items()}
+        self._looked = {}
+        for seen in self._looks.values():
+            seen.forget(rows)
 
     def previous(self, name: str, rows: Tensor, value: Tensor) -> Tensor:
         """See `View.previous`."""
         if name not in self._looks:
-            zeros = value.new_zeros(self.price.shape[0], *value.shape[1:])
-            self._looks[name] = zeros, zeros.clone(), torch.full_like(self.position, WAITING)
-        before, now, at = self._looks[name]
-        moved = at[rows] != self.position[rows]
-        fresh = rows[moved]
-        before[fresh] = now[fresh]
-        now[rows], at[rows] = value.detach(), self.position[rows]
-        return before[rows]
+            self._looks[name] = Remembered(value, self.price.shape[0])
+        value, layer = value.detach() if value.requires_grad else value, self.layer_of(rows)
+        if layer is None:
+            return self._looks[name].look(rows, self.position[rows], value)
+        if name not in self._looked:
+            self._looked[name] = self._looks[name].look_together(self.some(rows), layer, value)
+        return self._looked[name]
 
-    def _leave(self, rows: Tensor, left: Tensor, leaving: Tensor, decision: Decision) -> None:
-        """Answers `left`, those of `rows` (R,) that are `leaving`, (R,) bool, by the decision's answers or by their readouts."""
+    def layer_of(self, rows: Tensor) -> int | None:
+        """The layer that the named rows have all just run; None where they are at different ones, or that is not known without looking."""
+        return self._visited[0] if self._visited is not None and self._visited[1] is rows else None
+
+    def _leave(self, rows: Tensor, left: Tensor, leaving: Tensor | None, decision: Decision) -> None:
+        """Answers `left`, those of `rows` (R,) that are `leaving`, (R,) bool or None for all, by the decision's answers or by their readouts."""
         if decision.answers is not None:
-            self._answer(left, decision.answers[leaving])
+            self._answer(left, decision.answers if leaving is None else decision.answers[leaving])
             return
         assert self.stack.readouts is not None
         flops = self.stack.answer_flops(self.stack.readouts, self.carry, left, decision.read)
@@ -295,24 +401,27 @@ class RoutingState:
             return
         visited = self._visited
         if self.stack.looks_at_answers and self._said is not None and self._said[0] is rows:
-            self._answer(left, self._said[1][leaving])
+            self._answer(left, self._said[1] if leaving is None else self._said[1][leaving])
         else:
             self._answer(left, self._read(visited[0], left) if visited is not None and visited[1] is rows else self._after(left, self._read))
 
     def _answer(self, rows: Tensor, answers: Tensor) -> None:
-        if self.answers is None:
-            self.answers = answers.new_zeros(self.price.shape[0], *answers.shape[1:])
-        self.answers = self.answers.index_copy(0, rows, answers)
+        if self.some(rows) is None:
+            self.answers, self._any_waits = answers, False
+        else:
+            before = answers.new_zeros(self.price.shape[0], *answers.shape[1:]) if self.answers is None else self.answers
+            self.answers = before.index_copy(0, rows, answers)
         self.answered[rows] = True
 
-    def _first_look(self) -> dict[str, Tensor]:
-        """The features of the hidden state before layer 0, (B, size) each by name."""
-        view = View(self, torch.arange(self.price.shape[0], device=self.price.device))
-        return {feature.name: self.layout.read_feature(feature, view) for feature in self.layout.parts if feature.of_state}
+    def _first_look(self, rules: JumpRules) -> dict[str, Tensor]:
+        """Features that are the same after every layer, (B, size) each by name: the price, and with the scope "input" those of the hidden state."""
+        view, layout = View(self, self.everyone), rules.layout
+        return {part.name: layout.read_feature(part, view) for part in layout.parts if part.stays or (part.of_state and rules.scope == "input")}
 
     def _at(self, rows: Tensor) -> Tensor | int:
         """The last layer that `rows` (R,) have run: one number where it has just been visited with them, else (R,)."""
-        return self._visited[0] if self._visited is not None and self._visited[1] is rows else self.position[rows]
+        layer = self.layer_of(rows)
+        return self.position[rows] if layer is None else layer
 
     def some(self, rows: Tensor) -> Tensor | None:
         """The rows to gather; None where they are all rows."""

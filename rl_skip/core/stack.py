@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,25 @@ from rl_skip.core.inputs import Inputs
 from rl_skip.core.readouts import RANK, Adapter, Readouts, adapter_of, too_large
 
 __all__ = ["Carry", "LayerStack", "masked_mean"]
+
+
+class _Packed(NamedTuple):
+    """The rows that a layer has just run on, as it returned them, beside the hidden state of all in which they are written too."""
+
+    rows: Tensor
+    hidden: Tensor
+    mask: Tensor | None
+    home: Tensor
+    version: int
+
+    def is_of(self, home: Tensor) -> bool:
+        """Whether the hidden state of all rows is the one that was written, and nobody has changed it since."""
+        return home is self.home and version_of(home) == self.version
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; 0 where PyTorch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @dataclass
@@ -31,6 +50,29 @@ class Carry:
     """(B, T, D), the stack's input, kept by stacks whose jumps mix it in again."""
     memory: Tensor | None = None
     """(B, 1, D), the working memory, kept by stacks that have one."""
+
+    shared = False
+    """Whether somebody else may keep the hidden state between two layers, so that it is never written in place."""
+    packed = None
+    """`_Packed` rows, which travel together: they are not gathered again."""
+
+    def some(self, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The hidden state (R, ...) and the mask (R, T) of the named rows (None: all)."""
+        packed: _Packed | None = self.packed
+        if rows is None:
+            self.packed = None  # the hidden state is somebody else's too from now on, and must not be written to
+            return self.hidden, self.mask
+        if packed is not None and packed.rows is rows and packed.is_of(self.hidden):
+            return packed.hidden, packed.mask
+        return self.hidden.index_select(0, rows), None if self.mask is None else self.mask.index_select(0, rows)
+
+    def write(self, rows: Tensor, hidden: Tensor, mask: Tensor | None) -> None:
+        """Writes the hidden state (R, ...) of the named rows, whose `mask` is (R, T)."""
+        hidden, packed = hidden.to(self.hidden.dtype), self.packed
+        writable = not (self.shared or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        own = writable and packed is not None and packed.is_of(self.hidden)
+        self.hidden = self.hidden.index_copy_(0, rows, hidden) if own else self.hidden.index_copy(0, rows, hidden)
+        self.packed = _Packed(rows, hidden, mask, self.hidden, version_of(self.hidden))
 
     def take(self, rows: Tensor) -> "Carry":
         """A carry of the named rows alone."""
@@ -85,6 +127,7 @@ class LayerStack(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self._shares: tuple[Tensor, int, Tensor] | None = None  # the operations of the layers, their version, and the share of each
         self.readouts: Readouts | None = None
         """What answers rows that leave early; None: what comes after the last layer answers all."""
 
@@ -112,7 +155,12 @@ class LayerStack(nn.Module):
     @property
     def layer_costs(self) -> Tensor:
         """(L,), share of each layer in the cost of running all of them. Sums to 1."""
-        return self.layer_flops / self.layer_flops.sum()
+        flops = self.layer_flops
+        if torch.compiler.is_compiling():  # what a graph makes is not to be kept
+            return flops / flops.sum()
+        if self._shares is None or self._shares[0] is not flops or self._shares[1] != version_of(flops):
+            self._shares = flops, version_of(flops), flops / flops.sum()
+        return self._shares[2]
 
     def described(self) -> dict[str, Any] | None:
         """The network's description in an export, in plain JSON; None: only its depth, width and costs are known."""
@@ -170,10 +218,8 @@ class LayerStack(nn.Module):
 
     def gathered(self, carry: Carry, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The hidden state (R, ...) of the named rows (None: all), and which of their tokens are real, (R, T); None where all are."""
-        hidden = carry.hidden if self.autocast is None else carry.hidden.float()
-        if rows is None:
-            return hidden, carry.mask
-        return hidden.index_select(0, rows), None if carry.mask is None else carry.mask.index_select(0, rows)
+        hidden, mask = carry.some(rows)
+        return hidden if self.autocast is None else hidden.float(), mask
 
     def plan_readouts(self, example: Inputs | None) -> dict[str, Any]:
         """What readouts suit the stack, in plain JSON: {}, copies of its head; {"rank": …}, adapters where it has none to copy or a large one.

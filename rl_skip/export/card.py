@@ -26,7 +26,8 @@ def model_card(description: Description, weights: bool) -> str:
         f"## {description.table.score_name.capitalize()} and compute",
         _table(description),
         f"Operating price: {description.price:.4g}. Reward is {description.reward}; compute is 1 for all layers of the network, "
-        "and the policy's own operations are counted in." + _guarantee(description),
+        f"and the policy's own {'time is' if description.costs else 'operations are'} counted in." + _guarantee(description),
+        *_time(description),
         "## Use",
         *_use(description),
         "Written with " + ", ".join(f"{name} {version}" for name, version in description.versions.items()) + ".",
@@ -56,6 +57,15 @@ def _use(description: Description) -> list[str]:
     ]
 
 
+def _time(description: Description) -> list[str]:
+    """What was measured by the clock, a paragraph each."""
+    found = []
+    if (costs := description.costs) is not None:
+        pays = ", ".join(f"{times.break_even:.2f} at batches of {times.batch_size}" for times in costs.batches)
+        found.append(f"Compute is {costs.in_words()}. Deciding for each row pays up to a compute of {pays}.")
+    return found + ([" ".join(one.in_words() for one in description.tuned)] if description.tuned else [])
+
+
 def _guarantee(description: Description) -> str:
     if (promise := description.guarantee) is None:
         return ""
@@ -65,5 +75,10 @@ def _guarantee(description: Description) -> str:
 def _table(description: Description) -> str:
     if not description.table.points:
         return "Not measured at other prices: the policy was trained for one."
+    header = f"| price | mean compute | {description.table.score_name} |"
     rows = [f"| {point.price:.4g} | {point.compute:.3f} | {point.score:.4f} |" for point in description.table.points]
-    return "\n".join(["Measured on validation data:", "", f"| price | mean compute | {description.table.score_name} |", "| --- | --- | --- |", *rows])
+    if description.costs is None:
+        return "\n".join(["Measured on validation data:", "", header, "| --- | --- | --- |", *rows])
+    full = description.costs.charged.full
+    timed = [f"{row} {full * point.compute:.3g} |" for row, point in zip(rows, description.table.points, strict=True)]
+    return "\n".join(["Measured on validation data:", "", f"{header} ms for each row |", "| --- | --- | --- | --- |", *timed])

@@ -15,9 +15,11 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.features import ALWAYS, FEATURES, Feature, find_features
 from rl_skip.core.fields import Fields
 from rl_skip.core.kinds import kind_of, read_network
+from rl_skip.core.measured_costs import MeasuredCosts
 from rl_skip.core.policy import JumpRules, ObservationLayout, PolicyScope, longest_jump
 from rl_skip.core.reward import LINEAR
 from rl_skip.core.task import score_key
+from rl_skip.core.tuning import Tuned
 from rl_skip.core.version import __version__
 
 __all__ = ["FORMAT_VERSION", "Description"]
@@ -51,6 +53,10 @@ class Description:
     versions: dict[str, str] = field(default_factory=lambda: _versions())
     guarantee: Guarantee | None = None
     """What is promised of a price, mostly of the operating price; None: nothing."""
+    costs: MeasuredCosts | None = None
+    """By which compute is a share of time; None: it is one of operations."""
+    tuned: tuple[Tuned, ...] = ()
+    """How often the policy is asked, by batch size; none: for each row, after every layer."""
 
     @property
     def attached(self) -> bool:
@@ -92,6 +98,8 @@ class Description:
             "versions": self.versions,
             "network": self.network,
             **({} if self.readouts is None else {"readouts": self.readouts}),
+            **({} if self.costs is None else {"costs": self.costs.to_json()}),
+            **({"tuned": [one.to_json() for one in self.tuned]} if self.tuned else {}),
         }
 
     def write(self, file: Path) -> None:
@@ -136,6 +144,8 @@ class Description:
             readouts=_read_plan(fields) if layout.readout_flops else None,
             versions={name: fields.object("versions").text(name) for name in _versions()},
             guarantee=_read_guarantee(fields),
+            costs=None if fields.values.get("costs") is None else MeasuredCosts.read(fields.object("costs"), depth),
+            tuned=tuple(map(Tuned.read, fields.objects("tuned"))) if "tuned" in fields.values else (),
         )
 
 

@@ -2,13 +2,16 @@
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from rl_skip.core.batches import deployed
+from rl_skip.core.clock import REPEATS
+from rl_skip.core.costs import CostModel
 from rl_skip.core.dial import Dial, Guarantee, PriceTable, checked_price
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature, as_feature
@@ -16,12 +19,14 @@ from rl_skip.core.fields import is_ours
 from rl_skip.core.files import atomic_replace
 from rl_skip.core.finite import refuse_not_finite
 from rl_skip.core.forward import Rollout, routed_forward
-from rl_skip.core.inputs import Inputs
+from rl_skip.core.inputs import Inputs, device_of, row_count
 from rl_skip.core.kinds import kind_of
+from rl_skip.core.measured_costs import MeasuredCosts
 from rl_skip.core.policy import JumpPolicy, JumpRules
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.seal import SEAL, check_sealed, seal
 from rl_skip.core.stack import LayerStack
+from rl_skip.core.tuning import Tuned, retuned, router_for, tune
 from rl_skip.export.card import model_card
 from rl_skip.export.description import Description
 from rl_skip.export.weights import build, read_weights, save_weights
@@ -67,11 +72,20 @@ class SkipModel(Dial, nn.Module):
     """
 
     def __init__(
-        self, stack: LayerStack, policy: JumpPolicy, *, price: float, table: PriceTable | None = None, guarantee: Guarantee | None = None
+        self,
+        stack: LayerStack,
+        policy: JumpPolicy,
+        *,
+        price: float,
+        table: PriceTable | None = None,
+        guarantee: Guarantee | None = None,
+        tuned: Sequence[Tuned] = (),
     ) -> None:
         super().__init__()
         self.stack, self.policy, self.table = stack, policy, PriceTable() if table is None else table
         self.price = price
+        self.tuned = tuple(tuned)
+        """How often the policy is asked, by batch size; see `tune`."""
         self.guarantee = guarantee
         """What is promised of its price, `guarantee.price`; of other prices nothing is."""
         self.last: Rollout | None = None
@@ -89,10 +103,21 @@ class SkipModel(Dial, nn.Module):
 
     def forward(self, inputs: Inputs | Mapping[str, Tensor]) -> Tensor:
         rows = inputs if isinstance(inputs, Tensor) else dict(inputs)  # what a tokenizer returns is a mapping, and no dictionary
-        rollout = routed_forward(self.stack, self.policy, rows, price=self.price)
-        kept = {field.name: getattr(rollout, field.name).detach() for field in fields(rollout)}
-        self.last = Rollout(**{**kept, "outputs": rollout.outputs.new_empty(0)})
+        rollout = routed_forward(self.stack, router_for(self.policy, self.tuned, row_count(rows)), rows, price=self.price)
+        self.last = rollout.kept()
         return rollout.outputs
+
+    def tune(self, inputs: Inputs, *, repeats: int = REPEATS) -> Tuned:
+        """Measures on a batch, at the price that is set, whether the policy had better be asked less often at this size, and does so from now on.
+
+        Args:
+            inputs: of as many rows as will be run together.
+            repeats: timed calls of each way to decide.
+        """
+        with deployed(self):
+            found = tune(self.policy, lambda router: routed_forward(self.stack, router, inputs, price=self.price).route, device_of(inputs), repeats)
+        self.tuned = retuned(self.tuned, found)
+        return found
 
 
 def save(
@@ -107,6 +132,7 @@ def save(
     trained_on: dict[str, Any] | None = None,
     reward: Reward | str = LINEAR,
     guarantee: Guarantee | None = None,
+    tuned: Sequence[Tuned] = (),
     overwrite: bool = False,
 ) -> None:
     """Writes an export, all of it or nothing.
@@ -122,6 +148,7 @@ def save(
         trained_on: task, rows, seed, agent and whatever else is worth knowing; plain JSON.
         reward: what the policy was rewarded for, or its formula alone, which stands in the model card.
         guarantee: what was promised of a price.
+        tuned: how often the policy is asked, by batch size, as `SkipModel.tuned` has it.
         overwrite: replaces an export that exists.
 
     Raises:
@@ -154,6 +181,8 @@ def save(
         network=network or stack.described(),
         guarantee=guarantee,
         readouts=None if stack.readouts is None else stack.readouts.plan,
+        costs=stack.costs if isinstance(stack.costs, MeasuredCosts) else None,
+        tuned=tuple(tuned),
     )
 
     for name, module in (("policy", policy), ("network", stack)):
@@ -274,7 +303,8 @@ def load(
     check_sealed(Path(folder), *LOADED, whole=True)
     stack.take_policy(policy, description.price)
     operating = description.price if price is None else price
-    model = SkipModel(stack, policy, price=operating, table=description.table, guarantee=description.guarantee)
+    stack.costs = CostModel() if description.costs is None else description.costs
+    model = SkipModel(stack, policy, price=operating, table=description.table, guarantee=description.guarantee, tuned=description.tuned)
     if budget is not None:
         model.budget = budget
     return model.to(device).eval()

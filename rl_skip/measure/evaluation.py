@@ -2,9 +2,6 @@
 
 import itertools
 import math
-import statistics
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +21,6 @@ from rl_skip.core.task import Examples, Task
 __all__ = [
     "BEAM",
     "EXHAUSTIVE_DEPTH",
-    "REPEATS",
     "Evaluation",
     "all_routes",
     "beside_full_depth",
@@ -33,13 +29,10 @@ __all__ = [
     "evaluate_routes",
     "hidden_states",
     "searched_routes",
-    "seconds_per_batch",
 ]
 
 EXHAUSTIVE_DEPTH = 12
 BEAM = 32
-REPEATS = 15
-"""Timed calls, of which the median counts."""
 ROWS_AT_ONCE = 512
 SLACK = 1e-6
 """What rounding may add to a compute."""
@@ -266,23 +259,3 @@ def _best_within(routes: Tensor, scores: Tensor, computes: Tensor, max_compute: 
     if not allowed.any():
         allowed = computes <= computes.min()
     return routes[torch.where(allowed, scores - 1e-6 * computes, -1.0).argmax()]
-
-
-@torch.no_grad()
-def seconds_per_batch(calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int = REPEATS) -> dict[str, float]:
-    """Median seconds of each call, the calls taking turns so that noise falls on all alike."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for name, call in itertools.chain.from_iterable(itertools.repeat(list(calls.items()), repeats + 2)):
-        _synchronise(device)
-        begun = time.perf_counter()
-        call()
-        _synchronise(device)
-        times[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(taken[2:]) for name, taken in times.items()}
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

@@ -20,6 +20,7 @@ from rl_skip.nets.network import NetworkConfig, read_network_config
 from rl_skip.tasks import DEFAULTS, load_task
 from rl_skip.tasks.data_report import DATA, SplitReport, read_data_report, watched
 from rl_skip.tasks.options import TaskOptions, read_task_options
+from rl_skip.tasks.shipped import find_run
 
 __all__ = [
     "CONFIG",
@@ -133,12 +134,13 @@ def read_run(folder: Path | str, *, allow_code: bool = False) -> Run:
     """Reads a run's `config.json`.
 
     Args:
+        folder: the run's, or the name of a run that comes with the package, "hops-v0".
         allow_code: whether the Python files that it names may be run, when its task, stack, reward and features are used.
 
     Raises:
         UserError: if there is no finished run, a field is missing or wrong, or it names code that is not allowed.
     """
-    folder = Path(folder)
+    folder = find_run(folder)
     fields = read_config(folder)
     refuse_code(references_of(fields), fields.source, allow_code)
     task = fields.object("task")
@@ -169,6 +171,7 @@ def load_run(
     """The trained model of a run, and its task.
 
     Args:
+        folder: as `read_run` takes it.
         data: where the data are now, if not where the run read them.
         price, budget, device: as `load` takes them.
         changed: is told in a sentence if a split, when it is loaded, has other rows or labels than the run had; None: it is refused.

@@ -81,7 +81,11 @@ class ModuleStack(LayerStack):
 
         Args:
             layers: a list, `nn.ModuleList` or `nn.Sequential`; the modules are taken as they are, with their weights.
-            embed, head, example, layers_take_mask, channel_dim: as the constructor takes them.
+            embed: as the constructor takes it.
+            head: the same.
+            example: the same.
+            layers_take_mask: the same.
+            channel_dim: the same.
 
         Raises:
             UserError: if there are no layers, or one returns anything but a tensor of the shape that it was given.
@@ -120,9 +124,8 @@ class ModuleStack(LayerStack):
         if rows is None:
             carry.hidden = call(carry.hidden, carry.mask)
             return self.layer_costs[i].expand(carry.hidden.shape[0])
-        mask = None if carry.mask is None else carry.mask.index_select(0, rows)
-        moved = call(carry.hidden.index_select(0, rows), mask)
-        carry.hidden = carry.hidden.index_copy(0, rows, moved.to(carry.hidden.dtype))
+        hidden, mask = carry.some(rows)
+        carry.write(rows, call(hidden, mask), mask)
         return self.layer_costs[i].expand(rows.shape[0])
 
     def finish(self, carry: Carry) -> Tensor:

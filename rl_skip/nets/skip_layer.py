@@ -27,9 +27,12 @@ class SkipLayer(GatedStack):
     add `policy_loss(score)` to your own loss.
 
     Args:
-        dims, head, layer: width D, attention heads, number of layers L.
+        dims: width D.
+        head: attention heads.
+        layer: number of layers L.
         max_jump: J, the longest jump, shortened to what the depth leaves; None reaches every later layer.
-        scope, allow_exit: see `JumpRules`.
+        scope: see `JumpRules`.
+        allow_exit: the same.
         price: the price λ, in score per unit of relative compute. Higher skips more; 0.01 to 1.
         options: of `GatedStack`.
 

@@ -1,12 +1,15 @@
-"""Data sets that come with the package, by name; each a folder with its licence in it."""
+"""What comes with the package, by name: data sets, each a folder with its licence in it, and finished runs."""
 
 from pathlib import Path
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["SHIPPED", "find_data", "is_shipped"]
+__all__ = ["SHIPPED", "SHIPPED_RUNS", "find_data", "find_run", "is_shipped"]
 
-SHIPPED = {"banking77": Path(__file__).parent / "data" / "banking77"}
+FOLDER = Path(__file__).parent / "data"
+SHIPPED = {"banking77": FOLDER / "banking77"}
+SHIPPED_RUNS = {"hops-v0": FOLDER / "hops-v0"}
+"""What `benchmarks/hops.py --ship` writes: a frozen network on the task hops, and a policy for it."""
 
 
 def is_shipped(data: str) -> bool:
@@ -25,3 +28,8 @@ def find_data(data: str) -> Path:
     if not Path(data).exists():
         raise UserError(f"there is nothing at {data}; set --data to a path that exists, or to data that come along: {', '.join(SHIPPED)}")
     return Path(data)
+
+
+def find_run(run: Path | str) -> Path:
+    """The folder of a run: at a path, or of that name in the package. A folder in the working directory wins."""
+    return Path(run) if Path(run).exists() else SHIPPED_RUNS.get(str(run), Path(run))

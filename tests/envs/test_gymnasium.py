@@ -206,6 +206,7 @@ def test_the_network_of_a_run(tmp_path: Path) -> None:
 def write_run(folder: Path, config: NetworkConfig) -> None:
     described = {
         "format_version": FORMAT_VERSION,
+        "agent": "reinforce",
         "task": {"name": "digits", "data": None, "options": asdict(TaskOptions())},
         "network": asdict(config),
         "pricing": {"reward": "linear"},

@@ -43,6 +43,9 @@ class _Looked:
     def said(self, rows: Tensor) -> Tensor:
         return self.answers
 
+    def layer_of(self, rows: Tensor) -> int:
+        return self._i
+
     def previous(self, name: str, rows: Tensor, value: Tensor) -> Tensor:
         self.now[LOOK + name] = value
         return self._before.get(name, torch.zeros_like(value))

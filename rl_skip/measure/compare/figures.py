@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rl_skip.core.task import Examples, Split, Task
+from rl_skip.core.task import Examples, Task
 from rl_skip.measure.compare.examples import draw_examples
 from rl_skip.measure.compare.result import FULL_DEPTH, POLICY, Comparison, RoutesTaken, ScoreCurve
 from rl_skip.measure.compare.style import BLUE, GREY, INK, VERMILLION, new_figure, plain, save, title
@@ -150,14 +150,14 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def draw_run_rate(taken: RoutesTaken, task: Task, split: Split = "test") -> "Figure":
+def draw_run_rate(taken: RoutesTaken, task: Task) -> "Figure":
     """How often each layer runs, for each class and for all rows, and how many layers that makes."""
     classes, (rows, depth) = len(task.classes), taken.route.shape
     rates = torch.cat([taken.run_rate(classes), taken.route.float().mean(dim=0, keepdim=True)])  # (C + 1, L)
     names = [*task.classes, "all rows"]
     figure = new_figure(min(2.6 + 0.55 * depth + 1.6, 13), min(1.9 + 0.3 * (classes + 1), 14))
     heat, bars = figure.subplots(1, 2, sharey=True, width_ratios=[max(depth, 4), 3])
-    title(figure, f"How often each layer runs, by class: {task.name}", f"the policy as exported, on {rows} {split} rows")
+    title(figure, f"How often each layer runs, by class: {task.name}", f"the policy as exported, on {rows} test rows")
     heat.imshow((100 * rates).numpy(), cmap="Blues", vmin=0, vmax=100, aspect="auto")
     heat.axhline(classes - 0.5, color="white", linewidth=4)
     if max(classes, depth) <= CELL_TEXT:
@@ -184,7 +184,7 @@ def _cells(rates: Tensor) -> list[tuple[int, int]]:
     return [(row, layer) for row in range(rates.shape[0]) for layer in range(rates.shape[1])]
 
 
-def draw_flow(taken: RoutesTaken, task: Task, split: Split = "test") -> "Figure":
+def draw_flow(taken: RoutesTaken, task: Task) -> "Figure":
     """Layers in a row, with an arc for each jump: as thick as there are rows that take it."""
     rows, depth = taken.route.shape
     flow = taken.flow().double() / rows  # (L, L + 1)
@@ -193,7 +193,7 @@ def draw_flow(taken: RoutesTaken, task: Task, split: Split = "test") -> "Figure"
     bottom, top = -1.0, ARC_HEIGHT * longest + 0.6
     figure = new_figure(min(2.0 + 0.95 * (depth + 1), 15), min(1.2 + 0.8 * (top - bottom), 4.6))
     axes = figure.subplots()
-    subtitle = f"thickness and numbers: share of the {rows} {split} rows; straight: the very next layer; arc: the layers below it are not computed"
+    subtitle = f"thickness and numbers: share of the {rows} test rows; straight: the very next layer; arc: the layers below it are not computed"
     title(figure, f"Where the policy jumps, from layer to layer: {task.name}", subtitle)
     for i, j in flow.nonzero().tolist():
         share = float(flow[i, j])

@@ -66,7 +66,8 @@ class Patience(Router):
 
 def _leave(state: RoutingState, i: int, rows: Tensor, leaving: Tensor) -> Decision:
     assert state.stack.readouts is not None
-    return Decision(torch.where(leaving, state.stack.depth, torch.full_like(rows, i + 1)), state.stack.readouts.flops, "readout", read=True)
+    following = torch.where(leaving, state.stack.depth, i + 1)
+    return Decision(following, state.stack.readouts.flops, "readout", onward=True, read=True)
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -6,11 +6,11 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
+from rl_skip.core.clock import seconds_per_batch
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import Inputs, take_rows, trimmed
 from rl_skip.export.policy_folder import SkipModel
 from rl_skip.measure.compare.result import BatchTime
-from rl_skip.measure.evaluation import seconds_per_batch
 
 __all__ = ["BATCH_SIZES", "batch_times"]
 

@@ -13,6 +13,7 @@ from agents.policy.calibration import calibrate, refuse_small_budget
 from agents.policy.reinforce import Reinforce
 from rl_skip.core.dial import PricePoint, PriceTable
 from rl_skip.core.errors import UserError
+from rl_skip.core.features import Feature, View
 from rl_skip.core.policy import ILLEGAL, JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.core.task import Examples, Task
 from rl_skip.learning.prices import BudgetPrice, FixedPrice, PriceRange
@@ -96,6 +97,15 @@ def _budget(budget: float) -> BudgetPrice:
     return BudgetPrice(budget, start=0.18, integral=0.05, proportional=0.5, penalty=0.2)
 
 
+class RowMargin(Feature):
+    """The state as it is, which is the row's margin."""
+
+    name, low, high = "row_margin", -2.0, 2.0
+
+    def read(self, view: View) -> Tensor:
+        return view.hidden
+
+
 class Wavering(JumpPolicy):
     """Likes each jump better than the next shorter one by the row's own margin, from −2 to 2."""
 
@@ -109,7 +119,7 @@ def _wavering() -> SimpleNamespace:
     """Rows in the order of their margins; as trained, one half runs two layers, the other all."""
     validation = Examples(torch.linspace(-2, 2, ROWS).unsqueeze(1), torch.zeros(ROWS, dtype=torch.long))
     stack = ModuleStack(nn.Identity(), [nn.Identity() for _ in range(DEPTH)], nn.Identity(), width=1, layer_flops=[1e6] * DEPTH)
-    policy = Wavering(JumpRules.reaching(ObservationLayout(1, DEPTH, LOW, HIGH)))
+    policy = Wavering(JumpRules.reaching(ObservationLayout(1, DEPTH, LOW, HIGH, (RowMargin(),))))
     nn.init.zeros_(policy.fc_out.bias)
     task = Task("margins", ("a",), lambda _split: validation, nn.Identity, 1)
     return SimpleNamespace(stack=stack, policy=policy, task=task, validation=validation)

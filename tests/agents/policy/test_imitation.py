@@ -10,6 +10,7 @@ from agents.policy.reinforce import Reinforce, ReinforceConfig
 from agents.run.learner import Learner
 from rl_skip.core.errors import UserError
 from rl_skip.core.forward import routed_forward
+from rl_skip.core.reward import LINEAR
 from rl_skip.core.routers import PolicyRouter
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.learning.prices import FixedPrice
@@ -62,10 +63,8 @@ def learner_of(updates: int, **options: float) -> Learner:
 def test_the_loss_is_that_of_a_loop_by_hand() -> None:
     learner, price = learner_of(1), 0.1
     batch = learner.batch(0)
-    before = learner.generator.get_state()
-    loss = imitation_loss(learner, FixedPrice(price), batch, learner.task.score)
-    learner.generator.set_state(before)
     routes = learner.random_routes(len(batch))
+    loss = imitation_loss(learner, LINEAR, batch, torch.full((len(batch),), price), routes, learner.task.score)
     found = routed_forward(learner.stack, PolicyRouter(learner.policy, route=routes), batch.inputs, price=price, critic=learner.critic)
     total = 0.0
     for row, route in enumerate(routes.tolist()):

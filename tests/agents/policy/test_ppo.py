@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -189,8 +190,12 @@ def test_where_rows_can_but_leave_the_policy_goes_on_with_the_finished_network(t
     ppo = Ppo(tiny_learner(agent="ppo", agent_config=config, schedule=schedule, policy=PolicyConfig(readouts=True, jumps=False)))
     network, policy = _parameters(ppo.learner.stack), _parameters(ppo.learner.policy)
     monkeypatch.setattr(PolicyAgent, "finish", lambda agent, run: run)
-    ppo.finish("run")
+    shown: dict[int, dict[str, float]] = {}
+    ppo.finish(SimpleNamespace(curves=SimpleNamespace(scalars=shown.__setitem__)))
     assert torch.equal(_parameters(ppo.learner.stack), network)
     rollouts = 3 if tune == "all" else 0  # a network that stood still had the policy at every update
-    assert ppo.model.num_timesteps == rollouts * SMALL.num_envs * SMALL.steps
+    steps = SMALL.num_envs * SMALL.steps
+    assert ppo.model.num_timesteps == rollouts * steps
+    assert [(at - ppo.learner.updates, values["env_steps"]) for at, values in shown.items()] == [(n, n * steps) for n in range(1, rollouts + 1)]
+    assert all({"finished/ep_rew_mean", "finished/entropy", "train/approx_kl"} <= set(values) for values in shown.values())
     assert torch.equal(_parameters(ppo.learner.policy), policy) is (rollouts == 0)

@@ -81,7 +81,7 @@ def test_the_warm_up_runs_just_the_layers_that_rows_need(monkeypatch: pytest.Mon
     learner = make()
     known = KnownDepth(learner)
     known.level = DEPTH
-    required_depth = first_number(known.batch(0))
+    required_depth = first_number(learner.train.take(known.batch_rows(0)))
     counts = count_rows(learner, monkeypatch)
     known.update(0)
     assert counts == [int((required_depth > i).sum()) for i in range(DEPTH)]
@@ -90,11 +90,11 @@ def test_the_warm_up_runs_just_the_layers_that_rows_need(monkeypatch: pytest.Mon
 
 def test_rows_that_need_more_layers_wait_until_the_others_are_right() -> None:
     known = KnownDepth(make())
-    assert first_number(known.batch(3)).tolist() == [1] * 32
+    assert first_number(known.learner.train.take(known.batch_rows(3))).tolist() == [1] * 32
     known.observe_accuracy(torch.tensor(0.94))
     assert known.level == 1 and "more than 1 layers were not learned in the warm-up; raise --warmup-epochs" in str(known.shortfall())
     known.observe_accuracy(torch.tensor(0.96))
-    assert sorted(first_number(known.batch(3)).unique().tolist()) == [1, 2]
+    assert sorted(first_number(known.learner.train.take(known.batch_rows(3))).unique().tolist()) == [1, 2]
     for _ in range(9):
         known.observe_accuracy(torch.tensor(1.0))
     assert known.level == DEPTH and known.shortfall() is None

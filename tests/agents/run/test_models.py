@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import rl_skip
 import train
@@ -75,7 +76,7 @@ def test_the_saved_model_with_the_policy_attached_does_what_eval_does(backbone_r
     ours, _ = load_run(backbone_run)
     model = transformers.AutoModel.from_pretrained(backbone_run / "model").eval()
     handle = rl_skip.attach(model, backbone_run / "policy")
-    head = rl_skip.export.weights.load_file(backbone_run / "model" / "head.safetensors")
+    head = load_file(backbone_run / "model" / "head.safetensors")
     inputs = _rows(backbone_run).inputs
     assert isinstance(inputs, dict)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""`--precision`: what is multiplied in bfloat16, and what is not."""
+"""`--precision`: what is multiplied in 16 bits, and what is not."""
 
 from dataclasses import replace
 from typing import Any
@@ -27,30 +27,35 @@ def config(agent: str = "reinforce", policy: PolicyConfig = LEAVES, precision: A
 
 
 @pytest.mark.parametrize(
-    ("agent", "policy", "budget"),
+    ("agent", "policy", "budget", "precision"),
     [
-        ("reinforce", LEAVES, None),
-        ("reinforce", PolicyConfig(), None),
-        ("reinforce", replace(LEAVES, jumps=True), None),
-        ("ppo", LEAVES, None),
-        ("gumbel", PolicyConfig(), 0.7),
-        ("static", LEAVES, 0.7),
-        ("shallow", LEAVES, 0.7),
-        ("exits", LEAVES, None),
+        ("reinforce", LEAVES, None, "bf16"),
+        ("reinforce", LEAVES, None, "fp16"),
+        ("reinforce", PolicyConfig(), None, "bf16"),
+        ("reinforce", PolicyConfig(), None, "fp16"),
+        ("reinforce", replace(LEAVES, jumps=True), None, "bf16"),
+        ("ppo", LEAVES, None, "bf16"),
+        ("gumbel", PolicyConfig(), 0.7, "bf16"),
+        ("gumbel", PolicyConfig(), 0.7, "fp16"),
+        ("static", LEAVES, 0.7, "bf16"),
+        ("shallow", LEAVES, 0.7, "bf16"),
+        ("exits", LEAVES, None, "bf16"),
     ],
 )
-def test_matrices_are_multiplied_in_bfloat16_while_agents_learn_and_nothing_else_is(agent: str, policy: PolicyConfig, budget: float | None) -> None:
-    session = Session(config(agent, policy, budget=budget), load_task("digits"), CPU)
+def test_matrices_are_multiplied_in_16_bits_while_agents_learn_and_nothing_else_is(
+    agent: str, policy: PolicyConfig, budget: float | None, precision: str
+) -> None:
+    session = Session(config(agent, policy, precision, budget), load_task("digits"), CPU)
     learner, seen, losses = session.learner, set(), []
     linear = next(module for module in learner.stack.modules() if isinstance(module, nn.Linear))
     linear.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
-    apply = learner.apply
+    scale = learner.scaler.scale
 
     def watched(loss: Tensor) -> Tensor:
         losses.append(loss.dtype)
-        return apply(loss)
+        return scale(loss)
 
-    learner.apply = watched  # type: ignore[method-assign]
+    learner.scaler.scale = watched
     before = {name: weight.clone() for name, weight in learner.stack.named_parameters()}
     for update in (0, learner.warmup_updates):
         if update == learner.warmup_updates:
@@ -59,7 +64,7 @@ def test_matrices_are_multiplied_in_bfloat16_while_agents_learn_and_nothing_else
         with learner.stack.computing_in(learner.precision):
             metrics = session.warm_up.update(update) if update < learner.warmup_updates else session.agent.update(update)
         assert all(value.isfinite().all() for value in metrics.values())
-    assert torch.bfloat16 in seen
+    assert {"bf16": torch.bfloat16, "fp16": torch.float16}[precision] in seen
     assert set(losses) == {torch.float32}
     assert all(weight.dtype == torch.float32 for weight in learner.stack.parameters())
     assert any(not torch.equal(weight, before[name]) for name, weight in learner.stack.named_parameters())
@@ -89,5 +94,35 @@ def test_auto_takes_it_where_the_processor_does(known: bool, monkeypatch: pytest
 
 
 def test_another_precision_is_refused() -> None:
-    with pytest.raises(UserError, match="the precision is one of no, bf16, auto, got 'half'; set --precision"):
+    with pytest.raises(UserError, match="the precision is one of no, bf16, fp16, auto, got 'half'; set --precision"):
         ScheduleConfig(precision="half")  # type: ignore[arg-type]
+
+
+def test_the_step_in_float16_is_that_of_single_precision_whatever_the_scale() -> None:
+    """The loss is scaled up for the pass back alone."""
+    steps = []
+    for precision in ("no", "fp16"):
+        learner = Learner(config(precision=precision), load_task("digits"), CPU)
+        before = learner.policy.fc_in.weight.detach().clone()
+        weights = next(learner.stack.parameters())
+        norm = learner.apply((weights.sum() + learner.policy.fc_in.weight.square().sum()) * 1e-7)
+        steps.append((norm, weights.detach().clone(), learner.policy.fc_in.weight.detach() - before))
+    torch.testing.assert_close(steps[0], steps[1])
+
+
+def test_updates_that_overflow_float16_are_left_out_until_the_scale_is_small_enough() -> None:
+    learner = Learner(config(precision="fp16"), load_task("digits"), CPU)
+    weights = next(learner.stack.parameters())
+    before, scales = weights.detach().clone(), []
+    while torch.equal(weights, before):
+        scales.append(learner.scaler.get_scale())
+        norm = learner.apply(3 * weights.flatten()[0].half().float())  # float16 ends at 65,504
+        assert norm == (0 if torch.equal(weights, before) else 3)
+    assert scales == [65536.0, 32768.0, 16384.0]
+    with pytest.raises(UserError, match="the gradient of network.* is not finite"):
+        for _ in range(20):
+            learner.apply(weights.flatten()[0] * float("inf"))
+    state = learner.state_dict()
+    again = Learner(config(precision="fp16"), load_task("digits"), CPU)
+    again.load_state_dict(state)
+    assert again.scaler.get_scale() == learner.scaler.get_scale() == 1.0

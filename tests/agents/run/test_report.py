@@ -13,13 +13,15 @@ from torch import nn
 import agents.policy.policy_agent
 import agents.run.report
 import train
-from agents.agent import find_agent
+from agents.agent import TrainedRun, Unreported, find_agent
 from agents.options.config import NetworkConfig, PolicyConfig, PriceConfig, ScheduleConfig, TrainConfig
-from agents.run.remarks import remarks
-from agents.run.session import Unreported, is_finished
+from agents.run.report import final_report
+from agents.run.run_folder import is_finished
 from agents.run.session import train as run_training
+from rl_skip.core.dial import PriceTable
+from rl_skip.core.reward import LINEAR, BudgetReward
 from rl_skip.core.task import Examples, Split, Task
-from rl_skip.measure.evaluation import Evaluation
+from rl_skip.measure.evaluation import evaluate
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "leaving": {"policy": PolicyConfig(readouts=True, jumps=False)},
@@ -57,7 +59,7 @@ def test_splits_of_any_size_are_reported(validation: int, test: int, setting: st
     assert f"ms per {timed} row" in said.getvalue()
 
 
-@pytest.mark.parametrize("broken", ["calibrate", "show_routes", "final table"])
+@pytest.mark.parametrize("broken", ["calibrate", "show_policy", "final table"])
 def test_a_part_that_fails_is_told_and_the_rest_is_kept(
     broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,7 +75,7 @@ def test_a_part_that_fails_is_told_and_the_rest_is_kept(
             patch.setattr(agents.policy.policy_agent, broken, fails)
         assert train.main(["--out", str(run), *small]) == 1
     said = capsys.readouterr()
-    part = {"calibrate": "calibration", "show_routes": "pictures", "final table": "table"}[broken]
+    part = {"calibrate": "calibration", "show_policy": "pictures", "final table": "table"}[broken]
     assert f"{part} failed: RuntimeError: {broken} does not work\n" in said.out
     assert said.err.startswith(f"error: {part} failed, as {run / 'report.json'} tells; python train.py --resume {run}")
     assert "Traceback" not in said.out + said.err
@@ -91,61 +93,19 @@ def test_a_part_that_fails_is_told_and_the_rest_is_kept(
     assert len(whole["dial"]) > 0
 
 
+def test_the_policy_is_measured_too_as_it_was_validated(known_optimum: Any, tmp_path: Path) -> None:
+    learner = known_optimum.learner(PriceConfig(budget=0.5), 1)
+    run, paid = TrainedRun(tmp_path, Console(file=io.StringIO()), None, 0.0, own_stack=True), BudgetReward(LINEAR, 0.5, 0.2)  # type: ignore[arg-type]
+    report = final_report(learner, PriceTable(), 0.9, run, eval_price=0.2, eval_reward=paid)
+    at = evaluate(learner.stack, learner.policy, learner.task, learner.task.load("test"), price=0.2)
+    shown = report["at_eval_price"]
+    assert shown["price"] == 0.2 and shown["compute"] == pytest.approx(at.compute)
+    compute = at.compute_by_row.double()
+    penalty = 0.2 * ((compute - 0.5) ** 2 - 0.5**2)  # less that of a row that runs nothing
+    assert shown["reward"] == pytest.approx(float((at.correct.double() - 0.2 * compute - penalty).mean()))
+
+
 def test_a_report_that_failed_is_an_error_to_callers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agents.policy.policy_agent, "show_routes", lambda *_: 1 / 0)
+    monkeypatch.setattr(agents.policy.policy_agent, "show_policy", lambda *_: 1 / 0)
     with pytest.raises(Unreported, match="pictures failed"):
         run_training(options(tmp_path / "run"), Console(file=io.StringIO()), task=task_of(3, 3))
-
-
-# ------------------------------------------------------------------------------------ a policy that does the same with all
-
-
-def evaluation(*routes: tuple[int, ...], price: float = 0.1) -> Evaluation:
-    route = torch.tensor(routes).bool()
-    right = torch.ones(len(routes))
-    return Evaluation(price, route, right, route.float().mean(dim=1), right.long())
-
-
-LEARNED = ScheduleConfig(warmup_epochs=0, epochs=100, batch_size=32)
-"""Four hundred updates, on the tiny learner's rows."""
-ALL, FIRST = (1, 1, 1, 1), (1, 0, 0, 0)
-
-
-def test_a_policy_that_tells_rows_apart_is_not_remarked(tiny_learner: Any, tmp_path: Path) -> None:
-    assert remarks(tiny_learner(), evaluation(ALL, (1, 0, 0, 1)), 1.0, [], tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("schedule", "pricing", "dial", "why"),
-    [
-        (LEARNED, PriceConfig(), [(0.3, 1.0), (0.5, 0.6), (0.9, 0.2)], "its price of 0.1 is too low; at 0.5 it spends 0.600: python -m rl_skip eval"),
-        (ScheduleConfig(warmup_epochs=0, epochs=1, batch_size=32), PriceConfig(), [(0.3, 1.0)], "4 updates with the policy are too few to learn in"),
-        (LEARNED, PriceConfig(price=0.1), [], "makes skipping pay; raise --price, now 0.1"),
-        (LEARNED, PriceConfig(budget=0.9), [], "makes skipping pay; lower --budget, now 0.9"),
-    ],
-)
-def test_a_policy_that_skips_nothing_is_told_why(
-    tiny_learner: Any, tmp_path: Path, schedule: ScheduleConfig, pricing: PriceConfig, dial: list[tuple[float, float]], why: str
-) -> None:
-    learner = tiny_learner(schedule=schedule, pricing=pricing)
-    points = [{"price": price, "compute": compute} for price, compute in dial]
-    (said,) = remarks(learner, evaluation(ALL, ALL), 1.0, points, tmp_path)
-    assert said.startswith("the policy skips nothing: ") and why in said
-
-
-@pytest.mark.parametrize(
-    ("full", "dial", "why"),
-    [
-        (1.0, [], "all layers are no better"),
-        (1.04, [(0.05, 0.6)], "its price of 0.1 is too high for more; at 0.05 it spends 0.600"),
-        (1.04, [], "4.0 points better on these rows, which at its price of 0.1 does not pay; lower --price-range, now 0.003 1"),
-        (1.5, [], "50.0 points better on these rows; lower --price-range"),
-    ],
-)
-def test_a_policy_that_runs_the_least_is_told_why(tiny_learner: Any, tmp_path: Path, full: float, dial: list[tuple[float, float]], why: str) -> None:
-    learner = tiny_learner(schedule=LEARNED, policy=PolicyConfig(allow_exit=True))
-    points = [{"price": price, "compute": compute} for price, compute in dial]
-    (said,) = remarks(learner, evaluation(FIRST, FIRST), full, points, tmp_path)
-    assert said.startswith("the policy runs nothing but the first layer: ") and why in said
-    (said,) = remarks(tiny_learner(schedule=LEARNED), evaluation((1, 0, 0, 1)), full, points, tmp_path)
-    assert said.startswith("the policy runs nothing but the first and the last layer: ")

@@ -1,29 +1,30 @@
 """What a run tells is all there, read back through TensorBoard's own reader, and each step once."""
 
-import io
 import json
 import os
 import struct
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, TENSORS, EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from agents.options.config import TrainConfig
+from agents.run.pictures import show_run_rates
 from agents.run.telemetry import Telemetry
 from benchmarks.kill import points
 from rl_skip.core.errors import UserError
 from rl_skip.learning.averages import Averages
 
 LAYERS, LONGEST_JUMP = 4, 2
-TRAINING = [f"train/{name}" for name in ("policy_loss", "supervised_loss", "grad_norm", "learning_rate")]
+TRAINING = [f"train/{name}" for name in ("policy_loss", "supervised_loss", "grad_norm", "policy_grad_norm", "learning_rate")]
 ROLLOUT = [f"rollout/{name}" for name in ("ep_rew_mean", "ep_len_mean", "accuracy", "compute")]
 ALWAYS = [
     *ROLLOUT,
-    *(f"eval/{name}" for name in ("accuracy", "compute", "reward")),
+    *(f"eval/{name}" for name in ("accuracy", "compute", "reward", "price")),
+    "env_steps",
     "policy/entropy",
     *(f"layers/run_rate_{layer}" for layer in range(LAYERS)),
     *TRAINING,
@@ -32,7 +33,9 @@ ALWAYS = [
 ]
 SAMPLED = [*(f"policy/jump_{jump}" for jump in range(LONGEST_JUMP + 1)), "train/value_loss"]
 """What only a policy that is sampled shows."""
-TAGS = {"finished_run": ALWAYS, "jumping_run": [*ALWAYS, *SAMPLED]}
+ALONE = [f"finished/{name}" for name in ("ep_rew_mean", "compute", "entropy")]
+"""What only a policy shows that learns on from the finished network."""
+TAGS = {"finished_run": [*ALWAYS, *ALONE], "jumping_run": [*ALWAYS, *SAMPLED]}
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -63,7 +66,8 @@ def test_every_curve_is_in_the_event_file(named_run: Any, tag: str) -> None:
 
 @pytest.mark.parametrize(("named_run", "tags"), TAGS.items(), ids=TAGS, indirect=["named_run"])
 def test_no_tag_is_there_that_is_not_known(named_run: Any, tags: list[str]) -> None:
-    known = {*tags, "warmup/accuracy", "final/accuracy", "final/compute", "final/reward"}
+    compared = {f"{stage}/{name}" for stage in ("final", "exported") for name in ("accuracy", "compute", "reward", "price")}
+    known = {*tags, *compared, "warmup/accuracy"}
     assert set(read(named_run.folder).Tags()["scalars"]) == known
 
 
@@ -93,7 +97,7 @@ def test_where_rows_can_but_leave_no_layer_runs_more_often_than_those_before(fin
 def test_each_step_stands_once_and_at_even_distances(finished_run: Any) -> None:
     assert set(points(finished_run.folder).values()) == {1}
     steps = [step for step, _ in curve(finished_run.folder, "train/learning_rate")]
-    assert steps == list(range(8, 97, 8))
+    assert steps == list(range(1, 97))
 
 
 @pytest.mark.parametrize(("named_run", "tags"), TAGS.items(), ids=TAGS, indirect=["named_run"])
@@ -104,32 +108,27 @@ def test_metrics_jsonl_says_the_same_as_tensorboard(named_run: Any, tags: list[s
         assert curve(named_run.folder, tag) == expected, tag
 
 
-def test_the_heat_map_has_a_row_for_each_layer_and_is_dark_where_it_ran(finished_run: Any) -> None:
-    from PIL import Image
-
-    (image,) = read(finished_run.folder).Images("layers/run_rates")
-    assert image.step == 96
-    with Image.open(io.BytesIO(image.encoded_image_string)) as opened:
-        picture = torch.tensor(np.array(opened.convert("L"), dtype=np.int64))
-    assert picture.shape[0] == 20 * LAYERS
-    assert (picture[:20] == 0).all()  # layer 0 always ran
-    first_rate, last_rate = (dict(curve(finished_run.folder, "layers/run_rate_1"))[step] for step in (40, 96))
-    assert picture[30, 0].item() == pytest.approx(255 * (1 - first_rate), abs=1.5)
-    assert picture[30, -1].item() == pytest.approx(255 * (1 - last_rate), abs=1.5)
-
-
 def test_the_settings_stand_as_hyper_parameters_with_final_metrics(finished_run: Any) -> None:
     found = read(finished_run.folder)
     summaries = {tag: found.SummaryMetadata(tag).plugin_data for tag in found.PluginTagToContent("hparams")}
     assert set(summaries) == {"_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info"}
     start = HParamsPluginData.FromString(found.PluginTagToContent("hparams")["_hparams_/session_start_info"]).session_start_info
-    assert start.hparams["network/layers"].number_value == LAYERS
-    assert start.hparams["schedule/epochs"].number_value == 4
-    assert start.hparams["agent"].string_value == "reinforce"
+    shown = {name: value.string_value or value.number_value for name, value in start.hparams.items()}
+    named = {"task": "digits", "agent": "reinforce", "seed": "0", "price_or_budget": "prices 0.003 to 3"}
+    assert shown == {**named, "learning_rate": 1e-3, "policy_learning_rate": 3e-3}
     report = json.loads((finished_run.folder / "report.json").read_text())
-    for name in ("accuracy", "compute", "reward"):
-        ((_, value),) = curve(finished_run.folder, f"final/{name}")
-        assert value == pytest.approx(report["policy"][name], rel=1e-6)
+    exported = {**report["policy"], "price": report["price"]}
+    for stage, at in (("final", report["at_eval_price"]), ("exported", exported)):
+        for name in ("accuracy", "compute", "reward", "price"):
+            ((_, value),) = curve(finished_run.folder, f"{stage}/{name}")
+            assert value == pytest.approx(at[name], rel=1e-6)
+
+
+def test_final_is_at_the_price_of_every_validation(finished_run: Any) -> None:
+    prices = [value for _, value in (*curve(finished_run.folder, "eval/price"), *curve(finished_run.folder, "final/price"))]
+    assert len(prices) > 10 and prices == pytest.approx([(0.003 * 3) ** 0.5] * len(prices), rel=1e-6)
+    at = {name: curve(finished_run.folder, f"final/{name}")[0][1] for name in ("accuracy", "compute", "reward", "price")}
+    assert at["reward"] == pytest.approx(at["accuracy"] - at["price"] * at["compute"], abs=1e-6)
 
 
 def test_test_data_are_loaded_for_the_final_table_alone(finished_run: Any) -> None:
@@ -142,31 +141,36 @@ def test_test_data_are_loaded_for_the_final_table_alone(finished_run: Any) -> No
 
 def write(telemetry: Telemetry, steps: range) -> None:
     for step in steps:
-        telemetry.scalars(step, {"a": float(step), "layers/run_rate_0": step / 100, "layers/run_rate_1": 0.5})
+        rates = {"layers/run_rate_0": step / 100, "layers/run_rate_1": 0.5}
+        telemetry.scalars(step, {"a": float(step), "rollout/compute": step / 2, "env_steps": 1000.0 * step, **rates})
 
 
-def close_at_the_end(telemetry: Telemetry, step: int) -> None:
-    telemetry.heat_map(step)
-    telemetry.hyper_parameters({"x": 1}, {"final/accuracy": 0.5})
+def close_at_the_end(telemetry: Telemetry) -> None:
+    show_run_rates(telemetry)
+    telemetry.hyper_parameters(TrainConfig(), {"final/accuracy": 0.5})
     telemetry.close()
 
 
 def test_a_run_that_goes_on_twice_shows_each_step_once_to_every_reader(tmp_path: Path) -> None:
     telemetry = Telemetry(tmp_path, print)
     write(telemetry, range(1, 8))
-    close_at_the_end(telemetry, 7)
+    close_at_the_end(telemetry)
     telemetry = Telemetry(tmp_path, print, resume_after=4)
     write(telemetry, range(5, 10))
     telemetry.close()
     telemetry = Telemetry(tmp_path, print, resume_after=8)
     write(telemetry, range(9, 13))
-    close_at_the_end(telemetry, 12)
+    close_at_the_end(telemetry)
     expected = [(step, float(step)) for step in range(1, 13)]
     assert curve(tmp_path, "a") == expected
     assert set(points(tmp_path).values()) == {1}
     assert [(entry["step"], entry["a"]) for entry in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())] == expected
+    assert [entry["step"] for entry in telemetry.history] == list(range(1, 13))  # what the picture shows, earlier sittings included
     (image,) = read(tmp_path).Images("layers/run_rates")
-    assert image.step == 12 and image.width == 12 * (320 // 12)  # a column for each of the 12 steps, those of earlier sittings too
+    assert image.step == 12
+    over_env_steps = [(1000 * step, step / 2) for step in range(1, 13)]
+    assert curve(tmp_path / "env_steps", "by_env_steps/rollout/compute") == over_env_steps
+    assert set(points(tmp_path / "env_steps").values()) == {1}
 
 
 def test_what_a_kill_tore_is_cut_off(tmp_path: Path) -> None:

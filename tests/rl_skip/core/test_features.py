@@ -147,3 +147,17 @@ def test_a_name_in_a_policy_folder_never_runs_a_file(tmp_path: Path) -> None:
 
 def test_every_bundled_feature_is_registered_under_its_name() -> None:
     assert all(FEATURES.find(name).name == name for name in FEATURES.names())
+
+
+def test_a_state_is_seen_within_bounds_that_it_can_reach() -> None:
+    layout = ObservationLayout(WIDTH, DEPTH, features=find_features(["hidden"]))
+    low, high = layout.bounds()
+    stack, extreme = make_stack(), torch.eye(WIDTH)[:1] * 50  # one number apart from all others
+    for layer in stack.layers:
+        nn.init.eye_(layer.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    state = RoutingState(stack, JumpRules.reaching(layout), extreme, 10.0)
+    state.visit(0)
+    seen = state.observe(torch.arange(1))[0]
+    assert high[0].item() == pytest.approx((WIDTH - 1) ** 0.5) == pytest.approx(seen[0].item(), abs=1e-4)
+    assert (low <= seen).all() and (seen <= high).all() and high[WIDTH:].tolist() == [1, 4, 1]

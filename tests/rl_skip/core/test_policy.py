@@ -82,21 +82,22 @@ def _observed(layout: ObservationLayout, hidden: Tensor, memory: Tensor | None, 
 
 
 def test_observation_is_laid_out_as_documented() -> None:
-    hidden, memory = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[4.0, 5.0, 6.0]])
+    hidden, memory = torch.tensor([[2.0, 4.0, 6.0]]), torch.tensor([[4.0, 5.0, 6.0]])
     layout = ObservationLayout(width=3, depth=8)
     seen = _observed(layout, hidden, memory, 2, torch.tensor([0.375]), torch.tensor([0.1]))
     assert seen.shape == (1, layout.size) == (1, 3 + 3) and seen.dtype == torch.float32
-    assert seen[0, :5].tolist() == [1, 2, 3, 0.25, 0.375]
+    assert seen[0, :5].tolist() == pytest.approx([-(1.5**0.5), 0, 1.5**0.5, 0.25, 0.375], abs=1e-4)  # mean 0, variance 1
     assert seen[0, 5].item() == pytest.approx(0.0, abs=1e-6)  # 0.1 is the geometric middle of 0.001 and 10
 
 
 def test_the_working_memory_stands_behind_the_hidden_state_where_there_is_one() -> None:
-    hidden, memory = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[4.0, 5.0, 6.0]])
+    hidden, memory = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[6.0, 6.0, 3.0]])
     assert default_features(has_memory=False) == ObservationLayout(3, 8).features
     layout = ObservationLayout(3, 8, features=default_features(has_memory=True))
     seen = _observed(layout, hidden, memory, 2, torch.tensor([0.375]), torch.tensor([0.1]))
     assert seen.shape == (1, layout.size) == (1, 2 * 3 + 3) and seen.dtype == torch.float32
-    assert seen[0, :8].tolist() == [1, 2, 3, 4, 5, 6, 0.25, 0.375]
+    expected = [-(1.5**0.5), 0, 1.5**0.5, 0.5**0.5, 0.5**0.5, -(2**0.5), 0.25, 0.375]  # mean 0, variance 1
+    assert seen[0, :8].tolist() == pytest.approx(expected, abs=1e-4)
     assert seen[0, 8].item() == pytest.approx(0.0, abs=1e-6)  # 0.1 is the geometric middle of 0.001 and 10
     with pytest.raises(UserError, match="no working memory.*leave memory out of --feature"):
         _observed(layout, hidden, None, 2, torch.tensor([0.0]), torch.tensor([1.0]))
@@ -149,10 +150,10 @@ def test_run_bias_starts_the_policy_nearer_to_running_everything() -> None:
 
 
 def test_below_the_lowest_price_that_it_sees_a_policy_must_be_surer_to_skip() -> None:
-    """By the logarithm of how far below, against odds that are computed apart; at 0 nothing is sure enough."""
+    """By the logarithm of how far below, against odds that are computed apart; 0 is no price."""
     policy = JumpPolicy(JumpRules(ObservationLayout(4, 5, price_low=0.02, price_high=2.0), 2, allow_exit=True))
     odds = torch.tensor([0.5, 1.5, 3.0, 9.0, 1e6])  # of a jump of 2 over none
     logits = torch.stack([torch.zeros(5), torch.full((5,), -3.0), odds.log()], dim=1)
-    for price, least in ((2.0, 1.0), (0.02, 1.0), (0.01, 2.0), (0.02 / 8, 8.0), (0.0, math.inf)):
+    for price, least in ((2.0, 1.0), (0.02, 1.0), (0.01, 2.0), (0.02 / 8, 8.0), (1e-30, math.inf), (0.0, 1.0)):
         assert (policy.likeliest(logits, torch.full((5,), price)) == 2 * (odds > least)).all(), price
-    assert policy.likeliest(logits[3:], torch.tensor([0.0, 1.0])).tolist() == [0, 2]
+    assert policy.likeliest(logits[3:], torch.tensor([1e-30, 1.0])).tolist() == [0, 2]

@@ -73,7 +73,9 @@ class Expected:
 def _observe(policy: JumpPolicy, hidden: Tensor, i: int, compute: float, price: float) -> Tensor:
     layout = policy.rules.layout
     rest = torch.tensor([i / DEPTH, compute])
-    return torch.cat([hidden[0].mean(0).detach().float(), rest, layout.scale_price(torch.tensor([price]))])
+    pooled = hidden[0].mean(0).detach().float()
+    pooled = (pooled - pooled.mean()) / (pooled.var(correction=0) + 1e-5).sqrt()
+    return torch.cat([pooled, rest, layout.scale_price(torch.tensor([price]))])
 
 
 def _one_row_at_a_time(stack, policy, inputs, price, routes=None, critic=None) -> Expected:

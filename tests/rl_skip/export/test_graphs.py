@@ -33,6 +33,7 @@ from rl_skip.export.graphs.routes import every_exit, write_routes
 from rl_skip.export.policy_folder import SkipModel, read_description
 from rl_skip.nets.network import NetworkConfig, build_network
 from rl_skip.tasks import load_task
+from tests.pages import TOP, blocks
 
 WANTED = "pip install 'rl-skip[onnx]'"
 np, onnxruntime, *_ = (pytest.importorskip(name, reason=WANTED) for name in ("numpy", "onnxruntime", "onnx", "onnxscript"))
@@ -208,6 +209,19 @@ assert "torch" not in sys.modules
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "found.npz")
     check_rows(found["answers"], found["routes"], found["compute"], bert.expected(batch, bert.model.price))
+
+
+def test_the_lines_of_the_page(bert, tmp_path, monkeypatch):
+    """Those of docs/export.md, beside a pack."""
+    (block,) = [block for block in blocks(TOP / "docs" / "export.md") if block.language == "python"]
+    shutil.copytree(bert.folder, tmp_path / "my-pack")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    batch = mixed_lengths(9)
+    names = {"ids": batch["input_ids"].numpy(), "mask": batch["attention_mask"].numpy()}
+    exec(compile(block.code, str(block), "exec"), names)
+    price = bert.model.table.price_for(0.5)
+    check_rows(names["answers"], names["routes"], names["compute"], bert.expected(batch, price))
 
 
 @pytest.mark.parametrize("name", ["layer_1.onnx", "run_pack.py"])

@@ -72,7 +72,7 @@ class Scripted(JumpPolicy):
         self.targets = torch.tensor(targets)
 
     def forward(self, observation: Tensor) -> Tensor:
-        layer, kind = self.rules.layout.layer_of(observation), observation[:, 1].long()
+        layer, kind = self.rules.layout.layer_of(observation), (observation[:, 1] > observation[:, 0]).long()
         next_layer = torch.where(layer == 0, self.targets[kind], DEPTH - 1)
         return torch.zeros(len(observation), self.rules.max_jump + 1).scatter(1, (next_layer - layer - 1).clamp(min=0).unsqueeze(1), 9.0)
 

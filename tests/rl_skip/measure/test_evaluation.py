@@ -8,9 +8,10 @@ import torch
 
 import rl_skip.measure.evaluation as evaluation
 from rl_skip import JumpPolicy, JumpRules, LayerStack, ObservationLayout
+from rl_skip.core.clock import seconds_per_batch
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.task import Examples, Task
-from rl_skip.measure.evaluation import all_routes, beside_full_depth, best_fixed_route, evaluate, evaluate_routes, seconds_per_batch
+from rl_skip.measure.evaluation import all_routes, beside_full_depth, best_fixed_route, evaluate, evaluate_routes
 from rl_skip.nets.network import NetworkConfig, build_network
 from rl_skip.tasks import load_task
 

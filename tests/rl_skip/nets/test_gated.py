@@ -117,8 +117,9 @@ class Reference:
             reach = sorted({min(i + 1 + a, DEPTH if rules.allow_exit else DEPTH - 1) for a in range(rules.max_jump + 1)} - {i})
             if len(reach) > 1:
                 hidden, recalled = first if rules.scope == "input" else (sum(tokens) / len(tokens), memory)
-                rest = torch.tensor([i / DEPTH, spent / full, rules.layout.scale_price(torch.tensor(price))])
-                observation = torch.cat([hidden.detach().float(), recalled.detach().float(), rest])
+                rest = torch.tensor([i / DEPTH, min(spent / full, 4.0), rules.layout.scale_price(torch.tensor(price))])
+                seen = [(one - one.mean()) / (one.var(correction=0) + 1e-5).sqrt() for one in (hidden.detach().float(), recalled.detach().float())]
+                observation = torch.cat([*seen, rest])
                 spent += decision
                 log_p = torch.log_softmax(policy(observation.unsqueeze(0))[0, : len(reach)], dim=0)
                 action = int(log_p.argmax()) if route is None else reach.index(next((j for j in range(i + 1, DEPTH) if route[j]), DEPTH))
