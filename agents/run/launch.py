@@ -51,6 +51,7 @@ def joined() -> Iterator[Processes]:
             if os.environ.get(variable, "").lower() in ("1", "true"):
                 raise UserError(f"accelerate launch asks for {engine}, and every process holds the whole network here; leave it out")
         yield processes
+        processes.from_first(None)  # who leaves while the first still writes would take the others' connections along
     distributed.destroy_process_group()  # not after an error: it would wait for processes that have ended
 
 

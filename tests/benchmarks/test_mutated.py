@@ -55,7 +55,7 @@ def slow(folder: Path) -> bytes:
 
 
 def greedy(folder: Path) -> bytes:
-    torch.ones(2**22)
+    torch.ones(2**26)
     return bytes_of(folder)
 
 
@@ -78,7 +78,7 @@ def test_each_outcome_is_told(read: Any, kinds: set[str], tmp_path: Path) -> Non
 def test_what_takes_too_much_is_told(read: Any, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"some content\n")
     monkeypatch.setattr(benchmarks.mutated, "SECONDS", 0.1 if kind == "hang" else 60)
-    monkeypatch.setattr(benchmarks.mutated, "BYTES", 2**23)
+    monkeypatch.setattr(benchmarks.mutated, "BYTES", 2**26)
     assert benchmarks.mutated.outcome(Target("file", tmp_path, "file", read, ()), tmp_path, False, "")[0] == kind
 
 

@@ -291,7 +291,7 @@ def test_a_validation_does_not_hold_up_a_request_to_stop(
     assert said == f"stopped; go on with: python train.py --resume {run}\n"
     assert reached(run) == 5, "the update that was to be validated, the first after the warm-up"
     assert train.main(["--resume", str(run)]) == 0
-    assert differences(unbroken, run) in ([], ["the event files' steps"])
+    assert differences(unbroken, run) == []
     assert set(points(run).values()) == {1}
 
 
@@ -315,7 +315,8 @@ def test_a_clock_that_is_set_back_changes_no_duration(unbroken: Path, tmp_path: 
     run = tmp_path / "run"
     assert train.main([*TINY, "--out", str(run)]) == 0
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert all(0 < entry["time/samples_per_second"] < 1e7 for entry in entries)
+    speeds = [entry["time/samples_per_second"] for entry in entries if "time/samples_per_second" in entry]
+    assert speeds and all(0 < speed < 1e7 for speed in speeds)
     assert 0 < json.loads((run / "report.json").read_text())["seconds"] < 600
     assert differences(unbroken, run) == []
 
