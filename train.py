@@ -15,7 +15,7 @@ from agents.agent import AgentConfig
 from agents.baselines.compare import main as compare
 from agents.options.config import TrainConfig
 from agents.run.checkpoints import Stopped
-from agents.run.launch import accelerate_defaults, joined, launched
+from agents.run.launch import accelerate_defaults, joined, launched, leave
 from agents.run.session import train
 from rl_skip.cli.streams import check_words, outlasting_readers
 from rl_skip.core.errors import UserError
@@ -140,4 +140,4 @@ def _heard(processes: Processes) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -1,8 +1,10 @@
 """Joining the processes that torchrun, accelerate launch or MPI have started beside this one, so that they train one network together."""
 
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 import torch
 from torch import distributed
@@ -10,7 +12,7 @@ from torch import distributed
 from rl_skip.core.errors import UserError
 from rl_skip.core.processes import ALONE, Processes, together, working
 
-__all__ = ["accelerate_defaults", "joined", "launched", "refuse_shared_device"]
+__all__ = ["accelerate_defaults", "joined", "launched", "leave", "refuse_shared_device"]
 
 COUNT = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
@@ -77,3 +79,13 @@ def _refuse_one_in_place_of_several() -> None:
     if OF_ACCELERATE["precision"] in os.environ and "MASTER_ADDR" in os.environ and _number(COUNT) is None:
         advice = "add --multi_gpu, which serves processors too, or start it with torchrun --nproc_per_node"
         raise UserError(f"accelerate launch was asked for several processes and started one, as it does on a processor; {advice}")
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process. One of several goes without the end of the interpreter, in which threads of PyTorch abort it now and then."""
+    if launched().several:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
