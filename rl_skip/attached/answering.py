@@ -25,7 +25,7 @@ from rl_skip.attached.tail import Recorded, Tail, copied, modules_beside, speaks
 from rl_skip.core.errors import UserError
 from rl_skip.core.readouts import Adapter, Readouts
 from rl_skip.core.routing import RoutingState
-from rl_skip.core.stack import Carry
+from rl_skip.core.stack import Carry, version_of
 
 __all__ = ["HEAD_BESIDE", "AnsweringStack", "Beside", "ModelCall"]
 
@@ -173,19 +173,22 @@ class AnsweringStack(CalledStack):
     def look(self, readout: nn.Module, carry: Carry, rows: Tensor | None) -> Tensor:
         now, B = self.now, carry.hidden.shape[0]
         if self.speaks:
-            hidden = self.last_seen(carry, rows)
-            hidden = readout(hidden) if isinstance(readout, Adapter) else hidden
+            kept = self.last_seen(carry, rows)
+            hidden = readout(kept) if isinstance(readout, Adapter) else kept
             token = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)  # any: no layer runs
             inputs, before = {str(self._model[0].main_input_name): token}, {}
         elif now.inputs is None:
             whole = type(self._model[0]).__name__
             raise UserError(f"the policy looks at what {whole} would answer: call it, and not a part of it, or disable the policy")
         else:
-            hidden, mask = self.gathered(carry, rows)
+            kept, mask = self.gathered(carry, rows)
             inputs = _some(now.inputs, rows, B)
             before = now.before if rows is None else taken(now.before, rows, B, self._places_before(carry.hidden))
-            hidden = readout(hidden, mask) if isinstance(readout, Adapter) else hidden
+            hidden = readout(kept, mask) if isinstance(readout, Adapter) else kept
+        version = version_of(kept)
         logits = self._said(hidden, self._copies(readout), inputs, {name: list(outputs) for name, outputs in before.items()})
+        if version_of(kept) != version:
+            raise UserError("a module after the layers changes the hidden state in place, which rows that go on still need: set inplace=False there")
         return logits.squeeze(1) if self.speaks else logits
 
     def leave(self, state: RoutingState) -> None:

@@ -100,6 +100,8 @@ def prices_below(low: float, points: int = POINTS_BELOW) -> list[float]:
 
 def refuse_below(budget: float, smallest: float) -> None:
     """Raises `UserError` for a budget below the smallest compute, which it names rounded up, so that it can be taken as it stands."""
+    if budget < smallest and smallest > 1:
+        raise UserError(f"this policy spends {smallest:.4f} at the least, more than running every layer, so no budget can be kept: run every layer")
     if budget < smallest:
         named = math.ceil(smallest * 10_000) / 10_000
         raise UserError(f"a budget of {budget:g} is below the smallest compute of this policy, {named:.4f}; raise --budget, or budget=, to that")

@@ -36,10 +36,13 @@ class Pack:
         self.price = self.about["policy"]["price"]
 
     def price_for(self, budget: float) -> float:
-        """The price that led to a mean compute of `budget` on validation data, in (0, 1]."""
+        """The price that led to a mean compute of `budget` on validation data."""
         points = self.about["policy"]["price_table"]  # compute ascends, price descends
-        if not points or not points[0]["compute"] <= budget <= 1:
-            raise ValueError(f"a budget must lie in [{points[0]['compute']:.4f}, 1], got {budget}" if points else "the policy knows one price alone")
+        if not points:
+            raise ValueError("the policy knows one price alone")
+        least, most = points[0]["compute"], max(1, points[-1]["compute"])
+        if not least <= budget <= most:
+            raise ValueError(f"a budget must lie in [{least:.4f}, {most:.4g}], got {budget}")
         for low, high in itertools.pairwise(points):
             if budget < high["compute"]:
                 share = (budget - low["compute"]) / (high["compute"] - low["compute"])

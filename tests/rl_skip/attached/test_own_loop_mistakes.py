@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import rl_skip
+from rl_skip import UserError
 from rl_skip.attached.learning import LearningHandle
 from tests.rl_skip.attached.plain_network import Mlp
 from tests.rl_skip.attached.test_own_loop import LABELS, attached
@@ -139,3 +140,24 @@ def test_a_model_that_cannot_be_tried_stays_as_it_was(make: Callable[[], Any], m
 def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(rl_skip.UserError, match=message):
         rl_skip.SkipConfig(**options)
+
+
+class InPlace(nn.Module):
+    """What comes after the layers changes what the last of them returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)) for _ in range(4))
+        self.head = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+def test_a_head_that_changes_the_hidden_state_in_place_is_refused() -> None:
+    model, x = InPlace(), torch.randn(6, 8)
+    with torch.no_grad(), pytest.raises(UserError, match="set inplace=False"):
+        rl_skip.attach(model, rl_skip.SkipConfig(), layers="layers", example=x)
+        model.eval()(x)

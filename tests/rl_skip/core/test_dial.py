@@ -114,3 +114,10 @@ def test_prices_below_a_range_ask_for_ever_more() -> None:
     prices = prices_below(0.5)
     assert prices == sorted(prices, reverse=True) and max(prices) < 0.5
     assert math.log(0.5 / min(prices)) == pytest.approx(LARGEST_BIAS)
+
+
+def test_where_the_least_is_more_than_every_layer_no_budget_is_asked_for():
+    table = PriceTable((PricePoint(3.0, 1.4, 0.9), PricePoint(0.1, 2.6, 0.95)))
+    assert table.price_for(1.4) == pytest.approx(3.0)
+    with pytest.raises(UserError, match="spends 1.4000 at the least, more than running every layer"):
+        table.price_for(0.5)
