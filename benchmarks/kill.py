@@ -86,6 +86,20 @@ def half_written(folder: Path) -> str:
     return ""
 
 
+def wait_for_writing(process: subprocess.Popen[str], folder: Path, deadline: float, *, halted: bool) -> None:
+    """Waits until a file is half written; the process is then halted, so that it stays so, or has ended."""
+    while process.poll() is None and time.monotonic() < deadline:
+        if not half_written(folder):
+            continue
+        if not halted:
+            return
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if half_written(folder):
+            return
+        process.send_signal(signal.SIGCONT)  # the file was whole before it stopped
+
+
 def train_with_kills(folder: Path, options: tuple[str, ...], moments: list[int], chance: random.Random, count: int = 1) -> list[Kill]:
     """Trains into `folder` in so many processes, killed after the checkpoint of each of the `moments`, ascending updates.
 
@@ -101,8 +115,7 @@ def train_with_kills(folder: Path, options: tuple[str, ...], moments: list[int],
         while reached(folder) < moment and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
         if number % 2:
-            while not half_written(folder) and process.poll() is None and time.monotonic() < deadline:
-                pass
+            wait_for_writing(process, folder, deadline, halted=count == 1)
         else:
             time.sleep(chance.uniform(0, 0.3))
         if process.poll() is None:
