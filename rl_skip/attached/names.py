@@ -2,6 +2,7 @@
 
 import re
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,11 @@ def _from_hub(name: str, advice: str, revision: str | None, token: str | bool | 
     require()
     try:
         with quiet():
-            fetch = require("huggingface_hub").snapshot_download
-            return str(fetch(name, revision=revision, token=token, allow_patterns=READ, **options))
+            fetch = partial(require("huggingface_hub").snapshot_download, name, revision=revision, token=token, allow_patterns=READ)
+            try:
+                return str(fetch(**options))
+            except ConnectionError:  # offline, some releases ask for the list of files of a commit that the cache has whole
+                return str(fetch(**{**options, "local_files_only": True}))
     except UserError:
         raise
     except Exception as error:  # other people's code, and the network
