@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["compare"]:
         return _compare(arguments[1:])
-    with outlasting_readers():
+    with outlasting_readers(loss="warning"):  # the result is the run folder
         return _train(arguments)
 
 

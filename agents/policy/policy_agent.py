@@ -15,7 +15,7 @@ from agents.policy.calibration import calibrate, calibration_rows, refuse_small_
 from agents.run.forecast import seconds_of
 from agents.run.learner import Learner
 from agents.run.pictures import DRAWING, show_policy
-from agents.run.report import AT_EVAL_PRICE, TABLE, TIMED_ROWS, TIMING, TIMINGS, final_report, print_report, rows_of_report
+from agents.run.report import AT_EVAL_PRICE, TABLE, TIMED_ROWS, TIMING, TIMINGS, final_report, print_next, print_report, rows_of_report
 from agents.run.telemetry import ENV_STEPS
 from rl_skip.core.batches import deployed
 from rl_skip.core.dial import Guarantee, PriceTable
@@ -171,13 +171,14 @@ class PolicyAgent(Agent):
                 self._export(run, table, price, promise)
         eval_price, eval_reward = self.prices.validation_price, self.prices.reward
         report = final_report(learner, table, price, run, reward=self.reward, eval_price=eval_price, eval_reward=eval_reward)
-        print_report(report, run.folder, run.console, learner.task.score_name, own_stack=run.own_stack)
+        print_report(report, run.console, learner.task.score_name)
         with run.part(PICTURES):
             evaluation = self.evaluate(learner.validation)
             if run.curves is not None:
                 step = run.curves.last_step + 1
                 run.curves.scalars(step, run.curves.evaluation(step, evaluation, learner.task.score_name))
             show_policy(run, learner, price)
+        print_next(run.folder, run.console, own_stack=run.own_stack)
         return Results(report, self._figures(report))
 
     def _figures(self, report: dict[str, Any]) -> dict[str, float]:

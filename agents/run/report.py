@@ -32,7 +32,7 @@ from rl_skip.measure.evaluation import BEAM, EXHAUSTIVE_DEPTH, Evaluation, best_
 from rl_skip.measure.every_price import at_any_price, leaves_only
 from rl_skip.measure.runs import MODEL
 
-__all__ = ["AT_EVAL_PRICE", "TABLE", "TIMED_ROWS", "TIMING", "TIMINGS", "final_report", "print_report", "rows_of_report"]
+__all__ = ["AT_EVAL_PRICE", "TABLE", "TIMED_ROWS", "TIMING", "TIMINGS", "final_report", "print_next", "print_report", "rows_of_report"]
 
 TABLE, DIAL, TIMING = "table", "dial", "timing"
 """The parts of the report."""
@@ -214,8 +214,8 @@ def _milliseconds(learner: Learner, price: float, ways: dict[str, Router | Tenso
     return {name: 1000 * seconds for name, seconds in seconds_per_batch(calls, learner.device).items()}
 
 
-def print_report(report: dict[str, Any], folder: Path, console: Console, score_name: str, own_stack: bool = False) -> None:
-    """Prints the table, the dial and what to do next: commands, or for a network of one's own the call that loads it. What is missing is left out."""
+def print_report(report: dict[str, Any], console: Console, score_name: str) -> None:
+    """Prints the table, the dial and when skipping pays by the clock. What is missing is left out."""
     if "policy" in report:
         console.print(_table(report, score_name))
     for remark in report.get("remarks", ()):
@@ -232,6 +232,10 @@ def print_report(report: dict[str, Any], folder: Path, console: Console, score_n
         console.print(f"on this machine deciding for each row pays up to a compute of {pays}", soft_wrap=True, highlight=False)
     if report.get("policy", {}).get("milliseconds", 0.0) >= report.get(FULL, {}).get("milliseconds", math.inf):
         console.print("on this machine, at this batch size, skipping is not faster than running every layer")
+
+
+def print_next(folder: Path, console: Console, own_stack: bool = False) -> None:
+    """Prints what to do with a finished run: commands, or for a network of one's own the call that loads it."""
     console.print("next:", f"  tensorboard --logdir {folder.parent}", sep="\n")
     if own_stack:
         console.print(f'  rl_skip.load("{folder / "policy"}", stack)', highlight=False)

@@ -20,8 +20,13 @@ from rl_skip.core.bounded import LEAST_BUDGET
 from rl_skip.core.devices import pick_device
 from rl_skip.core.dial import GuaranteeKind
 from rl_skip.core.errors import UserError
+from rl_skip.core.fields import Fields
 from rl_skip.core.task import Split, score_key
+from rl_skip.export import pruned
+from rl_skip.export.graphs import folder as graphs
+from rl_skip.export.graphs import pack, routes
 from rl_skip.export.graphs.routes import GraphFormat
+from rl_skip.export.policy_folder import DESCRIPTION as POLICY_FILE
 from rl_skip.export.policy_folder import MODEL, POLICY, read_description
 from rl_skip.export.weights import count_weights
 from rl_skip.measure.compare.command import compare_and_write
@@ -41,6 +46,13 @@ Report = dict[str, Any]
 MOST = 10**9
 """Of a whole number on the command line."""
 COMPARE = "set a policy beside full depth, fixed routes, trained baselines and the oracle, and advise what to use"
+DESCRIBED = "a run, an exported policy, a pruned network, or a folder of graphs"
+OTHER_KINDS = {
+    "pruned network": (pruned.DESCRIPTION, pruned.FORMAT_VERSION),
+    "pack": (pack.DESCRIPTION, graphs.FORMAT_VERSION),
+    "graphs": (routes.DESCRIPTION, graphs.FORMAT_VERSION),
+}
+"""Folders that are described beside a run and an exported policy: the file that says what each holds, and its newest format."""
 Command = Callable[[argparse.Namespace], Report | Comparison]
 
 
@@ -109,7 +121,7 @@ def _parser() -> Parser:
     dial = measure.add_mutually_exclusive_group()
     text = "the price λ, in score per unit of relative compute; higher skips more (default: the policy's operating price)"
     dial.add_argument("--price", type=_price, help=text)
-    dial.add_argument("--budget", type=_budget, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
+    dial.add_argument("--budget", type=_budget_of_table, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
     text = "the smallest compute that loses at most so much score against full depth (0.01: one point), found on validation data"
     dial.add_argument("--guarantee", type=_tolerance, metavar="TOLERANCE", help=text)
     text = "confidence: kept for all but one draw of validation rows in twenty; expectation: kept on average, with fewer rows (default: confidence)"
@@ -153,11 +165,11 @@ def _parser() -> Parser:
     turned = continuing.add_mutually_exclusive_group()
     text = "the price λ, in score per unit of relative compute (default: the policy's operating price)"
     turned.add_argument("--price", type=_price, help=text)
-    turned.add_argument("--budget", type=_budget, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
+    turned.add_argument("--budget", type=_budget_of_table, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
     continuing.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run (default: %(default)s)")
 
-    describe = _command(commands, "info", _info, "describe a run or an exported policy")
-    describe.add_argument("folder", type=Path, metavar="DIR", help="a run or an exported policy")
+    describe = _command(commands, "info", _info, f"describe {DESCRIBED}")
+    describe.add_argument("folder", type=Path, metavar="DIR", help=DESCRIBED)
     return parser
 
 
@@ -303,6 +315,13 @@ def _generate(arguments: argparse.Namespace) -> Report:
 
 def _info(arguments: argparse.Namespace) -> Report:
     folder: Path = arguments.folder
+    for kind, (name, version) in OTHER_KINDS.items():
+        if (folder / name).is_file():
+            return {"kind": kind, "folder": str(folder), **Fields.read(folder / name, version).values}
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; name {DESCRIBED}")
+    if not is_run(folder) and not (folder / POLICY_FILE).is_file():
+        raise UserError(f"{folder} is nothing that rl_skip wrote; name {DESCRIBED}")
     config = read_config(folder) if is_run(folder) else None
     export = folder if config is None else folder / POLICY_FOLDER
     description = read_description(export, None)
@@ -344,6 +363,12 @@ def _budget(text: str) -> float:
     if not LEAST_BUDGET <= budget <= 1:
         raise argparse.ArgumentTypeError(f"a budget is a mean compute in (0, 1], {LEAST_BUDGET} at the least, got {text!r}")
     return budget
+
+
+def _budget_of_table(text: str) -> float:
+    """A budget that is looked up, whose table says how far it reaches: beyond 1 where compute is measured time."""
+    budget = _number(text)
+    return budget if LEAST_BUDGET <= budget < math.inf else _budget(text)
 
 
 def _tolerance(text: str) -> float:

@@ -55,8 +55,11 @@ class Outlasting:
 
 
 @contextmanager
-def outlasting_readers() -> Iterator[Outlasting]:
+def outlasting_readers(loss: str = "error") -> Iterator[Outlasting]:
     """Within it, what is printed may be piped into a program that ends first, or onto a full disk: no error, and the work goes on.
+
+    Args:
+        loss: what the line begins with that says that something is lost: "warning" where what is printed is not the result.
 
     Yields:
         Standard output. Where something of it is lost, a line on standard error says so.
@@ -70,7 +73,7 @@ def outlasting_readers() -> Iterator[Outlasting]:
         finally:
             shown.flush()
             if shown.lost and shown.fault is not None:
-                said.write(f"error: standard output cannot be written ({shown.fault.strerror}), and some of it is lost\n")
+                said.write(f"{loss}: standard output cannot be written ({shown.fault.strerror}), and some of it is lost\n")
             said.flush()
             sys.stdout, sys.stderr = before
 

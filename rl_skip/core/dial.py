@@ -212,7 +212,8 @@ class Dial:
 
     @property
     def budget(self) -> float | None:
-        """The mean compute that the price led to on validation data; None without a table. Set it, and the price follows.
+        """The mean compute that the price led to on validation data, each row deciding after every layer; None without a table. Set it, and the
+        price follows.
 
         What it gives can always be set again; None leaves the price as it is. Setting raises `UserError` for a budget outside (0, 1] or below
         the smallest compute of the table.

@@ -11,7 +11,7 @@ from rl_skip.core.costs import count_flops, counting
 from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.readouts import Adapter
-from rl_skip.core.stack import Carry, LayerStack
+from rl_skip.core.stack import Carry, LayerStack, version_of
 
 __all__ = ["ModuleStack"]
 
@@ -55,6 +55,7 @@ class ModuleStack(LayerStack):
         self.depth, self.width = len(self.layers), width
         self.layers_take_mask, self.channel_dim = layers_take_mask, channel_dim
         self.full_flops = 1.0
+        self._write: dict[tuple[nn.Module, bool], bool] = {}  # whether a module, training or not, writes into its input
         if layer_flops is None:
             if example is None and tokens is None:
                 raise ValueError("the cost of the layers is unknown: pass layer_flops, or example inputs or the number of tokens to count them on")
@@ -152,7 +153,24 @@ class ModuleStack(LayerStack):
         return self
 
     def _caller(self, module: nn.Module) -> Callable[[Tensor, Tensor | None], Tensor]:
-        return module if self.layers_take_mask else lambda hidden, _mask: module(hidden)
+        """A layer or head as a function that leaves the hidden state as it is, since readouts, features and rows that go on need it still: a module
+        that writes into what it is given, such as one that begins with `nn.ReLU(inplace=True)`, is given a copy."""
+        call = module if self.layers_take_mask else lambda hidden, _mask: module(hidden)
+        if torch.compiler.is_compiling():  # which sees to it by itself
+            return call
+        writes = self._write.get((module, module.training))
+        if writes is None:
+            return partial(self._found_out, module, call)
+        return (lambda hidden, mask: call(hidden.clone(), mask)) if writes else call
+
+    def _found_out(self, module: nn.Module, call: Callable[[Tensor, Tensor | None], Tensor], hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """Calls a module for the first time, with a copy, and keeps whether it writes into what it is given."""
+        given = hidden.clone()
+        before = version_of(given)
+        returned = call(given, mask)
+        changed = not torch.equal(given, hidden) if given.is_inference() else version_of(given) != before
+        self._write[module, module.training] = changed
+        return returned
 
     def _count_layer_flops(self, example: Inputs | None, tokens: int | None) -> list[float]:
         with counting(self):

@@ -337,7 +337,7 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "COLUMNS"
 @pytest.mark.parametrize(
     ("after", "variables", "told"),
     [
-        ("> /dev/full", {}, "error: standard output cannot be written (No space left on device), and some of it is lost\n"),
+        ("> /dev/full", {}, "warning: standard output cannot be written (No space left on device), and some of it is lost\n"),
         (">&- 2>&-", {}, ""),
         ("", ASCII, ""),
     ],

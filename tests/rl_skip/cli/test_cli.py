@@ -186,6 +186,28 @@ def test_info_describes_runs_and_exports(capsys, run):
     assert found["kind"] == "export" and "run" not in found
 
 
+def test_info_describes_pruned_networks_and_graphs(capsys, run, tmp_path):
+    assert main(["prune", str(run), str(tmp_path / "pruned"), "--layers", "0,2"]) == 0
+    capsys.readouterr()
+    found = report(capsys, "info", tmp_path / "pruned")
+    assert (found["kind"], found["layers"], found["depth"]) == ("pruned network", [0, 2], 4)
+    for kind, name in (("pack", "pack.json"), ("graphs", "graphs.json")):
+        folder = tmp_path / kind
+        folder.mkdir()
+        (folder / name).write_text(json.dumps({"format_version": 1, "classes": ["a"]}))
+        assert report(capsys, "info", folder) == {"kind": kind, "folder": str(folder), "format_version": 1, "classes": ["a"]}
+
+
+def test_a_budget_of_measured_time_may_be_above_1(capsys, run):
+    file = run / "policy" / "policy.json"
+    described = json.loads(file.read_text())
+    described["price_table"][-1]["compute"] = 1.4
+    file.write_text(json.dumps(described))
+    seal(run / "policy")
+    assert report(capsys, "eval", run, "--budget", "1.3")["price"] < report(capsys, "eval", run, "--budget", "0.5")["price"]
+    assert "(0, 1]" in complaint(capsys, "eval", run, "--budget", "1.5")
+
+
 def test_without_json_a_table_is_printed(capsys, run):
     assert main(["info", str(run)]) == 0
     described = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
@@ -231,7 +253,8 @@ def test_folders_that_are_no_run_are_refused(capsys, run, tmp_path):
         assert "there is no folder" in complaint(capsys, *command, tmp_path / "nowhere")
     assert "not a run" in complaint(capsys, "eval", run / "policy")
     assert "not a run" in complaint(capsys, "export", run / "policy", tmp_path / "new")
-    assert "policy.json" in complaint(capsys, "info", tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "is nothing that rl_skip wrote; name a run, an exported policy, a pruned network" in complaint(capsys, "info", tmp_path / "empty")
     shutil.rmtree(run / "policy")
     for words in (["eval", run], ["info", run], ["export", run, tmp_path / "new"]):
         assert "no policy yet" in complaint(capsys, *words)
