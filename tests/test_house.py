@@ -46,6 +46,20 @@ for name in names:
     importlib.import_module(name)
 print(len(names))
 """
+FROM_THE_WHEEL = """
+import sys
+sys.modules["envs"] = None  # that of the checkout
+sys.path.insert(0, sys.argv[1])
+import gymnasium as gym
+env = gym.make("rl_skip.envs:rl_skip/Hops-v0", split="validation")
+env.reset(seed=0)
+env.step(0)
+vector = gym.make_vec("rl_skip.envs:rl_skip/LayerSkip-v0", num_envs=2, task="digits", layers=3, width=8)
+vector.reset(seed=0)
+import rl_skip.envs
+assert rl_skip.envs.__file__.startswith(sys.argv[1]), rl_skip.envs.__file__
+assert env.unwrapped.__module__ == "rl_skip.envs.single" and callable(rl_skip.envs.make_sb3_env)
+"""
 
 
 def modules(top: Path) -> dict[str, Path]:
@@ -170,16 +184,22 @@ def test_every_module_of_rl_skip_imports_with_torch_and_safetensors_alone() -> N
     assert int(done.stdout) == len(expected)
 
 
-def test_the_wheel_holds_rl_skip_alone(tmp_path: Path) -> None:
-    source, out = tmp_path / "source", tmp_path / "out"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel, made of the source archive that is made of a copy of the checkout."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("out")
     for name in ("rl_skip", "envs", "agents", "tests"):
         shutil.copytree(TOP / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(TOP / name, source)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = out.iterdir()
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_rl_skip_alone(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         licences = {name.partition("/licenses/")[2] for name in archive.namelist()} - {""}
@@ -189,5 +209,13 @@ def test_the_wheel_holds_rl_skip_alone(tmp_path: Path) -> None:
     data |= {file.relative_to(TOP).as_posix() for file in run.rglob("*") if file.is_file()}
     assert sum(file.stat().st_size for file in run.rglob("*") if file.is_file()) < 500_000 and f"{run.relative_to(TOP)}/policy/policy.json" in data
     expected = {file.relative_to(TOP).as_posix() for file in TOP.joinpath("rl_skip").rglob("*.py")} | {"rl_skip/py.typed"} | data
+    expected |= {f"rl_skip/{file.relative_to(TOP).as_posix()}" for file in TOP.joinpath("envs").rglob("*.py")}
     assert names == expected
     assert licences == {"LICENSE", "rl_skip/tasks/data/banking77/LICENSE"} and "License-Expression: MIT AND CC-BY-4.0" in described
+
+
+def test_the_wheel_has_the_environments_as_rl_skip_envs(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    done = subprocess.run([sys.executable, "-c", FROM_THE_WHEEL, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
