@@ -1,8 +1,8 @@
 """Two finished runs by the clock at the same accuracy: one whose policy was charged operations, and one that was charged measured time.
 
-Each run's dial is measured on all test rows. Prices of the first run whose computes lie evenly between its smallest and its largest are set beside the
-price of the second that leads to the least compute, in its own unit, at an accuracy no more than `--within` lower. All these are timed on the same
-test rows in the same batches, taking turns on each. The runs are trained alike but for the cost:
+Each run's dial is measured on all test rows. Of the first run prices are taken over its whole range that have the least compute for their accuracy; of
+the second, for each, the one with the least compute, in its own unit, whose accuracy is no more than `--within` lower. All these are timed on the
+same test rows in the same batches, taking turns on each. The runs are trained alike but for the cost:
 
     python train.py --task text --model MODEL --data DATA --out runs/operations
     python train.py --task text --model MODEL --data DATA --cost latency --cost-batch 1 --out runs/latency
@@ -81,8 +81,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     charged_operations, task = load_run(options.operations, data=options.data)
     charged_time, _ = load_run(options.latency, data=options.data)
-    second = dial(charged_time, task)
-    pairs = [(point, as_accurate(second, point.score - options.within)) for point in spread(dial(charged_operations, task), options.points)]
+    first, second = dial(charged_operations, task), dial(charged_time, task)
+    chosen = dict.fromkeys(as_accurate(first, point.score) or point for point in spread(first, options.points))
+    pairs = [(point, as_accurate(second, point.score - options.within)) for point in chosen]
     ways: dict[str, Way] = {}
     for n, (point, other) in enumerate(pairs):
         ways[f"operations {n}"] = partial(routed, charged_operations, point.price)
@@ -95,12 +96,12 @@ def main() -> None:
     print("| ---: | ---: | ---: | ---: | ---: | ---: |")
     for n, (point, other) in enumerate(pairs):
         taken = times[f"operations {n}"]
-        first = f"| {point.score:.1%} | {point.compute:.3f} | {1e3 * float(taken.mean()):.2f} "
+        said = f"| {point.score:.1%} | {point.compute:.3f} | {1e3 * float(taken.mean()):.2f} "
         if other is None:
-            print(f"{first}| none is as accurate | | |")
+            print(f"{said}| none is as accurate | | |")
             continue
         ratio, low, high = speed_up(taken, times[f"time {n}"], generator)
-        print(f"{first}| {other.score:.1%} | {1e3 * float(times[f'time {n}'].mean()):.2f} | {ratio:.2f} ({low:.2f} to {high:.2f}) |", flush=True)
+        print(f"{said}| {other.score:.1%} | {1e3 * float(times[f'time {n}'].mean()):.2f} | {ratio:.2f} ({low:.2f} to {high:.2f}) |", flush=True)
 
 
 if __name__ == "__main__":
