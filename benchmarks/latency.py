@@ -1,8 +1,8 @@
 """Two finished runs by the clock at the same accuracy: one whose policy was charged operations, and one that was charged measured time.
 
-Each run's dial is measured on all test rows. Of the first run prices are taken over its whole range that have the least compute for their accuracy; of
-the second, for each, the one with the least compute, in its own unit, whose accuracy is no more than `--within` lower. All these are timed on the
-same test rows in the same batches, taking turns on each. The runs are trained alike but for the cost:
+Each run's dial is measured on all test rows. Of the first run prices over its whole range are taken that have the least compute for their accuracy; of
+the second, for each, the one of the least compute, in its own unit, whose accuracy is no more than `--within` lower. All these are timed on the same
+rows in the same batches, taking turns on each. The runs are trained alike but for the cost:
 
     python train.py --task text --model MODEL --data DATA --out runs/operations
     python train.py --task text --model MODEL --data DATA --cost latency --cost-batch 1 --out runs/latency
