@@ -1,6 +1,6 @@
 """Two finished runs by the clock at the same accuracy: one whose policy was charged operations, and one that was charged measured time.
 
-Each run's dial is measured on all test rows. Of the first run prices over its whole range are taken that have the least compute for their accuracy; of
+Each run's dial is measured on all test rows. Of the first, prices over its whole range are taken that have the least compute for their accuracy; of
 the second, for each, the one of the least compute, in its own unit, whose accuracy is no more than `--within` lower. All these are timed on the same
 rows in the same batches, taking turns on each. The runs are trained alike but for the cost:
 
