@@ -12,7 +12,7 @@ from agents.agent import TrainedRun
 from agents.run.cards import draw_flow, draw_routes, draw_run_rates, draw_trade_off
 from agents.run.curve_files import CurveWriter
 from agents.run.learner import Learner
-from agents.run.telemetry import RUN_RATE, Telemetry
+from agents.run.telemetry import Telemetry
 from rl_skip.core.files import unwritable
 from rl_skip.core.task import score_key
 from rl_skip.measure.compare.result import POLICY, Comparison, RoutesTaken
@@ -47,17 +47,10 @@ def show_policy(run: TrainedRun, learner: Learner, price: float) -> None:
 
 def show_run_rates(telemetry: Telemetry) -> None:
     """Draws how often each layer ran over the whole training, earlier sittings included."""
-    points = [(entry["step"], rates) for entry in telemetry.history if (rates := _run_rates(entry))]
+    points = telemetry.run_rates.points
     if points:
         steps = [step for step, _ in points]
         telemetry.figure("layers/run_rates", draw_run_rates(steps, torch.tensor([rates for _, rates in points])), int(steps[-1]))
-
-
-def _run_rates(entry: dict[str, float]) -> list[float]:
-    rates: list[float] = []
-    while (name := f"{RUN_RATE}{len(rates)}") in entry:
-        rates.append(entry[name])
-    return rates
 
 
 def show_comparison(folder: Path, comparison: Comparison, pictures: Sequence[Path]) -> None:

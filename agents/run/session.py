@@ -244,7 +244,7 @@ class Session:
                 _say(console, f"this takes {forecast.in_words()}")
             if telemetry is not None:
                 telemetry.settings(self.config, self.task.score_name)
-            watch = CurveWatch(self.learner, () if telemetry is None else telemetry.history)
+            watch = CurveWatch(self.learner, () if telemetry is None else telemetry.earlier)
             with Display(console, forecast, score_name=self.task.score_name) as display, listening(display):
                 self._train(folder, telemetry, checkpoints, stop, console, display, watch)
                 self._finish(folder, telemetry, checkpoints, console, watch)
@@ -376,7 +376,7 @@ class Session:
         if telemetry is None:
             return
         telemetry.scalars(self.done, values | validated)
-        for alarm in watch.see(telemetry.history[-1]):
+        for alarm in watch.see(telemetry.latest):
             say(alarm)
             telemetry.text("remarks/while_training", alarm, self.done)
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from rl_skip.measure.evaluation import Evaluation
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BY_ENV_STEPS", "ENV_STEPS", "RUN_RATE", "Telemetry", "rollout_metrics", "score_metric"]
+__all__ = ["BY_ENV_STEPS", "ENV_STEPS", "RUN_RATE", "RunRates", "Telemetry", "rollout_metrics", "score_metric"]
 
 EVENT_FILES = f"{EVENTS}*"
 HISTORY = f"{EVENTS}0000000000.resumed"
@@ -38,6 +38,8 @@ BY_ENV_STEPS = ("rollout/", "eval/", "finished/")
 RUN_RATE = "layers/run_rate_"
 WRITTEN_ANEW = ("custom_scalars", "settings/", "layers/run_rates", "final/", "exported/", "model_card/", "remarks/end", "_hparams_/")
 """What a sitting writes once, at its beginning or at the very end of the run."""
+MOST_RATES = 2_000
+"""Points of a picture over the whole run: more than it has columns."""
 FIGURE_DPI = 200
 """Cards are 330 to 700 pixels wide; twice as many are sharp on every screen."""
 
@@ -64,6 +66,34 @@ def rollout_metrics(rollout: Rollout, score: Tensor, price: Tensor, reward: Rewa
     return metrics | {f"{RUN_RATE}{i}": rate for i, rate in enumerate(rollout.route.float().mean(dim=0))}
 
 
+class RunRates:
+    """How often each layer ran at each step, for a picture: every point of a short run, and of a long one some, as far apart as the others."""
+
+    def __init__(self) -> None:
+        self._points: list[tuple[int, list[float]]] = []
+        self._latest: tuple[int, list[float]] | None = None
+        self._every, self._seen = 1, 0
+
+    def add(self, entry: Mapping[str, float]) -> None:
+        """Takes the numbers of one step, if how often layers ran is among them."""
+        rates: list[float] = []
+        while (name := f"{RUN_RATE}{len(rates)}") in entry:
+            rates.append(entry[name])
+        if not rates:
+            return
+        self._latest = int(entry["step"]), rates
+        if self._seen % self._every == 0:
+            self._points.append(self._latest)
+        self._seen += 1
+        if len(self._points) > MOST_RATES:
+            self._points, self._every = self._points[::2], 2 * self._every
+
+    @property
+    def points(self) -> list[tuple[int, list[float]]]:
+        """Steps, and how often each layer ran there; the last step is the last of them."""
+        return self._points if self._latest is None or self._points[-1] is self._latest else [*self._points, self._latest]
+
+
 class Telemetry:
     """Writes a run's curves to TensorBoard and to metrics.jsonl. What is not taken, by a full disk for example, ends nothing: it is told, and kept.
 
@@ -76,8 +106,14 @@ class Telemetry:
     def __init__(self, folder: Path, say: Callable[[str], None], resume_after: int | None = None) -> None:
         self.folder, self._say = folder, say
         lines = folder / LINES
-        self.history: list[dict[str, float]] = [] if resume_after is None else _forget_after(folder, lines, resume_after)
-        """All that was written so far, with "step" in each, earlier sittings included."""
+        self.earlier: list[dict[str, float]] = [] if resume_after is None else _forget_after(folder, lines, resume_after)
+        """What earlier sittings wrote, with "step" in each."""
+        self.latest: dict[str, float] = {}
+        """What was written last, with its "step"."""
+        self.last_step = 0
+        """Of what was written so far; 0 before the first."""
+        self.run_rates = RunRates()
+        """How often each layer ran, earlier sittings included."""
         purge_step = None if resume_after is None else resume_after + 1  # for a TensorBoard that runs, and has read the removed points
         self.writer = CurveWriter(folder, purge_step)
         self._lines, self._told = CurveFile(lines), False
@@ -86,23 +122,23 @@ class Telemetry:
             raise UserError(f"{folder / ENV_STEPS} is a link, and nothing is written to what it leads to; {MEND}")
         shutil.rmtree(folder / ENV_STEPS, ignore_errors=True)  # its steps are not those of updates, so it is made anew from the lines
         self._env_steps = 0
-        for entry in self.history:
-            self._over_env_steps(entry)
-
-    @property
-    def last_step(self) -> int:
-        """Of what was written so far; 0 before the first."""
-        return int(max((entry["step"] for entry in self.history), default=0))
+        for entry in self.earlier:
+            self._note(entry)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes numbers under their tags."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
         entry = {"step": step, **values}
-        self.history.append(entry)
-        self._over_env_steps(entry)
+        self._note(entry)
         self._lines.write((json.dumps(entry) + "\n").encode())
         self._tell()
+
+    def _note(self, entry: dict[str, float]) -> None:
+        """Keeps of an entry what is needed later, which does not grow with the run."""
+        self.latest, self.last_step = entry, max(self.last_step, int(entry["step"]))
+        self.run_rates.add(entry)
+        self._over_env_steps(entry)
 
     def _over_env_steps(self, entry: dict[str, float]) -> None:
         self._env_steps = int(entry.get(ENV_STEPS, self._env_steps))

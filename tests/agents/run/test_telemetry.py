@@ -13,7 +13,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from agents.options.config import TrainConfig
 from agents.run.pictures import show_run_rates
-from agents.run.telemetry import Telemetry
+from agents.run.telemetry import RunRates, Telemetry
 from benchmarks.kill import points
 from rl_skip.core.errors import UserError
 from rl_skip.learning.averages import Averages
@@ -151,6 +151,16 @@ def close_at_the_end(telemetry: Telemetry) -> None:
     telemetry.close()
 
 
+def test_the_picture_of_a_long_run_has_even_points_and_the_last_and_takes_no_more_memory() -> None:
+    rates = RunRates()
+    for step in range(1, 50_001):
+        rates.add({"step": step, "a": 1.0} if step % 2 else {"step": step, "layers/run_rate_0": 1.0, "layers/run_rate_1": step / 50_000})
+    steps = torch.tensor([step for step, _ in rates.points])
+    assert 1_000 <= len(steps) <= 2_001 and steps[0] == 2 and steps[-1] == 50_000
+    assert len(steps[:-1].diff().unique()) == 1, "evenly apart"
+    assert all(found == [1.0, step / 50_000] for step, found in rates.points)
+
+
 def test_a_run_that_goes_on_twice_shows_each_step_once_to_every_reader(tmp_path: Path) -> None:
     telemetry = Telemetry(tmp_path, print)
     write(telemetry, range(1, 8))
@@ -165,7 +175,7 @@ def test_a_run_that_goes_on_twice_shows_each_step_once_to_every_reader(tmp_path:
     assert curve(tmp_path, "a") == expected
     assert set(points(tmp_path).values()) == {1}
     assert [(entry["step"], entry["a"]) for entry in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())] == expected
-    assert [entry["step"] for entry in telemetry.history] == list(range(1, 13))  # what the picture shows, earlier sittings included
+    assert [step for step, _ in telemetry.run_rates.points] == list(range(1, 13))  # what the picture shows, earlier sittings included
     (image,) = read(tmp_path).Images("layers/run_rates")
     assert image.step == 12
     over_env_steps = [(1000 * step, step / 2) for step in range(1, 13)]
