@@ -100,7 +100,7 @@ class Camera:
         """Keeps how sure the readouts are of the rows that wait for a jump."""
         import torch
 
-        waiting = (~self.core.over).nonzero().squeeze(1)
+        waiting = torch.tensor((~self.core.over).nonzero()[0], device=self.core.everyone.device)
         if waiting.shape[0] == 0:
             return
         with torch.no_grad():
