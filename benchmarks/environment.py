@@ -117,21 +117,21 @@ def lines_of(network: str, num_envs: int, options: argparse.Namespace) -> None:
         NATIVE: partial(steps, env, chosen, 1),
     }
     row_layers_of = {FULL: stack.depth * num_envs, SAME: sum(rows for _, rows in ways[SAME].args[2]), NATIVE: row_layers}  # type: ignore[attr-defined]
-    if num_envs == options.dummy:
-        dummy = DummyVecEnv([lambda: LayerSkipEnv(**made)] * num_envs)
-        dummy.reset()
-        ways[DUMMY], row_layers_of[DUMMY] = partial(steps, dummy, RandomLegal(rules, num_envs), 1), row_layers
     taken = in_turns(ways, 1, options.rounds, options.seconds, options.clock)
     sizes = np.array([rows for _, rows in calls])
     shape = f"{network} | {num_envs}"
     for name, one in taken.items():
         share = row_layers_of[FULL] / row_layers_of[name]  # ratios for each row and layer
-        per_second = f"{1e3 * num_envs / one.milliseconds:,.0f}" if name in (NATIVE, DUMMY) else ""
+        per_second = f"{1e3 * num_envs / one.milliseconds:,.0f}" if name == NATIVE else ""
         ratio = f"{one.ratio * share:.2f} ({one.low * share:.2f} to {one.high * share:.2f})"
         print(f"| {shape} | {name} | {1e3 * one.milliseconds / row_layers_of[name]:.1f} | {ratio} | {per_second} |", flush=True)
-    if DUMMY in taken:
-        again = in_turns({NATIVE: ways[NATIVE], DUMMY: ways[DUMMY]}, 1, options.rounds, options.seconds, options.clock)
-        print(f"| {shape} | time of a step, {DUMMY} over {NATIVE} | | {again[DUMMY]} | |")
+    if num_envs == options.dummy:
+        dummy = DummyVecEnv([lambda: LayerSkipEnv(**made)] * num_envs)
+        dummy.reset()
+        both: dict[str, Way] = {NATIVE: ways[NATIVE], DUMMY: partial(steps, dummy, RandomLegal(rules, num_envs), 1)}
+        one = in_turns(both, 1, options.rounds, options.seconds, options.clock)[DUMMY]
+        per_row_layer, per_second = 1e3 * one.milliseconds / row_layers, f"{1e3 * num_envs / one.milliseconds:,.0f}"
+        print(f"| {shape} | {DUMMY} | {per_row_layer:.1f} | {one} of native | {per_second} |")
     print(f"| {shape} | row-layers in a step; calls in a step; rows in a call, median | {row_layers:.1f} | "
           f"{len(calls) / options.counted:.1f} | {np.median(sizes):.0f} |", flush=True)
 

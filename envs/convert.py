@@ -13,7 +13,18 @@ from envs.core import Ends, SkipCore
 from rl_skip.core.errors import UserError
 from rl_skip.core.policy import JumpRules
 
-__all__ = ["Array", "METADATA", "action_space", "check_render_mode", "draw", "end_columns", "end_infos", "jumps_from", "observation_space", "to_numpy"]
+__all__ = [
+    "Array",
+    "METADATA",
+    "action_space",
+    "check_render_mode",
+    "draw",
+    "end_columns",
+    "end_infos",
+    "jumps_from",
+    "observation_space",
+    "to_numpy",
+]
 
 Array = NDArray[Any]
 METADATA: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.draws import Streams
-from envs.episodes import Episodes
+from envs.episodes import Episodes, on_device
 from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs, take_rows
 from rl_skip.core.policy import JumpRules
@@ -245,7 +245,7 @@ class SkipCore:
             if self.autoreset_mode == AutoresetMode.DISABLED:
                 which = ", ".join(map(str, resting.tolist()))
                 raise ResetNeeded(f"the episode of environment {which} has ended; call reset() before the next step()")
-            running = torch.tensor((~self.over).nonzero()[0], device=device)
+            running = on_device((~self.over).nonzero()[0], device)
         self._run(running, jumps)
         compute = state.compute
         penalty = torch.zeros_like(compute) + self.reward.penalty(compute, state.price)  # (N,), also where it is one number
@@ -260,16 +260,16 @@ class SkipCore:
         begins = ended if self.autoreset_mode == AutoresetMode.SAME_STEP else resting
         if len(begins) > 0:
             self._begin(begins, Beginning())
-        return Step(state.observe(self.everyone), rewards, torch.tensor(terminated, device=device), ends)
+        return Step(state.observe(self.everyone), rewards, on_device(terminated, device), ends)
 
     def masks(self) -> Tensor:
         """(N, J + 1) bool, the jumps that are legal now; where an episode is over as after the last layer."""
-        return torch.tensor(self.legal[np.where(self.over, self.stack.depth - 1, self._begun().at)], device=self.everyone.device)
+        return on_device(self.legal[np.where(self.over, self.stack.depth - 1, self._begun().at)], self.everyone.device)
 
     @property
     def drawn(self) -> Tensor:
         """(N,) long, which row of the examples each environment shows."""
-        return torch.tensor(self.shown, device=self.everyone.device)
+        return on_device(self.shown.copy(), self.everyone.device)
 
     def _run(self, rows: Tensor, jumps: Tensor) -> None:
         """Sends `rows` (R,) on by their jumps, of those (N,) of all, and runs their next layers until there is a choice again."""
@@ -277,7 +277,7 @@ class SkipCore:
         if rows.shape[0] == 0:
             return
         following = self.following[state.at, jumps.cpu().numpy()]  # (N,)
-        sent = torch.tensor(following, device=rows.device)
+        sent = on_device(following, rows.device)
         state.follow(rows, Decision(sent if rows is self.everyone else sent[rows], rules.decision_flops, read=rules.layout.reads))
         for i in range(1, self.stack.depth):
             arrived = state.visit(i)
@@ -288,12 +288,12 @@ class SkipCore:
     def _begin(self, rows: NDArray[np.int64], beginning: Beginning) -> None:
         """Lets the next episode begin in `rows` (R,)."""
         self._begun().begin(rows, *self._draw(rows, beginning))
-        self.paid[torch.tensor(rows, device=self.paid.device)] = 0.0
+        self.paid[on_device(rows, self.paid.device)] = 0.0
         self.over[rows] = False
 
     def _end(self, ended: NDArray[np.int64]) -> Ends:
-        state, rows = self._begun(), torch.tensor(ended, device=self.everyone.device)
-        examples = torch.tensor(self.shown[ended], device=rows.device)
+        state, rows = self._begun(), on_device(ended, self.everyone.device)
+        examples = on_device(self.shown[ended], rows.device)
         outputs, labels = state.outputs_of(rows), self.examples.labels[examples]
         return Ends(
             rows=rows,
@@ -312,12 +312,12 @@ class SkipCore:
         """New examples and prices for `rows`, each from its own stream, which goes on in the same way where one of them is given."""
         device, (chosen, chances) = self.everyone.device, self.streams.draw(rows)
         self.shown[rows] = chosen if beginning.examples is None else beginning.examples.cpu().numpy()
-        inputs = take_rows(self.examples.inputs, torch.tensor(self.shown[rows], device=device))
+        inputs = take_rows(self.examples.inputs, on_device(self.shown[rows], device))
         if beginning.prices is not None:
             return inputs, beginning.prices.to(device)
         low, high = self.price if isinstance(self.price, tuple) else (self.price, self.price)
         prices = low * (high / low) ** chances if low < high else np.full(len(rows), low)  # log-uniform
-        return inputs, torch.tensor(prices, device=device, dtype=torch.float32)
+        return inputs, on_device(prices.astype(np.float32), device)
 
     def _begun(self) -> Episodes:
         if self.state is None:

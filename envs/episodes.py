@@ -1,5 +1,7 @@
 """The routing state of an environment: every row is at a layer of its own, and where each is, is known on the host."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -7,10 +9,16 @@ from torch import Tensor
 
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.policy import JumpRules
-from rl_skip.core.routing import WAITING, Decision, RoutingState
+from rl_skip.core.routing import WAITING, RoutingState
 from rl_skip.core.stack import LayerStack
 
-__all__ = ["Episodes"]
+__all__ = ["Episodes", "on_device"]
+
+
+def on_device(numbers: NDArray[Any], device: torch.device) -> Tensor:
+    """A tensor of an array that nobody writes to any more: where the device is the host it has the same memory."""
+    tensor = torch.from_numpy(numbers)
+    return tensor if device.type == "cpu" else tensor.to(device)
 
 
 class Episodes(RoutingState):
@@ -40,12 +48,12 @@ class Episodes(RoutingState):
 
     @property
     def next_layer(self) -> Tensor:
-        return self._on_device(self.heading)
+        return self._on_device(self.heading.copy())
 
     @property
     def position(self) -> Tensor:
         if self._position_now is None:
-            self._position_now = self._on_device(self.at)
+            self._position_now = self._on_device(self.at.copy())
         return self._position_now
 
     def due(self, i: int) -> Tensor | None:
@@ -84,8 +92,8 @@ class Episodes(RoutingState):
         self.heading[self._on_host(rows)] = following.cpu().numpy() if isinstance(following, Tensor) else following
         return following
 
-    def _on_device(self, rows: NDArray[np.int64]) -> Tensor:
-        return torch.tensor(rows, device=self.everyone.device)
+    def _on_device(self, numbers: NDArray[np.int64]) -> Tensor:
+        return on_device(numbers, self.everyone.device)
 
     def _on_host(self, rows: Tensor) -> NDArray[np.int64]:
         if rows is self.everyone:
