@@ -218,8 +218,8 @@ class SkipCore:
         beginning = beginning or Beginning()
         everyone = np.arange(self.num_envs)
         rows = everyone if beginning.rows is None else beginning.rows.cpu().numpy()
-        for i in () if seeds is None else rows.tolist():
-            seed = seeds[i]
+        for i in rows.tolist():
+            seed = None if seeds is None else seeds[i]
             if seed is not None:
                 self.streams[i] = np.random.default_rng(seed)
         if beginning.rows is None:
