@@ -250,11 +250,12 @@ class SkipCore:
         compute = state.compute
         penalty = torch.zeros_like(compute) + self.reward.penalty(compute, state.price)  # (N,), also where it is one number
         rewards, self.paid = self.paid - penalty, penalty
-        rewards[resting] = 0.0
+        if len(resting) > 0:
+            rewards[resting] = 0.0
         terminated = (state.heading == self.stack.depth) & ~self.over
         ended, ends = terminated.nonzero()[0], None
         if len(ended) > 0:
-            ends = self._end(ended)
+            ends = self._end(ended, compute)
             rewards[ends.rows] += self.reward.gain(ends.scores)
             self.over[ended] = True
         begins = ended if self.autoreset_mode == AutoresetMode.SAME_STEP else resting
@@ -288,22 +289,23 @@ class SkipCore:
     def _begin(self, rows: NDArray[np.int64], beginning: Beginning) -> None:
         """Lets the next episode begin in `rows` (R,)."""
         self._begun().begin(rows, *self._draw(rows, beginning))
-        self.paid[on_device(rows, self.paid.device)] = 0.0
+        self.paid.index_fill_(0, on_device(rows, self.paid.device), 0.0)
         self.over[rows] = False
 
-    def _end(self, ended: NDArray[np.int64]) -> Ends:
+    def _end(self, ended: NDArray[np.int64], compute: Tensor) -> Ends:
+        """The episodes that ended in rows (R,), whose `compute` is among that of all, (N,)."""
         state, rows = self._begun(), on_device(ended, self.everyone.device)
         examples = on_device(self.shown[ended], rows.device)
-        outputs, labels = state.outputs_of(rows), self.examples.labels[examples]
+        outputs, labels = state.outputs_of(rows), self.examples.labels.index_select(0, examples)
         return Ends(
             rows=rows,
             observations=state.observe(rows),
-            route=state.route[rows],
-            compute=state.compute[rows],
+            route=state.route.index_select(0, rows),
+            compute=compute.index_select(0, rows),
             scores=self.score(outputs, labels).float(),
             labels=labels,
             predictions=outputs.argmax(dim=1),
-            prices=state.price[rows],
+            prices=state.price.index_select(0, rows),
             examples=examples,
             confidence=outputs.float().softmax(dim=-1).amax(dim=-1).view(len(rows), -1).mean(dim=1) if self.watched else None,
         )

@@ -96,7 +96,7 @@ class Episodes(RoutingState):
         return on_device(numbers, self.everyone.device)
 
     def _on_host(self, rows: Tensor) -> NDArray[np.int64]:
-        if rows is self.everyone:
+        if self.some(rows) is None:
             return self._everyone
         host: NDArray[np.int64] = self._found[1] if rows is self._found[0] else rows.cpu().numpy()
         return host

@@ -370,7 +370,7 @@ class RoutingState:
         self._any_waits, self._costs, self._company, self._cheap = True, {}, None, None
         self.carry.put(rows, fresh.carry)
         for name in ("price", "route", "spent", "answered"):
-            getattr(self, name)[rows] = getattr(fresh, name)
+            getattr(self, name).index_copy_(0, rows, getattr(fresh, name))
         # Not in place: a working memory may still be the parameter it began as, seen by every row.
         self._known = {name: values.index_copy(0, rows, fresh._known[name]) for name, values in self._known.items()}
         self._looked = {}
