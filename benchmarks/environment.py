@@ -105,18 +105,20 @@ def lines_of(network: str, num_envs: int, options: argparse.Namespace) -> None:
     stack, rules = env.core.stack, env.core.rules
     env.reset(seed=0)
     chosen = RandomLegal(rules, num_envs)
-    steps(env, chosen, 3 * stack.depth)
-    calls = calls_of(env, chosen, options.counted)
-    row_layers = sum(rows for _, rows in calls) / options.counted  # of one step
+    steps(env, chosen, stack.depth)  # after which the environments are at different layers
+    counted = max(8, min(options.counted, 16384 // num_envs))
+    calls = calls_of(env, chosen, counted)
+    row_layers = sum(rows for _, rows in calls) / counted  # of one step
     with torch.no_grad():
         hidden = stack.begin(env.core.examples.take(torch.arange(num_envs) % len(env.core.examples)).inputs).hidden
-    counted = max(1, min(options.counted, 2048 // num_envs))  # steps whose calls are repeated
+    at_once: list[Call] = [(i, num_envs) for i in range(max(1, min(stack.depth, 4096 // num_envs)))]
+    same = calls_of(env, chosen, max(1, min(counted, 2048 // num_envs)))
     ways: dict[str, Way] = {
-        FULL: partial(bare, stack, hidden, [(i, num_envs) for i in range(stack.depth)]),
-        SAME: partial(bare, stack, hidden, calls_of(env, chosen, counted)),
+        FULL: partial(bare, stack, hidden, at_once),
+        SAME: partial(bare, stack, hidden, same),
         NATIVE: partial(steps, env, chosen, 1),
     }
-    row_layers_of = {FULL: stack.depth * num_envs, SAME: sum(rows for _, rows in ways[SAME].args[2]), NATIVE: row_layers}  # type: ignore[attr-defined]
+    row_layers_of = {FULL: sum(rows for _, rows in at_once), SAME: sum(rows for _, rows in same), NATIVE: row_layers}
     taken = in_turns(ways, 1, options.rounds, options.seconds, options.clock)
     sizes = np.array([rows for _, rows in calls])
     shape = f"{network} | {num_envs}"
@@ -132,8 +134,8 @@ def lines_of(network: str, num_envs: int, options: argparse.Namespace) -> None:
         one = in_turns(both, 1, options.rounds, options.seconds, options.clock)[DUMMY]
         per_row_layer, per_second = 1e3 * one.milliseconds / row_layers, f"{1e3 * num_envs / one.milliseconds:,.0f}"
         print(f"| {shape} | {DUMMY} | {per_row_layer:.1f} | {one} of native | {per_second} |")
-    print(f"| {shape} | row-layers in a step; calls in a step; rows in a call, median | {row_layers:.1f} | "
-          f"{len(calls) / options.counted:.1f} | {np.median(sizes):.0f} |", flush=True)
+    had = f"{row_layers:.1f} | {len(calls) / counted:.1f} | {np.median(sizes):.0f}"
+    print(f"| {shape} | row-layers in a step; calls in a step; rows in a call, median | {had} |", flush=True)
 
 
 def memory_line(options: argparse.Namespace) -> None:
@@ -165,7 +167,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--heads", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--counted", type=int, default=200, help="steps in which row-layers are counted")
+    parser.add_argument("--counted", type=int, default=200, help="steps in which row-layers are counted, at most")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.2, help="that each way is timed at least in a round")
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="processor: on a machine that does other work too")
