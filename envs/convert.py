@@ -13,7 +13,18 @@ from envs.core import Ends, SkipCore
 from rl_skip.core.errors import UserError
 from rl_skip.core.policy import JumpRules
 
-__all__ = ["Array", "METADATA", "action_space", "check_render_mode", "draw", "end_infos", "jumps_from", "observation_space", "to_numpy"]
+__all__ = [
+    "Array",
+    "METADATA",
+    "action_space",
+    "check_render_mode",
+    "draw",
+    "end_columns",
+    "end_infos",
+    "jumps_from",
+    "observation_space",
+    "to_numpy",
+]
 
 Array = NDArray[Any]
 METADATA: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
@@ -68,24 +79,36 @@ def to_numpy(tensor: Tensor) -> Array:
     return tensor.cpu().numpy()
 
 
+def end_columns(ends: Ends, core: SkipCore) -> dict[str, Array]:
+    """What is known of R episodes that ended in a core, (R, ...) each by name; the action mask is that after the last layer."""
+    score = to_numpy(ends.scores.double())
+    return {
+        "route": to_numpy(ends.route),
+        "compute": to_numpy(ends.compute.double()),
+        "score": score,
+        "label": _column(ends.labels),
+        "prediction": _column(ends.predictions),
+        "is_success": score > 0.5,
+        "price": to_numpy(ends.prices.double()),
+        "example": to_numpy(ends.examples),
+        "action_mask": np.repeat(core.legal[-1:], len(score), axis=0),
+    }
+
+
+def _column(values: Tensor) -> Array:
+    """(R,), one number for each row; of labels for each token, one list."""
+    if values.dim() == 1:
+        return to_numpy(values)
+    column = np.empty(len(values), dtype=object)
+    column[:] = values.tolist()
+    return column
+
+
 def end_infos(ends: Ends, core: SkipCore) -> list[dict[str, Any]]:
-    """One info dictionary for each episode that ended in a core; its action mask is that after the last layer."""
-    route, mask = to_numpy(ends.route), to_numpy(core.legal[-1])
-    columns = [column.tolist() for column in (ends.compute, ends.scores, ends.labels, ends.predictions, ends.prices, ends.examples)]
-    return [
-        {
-            "route": route[r].copy(),
-            "compute": compute,
-            "score": score,
-            "label": label,
-            "prediction": prediction,
-            "is_success": score > 0.5,
-            "price": price,
-            "example": example,
-            "action_mask": mask.copy(),
-        }
-        for r, (compute, score, label, prediction, price, example) in enumerate(zip(*columns, strict=True))
-    ]
+    """One info dictionary for each episode that ended in a core."""
+    columns = end_columns(ends, core)
+    rows = zip(*(list(values) if values.ndim > 1 else values.tolist() for values in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def draw(core: SkipCore, ends: Ends | None) -> list[str]:

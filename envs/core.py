@@ -8,14 +8,17 @@ import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
 from torch import Tensor
 
+from envs.draws import Streams
+from envs.episodes import Episodes, on_device
 from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs, take_rows
 from rl_skip.core.policy import JumpRules
 from rl_skip.core.reward import LINEAR, Reward, as_reward
 from rl_skip.core.routers import only_way
-from rl_skip.core.routing import Decision, RoutingState
+from rl_skip.core.routing import Decision
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples
 
@@ -137,13 +140,15 @@ class SkipCore:
         self.stack, self.rules, self.examples = stack.eval(), rules, examples
         self.num_envs, self.autoreset_mode = num_envs, autoreset_mode
         self.score, self.price, self.reward = score, price, reward
-        self.streams = [np.random.default_rng(None if seed is None else seed + i) for i in range(num_envs)]
-        device = examples.labels.device
-        self.legal = rules.legal.to(device)  # (L, J + 1)
-        self.everyone = torch.arange(num_envs, device=device)
-        self.drawn = torch.zeros_like(self.everyone)  # (N,), which example each environment shows
-        self.over = torch.zeros_like(self.everyone, dtype=torch.bool)  # (N,), whose episode ended while no other has begun
-        self.state: RoutingState | None = None
+        self.streams = Streams(seed, num_envs, len(examples))
+        self.legal: NDArray[np.bool_] = rules.legal.numpy()  # (L, J + 1)
+        self.following = rules.next_layer(torch.arange(stack.depth).unsqueeze(1), torch.arange(rules.max_jump + 1)).numpy()  # (L, J + 1)
+        self.everyone = torch.arange(num_envs, device=examples.labels.device)
+        self.shown = np.zeros(num_envs, dtype=np.int64)
+        """(N,), which row of the examples each environment shows."""
+        self.over = np.zeros(num_envs, dtype=bool)
+        """(N,), whose episode ended while no other has begun."""
+        self.state: Episodes | None = None
 
     @property
     def price(self) -> Price:
@@ -211,21 +216,21 @@ class SkipCore:
             ResetNeeded: if only some begin and the others never have.
         """
         beginning = beginning or Beginning()
-        rows = self.everyone if beginning.rows is None else beginning.rows
+        everyone = np.arange(self.num_envs)
+        rows = everyone if beginning.rows is None else beginning.rows.cpu().numpy()
         for i in rows.tolist():
             seed = None if seeds is None else seeds[i]
             if seed is not None:
                 self.streams[i] = np.random.default_rng(seed)
         if beginning.rows is None:
-            self.state = RoutingState(self.stack, self.rules, *self._draw(rows, beginning))
+            self.state = Episodes(self.stack, self.rules, *self._draw(everyone, beginning))
+            self.state.visit(0)  # after layer 0 there always is a choice: rules without one are refused
+            self.state.note()
             self.paid = torch.zeros_like(self.state.price)  # (N,), the penalty in earlier rewards
+            self.over[:] = False
         else:
-            self._begun().restart(rows, *self._draw(rows, beginning))
-            self.paid[rows] = 0.0
-        self.over[rows] = False
-        state = self._begun()
-        state.visit(0)
-        return state.observe(self.everyone)
+            self._begin(rows, beginning)
+        return self._begun().observe(self.everyone)
 
     @torch.no_grad()
     def step(self, jumps: Tensor) -> Step:
@@ -234,73 +239,89 @@ class SkipCore:
         Raises:
             ResetNeeded: without autoreset, if an episode has ended that no other follows.
         """
-        state, rules = self._begun(), self.rules
-        same_step = self.autoreset_mode == AutoresetMode.SAME_STEP  # where no episode is over when a step begins
-        resting = self.everyone[:0] if same_step else self.over.nonzero().squeeze(1)
-        rows = self.everyone
-        if resting.shape[0] > 0:
+        state, device = self._begun(), self.everyone.device
+        resting, running = self.over.nonzero()[0], self.everyone  # with SAME_STEP nobody rests
+        if len(resting) > 0:
             if self.autoreset_mode == AutoresetMode.DISABLED:
                 which = ", ".join(map(str, resting.tolist()))
                 raise ResetNeeded(f"the episode of environment {which} has ended; call reset() before the next step()")
-            rows = (~self.over).nonzero().squeeze(1)
-        if rows.shape[0] > 0:
-            following = rules.next_layer(state.position[rows], jumps[rows])
-            state.follow(rows, Decision(following, rules.decision_flops, read=rules.layout.reads))
+            running = on_device((~self.over).nonzero()[0], device)
+        self._run(running, jumps)
+        compute = state.compute
+        penalty = torch.zeros_like(compute) + self.reward.penalty(compute, state.price)  # (N,), also where it is one number
+        rewards, self.paid = self.paid - penalty, penalty
+        if len(resting) > 0:
+            rewards[resting] = 0.0
+        terminated = (state.heading == self.stack.depth) & ~self.over
+        ended, ends = terminated.nonzero()[0], None
+        if len(ended) > 0:
+            ends = self._end(ended, compute)
+            rewards[ends.rows] += self.reward.gain(ends.scores)
+            self.over[ended] = True
+        begins = ended if self.autoreset_mode == AutoresetMode.SAME_STEP else resting
+        if len(begins) > 0:
+            self._begin(begins, Beginning())
+        return Step(state.observe(self.everyone), rewards, on_device(terminated, device), ends)
+
+    def masks(self) -> Tensor:
+        """(N, J + 1) bool, the jumps that are legal now; where an episode is over as after the last layer."""
+        return on_device(self.legal[np.where(self.over, self.stack.depth - 1, self._begun().at)], self.everyone.device)
+
+    @property
+    def drawn(self) -> Tensor:
+        """(N,) long, which row of the examples each environment shows."""
+        return on_device(self.shown.copy(), self.everyone.device)
+
+    def _run(self, rows: Tensor, jumps: Tensor) -> None:
+        """Sends `rows` (R,) on by their jumps, of those (N,) of all, and runs their next layers until there is a choice again."""
+        state, rules = self._begun(), self.rules
+        if rows.shape[0] == 0:
+            return
+        following = self.following[state.at, jumps.cpu().numpy()]  # (N,)
+        sent = on_device(following, rows.device)
+        state.follow(rows, Decision(sent if rows is self.everyone else sent[rows], rules.decision_flops, read=rules.layout.reads))
         for i in range(1, self.stack.depth):
             arrived = state.visit(i)
             if arrived is not None and not rules.choices[i]:
                 state.follow(arrived, only_way(rules, i, arrived))
-        penalty = torch.zeros_like(state.compute) + self.reward.penalty(state.compute, state.price)  # (N,), also where it is one number
-        rewards, self.paid = self.paid - penalty, penalty
-        rewards[resting] = 0.0
-        terminated = (state.next_layer == self.stack.depth) & ~self.over
-        ended, ends = terminated.nonzero().squeeze(1), None
-        if ended.shape[0] > 0:
-            ends = self._end(ended)
-            rewards[ended] += self.reward.gain(ends.scores)
-            self.over[ended] = True
-        beginning = {AutoresetMode.SAME_STEP: ended, AutoresetMode.NEXT_STEP: resting, AutoresetMode.DISABLED: resting}[self.autoreset_mode]
-        if beginning.shape[0] > 0:
-            state.restart(beginning, *self._draw(beginning, Beginning()))
-            state.visit(0)  # after layer 0 there always is a choice: rules without one are refused
-            self.paid[beginning], self.over[beginning] = 0.0, False
-        return Step(state.observe(self.everyone), rewards, terminated, ends)
+        state.note()
 
-    def masks(self) -> Tensor:
-        """(N, J + 1) bool, the jumps that are legal now; where an episode is over as after the last layer."""
-        return self.legal[torch.where(self.over, self.stack.depth - 1, self._begun().position)]
+    def _begin(self, rows: NDArray[np.int64], beginning: Beginning) -> None:
+        """Lets the next episode begin in `rows` (R,)."""
+        self._begun().begin(rows, *self._draw(rows, beginning))
+        self.paid.index_fill_(0, on_device(rows, self.paid.device), 0.0)
+        self.over[rows] = False
 
-    def _end(self, rows: Tensor) -> Ends:
-        state, labels = self._begun(), self.examples.labels[self.drawn[rows]]
-        outputs = state.outputs_of(rows)
+    def _end(self, ended: NDArray[np.int64], compute: Tensor) -> Ends:
+        """The episodes that ended in rows (R,), whose `compute` is among that of all, (N,)."""
+        state, rows = self._begun(), on_device(ended, self.everyone.device)
+        examples = on_device(self.shown[ended], rows.device)
+        outputs, labels = state.outputs_of(rows), self.examples.labels.index_select(0, examples)
         return Ends(
             rows=rows,
             observations=state.observe(rows),
-            route=state.route[rows],
-            compute=state.compute[rows],
+            route=state.route.index_select(0, rows),
+            compute=compute.index_select(0, rows),
             scores=self.score(outputs, labels).float(),
             labels=labels,
             predictions=outputs.argmax(dim=1),
-            prices=state.price[rows],
-            examples=self.drawn[rows],
+            prices=state.price.index_select(0, rows),
+            examples=examples,
             confidence=outputs.float().softmax(dim=-1).amax(dim=-1).view(len(rows), -1).mean(dim=1) if self.watched else None,
         )
 
-    def _draw(self, rows: Tensor, beginning: Beginning) -> tuple[Inputs, Tensor]:
+    def _draw(self, rows: NDArray[np.int64], beginning: Beginning) -> tuple[Inputs, Tensor]:
         """New examples and prices for `rows`, each from its own stream, which goes on in the same way where one of them is given."""
-        streams = [self.streams[i] for i in rows.tolist()]
-        device = rows.device
-        chosen = torch.tensor([int(stream.integers(len(self.examples))) for stream in streams], device=device)
-        chosen = chosen if beginning.examples is None else beginning.examples.to(device)
-        self.drawn[rows] = chosen
-        if isinstance(self.price, tuple):
-            low, high = math.log(self.price[0]), math.log(self.price[1])
-            price = torch.tensor([math.exp(stream.uniform(low, high)) for stream in streams], device=device, dtype=torch.float32)
-        else:
-            price = torch.full(rows.shape, self.price, device=device, dtype=torch.float32)
-        return take_rows(self.examples.inputs, chosen), price if beginning.prices is None else beginning.prices.to(device)
+        device, (chosen, chances) = self.everyone.device, self.streams.draw(rows)
+        self.shown[rows] = chosen if beginning.examples is None else beginning.examples.cpu().numpy()
+        inputs = take_rows(self.examples.inputs, on_device(self.shown[rows], device))
+        if beginning.prices is not None:
+            return inputs, beginning.prices.to(device)
+        low, high = self.price if isinstance(self.price, tuple) else (self.price, self.price)
+        prices = low * (high / low) ** chances if low < high else np.full(len(rows), low)  # log-uniform
+        return inputs, on_device(prices.astype(np.float32), device)
 
-    def _begun(self) -> RoutingState:
+    def _begun(self) -> Episodes:
         if self.state is None:
             raise ResetNeeded("no episode has begun; call reset() first")
         return self.state

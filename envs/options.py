@@ -9,6 +9,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from envs.core import Price, Score, SkipCore
+from envs.sharing import shared_examples, shared_network
 from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature, as_feature, default_features
@@ -42,7 +43,8 @@ class EnvOptions:
     data: str | None = None
     """Where the task's data are. None: where the run found them; digits needs none."""
     run: str | Path | None = None
-    """The folder of a finished run, whose network and rules are taken; or "hops-v0", which comes with the package."""
+    """The folder of a finished run, whose network and rules are taken; or "hops-v0", which comes with the package. The environments of a process
+    that name one run share its network, as long as its weights are the run's."""
     stack: LayerStack | str | None = None
     """A network of your own, or the kind that is built: "blocks", "skip-layer", or file.py:function for one of your own."""
     examples: Examples | None = None
@@ -91,11 +93,12 @@ class EnvOptions:
         model, task = (None, self._task()) if self.run is None else self._trained(self.run)
         stack = self._network(task) if model is None else model.stack
         device = self._device(stack)
+        stack = stack.to(device) if self.run is None else shared_network(stack, self.run, device)
         named = {"accuracy": task.score, "probability": task.probability}
         core = SkipCore(
-            stack.to(device),
+            stack,
             self._rules(stack, None if model is None else model.rules),
-            task.load(self.split).to(device),
+            shared_examples(task.load(self.split), device) if self.examples is None else self.examples.to(device),
             named[self.score] if isinstance(self.score, str) else self.score,
             num_envs=num_envs,
             price=self._price(DEFAULT_PRICE if model is None else model.price),

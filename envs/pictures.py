@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from envs.convert import end_infos
 from envs.core import Ends, SkipCore
+from envs.episodes import on_device
 from rl_skip.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Camera:
         """Keeps how sure the readouts are of the rows that wait for a jump."""
         import torch
 
-        waiting = (~self.core.over).nonzero().squeeze(1)
+        waiting = on_device((~self.core.over).nonzero()[0], self.core.everyone.device)
         if waiting.shape[0] == 0:
             return
         with torch.no_grad():

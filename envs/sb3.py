@@ -40,7 +40,7 @@ class SB3SkipVecEnv(Settings, VecEnv):
         self._ends = None
         if self.camera is not None:
             self.camera.look(begun=np.arange(self.num_envs))
-        self.reset_infos = [{"example": example} for example in self.core.drawn.tolist()]
+        self.reset_infos = [{"example": example} for example in self.core.shown.tolist()]
         self._reset_seeds()
         self._reset_options()
         return to_numpy(observations)

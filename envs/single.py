@@ -86,4 +86,4 @@ class LayerSkipEnv(Settings, gym.Env[NDArray[np.float32], np.int64]):
         return draw(self.core, self._ends)[0] if self.render_mode == "ansi" else None
 
     def _info(self) -> dict[str, Any]:
-        return {"action_mask": self.action_masks(), "example": int(self.core.drawn[0])}
+        return {"action_mask": self.action_masks(), "example": int(self.core.shown[0])}

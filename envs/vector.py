@@ -9,7 +9,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from envs.beginnings import beginning_of
-from envs.convert import METADATA, Array, action_space, check_render_mode, draw, end_infos, jumps_from, observation_space, to_numpy
+from envs.convert import METADATA, Array, action_space, check_render_mode, draw, end_columns, jumps_from, observation_space, to_numpy
 from envs.core import Ends
 from envs.options import EnvOptions
 from envs.pictures import Camera, Frame
@@ -70,7 +70,10 @@ class LayerSkipVectorEnv(Settings, VectorEnv[NDArray[np.float32], NDArray[np.int
         super().reset(seed=None if seeds is None else seeds[0])
         observations = to_numpy(self.core.reset(seeds, beginning))
         self._ends = None
-        begun = np.arange(self.num_envs) if beginning.rows is None else to_numpy(beginning.rows)
+        begun = np.ones(self.num_envs, dtype=bool)
+        if beginning.rows is not None:
+            begun = np.zeros_like(begun)
+            begun[to_numpy(beginning.rows)] = True
         if self.camera is not None:
             self.camera.look(begun=begun)
         return observations, self._under_way(begun)
@@ -82,9 +85,9 @@ class LayerSkipVectorEnv(Settings, VectorEnv[NDArray[np.float32], NDArray[np.int
             self.camera.look(step.ends)
         terminated = to_numpy(step.terminated)
         same_step = self.autoreset_mode == AutoresetMode.SAME_STEP
-        infos = self._under_way(np.arange(self.num_envs) if same_step else (~terminated).nonzero()[0])
+        infos = self._under_way(np.ones_like(terminated) if same_step else ~terminated)
         if step.ends is not None:
-            infos = self._final(step.ends, infos) if same_step else self._ended(step.ends, infos)
+            infos = self._with_ends(step.ends, infos)
         return to_numpy(step.observations), to_numpy(step.rewards.double()), terminated, np.zeros_like(terminated), infos
 
     def action_masks(self) -> Array:
@@ -126,31 +129,34 @@ class LayerSkipVectorEnv(Settings, VectorEnv[NDArray[np.float32], NDArray[np.int
             values = values[0]
         setattr(self, name, values)
 
-    def _under_way(self, rows: NDArray[np.int64]) -> dict[str, Any]:
-        """The infos of environments in which an episode goes on."""
-        if len(rows) == 0:
+    def _under_way(self, there: NDArray[np.bool_]) -> dict[str, Any]:
+        """The infos of environments `there`, (N,), in which an episode goes on."""
+        if not there.any():
             return {}
-        there = np.zeros(self.num_envs, dtype=bool)
-        there[rows] = True
-        masks, drawn = self.action_masks(), to_numpy(self.core.drawn)
+        masks, shown = self.action_masks(), self.core.shown
         return {
-            "action_mask": np.where(there[:, None], masks, False),
+            "action_mask": masks & there[:, None],
             "_action_mask": there,
-            "example": np.where(there, drawn, 0),
+            "example": np.where(there, shown, 0),
             "_example": there.copy(),
         }
 
-    def _final(self, ends: Ends, infos: dict[str, Any]) -> dict[str, Any]:
-        """Besides, the episodes that ended while others have begun."""
-        for row, observation, info in zip(ends.rows.tolist(), to_numpy(ends.observations), end_infos(ends, self.core), strict=True):
-            infos = self._add_info(infos, {"final_obs": observation.copy(), "final_info": info}, row)
-        return infos
-
-    def _ended(self, ends: Ends, infos: dict[str, Any]) -> dict[str, Any]:
-        """Besides, the episodes that ended and that nothing follows yet."""
-        for row, info in zip(ends.rows.tolist(), end_infos(ends, self.core), strict=True):
-            infos = self._add_info(infos, info, row)
-        return infos
+    def _with_ends(self, ends: Ends, infos: dict[str, Any]) -> dict[str, Any]:
+        """Besides, the episodes that ended: as infos of their own where others have begun, else among those of the environments."""
+        rows, ended = to_numpy(ends.rows), np.zeros(self.num_envs, dtype=bool)
+        ended[rows] = True
+        follows = self.autoreset_mode == AutoresetMode.SAME_STEP
+        last: dict[str, Any] = {} if follows else infos
+        for name, values in end_columns(ends, self.core).items():
+            if name not in last:
+                last[name], last[f"_{name}"] = np.zeros((self.num_envs, *values.shape[1:]), dtype=values.dtype), ended.copy()
+            last[name][rows], last[f"_{name}"][rows] = values, True
+        if not follows:
+            return last
+        observations = np.full(self.num_envs, None, dtype=object)
+        for row, observation in zip(rows.tolist(), to_numpy(ends.observations), strict=True):
+            observations[row] = observation
+        return infos | {"final_obs": observations, "_final_obs": ended, "final_info": last, "_final_info": ended.copy()}
 
 
 def _mode(mode: AutoresetMode | str) -> AutoresetMode:

@@ -326,8 +326,7 @@ class RoutingState:
 
     def outputs_of(self, rows: Tensor) -> Tensor:
         """(R, ...), what the named rows say, which have left."""
-        answered = self.answered[rows]
-        if self.answers is None or not answered.any():
+        if self.answers is None or not (answered := self.answered[rows]).any():
             return self.finish(rows)
         outputs, rest = self.answers[rows], (~answered).nonzero().squeeze(1)
         return outputs if rest.shape[0] == 0 else outputs.index_copy(0, rest, self.finish(rows[rest]).to(outputs.dtype))
@@ -363,10 +362,15 @@ class RoutingState:
         The inputs must have the shapes of the old ones: an environment takes both from the same examples.
         """
         fresh = RoutingState(self.stack, self.rules, inputs, price)
+        self.replace(rows, fresh)
+        self.next_layer[rows], self.position[rows] = fresh.next_layer, fresh.position
+
+    def replace(self, rows: Tensor, fresh: "RoutingState") -> None:
+        """Puts all that is known of the rows of another state in the place of `rows`, but where they are."""
         self._any_waits, self._costs, self._company, self._cheap = True, {}, None, None
         self.carry.put(rows, fresh.carry)
-        for name in ("price", "next_layer", "position", "route", "spent", "answered"):
-            getattr(self, name)[rows] = getattr(fresh, name)
+        for name in ("price", "route", "spent", "answered"):
+            getattr(self, name).index_copy_(0, rows, getattr(fresh, name))
         # Not in place: a working memory may still be the parameter it began as, seen by every row.
         self._known = {name: values.index_copy(0, rows, fresh._known[name]) for name, values in self._known.items()}
         self._looked = {}

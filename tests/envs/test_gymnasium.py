@@ -70,6 +70,8 @@ def assert_same(expected: Any, got: Any) -> None:
             assert_same(one, other)
     elif expected is None or isinstance(expected, int):
         assert got == expected
+    elif type(expected) is float:
+        assert type(got) is float and got == pytest.approx(expected, abs=1e-6, rel=1e-6)
     else:
         assert expected.dtype == got.dtype and expected.shape == got.shape
         np.testing.assert_allclose(got, expected, atol=1e-6, rtol=1e-6)
