@@ -290,6 +290,7 @@ class Learner:
         if self.new_readouts and not (self.rules.jumps and self.config.schedule.random_route_weight > 0):  # random routes have taught them
             head = self.stack.make_readout(readouts.plan)
             readouts.begin_as((head if self.stack.split is None else whole_copy(head)).to(self.device))
+            together().copy_first(readouts.parameters())  # of adapters a part is drawn at random
         if self.warmup_updates > 0 and self.config.schedule.distillation_weight > 0 and self._outputs_fit():
             run = partial(_outputs, self.stack, self.full_route)
             (self.teacher,) = in_batches(run, self.train, TEACHER_BATCH, self.stack)
