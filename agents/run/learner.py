@@ -288,6 +288,7 @@ class Learner:
         if readouts is None:
             return
         if self.new_readouts and not (self.rules.jumps and self.config.schedule.random_route_weight > 0):  # random routes have taught them
+            self._forget_gradient()  # which is no part of a copy
             head = self.stack.make_readout(readouts.plan)
             readouts.begin_as((head if self.stack.split is None else whole_copy(head)).to(self.device))
             together().copy_first(readouts.parameters())  # of adapters a part is drawn at random
