@@ -19,7 +19,8 @@ RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 LOCAL_RANK = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK")
 """Variables in which torchrun and accelerate launch, Open MPI, Intel MPI and MVAPICH say how many processes there are, and which is this."""
 OF_ACCELERATE = {"precision": "ACCELERATE_MIXED_PRECISION", "accumulate": "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"}
-SPLITS = "ACCELERATE_USE_FSDP"
+SPLITS, LOADS_ONCE = "ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"
+"""Variables in which accelerate launch asks for FSDP, and asks transformers to give weights to the first process alone; here each reads them."""
 ENGINES = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
 
 
@@ -47,6 +48,7 @@ def joined() -> Iterator[Processes]:
         raise UserError(f"{processes.count} processes were started that do not say which is which; start them with torchrun or accelerate launch")
     if torch.cuda.is_available():
         torch.cuda.set_device((_number(LOCAL_RANK) or 0) % torch.cuda.device_count())
+    os.environ[LOADS_ONCE] = "false"
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, rank=processes.rank, world_size=processes.count)
     with working(processes):

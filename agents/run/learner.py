@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from agents.options.config import TrainConfig
 from agents.run.gradients import PartLoss, add_up, parts
-from agents.run.moments import load_moments
+from agents.run.moments import MOMENTS, load_moments
 from agents.run.sharding import shard
 from agents.run.split_tensors import clip_gradient, is_split, split_state, whole_copy
 from agents.run.tuning import choose_parameters, heads_of, merge_adapters
@@ -419,6 +419,12 @@ class Learner:
             self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"].cpu())
         self.load_random_state(state)
+
+    def split_parts(self) -> dict[tuple[str | int, ...], Tensor]:
+        """How tensors of the state are split over processes, by the keys that lead to them."""
+        weights = {("stack", name): weight for name, weight in self.stack.state_dict().items() if is_split(weight)}
+        numbered = [(number, weight) for number, weight in enumerate(_parameters_of(self.network_optimizer)) if is_split(weight)]
+        return weights | {("network_optimizer", "state", number, moment): weight for number, weight in numbered for moment in MOMENTS - {"step"}}
 
     def random_state(self) -> dict[str, Any]:
         """Of PyTorch's own generators, which draw what is each process's own, such as what dropout leaves out."""

@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from agents.run.split_tensors import split_like
 
-__all__ = ["load_moments"]
+__all__ = ["MOMENTS", "load_moments"]
 
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
 """What Adam and AdamW (Kingma & Ba 2015, Loshchilov & Hutter 2019) keep of a parameter."""

@@ -28,7 +28,7 @@ from agents.run.pictures import show_run_rates
 from agents.run.remarks import CurveWatch
 from agents.run.run_folder import begin, claim, end, is_finished
 from agents.run.sharding import check_options
-from agents.run.split_tensors import gathered_state
+from agents.run.split_tensors import gathered_state, scattered_state
 from agents.run.splits import try_splits
 from agents.run.start import START, load_start, save_start
 from agents.run.telemetry import Telemetry
@@ -256,7 +256,8 @@ class Session:
 
     def _go_back(self, folder: Path, checkpoints: Checkpoints, console: Console) -> None:
         processes = together()
-        state = processes.from_first(checkpoints.latest(lambda line: _say(console, line)) if processes.first else None)
+        state = checkpoints.latest(lambda line: _say(console, line)) if processes.first else None
+        state = scattered_state(state, {("learner", *path): part for path, part in self.learner.split_parts().items()})
         if state is None:
             _say(console, f"the run {folder} has no checkpoint that could be used, so it begins at update {self.done}")
         else:

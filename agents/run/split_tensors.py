@@ -1,6 +1,6 @@
 """Tensors of which each process holds a part, where a network is split over several: their parts, their whole, and the norm of their gradients."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -11,7 +11,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rl_skip.core.processes import together
 
-__all__ = ["clip_gradient", "gathered", "gathered_state", "is_split", "split_like", "split_state", "whole", "whole_copy"]
+__all__ = ["clip_gradient", "gathered", "gathered_state", "is_split", "scattered_state", "split_like", "split_state", "whole", "whole_copy"]
+
+Path = tuple[str | int, ...]
+"""The keys that lead to a tensor in nested dictionaries."""
 
 
 def is_split(tensor: Tensor | None) -> bool:
@@ -51,6 +54,41 @@ def gathered_state(state: Any) -> Any:
         return state
     full = whole(state.detach())
     return full.cpu() if together().first else None
+
+
+def scattered_state(state: Any, likes: Mapping[Path, Tensor]) -> Any:
+    """What `gathered_state` made, in all processes, with those tensors split again: they are sent one at a time, so that nobody else holds all.
+
+    The processes call it together.
+
+    Args:
+        state: in the first process; the others' is not looked at.
+        likes: how tensors are to be split, by where they are.
+    """
+    sent = {path: tensor for path, tensor in _leaves(state) if path in likes and tensor.shape == likes[path].shape} if together().first else {}
+    rest, shapes = together().from_first((_without(state, sent.keys()), {path: (tensor.shape, tensor.dtype) for path, tensor in sent.items()}))
+    for path, (shape, dtype) in shapes.items():
+        full = sent.pop(path) if together().first else torch.empty(shape, dtype=dtype)
+        together().copy_first(iter([full]))
+        place = rest
+        for name in path[:-1]:
+            place = place[name]
+        place[path[-1]] = split_like(full, likes[path])
+    return rest
+
+
+def _leaves(state: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    if isinstance(state, dict):
+        for name, value in state.items():
+            yield from _leaves(value, (*path, name))
+    elif isinstance(state, Tensor):
+        yield path, state
+
+
+def _without(state: Any, paths: Collection[Path], path: Path = ()) -> Any:
+    if not isinstance(state, dict):
+        return state
+    return {name: _without(value, paths, (*path, name)) for name, value in state.items() if (*path, name) not in paths}
 
 
 def whole_copy(module: nn.Module) -> nn.Module:
