@@ -38,7 +38,7 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.files import NoRoom
 from rl_skip.core.finite import NotFinite
 from rl_skip.core.plugins import is_own, label_of, own_code
-from rl_skip.core.processes import together
+from rl_skip.core.processes import talking, together
 from rl_skip.core.progress import listening
 from rl_skip.core.seal import is_sealed
 from rl_skip.core.stack import LayerStack
@@ -299,7 +299,7 @@ class Session:
             NotFinite: if it led to numbers that are not finite.
         """
         try:
-            with self.learner.stack.computing_in(self.learner.precision):
+            with self.learner.stack.computing_in(self.learner.precision), talking():
                 return self.warm_up.update(update) if update < self.learner.warmup_updates else self.agent.update(update)
         except NotFinite as error:
             where = output_not_finite(update, self.learner)

@@ -16,7 +16,7 @@ from rl_skip.core.batches import deployed
 from rl_skip.core.errors import UserError
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import Inputs
-from rl_skip.core.processes import together
+from rl_skip.core.processes import talking, together
 from rl_skip.core.stack import LayerStack
 
 __all__ = ["ShardedWeights", "check_options", "shard"]
@@ -80,7 +80,8 @@ class ShardedWeights:
     def passed(self, call: Callable[[], T]) -> T:
         """One pass, after which the weights stay gathered that its gradient needs."""
         try:
-            made: T = self.network(call)  # type: ignore[operator]
+            with talking():
+                made: T = self.network(call)  # type: ignore[operator]
         except Exception:
             self.network.reset_iter_state()
             raise

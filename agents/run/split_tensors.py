@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from rl_skip.core.processes import together
+from rl_skip.core.processes import talking, together
 
 __all__ = ["clip_gradient", "gathered", "gathered_state", "is_split", "scattered_state", "split_like", "split_state", "whole", "whole_copy"]
 
@@ -24,7 +24,8 @@ def is_split(tensor: Tensor | None) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, in every process; the processes call it together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    with talking():
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def split_like(tensor: Tensor, like: Tensor | None) -> Tensor:
