@@ -12,6 +12,7 @@ from torch import Tensor
 
 import rl_skip
 import train
+from agents.baselines.training import baselines_of
 from agents.options.config import PolicyConfig, PriceConfig, ScheduleConfig, TrainConfig
 from agents.policy.reinforce import Reinforce
 from agents.run.learner import Learner
@@ -92,6 +93,7 @@ def test_the_run_folder_is_whole_and_one_process_goes_on_with_it(runs: dict[str,
     network = torch.load(max((runs["split"] / "checkpoints").glob("*.pt")), weights_only=True)["learner"]["stack"]
     weights = load_file(runs["split"] / "model" / "model.safetensors")
     assert all(torch.equal(network[f"model.{name}"], weight) for name, weight in weights.items()), "checkpoints are whole too"
+    assert not any(config.shard for _, config in baselines_of(runs["split"]).values()), "which train in one process"
 
 
 def test_a_run_that_was_cut_off_goes_on_bit_for_bit(runs: dict[str, Path], tmp_path: Path) -> None:
