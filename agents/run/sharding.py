@@ -22,8 +22,8 @@ from rl_skip.core.stack import LayerStack
 __all__ = ["ShardedWeights", "check_options", "shard"]
 
 T = TypeVar("T")
-FEW = 5
-"""Rows, and tokens of each, on which it is found where the rows are in what layers are given."""
+FEW = torch.arange(5)
+"""Rows, and tokens of each, some of them twice where there are fewer, on which it is found where the rows are in what layers are given."""
 
 
 def check_options(config: TrainConfig, own_stack: bool) -> None:
@@ -142,8 +142,7 @@ def _find_rows(stack: CalledStack, inputs: dict[str, torch.Tensor]) -> None:
 
     As many rows as tokens, so that whatever has either in its shape could be rows, and is looked at.
     """
-    size = min(FEW, *(tensor.shape[1] for tensor in inputs.values()))
-    few = {name: tensor[torch.arange(size) % len(tensor), :size] for name, tensor in inputs.items()}
+    few = {name: tensor[FEW % tensor.shape[0]][:, FEW % tensor.shape[1]] for name, tensor in inputs.items()}
     with deployed(stack):
         routed_forward(stack, torch.ones(stack.depth, dtype=torch.bool), few)
     stack.places.complete = True

@@ -1,7 +1,10 @@
 """A network whose weights are split over two processes learns what one process learns, and leaves the same files."""
 
 import json
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +110,19 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(runs: dict[str, Path], tmp_p
     assert curves(run) == curves(whole)
     for name in EXPORTS:
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_process_that_is_killed_ends_the_other_with_a_line(tmp_path: Path) -> None:
+    flags, run = options(tmp_path), tmp_path / "run"
+    flags[flags.index("--epochs") + 1] = "99"
+    running = training(2, tmp_path / "said", *flags, "--shard", "--out", str(run), "--checkpoint-updates", "2")
+    while not list(run.glob("checkpoints/*.pt")):
+        assert all(process.is_alive() for process in running.each), running.said()
+        time.sleep(0.01)
+    os.kill(running.each[1].pid or 0, signal.SIGKILL)
+    assert running.ended(60) == [1, -signal.SIGKILL]
+    (line,) = running.said()
+    assert line.startswith("error: another of the 2 processes ended without a word") and line.endswith("go on with --resume")
 
 
 ROWS = 37
