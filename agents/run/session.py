@@ -195,7 +195,8 @@ class Session:
         self.agent = config.agent_class(self.learner)
         self.warm_up = warm_up_for(self.learner)
         if config.shard and not (self.agent.runs_all_layers and isinstance(self.warm_up, RandomRoutes)):
-            raise UserError("--shard keeps all processes at the same layer, and sampled routes do not; set --readouts --no-jumps --gradient exact, or --no-shard")
+            advice = "set --readouts --no-jumps --gradient exact, or --no-shard"
+            raise UserError(f"--shard keeps all processes at the same layer, and sampled routes do not; {advice}")
         self.averages = Averages(device)
         schedule, learner = config.schedule, self.learner
         self.cadence = Cadence(learner.updates, learner.warmup_updates, learner.updates_per_epoch, schedule.eval_epochs)
