@@ -186,6 +186,9 @@ class Agent(ABC):
     see: ClassVar[str]
     """Which command of rl_skip shows more of a finished run, with {folder} for the run."""
 
+    runs_all_layers: bool = False
+    """Whether each update runs all layers on all rows, so that processes over which the network is split are always at the same one."""
+
     def __init_subclass__(cls) -> None:
         if "update" in vars(cls) and "divides" not in vars(cls):
             cls.divides = False

@@ -39,7 +39,7 @@ def baselines_of(
 
     They differ from the run's in agent and budget; the one-shot policy in its scope. Each trains in one process, and in one pass.
     """
-    run = replace(TrainConfig.from_json(folder, allow_code), resume=None, overwrite=False, processes=1)
+    run = replace(TrainConfig.from_json(folder, allow_code), resume=None, overwrite=False, processes=1, shard=False)
     run = replace(run, schedule=replace(run.schedule, accumulate=1))
     unpriced = PriceConfig()
     each = [(f"{record.name}-{budget:g}", record, replace(unpriced, budget=budget)) for budget in budgets for record in TRAINED if record.per_budget]

@@ -272,6 +272,9 @@ class TrainConfig:
     --budget) and exits; or file.py:name for an agent of your own. Each has options of its own: --agent ppo --help shows those of PPO."""
     seed: int = 0
     """Seeds everything: same seed, same machine, same result."""
+    shard: bool = False
+    """In several processes: splits the weights of the network, and what its optimiser keeps of them, over all (FSDP2), for a model that one device
+    does not hold. For --task text and language, with --readouts --no-jumps."""
     processes: Annotated[int, tyro.conf.Suppress] = 1
     """That train together; the launcher says how many."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -432,7 +435,7 @@ class TrainConfig:
             raise UserError(f"{file}: {error}") from None
         agent_config = read_dataclass(config_class, fields.object("agent_config"))
         schedule = fields.object("schedule")
-        for group, name, value in ((schedule, "max_updates", None), (schedule, "accumulate", 1), (fields, "processes", 1)):
+        for group, name, value in ((schedule, "max_updates", None), (schedule, "accumulate", 1), (fields, "processes", 1), (fields, "shard", False)):
             group.values.setdefault(name, value)  # which runs of before did not know
         pricing = fields.object("pricing")
         given = {

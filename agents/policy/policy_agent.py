@@ -15,7 +15,12 @@ from agents.policy.calibration import calibrate, calibration_rows, refuse_small_
 from agents.run.forecast import seconds_of
 from agents.run.learner import Learner
 from agents.run.pictures import DRAWING, show_policy
+<<<<<<< HEAD
 from agents.run.report import AT_EVAL_PRICE, TABLE, TIMED_ROWS, TIMING, TIMINGS, final_report, print_next, print_report, rows_of_report
+=======
+from agents.run.report import AT_EVAL_PRICE, TABLE, TIMED_ROWS, TIMING, TIMINGS, final_report, print_report, rows_of_report
+from agents.run.split_tensors import gathered
+>>>>>>> w-fsdp
 from agents.run.telemetry import ENV_STEPS
 from rl_skip.core.batches import deployed
 from rl_skip.core.dial import Guarantee, PriceTable
@@ -166,7 +171,7 @@ class PolicyAgent(Agent):
             with run.part(GUARANTEE):
                 promise = self._guarantee(table, price, run.console)
                 price = price if promise is None else promise.price
-        with run.part(EXPORT):
+        with run.part(EXPORT), gathered(learner.stack):
             if together().first:
                 self._export(run, table, price, promise)
         eval_price, eval_reward = self.prices.validation_price, self.prices.reward
@@ -193,7 +198,7 @@ class PolicyAgent(Agent):
         seconds = seconds_of(lambda: at_any_price(learner.stack, learner.policy, learner.task, rows)(price)) / len(rows)
         low, high = self.prices.range
         passed = calibration_rows(learner, budget=isinstance(self.prices, BudgetPrice)) if low < high else 0
-        reported = {TABLE: seconds * rows_of_report(learner), TIMING: seconds * TIMED_ROWS * TIMINGS}
+        reported = {TABLE: seconds * rows_of_report(learner)} | ({TIMING: seconds * TIMED_ROWS * TIMINGS} if learner.stack.split is None else {})
         return {CALIBRATION: seconds * passed, **reported, PICTURES: 2 * seconds * len(learner.validation) + DRAWING}
 
     def _guarantee(self, table: PriceTable, price: float, console: Console) -> Guarantee | None:

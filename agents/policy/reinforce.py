@@ -151,6 +151,7 @@ class Reinforce(PolicyAgent):
         if self.config.gradient == "exact" and obstacle is not None:
             raise UserError(f"{obstacle}, or --gradient sampled")
         self.exact = obstacle is None and self.config.gradient != "sampled"
+        self.runs_all_layers = self.exact
 
     def try_out(self) -> None:
         super().try_out()

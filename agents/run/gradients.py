@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from agents.run.split_tensors import is_split
 from rl_skip.core.processes import together
 from rl_skip.core.task import Examples
 
@@ -57,7 +58,7 @@ def add_up(parameters: Sequence[nn.Parameter], metrics: dict[str, Tensor]) -> di
 
     One flat tensor holds the gradients of all parameters that learn, whether they have one, and the metrics. Which layers ran differs from process
     to process: where one has no gradient it adds nothing, and where none has, there is none afterwards, so that an optimiser leaves
-    the parameter as it is, as in one process.
+    the parameter as it is, as in one process. Gradients of parameters that are split over the processes are sums already.
 
     Args:
         parameters: in the same order in all processes.
@@ -66,7 +67,7 @@ def add_up(parameters: Sequence[nn.Parameter], metrics: dict[str, Tensor]) -> di
     processes = together()
     if not processes.several:
         return metrics
-    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    learning = [parameter for parameter in parameters if parameter.requires_grad and not is_split(parameter)]
     device = learning[0].device
     gradients = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in learning]
     present = torch.tensor([float(parameter.grad is not None) for parameter in learning], device=device)

@@ -19,7 +19,9 @@ RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 LOCAL_RANK = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK")
 """Variables in which torchrun and accelerate launch, Open MPI, Intel MPI and MVAPICH say how many processes there are, and which is this."""
 OF_ACCELERATE = {"precision": "ACCELERATE_MIXED_PRECISION", "accumulate": "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"}
-ENGINES = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+SPLITS, LOADS_ONCE = "ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"
+"""Variables in which accelerate launch asks for FSDP, and asks transformers to give weights to the first process alone; here each reads them."""
+ENGINES = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
 
 
 def launched() -> Processes:
@@ -46,12 +48,13 @@ def joined() -> Iterator[Processes]:
         raise UserError(f"{processes.count} processes were started that do not say which is which; start them with torchrun or accelerate launch")
     if torch.cuda.is_available():
         torch.cuda.set_device((_number(LOCAL_RANK) or 0) % torch.cuda.device_count())
+    os.environ[LOADS_ONCE] = "false"
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, rank=processes.rank, world_size=processes.count)
     with working(processes):
         for variable, engine in ENGINES.items():
-            if os.environ.get(variable, "").lower() in ("1", "true"):
-                raise UserError(f"accelerate launch asks for {engine}, and every process holds the whole network here; leave it out")
+            if _is_set(variable):
+                raise UserError(f"accelerate launch asks for {engine}, which is not known here; leave it out, or split the network with --use_fsdp")
         yield processes
         processes.from_first(None)  # who leaves while the first still writes would take the others' connections along
     distributed.destroy_process_group()  # not after an error: it would wait for processes that have ended
@@ -67,7 +70,12 @@ def refuse_shared_device(device: torch.device) -> None:
 def accelerate_defaults() -> dict[str, str | int]:
     """What `accelerate launch` and its configuration say of options of ours, by their names; nothing under another launcher."""
     said = {option: os.environ.get(variable, "no") for option, variable in OF_ACCELERATE.items()}
-    return {option: int(value) if value.isdecimal() else value for option, value in said.items() if value != "no"}
+    given = {option: int(value) if value.isdecimal() else value for option, value in said.items() if value != "no"}
+    return given | ({"shard": True} if _is_set(SPLITS) else {})
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true")
 
 
 def _number(variables: tuple[str, ...]) -> int | None:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from agents.options.config import TrainConfig
 from agents.run.gradients import PartLoss, add_up, parts
-from agents.run.moments import load_moments
+from agents.run.moments import MOMENTS, load_moments
+from agents.run.sharding import shard
+from agents.run.split_tensors import clip_gradient, is_split, split_state, whole_copy
 from agents.run.tuning import choose_parameters, heads_of, merge_adapters
 from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.devices import multiplies_bfloat16
@@ -39,6 +41,8 @@ LARGEST_TEACHER = 2**28
 LOSS = "loss"
 SMALLEST_SCALE = 1.0
 """Of the loss in float16: a gradient that is not finite at that is not too large for the number format alone."""
+SHARD_ROWS = 8
+"""Training rows by which a network that is to be split gets to know its inputs."""
 BUCKET = 32
 """Batches among whose rows those of like length are put together: more pads less, fewer mixes better."""
 
@@ -83,11 +87,15 @@ class Learner:
         torch.manual_seed(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.train, self.validation = self._examples("train"), self._examples("validation")
-        self.stack = (task.build(config.network) if stack is None else stack).to(device)
+        self.stack = task.build(config.network) if stack is None else stack
+        if not config.shard:  # else no device may have the room
+            self.stack.to(device)
         self.new_readouts = config.policy.readouts and self.stack.readouts is None
         """Whether the readouts are this learner's own, and not those that a given stack brought along."""
         readout_flops = self._readout_flops()
         self.adapters = choose_parameters(self.stack, config.schedule.tune)
+        if config.shard:
+            shard(self.stack, self.train.take(slice(0, SHARD_ROWS)).to("cpu").inputs, device)
         price_range, has_memory = seen_range(config.pricing), self.stack.has_memory
         self.rules = config.policy.rules(self.stack.depth, self.stack.width, price_range, has_memory, readout_flops)
         self.policy, self.critic = JumpPolicy(self.rules).to(device), Critic(self.rules).to(device)
@@ -134,7 +142,7 @@ class Learner:
             if self.stack.readouts is not None:
                 raise UserError("the given stack has readouts, which answer rows that leave early; set --readouts")
             return 0.0
-        example = self.validation.take(slice(0, 2)).inputs
+        example = self.validation.take(slice(0, 2)).to(self.stack.layer_flops.device).inputs
         with deployed(self.stack):
             readouts = self.stack.readouts or self.stack.add_readouts(example, plan=self.config.policy.readout_plan)
             if not readouts.flops:
@@ -142,7 +150,15 @@ class Learner:
         return readouts.flops
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        """All parameters of the network; those of heads and readouts learn at a rate of their own where the options say so."""
+        """All parameters of the network; those of heads and readouts learn at a rate of their own where the options say so. Those that are split over
+        processes are apart from the others, in the same order: an optimiser takes no two kinds at once."""
+        groups = self._groups_by_rate()
+        if self.stack.split is None:
+            return groups
+        kinds = [(group, [p for p in group["params"] if is_split(p) == split]) for group in groups for split in (True, False)]
+        return [{**group, "params": kind} for group, kind in kinds if kind]
+
+    def _groups_by_rate(self) -> list[dict[str, Any]]:
         factor = self.config.schedule.head_rate
         if factor == 1:
             return [{"params": list(self.stack.parameters())}]
@@ -272,7 +288,10 @@ class Learner:
         if readouts is None:
             return
         if self.new_readouts and not (self.rules.jumps and self.config.schedule.random_route_weight > 0):  # random routes have taught them
-            readouts.begin_as(self.stack.make_readout(readouts.plan).to(self.device))
+            self._forget_gradient()  # which is no part of a copy
+            head = self.stack.make_readout(readouts.plan)
+            readouts.begin_as((head if self.stack.split is None else whole_copy(head)).to(self.device))
+            together().copy_first(readouts.parameters())  # of adapters a part is drawn at random
         if self.warmup_updates > 0 and self.config.schedule.distillation_weight > 0 and self._outputs_fit():
             run = partial(_outputs, self.stack, self.full_route)
             (self.teacher,) = in_batches(run, self.train, TEACHER_BATCH, self.stack)
@@ -353,7 +372,7 @@ class Learner:
         for optimizer in optimizers:
             self.scaler.unscale_(optimizer)
         limit = self.config.schedule.max_grad_norm
-        norm = nn.utils.clip_grad_norm_(self.stack.parameters(), limit)
+        norm = clip_gradient(self.stack.parameters(), limit)
         deciding = [nn.utils.clip_grad_norm_(module.parameters(), limit) for module in (self.policy, self.critic)]
         deciding += [] if beside is None else [nn.utils.clip_grad_norm_(_parameters_of(beside), limit)]
         finite = bool(sum(deciding, norm).isfinite())
@@ -388,7 +407,8 @@ class Learner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to where `state_dict` was taken."""
-        for name in ("stack", "policy", "critic"):
+        self.stack.load_state_dict(split_state(state["stack"], self.stack))
+        for name in ("policy", "critic"):
             getattr(self, name).load_state_dict(state[name])
         for name in ("network_optimizer", "policy_optimizer"):
             load_moments(getattr(self, name), state[name])
@@ -399,6 +419,12 @@ class Learner:
             self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"].cpu())
         self.load_random_state(state)
+
+    def split_parts(self) -> dict[tuple[str | int, ...], Tensor]:
+        """How tensors of the state are split over processes, by the keys that lead to them."""
+        weights = {("stack", name): weight for name, weight in self.stack.state_dict().items() if is_split(weight)}
+        numbered = [(number, weight) for number, weight in enumerate(_parameters_of(self.network_optimizer)) if is_split(weight)]
+        return weights | {("network_optimizer", "state", number, moment): weight for number, weight in numbered for moment in MOMENTS - {"step"}}
 
     def random_state(self) -> dict[str, Any]:
         """Of PyTorch's own generators, which draw what is each process's own, such as what dropout leaves out."""
@@ -417,9 +443,10 @@ class Learner:
         return teacher
 
     def begin_together(self) -> None:
-        """Gives all processes the first one's weights, and each but the first random numbers of its own for what is not drawn for a whole batch."""
+        """Gives all processes the first one's weights, but those of a split network, and each but the first random numbers of its own for what is not
+        drawn for a whole batch."""
         processes = together()
-        for module in (self.stack, self.policy, self.critic):
+        for module in (self.policy, self.critic, *([self.stack] if self.stack.split is None else [])):
             processes.copy_first(chain(module.parameters(), module.buffers()))
         if not processes.first:
             torch.manual_seed(self.config.seed + (processes.rank << 32))

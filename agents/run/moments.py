@@ -5,14 +5,16 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["load_moments"]
+from agents.run.split_tensors import split_like
+
+__all__ = ["MOMENTS", "load_moments"]
 
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
 """What Adam and AdamW (Kingma & Ba 2015, Loshchilov & Hutter 2019) keep of a parameter."""
 
 
 def load_moments(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Goes back to where `optimizer.state_dict()` was taken, of Adam or AdamW.
+    """Goes back to where `optimizer.state_dict()` was taken, of Adam or AdamW; the moments of a parameter that is split over processes are split too.
 
     Raises:
         ValueError: if a moment is missing or has another shape, or a setting is of another type.
@@ -22,6 +24,7 @@ def load_moments(optimizer: Optimizer, state: dict[str, Any]) -> None:
         if other is not None or given["params"] != own["params"]:
             raise ValueError(f"the optimiser's {other or 'params'} is missing or of another kind")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    fitting: dict[int, dict[str, Tensor]] = {}
     for number, moments in state["state"].items():
         if number not in range(len(parameters)) or set(moments) != MOMENTS:
             raise ValueError(f"the moments of parameter {number} are {', '.join(map(str, moments))}")
@@ -29,7 +32,8 @@ def load_moments(optimizer: Optimizer, state: dict[str, Any]) -> None:
             shape = () if name == "step" else parameters[number].shape
             if not isinstance(moment, Tensor) or moment.shape != shape or not moment.is_floating_point():
                 raise ValueError(f"{name} of parameter {number} is no tensor of shape {tuple(shape)}")
-    optimizer.load_state_dict(state)
+        fitting[number] = {name: split_like(moment, parameters[number]) for name, moment in moments.items()}
+    optimizer.load_state_dict({**state, "state": fitting})
 
 
 def _alike(given: object, own: object) -> bool:

@@ -93,6 +93,10 @@ def final_report(
         report["dial"] = [_on_dial(learner, measured(point.price)) for point in table.points]
         told = remarks(learner, policy, report[FULL][key], report["dial"], run.folder, _earning_more(policy, ways))
         report["remarks"] = [*run.alarms, *told]
+    if stack.split is not None:
+        said = "time is not measured: the network is split over processes, and one of them cannot run it"
+        run.console.print(said, soft_wrap=True, highlight=False)
+        return report
     with run.part(TIMING):
         if not together().first:
             return report  # the others wait, so that they take no time from what is timed

@@ -27,16 +27,18 @@ from agents.run.overflow import output_not_finite, stopped_at, weight_not_finite
 from agents.run.pictures import show_run_rates
 from agents.run.remarks import CurveWatch
 from agents.run.run_folder import begin, claim, end, is_finished
+from agents.run.sharding import check_options
+from agents.run.split_tensors import gathered_state, scattered_state
 from agents.run.splits import try_splits
 from agents.run.start import START, load_start, save_start
 from agents.run.telemetry import Telemetry
-from agents.run.warmup import warm_up_for
+from agents.run.warmup import RandomRoutes, warm_up_for
 from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import NoRoom
 from rl_skip.core.finite import NotFinite
 from rl_skip.core.plugins import is_own, label_of, own_code
-from rl_skip.core.processes import together
+from rl_skip.core.processes import talking, together
 from rl_skip.core.progress import listening
 from rl_skip.core.seal import is_sealed
 from rl_skip.core.stack import LayerStack
@@ -80,6 +82,7 @@ def train(
             console = Console() if processes.first else Console(file=owned.enter_context(open(os.devnull, "w")))
         config = config if task is None else replace(config, task=task.name, data=None)
         config = config if stack is None else replace(config, network=NetworkConfig(stack.depth, stack.width, heads=1))
+        check_options(config, own_stack=stack is not None)
         if _nothing_left(config, console):
             return config.folder
         config = config if config.resume is not None else replace(config, processes=processes.count)
@@ -191,6 +194,9 @@ class Session:
         self.learner = Learner(config, task, device, stack)
         self.agent = config.agent_class(self.learner)
         self.warm_up = warm_up_for(self.learner)
+        if config.shard and not (self.agent.runs_all_layers and isinstance(self.warm_up, RandomRoutes)):
+            advice = "set --readouts --no-jumps --gradient exact, or --no-shard"
+            raise UserError(f"--shard keeps all processes at the same layer, and sampled routes do not; {advice}")
         self.averages = Averages(device)
         schedule, learner = config.schedule, self.learner
         self.cadence = Cadence(learner.updates, learner.warmup_updates, learner.updates_per_epoch, schedule.eval_epochs)
@@ -251,7 +257,8 @@ class Session:
 
     def _go_back(self, folder: Path, checkpoints: Checkpoints, console: Console) -> None:
         processes = together()
-        state = processes.from_first(checkpoints.latest(lambda line: _say(console, line)) if processes.first else None)
+        state = checkpoints.latest(lambda line: _say(console, line)) if processes.first else None
+        state = scattered_state(state, {("learner", *path): part for path, part in self.learner.split_parts().items()})
         if state is None:
             _say(console, f"the run {folder} has no checkpoint that could be used, so it begins at update {self.done}")
         else:
@@ -277,7 +284,7 @@ class Session:
         run.write(whole=True)
 
     def _end_warm_up(self, folder: Path, console: Console) -> None:
-        if self.agent.leaves_start and together().first:
+        if self.agent.leaves_start:
             try:
                 save_start(self.learner, folder / START)
             except NoRoom as error:
@@ -293,13 +300,13 @@ class Session:
             NotFinite: if it led to numbers that are not finite.
         """
         try:
-            with self.learner.stack.computing_in(self.learner.precision):
+            with self.learner.stack.computing_in(self.learner.precision), talking():
                 return self.warm_up.update(update) if update < self.learner.warmup_updates else self.agent.update(update)
         except NotFinite as error:
             where = output_not_finite(update, self.learner)
             raise stopped_at(update, self.learner, f"{error}, and {where}" if where else str(error)) from None
         except (RuntimeError, ValueError):  # such as distributions raise on logits that are not finite
-            if (said := self.not_finite(update)) is None:
+            if self.learner.stack.split is not None or (said := self.not_finite(update)) is None:  # which the others would not look for
                 raise
             raise stopped_at(update, self.learner, said) from None
 
@@ -384,7 +391,7 @@ class Session:
         """Writes a checkpoint. A run goes on where there is no room for it: there may be by the next."""
         if (said := weight_not_finite(self.learning)) is not None:
             raise stopped_at(self.done - 1, self.learner, said)
-        state = self.state_dict()
+        state = gathered_state(self.state_dict())
         if telemetry is None:
             return
         telemetry.flush()

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from agents.run.learner import Learner
 from agents.run.moments import load_moments
+from agents.run.split_tensors import gathered_state
 from rl_skip.core.bounded import read_tensors
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_write
+from rl_skip.core.processes import together
 from rl_skip.core.seal import check_sealed, is_sealed
 
 __all__ = ["START", "load_start", "save_start"]
@@ -19,8 +21,10 @@ START = "start.safetensors"
 
 
 def save_start(learner: Learner, file: Path) -> None:
-    """Writes the network, its optimiser's moments, and the states of the random generators."""
-    atomic_write(file, packed({name: tensor.detach().cpu().clone().contiguous() for name, tensor in _state(learner).items()}))
+    """Writes the network, its optimiser's moments, and the states of the random generators; the first of several processes does, when all call it."""
+    state: dict[str, Tensor] = gathered_state(_state(learner))
+    if together().first:
+        atomic_write(file, packed({name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}))
 
 
 def load_start(learner: Learner, file: Path) -> None:

@@ -61,6 +61,8 @@ class RowPlaces:
     def __init__(self, named: bool = False) -> None:
         self.named = named
         self.found: dict[Key, int | None] = {}
+        self.complete = False
+        """Whether all that have rows were found, so that the module is not called to find more."""
 
     def settle(self, arguments: Mapping[str, Any], row_count: int, call: Callable[[Tensor | None, Places], Tensor], module: str) -> Places:
         """The places in all `arguments` of a call with `row_count` rows.
@@ -75,7 +77,7 @@ class RowPlaces:
             UserError: if no way of taking rows answers as the whole batch is answered.
         """
         groups = self._unknown(arguments, row_count)
-        if not groups:
+        if not groups or self.complete:
             return self.found
         rows = few_rows(row_count, {size for name, value in arguments.items() for _, tensor in leaves(name, value) for size in tensor.shape})
         whole: Tensor | None = None

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.core.errors import UserError
+from rl_skip.core.processes import together
 
 __all__ = ["NotFinite", "found_in", "not_finite", "refuse_not_finite", "row_not_finite"]
 
@@ -20,15 +21,22 @@ class NotFinite(UserError):
 def not_finite(named: Iterable[tuple[str, Tensor]], *, masks: bool = False) -> str | None:
     """The name of the first tensor that holds a number that is not finite; None where all are. Whole numbers, and bytes of any kind, always are.
 
+    Of tensors that are split over several processes each looks at its part; then all call it together, and get the same.
+
     Args:
         masks: minus infinity may be among them, of which masks are made.
     """
     tensors = [(name, tensor.detach()) for name, tensor in named if _fractional(tensor) and tensor.numel()]
     if not tensors:
         return None
-    ends = [torch.stack(tensor.aminmax()) for _, tensor in tensors]  # of NaN both are NaN, and nothing as large as the tensor is made
+    held = [_own(tensor) for _, tensor in tensors]  # of NaN both ends are NaN, and nothing as large as the tensor is made
+    ends = [torch.stack(own.aminmax()) if own.numel() else own.new_zeros(2) for own in held]
     low, high = torch.stack([pair.cpu().double() for pair in ends]).unbind(dim=1)
     fine = high.isfinite() & low.isfinite() if not masks else high < torch.inf
+    if any(own is not tensor for own, (_, tensor) in zip(held, tensors, strict=True)):
+        wrong = (~fine).int()
+        together().add(wrong)
+        fine = wrong == 0
     return None if fine.all() else tensors[int(fine.long().argmin())][0]
 
 
@@ -53,6 +61,12 @@ def row_not_finite(rows: Tensor) -> int | None:
     if not_finite([("", rows)]) is None:
         return None
     return int((~rows.isfinite()).reshape(len(rows), -1).any(dim=1).nonzero()[0])
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds; the tensor itself where it is not split."""
+    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return own
 
 
 def _fractional(tensor: Tensor) -> bool:

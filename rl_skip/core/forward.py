@@ -1,6 +1,7 @@
 """The routed forward pass: a batch from the beginning of a stack to its end, each row on its own route."""
 
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -98,11 +99,19 @@ def routed_forward(
     router = as_router(router)
     if router.rules is not None:
         check_layout(router.rules.layout, stack)
+    if stack.split is None:
+        return _routed(stack, router, inputs, price, critic)
+    return stack.split.passed(partial(_routed, stack, router, inputs, price, critic))
+
+
+def _routed(stack: LayerStack, router: Router, inputs: Inputs, price: Tensor | float, critic: nn.Module | None) -> Rollout:
     state = RoutingState(stack, router.rules, inputs, price)
     taken = _Decisions()
     for i in range(stack.depth):
         rows = state.visit(i)
         if rows is None:
+            if stack.split is not None:
+                stack.split.passed_over(i)
             continue
         decision = router.decide(state, i, rows)
         taken.add(i, rows, decision)

@@ -11,9 +11,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["ALONE", "LostProcess", "Processes", "together", "working"]
+__all__ = ["ALONE", "LostProcess", "Processes", "talking", "together", "working"]
 
 T = TypeVar("T")
+GLOO = "gloo/transport"
+"""What stands in the errors of gloo, which are of no class of their own."""
 TOLD = "rl_skip/told"
 """The key under which the first process that ends with a message claims to be the one that says it."""
 CLAIM = timedelta(seconds=5)
@@ -95,6 +97,17 @@ def _talk(call: Callable[[], object]) -> None:
         call()
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise LostProcess(str(error)) from None
+
+
+@contextmanager
+def talking() -> Iterator[None]:
+    """Within it, what PyTorch itself sends to other processes, beside what it computes, tells of one that ended as the methods of `Processes` do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or GLOO in str(error):
+            raise LostProcess(str(error)) from None
+        raise
 
 
 ALONE = Processes()

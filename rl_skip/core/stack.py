@@ -1,10 +1,10 @@
 """The contract between a model and everything else: a stack of layers that rows may skip."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.readouts import RANK, Adapter, Readouts, adapter_of, too_large
 
-__all__ = ["Carry", "LayerStack", "masked_mean"]
+__all__ = ["Carry", "LayerStack", "SplitWeights", "masked_mean"]
+
+T = TypeVar("T")
 
 
 class _Packed(NamedTuple):
@@ -95,6 +97,18 @@ def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
     return (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
 
 
+class SplitWeights(Protocol):
+    """What gathers the weights of a stack that are split over several processes, all of which make each pass together."""
+
+    def passed(self, call: Callable[[], T]) -> T:
+        """One pass from `begin` to the outputs, which `call` makes."""
+        ...
+
+    def passed_over(self, i: int) -> None:
+        """Called where no row of a pass runs layer `i` in this process: those of another may."""
+        ...
+
+
 class LayerStack(nn.Module):
     """A stack of L layers of which each row of a batch runs some.
 
@@ -122,6 +136,8 @@ class LayerStack(nn.Module):
     """Whether what a policy sees of a readout is what the readout answers; else a look is another, cheaper call of it."""
     answers_late: bool = False
     """Whether rows that left are answered outside of the routing, by a model that goes on once its layers are done."""
+    split: SplitWeights | None = None
+    """What gathers the weights, where they are split over several processes; None: each process has them all."""
     autocast: torch.dtype | None = None
     """The number format in which matrices are multiplied (`torch.autocast`); None: that of the weights."""
 

@@ -28,6 +28,7 @@ BATCH = 37
 EXITS = PolicyConfig(readouts=True, jumps=False)
 CASES: dict[str, dict[str, Any]] = {
     "exact": {"policy": EXITS},
+    "exact, with adapters": {"policy": PolicyConfig(readouts=True, jumps=False, readout_rank=2)},
     "exact, to a budget": {"policy": EXITS, "pricing": PriceConfig(budget=0.6)},
     "sampled": {"agent_config": ReinforceConfig(routes_per_input=3)},
     "sampled, with a critic and imitation": {"agent_config": ReinforceConfig(baseline="value", imitation_weight=0.2)},
