@@ -15,12 +15,8 @@ from agents.policy.calibration import calibrate, calibration_rows, refuse_small_
 from agents.run.forecast import seconds_of
 from agents.run.learner import Learner
 from agents.run.pictures import DRAWING, show_policy
-<<<<<<< HEAD
 from agents.run.report import AT_EVAL_PRICE, TABLE, TIMED_ROWS, TIMING, TIMINGS, final_report, print_next, print_report, rows_of_report
-=======
-from agents.run.report import AT_EVAL_PRICE, TABLE, TIMED_ROWS, TIMING, TIMINGS, final_report, print_report, rows_of_report
 from agents.run.split_tensors import gathered
->>>>>>> w-fsdp
 from agents.run.telemetry import ENV_STEPS
 from rl_skip.core.batches import deployed
 from rl_skip.core.dial import Guarantee, PriceTable
