@@ -120,6 +120,8 @@ class LayerStack(nn.Module):
     """Where the D channels of the hidden state are."""
     looks_at_answers: bool = True
     """Whether what a policy sees of a readout is what the readout answers; else a look is another, cheaper call of it."""
+    look_is_pure: bool = False
+    """Whether `look` takes no more than the hidden state and the mask of a carry, the readout, and `head_modules`: then it can be compiled."""
     answers_late: bool = False
     """Whether rows that left are answered outside of the routing, by a model that goes on once its layers are done."""
     autocast: torch.dtype | None = None

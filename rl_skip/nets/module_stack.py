@@ -37,6 +37,8 @@ class ModuleStack(LayerStack):
         [0.25, 0.25, 0.25, 0.25]
     """
 
+    look_is_pure = True
+
     def __init__(
         self,
         embed: nn.Module,
