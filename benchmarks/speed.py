@@ -71,6 +71,8 @@ class Bench:
         readouts = self.stack.add_readouts(self.x[:1])
         layout = ObservationLayout(options.width, L, features=default_features(False, has_readouts=True), readout_flops=readouts.flops)
         self.policy = JumpPolicy(JumpRules.reaching(layout, allow_exit=True)).to(self.device)
+        if options.compile:
+            self.policy.compile_decisions()
         self.full = torch.ones(L, dtype=torch.bool, device=self.device)
         self.half = half_routes(rows, L).to(self.device)
         left = torch.arange(rows).remainder(L // 2 - 1)[torch.randperm(rows)]  # the last layer of each, a quarter of all on average
@@ -170,6 +172,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="processor: on a machine that does other work too, with one thread")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("no", "bf16"), default="no")
+    parser.add_argument("--compile", action="store_true", help="what the policy sees and decides is one compiled function")
     parser.add_argument("--model", help="a folder with a model from transformers: times it in place of a network of random weights")
     parser.add_argument("--data", help="its data, as train.py --task text takes them")
     parser.add_argument("--sentence-batches", type=int, nargs="+", default=[1, 8, 32])

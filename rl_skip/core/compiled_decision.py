@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,7 @@ class CompiledDecision:
         self.policy = policy
         self.functions: dict[tuple[Any, ...], _Function] = {}
         """Those that were compiled so far."""
+        self._latest: tuple[Callable[[], RoutingState | None], Any] = (lambda: None, None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of the policy decides without."""
@@ -84,7 +86,10 @@ class CompiledDecision:
         if torch.is_grad_enabled() or state.layer_of(rows) != i or state.looked:
             return None
         given = self._given(state, rows)
-        function = self._function(state.stack, given)
+        latest, function = self._latest
+        if latest() is not state:  # what the kind depends on stays as it is while a batch is on its way
+            function = self._function(state.stack, given)
+            self._latest = ref(state), function
         given += [state.remembered(name, rows, size) for name, size in function.parts.sizes.items()]
         observation, logits, jumps, *found = function(i, given)
         if function.parts.looks:
@@ -232,6 +237,7 @@ class _Function:
         self.parts, hidden = parts, given[2]
         assert hidden is not None
         self._slots = [parts.slots(i) for i in range(parts.stack.depth - 1)]
+        self._scattered = any(not held[name].is_contiguous() for slots in self._slots for held, name in slots)
         self._layers = [torch.tensor([i], device=hidden.device) for i in range(parts.stack.depth - 1)]
         with torch.inference_mode(False), torch.no_grad():
             parts(self._layers[0], given)  # which shows what it remembers
@@ -245,11 +251,13 @@ class _Function:
                 self._run = aoti_load_package(package).loader.run  # type: ignore[attr-defined]
 
     def __call__(self, i: int, given: Sequence[Tensor | None]) -> list[Tensor]:
-        there = [tensor.contiguous() for tensor in given if tensor is not None]  # which what was compiled takes for granted
+        # What was compiled takes it for granted that a tensor is contiguous.
+        there = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in given if tensor is not None]
         return self._run([self._layers[i], *self._weights(i), *there])
 
     def _weights(self, i: int) -> list[Tensor]:
-        return [held[name].contiguous() for held, name in self._slots[i]]
+        weights = [held[name] for held, name in self._slots[i]]
+        return [weight.contiguous() for weight in weights] if self._scattered else weights
 
     def _recorded(self, given: list[Tensor | None], any_tokens: bool) -> ExportedProgram:
         """The function for any number of rows, and of tokens."""

@@ -83,17 +83,17 @@ class ObservationLayout:
         """How many numbers each of `parts` has."""
         return [feature.size(self.width) for feature in self.parts]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """S, the length of the vector."""
         return sum(self.sizes)
 
-    @property
+    @cached_property
     def reads(self) -> bool:
         """Whether an observation takes a readout."""
         return any(part.reads for part in self.features)
 
-    @property
+    @cached_property
     def flops(self) -> float:
         """Operations of making one observation, in matrix products."""
         return sum(feature.flops(self.width) for feature in self.parts) + self.readout_flops * self.reads
@@ -230,7 +230,7 @@ class JumpRules:
             return (jumps + (position + 1)).clamp(position + 1, max(farthest, position + 1))
         return torch.maximum((position + 1 + jumps).clamp(max=farthest), position + 1)
 
-    @property
+    @cached_property
     def decision_flops(self) -> float:
         """Operations of one decision of a `JumpPolicy`: making the observation, and running the policy."""
         return self.layout.flops + linear_flops(self.layout.size, self.hidden) + linear_flops(self.hidden, self.max_jump + 1)

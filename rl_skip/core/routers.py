@@ -1,5 +1,6 @@
 """Routers: a given route for all rows or for each, and a jump policy; and what routes are allowed."""
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,14 +26,20 @@ class FixedRoute(Router):
 
     def __init__(self, route: Tensor, rules: JumpRules | None = None) -> None:
         self.route = checked_route(route, rules)
-        self.next_layers = next_layers(self.route)
-        self._together: list[int] | None = self.next_layers.tolist() if self.route.dim() == 1 else None
+        self.layers: list[int] | None = None
+        """Those that all rows run; None where each row has a route of its own."""
+        if self.route.dim() == 1:
+            runs = self.route.tolist()
+            self.layers = [i for i, runs_here in enumerate(runs) if runs_here]
+            self._together = [self.layers[before] if before < len(self.layers) else len(runs) for before in accumulate(runs)]
+        else:
+            self.next_layers = next_layers(self.route)
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
         shape = state.route.shape
         if self.route.shape not in (shape, shape[1:]):
             raise ValueError(f"a route must have shape {tuple(shape[1:])} or {tuple(shape)}, got {tuple(self.route.shape)}")
-        if self._together is not None:
+        if self.layers is not None:
             return Decision(self._together[i])
         self.next_layers = self.next_layers.to(rows.device)
         return Decision(self.next_layers.select(1, i).index_select(0, rows))

@@ -1,9 +1,10 @@
 """Routing: where the rows of a batch are in a stack, and what a router decides after each layer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -158,6 +159,21 @@ class RoutingState:
             counted = self.stack.run(i, self.carry, self.some(rows))
         self.ran(i, rows, counted)
         return rows
+
+    def run_together(self, layers: Sequence[int]) -> None:
+        """Runs all but the last of `layers`, 0 and later ones in order, on all rows, which no one decides about; the last is their next."""
+        stack, device, costs = self.stack, self.everyone.device, []
+        marks = type(stack).on_jump is not LayerStack.on_jump
+        for i, following in pairwise(layers):
+            with stack.computing(device):
+                counted = stack.run(i, self.carry, None)
+            costs.append(stack.costs.layer(i, counted.detach().float()))
+            if marks:
+                stack.on_jump(self.carry, self.everyone, torch.full_like(self.everyone, following - i - 1))
+        if costs:
+            ran = list(layers[:-1])
+            self.spent[:, ran], self.route[:, ran] = torch.stack(costs, dim=1).to(self.spent.dtype), True
+            self._position, self._next_layer = ran[-1], layers[-1]
 
     def due(self, i: int) -> Tensor | None:
         """(R,), the rows whose next layer is `i`; None where there are none."""

@@ -129,7 +129,7 @@ class LayerStack(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._shares: tuple[Tensor, int, Tensor] | None = None  # the operations of the layers, their version, and the share of each
+        self._shares: tuple[Tensor, int, Tensor, tuple[Tensor, ...]] | None = None  # operations of the layers, their version, shares, and each
         self.readouts: Readouts | None = None
         """What answers rows that leave early; None: what comes after the last layer answers all."""
 
@@ -161,8 +161,16 @@ class LayerStack(nn.Module):
         if torch.compiler.is_compiling():  # what a graph makes is not to be kept
             return flops / flops.sum()
         if self._shares is None or self._shares[0] is not flops or self._shares[1] != version_of(flops):
-            self._shares = flops, version_of(flops), flops / flops.sum()
+            shares = flops / flops.sum()
+            self._shares = flops, version_of(flops), shares, shares.split(1)
         return self._shares[2]
+
+    def layer_cost(self, i: int, rows: int) -> Tensor:
+        """(rows,), the share of layer `i` for each row."""
+        shares = self.layer_costs
+        if self._shares is None or shares is not self._shares[2]:
+            return shares[i].expand(rows)
+        return self._shares[3][i] if rows == 1 else self._shares[3][i].expand(rows)
 
     def described(self) -> dict[str, Any] | None:
         """The network's description in an export, in plain JSON; None: only its depth, width and costs are known."""

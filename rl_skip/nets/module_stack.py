@@ -125,10 +125,10 @@ class ModuleStack(LayerStack):
         call = self._caller(self.layers[i])
         if rows is None:
             carry.hidden = call(carry.hidden, carry.mask)
-            return self.layer_costs[i].expand(carry.hidden.shape[0])
+            return self.layer_cost(i, carry.hidden.shape[0])
         hidden, mask = carry.some(rows)
         carry.write(rows, call(hidden, mask), mask)
-        return self.layer_costs[i].expand(rows.shape[0])
+        return self.layer_cost(i, rows.shape[0])
 
     def finish(self, carry: Carry) -> Tensor:
         return self._caller(self.head)(carry.hidden, carry.mask)
