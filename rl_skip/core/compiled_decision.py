@@ -5,6 +5,7 @@ compiled ahead of time (AOTInductor): the checks that `torch.compile` makes befo
 """
 
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,13 +25,23 @@ from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.routing import RoutingState
 from rl_skip.core.stack import Carry, LayerStack
 
-__all__ = ["CompiledDecision", "Decided"]
+__all__ = ["CompiledDecision", "Decided", "check_compiler"]
 
 LEAVE_OUT = "leave compile() out"
 ROWS = 3
 """On which the function is recorded: PyTorch takes a size of 1 for a constant."""
-HIDDEN, MASK, SAID = 2, 3, 5
+MOST_SAID = 300
+"""Characters of what the compiler says, which can be pages."""
+HIDDEN, MASK = 2, 3
 """Where these are in what a decision is made of, see `_Parts.forward`."""
+
+
+def check_compiler() -> None:
+    """Raises `UserError` where there is no C++ compiler."""
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise UserError(f"compiling takes a C++ compiler, and none was found; install g++, set CXX to one, or {LEAVE_OUT}") from None
 
 
 class Decided(NamedTuple):
@@ -58,10 +69,7 @@ class CompiledDecision:
     """
 
     def __init__(self, policy: JumpPolicy) -> None:
-        try:
-            get_cpp_compiler()
-        except InvalidCxxCompiler:
-            raise UserError(f"compiling the policy takes a C++ compiler, and none was found; install g++, set CXX to one, or {LEAVE_OUT}") from None
+        check_compiler()
         if policy.rules.scope != "state":
             raise UserError(f"a policy that looks at the input alone looks once, and is not compiled; {LEAVE_OUT}")
         for feature in policy.rules.layout.parts:
@@ -90,11 +98,11 @@ class CompiledDecision:
         if latest() is not state:  # what the kind depends on stays as it is while a batch is on its way
             function = self._function(state.stack, given)
             self._latest = ref(state), function
-        given += [state.remembered(name, rows, size) for name, size in function.parts.sizes.items()]
+        given += [state.remembered(name, rows, size) for name, size in function.sizes.items()]
         observation, logits, jumps, *found = function(i, given)
-        if function.parts.looks:
+        if function.looks:
             state.hear(rows, found.pop())
-        for name, value in zip(function.parts.sizes, found, strict=True):
+        for name, value in zip(function.sizes, found, strict=True):
             state.previous(name, rows, value)
         return Decided(observation, logits, jumps)
 
@@ -113,9 +121,10 @@ class CompiledDecision:
         assert hidden is not None
         shape, device = hidden.shape, hidden.device
         casting = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        kind = (stack, stack.autocast, casting, hidden.dtype, device, mask is None, memory is None, said is None, len(shape), shape[2:])
+        heard = None if said is None else said.shape[1:]
+        kind = (stack, stack.autocast, casting, hidden.dtype, device, mask is None, memory is None, heard, len(shape), shape[2:])
         found = self.functions.get(kind) or self.functions.get((*kind, shape[1]))
-        if found is None:
+        if found is None or not found.fits():
             found = _Function(_Parts(self.policy, stack), given)
             self.functions[kind if found.any_tokens else (*kind, shape[1])] = found
         return found
@@ -195,6 +204,8 @@ class _Parts(nn.Module):
         observation = self.policy.rules.layout.read(View(seen, rows))
         logits = self.policy(observation)
         self.sizes = {name: value.shape[1] for name, value in seen.after.items()}
+        if any(isinstance(size, torch.SymInt) for size in self.sizes.values()):
+            raise ValueError("a number is remembered for each token, so the function is one of so many tokens alone")
         return [observation, logits, self.policy.likeliest(logits, price), *seen.after.values(), *([seen.said(rows)] if self.looks else [])]
 
     def slots(self, i: int) -> list[tuple[dict[str, Any], str]]:
@@ -234,21 +245,25 @@ class _Function:
     """
 
     def __init__(self, parts: _Parts, given: list[Tensor | None]) -> None:
-        self.parts, hidden = parts, given[2]
+        self.parts, self.looks, hidden = parts, parts.looks, given[HIDDEN]
         assert hidden is not None
         self._slots = [parts.slots(i) for i in range(parts.stack.depth - 1)]
         self._scattered = any(not held[name].is_contiguous() for slots in self._slots for held, name in slots)
         self._layers = [torch.tensor([i], device=hidden.device) for i in range(parts.stack.depth - 1)]
         with torch.inference_mode(False), torch.no_grad():
             parts(self._layers[0], given)  # which shows what it remembers
+            self.sizes = parts.sizes
+            self._like = [(weight.shape, weight.dtype, weight.device) for weight in self._weights(0)]
             try:
-                program = self._recorded(given, hidden.dim() == 3)
-                self.any_tokens = hidden.dim() == 3
-            except Exception:
-                program, self.any_tokens = self._recorded(given, False), False
-            with tempfile.TemporaryDirectory() as folder:
-                package = aoti_compile_and_package(program, package_path=str(Path(folder) / "decision.pt2"))
-                self._run = aoti_load_package(package).loader.run  # type: ignore[attr-defined]
+                program, self.any_tokens = self._recorded(given)
+                self._run = _compiled(program)
+            except Exception as error:  # a compiler, and what a person's own features do in it, can fail in any way
+                reason = (" ".join(str(error).split()) or type(error).__name__)[:MOST_SAID]
+                raise UserError(f"the policy cannot be compiled: {type(error).__name__}: {reason}; {LEAVE_OUT}") from error
+
+    def fits(self) -> bool:
+        """Whether the weights still are what they were in shape and number format, and where they were."""
+        return self._like == [(weight.shape, weight.dtype, weight.device) for weight in self._weights(0)]
 
     def __call__(self, i: int, given: Sequence[Tensor | None]) -> list[Tensor]:
         # What was compiled takes it for granted that a tensor is contiguous.
@@ -259,19 +274,35 @@ class _Function:
         weights = [held[name] for held, name in self._slots[i]]
         return [weight.contiguous() for weight in weights] if self._scattered else weights
 
-    def _recorded(self, given: list[Tensor | None], any_tokens: bool) -> ExportedProgram:
-        """The function for any number of rows, and of tokens."""
-        price, hidden = given[1], given[2]
-        assert price is not None and hidden is not None
+    def _recorded(self, given: list[Tensor | None]) -> tuple[ExportedProgram, bool]:
+        """The function for any number of rows, and whether it is one for any number of tokens: a readout may be for so many alone."""
+        hidden = given[HIDDEN]
+        if hidden is None or hidden.dim() != 3:
+            return self._exported(given, False), False
+        try:
+            return self._exported(given, True), True
+        except Exception:
+            return self._exported(given, False), False
+
+    def _exported(self, given: list[Tensor | None], any_tokens: bool) -> ExportedProgram:
+        price = given[1]
+        assert price is not None
         rows, tokens = Dim("rows", min=1), Dim("tokens", min=1)
         examples, sizes = [], []
-        for place, tensor in enumerate([*given, *(price.new_empty(1, size) for size in self.parts.sizes.values())]):
-            of_tokens = place in (HIDDEN, MASK) or (place == SAID and tensor is not None and tensor.dim() == 3)
-            each = list(() if tensor is None else tensor.shape[1:])
-            if any_tokens and of_tokens and each:
+        for place, tensor in enumerate([*given, *(price.new_empty(1, size) for size in self.sizes.values())]):
+            each, of_tokens = list(() if tensor is None else tensor.shape[1:]), any_tokens and place in (HIDDEN, MASK)
+            if of_tokens and each:
                 each[0] = max(each[0], 2)  # PyTorch takes a size of 1 for a constant
             examples.append(None if tensor is None else tensor.new_zeros(ROWS, *each))
-            sizes.append(None if tensor is None else {0: rows} | ({1: tokens} if any_tokens and of_tokens else {}))
+            sizes.append(None if tensor is None else {0: rows} | ({1: tokens} if of_tokens else {}))
         weights = self._weights(0)
         arguments = (self._layers[0], weights, examples)
         return export(_WithWeights(self.parts), arguments, dynamic_shapes=(None, [None] * len(weights), sizes), strict=False)
+
+
+def _compiled(program: ExportedProgram) -> Callable[[list[Tensor]], list[Tensor]]:
+    """What runs the program on its tensors, one after the other."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of PyTorch about itself
+        package = aoti_compile_and_package(program, package_path=str(Path(folder) / "decision.pt2"))
+        return aoti_load_package(package).loader.run

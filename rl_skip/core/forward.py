@@ -148,7 +148,8 @@ class _Decisions:
             return {"decided": zeros.bool(), "log_probs": zeros, "entropies": zeros, "values": zeros}
         where = (torch.cat(self.rows), torch.cat([torch.full_like(rows, i) for rows, i in zip(self.rows, self.layers, strict=True)]))
         log_probs = torch.log_softmax(torch.cat(self.logits), dim=1)  # (N, J + 1)
-        following = [each if isinstance(each, Tensor) else torch.full_like(rows, each) for rows, each in zip(self.rows, self.next_layers, strict=True)]
+        each = zip(self.rows, self.next_layers, strict=True)
+        following = [layer if isinstance(layer, Tensor) else torch.full_like(rows, layer) for rows, layer in each]
         taken = log_probs.gather(1, (torch.cat(following) - where[1] - 1).unsqueeze(1)).squeeze(1)
         return {
             "decided": zeros.bool().index_put(where, torch.ones((), dtype=torch.bool, device=like.device)),

@@ -107,6 +107,19 @@ class SkipModel(Dial, nn.Module):
         self.last = rollout.kept()
         return rollout.outputs
 
+    def compile(self, *, layers: bool = False) -> None:
+        """From now on, calls without gradients look and decide by one compiled function, to rounding as before. See `JumpPolicy.compile_decisions`.
+
+        Args:
+            layers: whether each layer is compiled too.
+
+        Raises:
+            UserError: where there is no C++ compiler, or policy or layers cannot be compiled.
+        """
+        self.policy.compile_decisions()
+        if layers:
+            self.stack.compile_layers()
+
     def tune(self, inputs: Inputs, *, repeats: int = REPEATS) -> Tuned:
         """Measures on a batch, at the price that is set, whether the policy had better be asked less often at this size, and does so from now on.
 

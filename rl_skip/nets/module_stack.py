@@ -148,6 +148,9 @@ class ModuleStack(LayerStack):
             hidden, readout = readout(hidden, mask), self.head
         return self._caller(readout)(hidden, mask)
 
+    def layer_modules(self) -> list[nn.Module]:
+        return list(self.layers)
+
     def keep(self, layers: Sequence[int]) -> "ModuleStack":
         self.layers = nn.ModuleList(self.layers[i] for i in layers)
         self.layer_flops, self.depth = self.layer_flops[list(layers)], len(layers)
