@@ -25,6 +25,7 @@ from torch import Tensor
 from benchmarks.sentences import sentence_lines
 from benchmarks.turns import CLOCKS, Way, host_syncs, in_turns, peak_bytes
 from rl_skip import JumpPolicy, JumpRules, ObservationLayout, routed_forward
+from rl_skip.core.compiled_decision import compile_policy
 from rl_skip.core.features import default_features
 from rl_skip.core.routers import FixedRoute, PolicyRouter
 from rl_skip.nets.module_stack import ModuleStack
@@ -72,7 +73,7 @@ class Bench:
         layout = ObservationLayout(options.width, L, features=default_features(False, has_readouts=True), readout_flops=readouts.flops)
         self.policy = JumpPolicy(JumpRules.reaching(layout, allow_exit=True)).to(self.device)
         if options.compile:
-            self.policy.compile_decisions()
+            compile_policy(self.policy, self.stack, layers=False)
         self.full = torch.ones(L, dtype=torch.bool, device=self.device)
         self.half = half_routes(rows, L).to(self.device)
         left = torch.arange(rows).remainder(L // 2 - 1)[torch.randperm(rows)]  # the last layer of each, a quarter of all on average

@@ -291,7 +291,7 @@ class Handle(Dial):
         return found
 
     def compile(self, *, layers: bool = False) -> None:
-        """From now on, calls without gradients decide by one compiled function, to rounding as before. See `JumpPolicy.compile_decisions`.
+        """From now on, calls without gradients decide by one compiled function, to rounding as before. See `SkipModel.compile`.
 
         Args:
             layers: whether each layer is compiled too.
@@ -301,9 +301,9 @@ class Handle(Dial):
         """
         if self.policy is None:
             raise UserError("there is no policy to compile: attach(model, policy)")
-        self.policy.compile_decisions()
-        if layers:
-            self.stack.compile_layers()
+        from rl_skip.core.compiled_decision import compile_policy  # the compiler's modules take long to import
+
+        compile_policy(self.policy, self.stack, layers)
 
     def model_weights(self) -> dict[str, Any]:
         """The model's weights by their names, without what the handle has added to it."""

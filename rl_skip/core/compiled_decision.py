@@ -25,7 +25,7 @@ from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.routing import RoutingState
 from rl_skip.core.stack import Carry, LayerStack
 
-__all__ = ["CompiledDecision", "Decided", "check_compiler"]
+__all__ = ["CompiledDecision", "Decided", "compile_policy"]
 
 LEAVE_OUT = "leave compile() out"
 ROWS = 3
@@ -36,8 +36,27 @@ HIDDEN, MASK = 2, 3
 """Where these are in what a decision is made of, see `_Parts.forward`."""
 
 
-def check_compiler() -> None:
-    """Raises `UserError` where there is no C++ compiler."""
+def compile_policy(policy: JumpPolicy, stack: LayerStack, layers: bool) -> None:
+    """From now on, what the policy sees and chooses after a layer is one compiled function where no gradient is kept.
+
+    It is compiled when it is first needed, which takes a minute, for any number of rows. Copies of the policy decide without.
+
+    Args:
+        stack: whose rows it routes.
+        layers: whether `torch.compile` makes one function of each layer too, for any number of rows; PyTorch makes another for a single one.
+
+    Raises:
+        UserError: where there is no C++ compiler, the policy cannot be compiled, or the stack does not know which of its modules its layers are.
+    """
+    compiled = CompiledDecision(policy)
+    if layers and not stack.layer_modules():
+        raise UserError(f"a {type(stack).__name__} does not know which of its modules are its layers, so none is compiled; leave layers=True out")
+    policy.compiled = compiled
+    for layer in stack.layer_modules() if layers else []:
+        layer.compile(dynamic=True)
+
+
+def _check_compiler() -> None:
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
@@ -69,7 +88,7 @@ class CompiledDecision:
     """
 
     def __init__(self, policy: JumpPolicy) -> None:
-        check_compiler()
+        _check_compiler()
         if policy.rules.scope != "state":
             raise UserError(f"a policy that looks at the input alone looks once, and is not compiled; {LEAVE_OUT}")
         for feature in policy.rules.layout.parts:

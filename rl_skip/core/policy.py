@@ -1,10 +1,10 @@
 """The jump policy: what it sees, which jumps are legal, and the network that chooses."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,6 @@ from rl_skip.core.dial import LARGEST_BIAS
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import ALWAYS, Feature, View, check_features, default_features
 from rl_skip.core.plugins import own_code
-
-if TYPE_CHECKING:
-    from rl_skip.core.compiled_decision import CompiledDecision
 
 __all__ = ["JumpPolicy", "JumpRules", "ObservationLayout", "PolicyScope", "legal_jumps", "longest_jump"]
 
@@ -261,20 +258,8 @@ class JumpPolicy(nn.Module):
         nn.init.zeros_(self.fc_out.bias)
         self.fc_out.bias.data[0] = run_bias
         self.register_buffer("legal", rules.legal.clone(), persistent=False)
-        self.compiled: CompiledDecision | None = None
-        """What decides in the policy's place, where no gradient is kept; see `compile_decisions`."""
-
-    def compile_decisions(self) -> None:
-        """From now on, what the policy sees and chooses after a layer is one compiled function where no gradient is kept.
-
-        It is compiled when it is first needed, which takes a minute, for any number of rows. Copies of the policy decide without.
-
-        Raises:
-            UserError: where there is no C++ compiler, or the policy cannot be compiled.
-        """
-        from rl_skip.core.compiled_decision import CompiledDecision  # the compiler's modules take seconds to import
-
-        self.compiled = CompiledDecision(self)
+        self.compiled: Callable[..., Any] | None = None
+        """What looks and decides in the policy's place where no gradient is kept: a `CompiledDecision`."""
 
     def forward(self, observation: Tensor, layer: int | None = None) -> Tensor:
         """(R, S) → (R, J + 1); `layer` is the one after which all were made, where that is known, and else is read from the observation."""

@@ -312,20 +312,6 @@ class LayerStack(nn.Module):
         """The L modules of the layers, each by itself; empty where they are not known, or do not stand alone."""
         return []
 
-    def compile_layers(self) -> None:
-        """Has `torch.compile` make one function of each layer, for any number of rows (PyTorch makes another for a single one).
-
-        Raises:
-            UserError: where there is no C++ compiler, or the stack does not know which of its modules its layers are.
-        """
-        from rl_skip.core.compiled_decision import check_compiler  # the compiler's modules take long to import
-
-        check_compiler()
-        if not self.layer_modules():
-            raise UserError(f"a {type(self).__name__} does not know which of its modules are its layers, so none is compiled; leave layers=True out")
-        for layer in self.layer_modules():
-            layer.compile(dynamic=True)
-
     def keep(self, layers: Sequence[int]) -> "LayerStack":
         """The same network without all layers but `layers`, which ascend; it may reuse this stack, which must not be used afterwards.
 

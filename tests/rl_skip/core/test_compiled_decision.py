@@ -12,6 +12,7 @@ from torch._inductor import config as inductor_config
 from torch.export import ExportedProgram
 
 from rl_skip import Feature, JumpPolicy, JumpRules, ModuleStack, ObservationLayout, PolicyRouter, UserError, View, routed_forward
+from rl_skip.core.compiled_decision import compile_policy
 from rl_skip.core.features import CONFIDENCES, HiddenState
 from rl_skip.core.forward import Rollout
 from rl_skip.core.readouts import Readouts
@@ -136,7 +137,7 @@ def test_every_feature_is_seen_as_without(recorded: list[ExportedProgram], kind:
     batches = [inputs(rows) for rows in (7, 1, 12)]
     expected = [rollouts(stack, policy, x) for x in batches]
     assert expected[0][1].route.unique(dim=0).shape[0] > 2  # rows part
-    policy.compile_decisions()
+    compile_policy(policy, stack, layers=False)
     for x, one in zip(batches, expected, strict=True):
         check_same(rollouts(stack, policy, x), one)
     assert len(recorded) == 1  # for any number of rows
@@ -148,7 +149,7 @@ def test_it_is_one_function_for_any_number_of_tokens(recorded: list[ExportedProg
     policy = policy_for(stack, *CONFIDENCES)
     batches = [inputs(3, tokens) for tokens in (4, 9, 3)]
     expected = [rollouts(stack, policy, x) for x in batches]
-    policy.compile_decisions()
+    compile_policy(policy, stack, layers=False)
     for x, one in zip(batches, expected, strict=True):
         check_same(rollouts(stack, policy, x), one)
     assert len(recorded) == 1
@@ -160,7 +161,7 @@ def test_where_each_token_is_answered_it_is_one_for_each_number_of_tokens(record
     policy = policy_for(stack, *CONFIDENCES)
     batches = [inputs(3, tokens) for tokens in (4, 9, 4)]
     expected = [rollouts(stack, policy, x) for x in batches]
-    policy.compile_decisions()
+    compile_policy(policy, stack, layers=False)
     for x, one in zip(batches, expected, strict=True):
         check_same(rollouts(stack, policy, x), one)
     assert len(recorded) == 2
@@ -171,7 +172,7 @@ def test_weights_are_those_of_the_moment(recorded: list[ExportedProgram]) -> Non
     stack.add_readouts(x)
     policy = policy_for(stack, *CONFIDENCES)
     without = copy.deepcopy(policy)
-    policy.compile_decisions()
+    compile_policy(policy, stack, layers=False)
     rollouts(stack, policy, x)
     for change in (lambda: nn.init.normal_(stack.readouts.each[2].linear.weight), lambda: nn.init.normal_(policy.fc_in.weight)):  # type: ignore[union-attr]
         change()
@@ -189,7 +190,7 @@ def test_prices_below_the_range(recorded: list[ExportedProgram]) -> None:
     policy = policy_for(stack, *CONFIDENCES)
     policy.fc_out.bias.data[0] = -3.0
     without, price = copy.deepcopy(policy), torch.tensor([0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1.0, 1e3])
-    policy.compile_decisions()
+    compile_policy(policy, stack, layers=False)
     expected = rollouts(stack, without, x, price)
     check_same(rollouts(stack, policy, x, price), expected)
     assert expected[0].route[1].sum() > rollouts(stack, without, x)[0].route[1].sum()  # of the row whose compute is nearly free
@@ -199,7 +200,7 @@ def test_with_gradients_the_policy_itself_is_asked(recorded: list[ExportedProgra
     stack, x = blocks(), inputs(4)
     stack.add_readouts(x)
     policy = policy_for(stack, *CONFIDENCES)
-    policy.compile_decisions()
+    compile_policy(policy, stack, layers=False)
     routed_forward(stack, policy, x, price=0.1).log_probs.sum().backward()
     assert policy.fc_in.weight.grad is not None and not recorded
 
@@ -209,7 +210,7 @@ def test_copies_of_a_policy_decide_without() -> None:
     policy = policy_for(stack, HiddenState())
     if shutil.which("g++") is None:
         pytest.skip("needs a C++ compiler")
-    policy.compile_decisions()
+    compile_policy(policy, stack, layers=False)
     assert copy.deepcopy(policy).compiled is None and pickle.loads(pickle.dumps(policy)).compiled is None
 
 
@@ -238,16 +239,16 @@ def test_what_cannot_be_compiled_is_refused_in_one_line(recorded: list[ExportedP
         (policy_for(stack, HiddenState(), scope="input"), "a policy that looks at the input alone looks once"),  # type: ignore[arg-type]
     ]:
         with pytest.raises(UserError, match=said):
-            policy.compile_decisions()
+            compile_policy(policy, stack, layers=False)
     policy = policy_for(stack, Told())
-    policy.compile_decisions()
+    compile_policy(policy, stack, layers=False)
     with pytest.raises(UserError, match="the feature 'told' failed|the policy cannot be compiled") as caught:
         rollouts(stack, policy, inputs(3))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
-    for compile_it in (policy_for(stack, HiddenState()).compile_decisions, stack.compile_layers):
+    for layers in (False, True):
         missing = r"takes a C\+\+ compiler, and none was found; install g\+\+, set CXX to one, or leave compile\(\) out"
         with inductor_config.patch({"cpp.cxx": ("no-such-compiler",)}), pytest.raises(UserError, match=missing):
-            compile_it()
+            compile_policy(policy_for(stack, HiddenState()), stack, layers)
 
 
 @needs_compiler
