@@ -13,12 +13,13 @@ from torch.export import ExportedProgram
 
 from rl_skip import Feature, JumpPolicy, JumpRules, ModuleStack, ObservationLayout, PolicyRouter, UserError, View, routed_forward
 from rl_skip.core.compiled_decision import compile_policy
-from rl_skip.core.features import CONFIDENCES, HiddenState
+from rl_skip.core.features import CONFIDENCES, HiddenState, WorkingMemory
 from rl_skip.core.forward import Rollout
 from rl_skip.core.readouts import Readouts
 from rl_skip.core.stack import LayerStack
 from rl_skip.export.policy_folder import SkipModel
 from rl_skip.nets.blocks import AttentionBlock, ClassifierHead
+from rl_skip.nets.network import NetworkConfig, build_network
 from tests.rl_skip.recorded import record
 
 L, D, T, CLASSES = 5, 8, 6, 3
@@ -120,11 +121,17 @@ def seeded() -> Iterator[None]:
     yield
 
 
+def gated() -> LayerStack:
+    """One with a working memory."""
+    return build_network(NetworkConfig(layers=L, width=D, heads=2, stack="skip-layer"), lambda width: Embed(False), T, CLASSES).eval()
+
+
 KINDS: dict[str, Callable[[], LayerStack]] = {
     "tokens": blocks,
     "masked": lambda: blocks(masked=True),
     "vectors": vectors,
     "tagger": tagger,
+    "gated": gated,
 }
 
 
@@ -133,7 +140,7 @@ KINDS: dict[str, Callable[[], LayerStack]] = {
 def test_every_feature_is_seen_as_without(recorded: list[ExportedProgram], kind: str, plan: dict[str, int]) -> None:
     stack = KINDS[kind]()
     stack.add_readouts(inputs(2), plan=plan)
-    policy = policy_for(stack, HiddenState(), *CONFIDENCES, Norm())
+    policy = policy_for(stack, HiddenState(), *([WorkingMemory()] if stack.has_memory else []), *CONFIDENCES, Norm())
     batches = [inputs(rows) for rows in (7, 1, 12)]
     expected = [rollouts(stack, policy, x) for x in batches]
     assert expected[0][1].route.unique(dim=0).shape[0] > 2  # rows part
