@@ -7,6 +7,7 @@ in short rounds of alternating order; a ratio is taken within each round, and it
 that slows down slows both sides alike.
 
     python benchmarks/speed.py [--batches 1 8 64] [--threads 1 2] [--training] [--device cuda --precision bf16]
+    python benchmarks/speed.py --batches 8 --figure speed.png     # how it changes with rows, layers, width, tokens, and the layers that are left
     python benchmarks/speed.py --model MODEL --data DATA          # a model from transformers on its test sentences
 """
 
@@ -14,6 +15,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -22,24 +24,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
+from benchmarks import scales
+from benchmarks.scales import SCALES, draw, left_at, scale_lines
 from benchmarks.sentences import sentence_lines
-from benchmarks.turns import CLOCKS, Way, host_syncs, in_turns, peak_bytes
+from benchmarks.turns import CLOCKS, Taken, Way, host_syncs, in_turns, peak_bytes
 from rl_skip import JumpPolicy, JumpRules, ObservationLayout, routed_forward
+from rl_skip.core.compiled_decision import compile_policy
 from rl_skip.core.features import default_features
 from rl_skip.core.routers import FixedRoute, PolicyRouter
 from rl_skip.nets.module_stack import ModuleStack
 from rl_skip.nets.network import NetworkConfig, build_network
 
 CLASSES = 10
+COMPILED = ", compiled"
 PLAIN, EVERYTHING, HALF = "plain loop", "everything, routed", "half of the layers, routed"
 ASKED_EVERYTHING, ASKED_HALF, ASKED_QUARTER = "everything, asked", "half of the layers, asked", "a quarter by exits, asked"
 
 
-def half_routes(rows: int, layers: int) -> Tensor:
-    """(B, L) bool, each row with layer 0 and random others, half of the layers in total."""
+def routes_left(rows: int, layers: int, left: float) -> Tensor:
+    """(B, L) bool, each row with layer 0 and random others, a share `left` of the layers in total."""
     chance = torch.rand(rows, layers)
     chance[:, 0] = 2.0
-    chosen = chance.topk(layers // 2, dim=1).indices
+    chosen = chance.topk(max(round(left * layers), 1), dim=1).indices
     return torch.zeros(rows, layers, dtype=torch.bool).scatter(1, chosen, True)
 
 
@@ -57,9 +63,10 @@ class Bench:
     Args:
         options: of the command line.
         rows: B.
+        left: the share of the layers that rows run where not all of them do.
     """
 
-    def __init__(self, options: argparse.Namespace, rows: int) -> None:
+    def __init__(self, options: argparse.Namespace, rows: int, left: float = 0.5) -> None:
         torch.manual_seed(0)
         self.device, L = torch.device(options.device), options.layers
         config = NetworkConfig(layers=L, width=options.width, heads=options.heads)
@@ -71,10 +78,13 @@ class Bench:
         readouts = self.stack.add_readouts(self.x[:1])
         layout = ObservationLayout(options.width, L, features=default_features(False, has_readouts=True), readout_flops=readouts.flops)
         self.policy = JumpPolicy(JumpRules.reaching(layout, allow_exit=True)).to(self.device)
+        self.compiled = deepcopy(self.policy) if options.compile else None
+        if self.compiled is not None:
+            compile_policy(self.compiled, self.stack, layers=False)
         self.full = torch.ones(L, dtype=torch.bool, device=self.device)
-        self.half = half_routes(rows, L).to(self.device)
-        left = torch.arange(rows).remainder(L // 2 - 1)[torch.randperm(rows)]  # the last layer of each, a quarter of all on average
-        self.quarter = (torch.arange(L) <= left.unsqueeze(1)).to(self.device)
+        self.half = routes_left(rows, L, left).to(self.device)
+        last = torch.arange(rows).remainder(max(L // 2 - 1, 1))[torch.randperm(rows)]  # the last layer of each, a quarter of all on average
+        self.quarter = (torch.arange(L) <= last.unsqueeze(1)).to(self.device)
 
     def _stack(self, config: NetworkConfig, tokens: int) -> ModuleStack:
         stack = build_network(config, lambda width: torch.nn.Identity(), tokens, classes=CLASSES).to(self.device)
@@ -87,9 +97,9 @@ class Bench:
         with self.bare.computing(self.device):
             return plain_loop(self.bare, self.x)
 
-    def routed(self, route: Tensor, asked: bool = False) -> Tensor:
-        """Along a route, (L,) or (B, L); the policy is `asked` after each layer, or nobody is."""
-        stack, router = (self.stack, PolicyRouter(self.policy, route=route)) if asked else (self.bare, FixedRoute(route))
+    def routed(self, route: Tensor, asked: JumpPolicy | None = None) -> Tensor:
+        """Along a route, (L,) or (B, L); a policy is `asked` after each layer, or nobody is."""
+        stack, router = (self.bare, FixedRoute(route)) if asked is None else (self.stack, PolicyRouter(asked, route=route))
         return routed_forward(stack, router, self.x, price=0.1).outputs
 
     def forward_ways(self) -> dict[str, Way]:
@@ -98,10 +108,11 @@ class Bench:
             PLAIN: self.plain,
             EVERYTHING: partial(self.routed, self.full),
             HALF: partial(self.routed, self.half),
-            ASKED_EVERYTHING: partial(self.routed, self.full, True),
-            ASKED_HALF: partial(self.routed, self.half, True),
         }
-        calls |= {ASKED_QUARTER: partial(self.routed, self.quarter, True)} if self.x.shape[0] > 1 else {}
+        for policy, suffix in ((self.policy, ""), (self.compiled, COMPILED)):
+            if policy is not None:
+                routes = {ASKED_EVERYTHING: self.full, ASKED_HALF: self.half} | ({ASKED_QUARTER: self.quarter} if self.x.shape[0] > 1 else {})
+                calls |= {name + suffix: partial(self.routed, route, policy) for name, route in routes.items()}
         return {name: partial(_without_gradients, call) for name, call in calls.items()}
 
     def training_ways(self) -> dict[str, Way]:
@@ -139,8 +150,18 @@ def forward_lines(options: argparse.Namespace) -> None:
             taken = in_turns(ways, threads, options.rounds, options.seconds, options.clock)
             for name, one in taken.items():
                 print(f"| {rows} | {threads} | {name} | {one.milliseconds:.2f} | {one} | {host_syncs(ways[name])} |")
-            share = taken[ASKED_EVERYTHING].ratio - taken[EVERYTHING].ratio
-            print(f"| {rows} | {threads} | policy's share of full depth, asked after every layer | | {share:.3f} | |", flush=True)
+            for suffix in ("", COMPILED) if options.compile else ("",):
+                share = taken[ASKED_EVERYTHING + suffix].ratio - taken[EVERYTHING].ratio
+                print(f"| {rows} | {threads} | policy's share of full depth, asked after every layer{suffix} | | {share:.3f} | |", flush=True)
+
+
+def at_scale(options: argparse.Namespace, scale: str, value: float) -> dict[str, Taken]:
+    """What routing costs where one size is another: of a batch of the first of the batch sizes, with the first number of threads."""
+    sized = argparse.Namespace(**vars(options) | ({scale: int(value)} if scale in ("layers", "width", "tokens") else {}))
+    ways = Bench(sized, int(value) if scale == "rows" else options.batches[0], left_at(scale, value)).forward_ways()
+    named = {scales.EVERYTHING: EVERYTHING, scales.ROUTED: HALF, scales.ASKED: ASKED_HALF + COMPILED * options.compile}
+    timed = {PLAIN: ways[PLAIN]} | {name: ways[way] for name, way in named.items()}
+    return in_turns(timed, options.threads[0], options.rounds, options.seconds, options.clock)
 
 
 def training_lines(options: argparse.Namespace) -> None:
@@ -170,6 +191,10 @@ def main() -> None:
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="processor: on a machine that does other work too, with one thread")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("no", "bf16"), default="no")
+    parser.add_argument("--compile", action="store_true", help="times a policy that was compiled too; of scales, it alone")
+    text = "in place of the tables of batch sizes, a small one for each of these, all else as it is, at the first of the batch sizes"
+    parser.add_argument("--scale", nargs="+", choices=tuple(SCALES), default=[], help=text)
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draws the scales, all of them unless --scale names some, into a picture")
     parser.add_argument("--model", help="a folder with a model from transformers: times it in place of a network of random weights")
     parser.add_argument("--data", help="its data, as train.py --task text takes them")
     parser.add_argument("--sentence-batches", type=int, nargs="+", default=[1, 8, 32])
@@ -180,7 +205,15 @@ def main() -> None:
     if options.model is not None:
         sentence_lines(options)
         return
-    print(f"{options.layers} layers of width {options.width}, {options.tokens} tokens\n")
+    sizes = f"{options.layers} layers of width {options.width}, {options.tokens} tokens"
+    print(f"{sizes}\n")
+    if options.scale or options.figure is not None:
+        options.scale = options.scale or list(SCALES)
+        found = scale_lines(options, partial(at_scale, options))
+        if options.figure is not None:
+            fixed = f"{sizes}, {options.batches[0]} row{'s' * (options.batches[0] > 1)} where not said otherwise"
+            draw(found, f"{fixed}; PyTorch {torch.__version__}, {options.device}, threads: {options.threads[0]}", options.figure)
+        return
     if options.batches:
         forward_lines(options)
     if options.training_batches:

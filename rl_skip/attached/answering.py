@@ -8,7 +8,7 @@ there is, and what came before them is not computed again.
 
 import inspect
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextvars import Context
 from copy import deepcopy
 from functools import partial
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rl_skip.attached.called import CalledCarry, CalledStack, evaluating
 from rl_skip.attached.calls import LayerCall
+from rl_skip.attached.chain import ChainTrace
 from rl_skip.attached.rows import Places, RowPlaces, few_rows, is_cache, leaves, places_by_shape, rows_of
 from rl_skip.attached.stand_in import Attached, StandIn
 from rl_skip.attached.tail import Recorded, Tail, copied, modules_beside, speaks, taken
@@ -52,6 +53,8 @@ class _Call(threading.local):
     """During a look: the modules of the readout."""
     replayed: Recorded
     """During a look: what the modules before the layers have still to return."""
+    after: ChainTrace | None = None
+    """During a look, once the layers are passed by: what is seen of the modules that are called then."""
     traced: Recorded | None = None
     """During a look that is for this alone: what the modules beside the layers return."""
     autocast: torch.dtype | None = None
@@ -93,9 +96,10 @@ class AnsweringStack(CalledStack):
         beside = modules_beside(model, path)
         if missing := [name for name in self._tail if name not in beside]:
             raise UserError(f"the readouts copy {missing[0]}, which is not called after {path}; attach to the layers that they were trained with")
+        self._chains: dict[Hashable, tuple[str, ...] | None] = {}  # by mode and kind of the call, the modules that alone answer a look
         self._found_before: dict[tuple[str, int], int | None] = {}
         self._tail_places = {name: RowPlaces() for name in self._tail}
-        self._watched = {name: module for name, module in beside.items() if self._records or name in self._tail}
+        self._watched = {name: module for name, module in beside.items() if looks or name in self._tail}
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is not in the middle of a call."""
@@ -117,7 +121,10 @@ class AnsweringStack(CalledStack):
     def stand_ins(self, handle: Attached) -> list[StandIn]:
         """What must stand in for the model's `forward` and for those of its modules beside the layers."""
         self._whole = ModelCall(handle, self._model[0], "the model")
-        return [self._whole, *(Beside(handle, module, name) for name, module in self._watched.items())]
+        beside = [Beside(handle, module, name) for name, module in self._watched.items()]
+        for one in beside:
+            one.must_stand = self._records or one.name in self._tail
+        return [self._whole, *beside]
 
     def adopt(self, hidden: Tensor) -> None:
         """Called at the first layer of a call: the readouts follow the model to its device and number format."""
@@ -151,6 +158,8 @@ class AnsweringStack(CalledStack):
             if now.replayed.get(name):
                 return copied(now.replayed[name].pop(0))
             output = now.copies.get(name, original)(*args, **kwargs)
+            if now.after is not None:
+                now.after.called(name, args, kwargs, output)
             if now.traced is not None:
                 now.traced.setdefault(name, []).append(output)
             return output
@@ -168,6 +177,8 @@ class AnsweringStack(CalledStack):
         shown = self.now.shown
         assert shown is not None
         _, call = LayerCall.of(self.names[i], args, kwargs)
+        if i == self.depth - 1:
+            self.now.after = ChainTrace(shown)
         return self.returned(i, CalledCarry(hidden=shown, full_flops=shown, calls={i: call}))
 
     def look(self, readout: nn.Module, carry: Carry, rows: Tensor | None) -> Tensor:
@@ -176,17 +187,23 @@ class AnsweringStack(CalledStack):
             kept = self.last_seen(carry, rows)
             hidden = readout(kept) if isinstance(readout, Adapter) else kept
             token = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)  # any: no layer runs
-            inputs, before = {str(self._model[0].main_input_name): token}, {}
+            inputs = {str(self._model[0].main_input_name): token}
         elif now.inputs is None:
             whole = type(self._model[0]).__name__
             raise UserError(f"the policy looks at what {whole} would answer: call it, and not a part of it, or disable the policy")
         else:
             kept, mask = self.gathered(carry, rows)
-            inputs = _some(now.inputs, rows, B)
-            before = now.before if rows is None else taken(now.before, rows, B, self._places_before(carry.hidden))
+            inputs = now.inputs
             hidden = readout(kept, mask) if isinstance(readout, Adapter) else kept
-        version = version_of(kept)
-        logits = self._said(hidden, self._copies(readout), inputs, {name: list(outputs) for name, outputs in before.items()})
+        version, kind, copies = version_of(kept), (self._model[0].training, *map(_kind, inputs.items())), self._copies(readout)
+        chain = self._chains.get(kind)
+        if chain is not None:
+            logits = self._along(chain, hidden, copies)
+        elif self.speaks:
+            logits = self._said(hidden, copies, inputs, {}, kind)
+        else:
+            before = now.before if rows is None else taken(now.before, rows, B, self._places_before(carry.hidden))
+            logits = self._said(hidden, copies, _some(inputs, rows, B), {name: list(outputs) for name, outputs in before.items()}, kind)
         if version_of(kept) != version:
             raise UserError("a module after the layers changes the hidden state in place, which rows that go on still need: set inplace=False there")
         return logits.squeeze(1) if self.speaks else logits
@@ -231,8 +248,21 @@ class AnsweringStack(CalledStack):
             self._found_before |= places_by_shape(now.before, traced, B, few.shape[0])
         return self._found_before
 
-    def _said(self, hidden: Tensor, copies: dict[str, nn.Module], inputs: dict[str, Any], before: Recorded) -> Tensor:
-        """The model's logits with a hidden state in the place of its layers."""
+    def _along(self, chain: Sequence[str], hidden: Tensor, copies: dict[str, nn.Module]) -> Tensor:
+        """What `_said` says, by the modules that the model calls in turn after its layers."""
+        now = self.now
+        now.shown, now.copies, now.replayed = hidden, copies, {}
+        try:
+            for name in chain:
+                hidden = self._model[0].get_submodule(name)(hidden)
+        finally:
+            now.shown, now.copies = None, {}
+        return hidden
+
+    def _said(
+        self, hidden: Tensor, copies: dict[str, nn.Module], inputs: dict[str, Any], before: Recorded, kind: Hashable = None
+    ) -> Tensor:
+        """The model's logits with a hidden state in the place of its layers. For calls of a `kind`, it is noted which modules alone make them."""
         original = self._whole.original
         parameters = inspect.signature(original).parameters
         open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -241,12 +271,16 @@ class AnsweringStack(CalledStack):
         now.shown, now.copies, now.replayed = hidden, copies, before
         try:  # in a context of its own: the call that goes on may be collecting the hidden states of its layers there
             outputs = Context().run(partial(original, **inputs | quiet))
+            after = now.after
         finally:
-            now.shown, now.copies, now.replayed = None, {}, {}
+            now.shown, now.copies, now.replayed, now.after = None, {}, {}, None
         logits = getattr(outputs, "logits", outputs)
         if not isinstance(logits, Tensor):
             raise UserError(f"{type(self._model[0]).__name__} returns no logits for the policy to look at: attach to a model with a head")
+        if kind is not None and after is not None:
+            self._chains[kind] = after.names(logits)
         return logits
+
 
     def _copies(self, readout: nn.Module) -> dict[str, nn.Module]:
         return {self._prefix + name: copy for name, copy in readout.by_name().items()} if isinstance(readout, Tail) else {}
@@ -298,6 +332,9 @@ class ModelCall(StandIn):
 class Beside(StandIn):
     """Stands in for the `forward` of a module beside the layers."""
 
+    must_stand = True
+    """Whether no look, or no answer, is right where the module was replaced."""
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         stack = self.handle.stack
         assert isinstance(stack, AnsweringStack)
@@ -318,6 +355,12 @@ def _named(forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[
         else:
             named[name] = value
     return named
+
+
+def _kind(argument: tuple[str, Any]) -> Hashable:
+    """What of an argument of the model can decide what it does after its layers: its name, and its value where it is no tensor."""
+    name, value = argument
+    return name, value if isinstance(value, bool | int | str) else type(value)
 
 
 def _some(inputs: dict[str, Any], rows: Tensor | None, B: int) -> dict[str, Any]:

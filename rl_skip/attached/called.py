@@ -98,6 +98,9 @@ class CalledStack(LayerStack):
         self.speaks = False
         """Whether the outputs are what may follow each token (B, T, V): then a look is at the last token that may be seen, not at all of them."""
 
+    def layer_modules(self) -> list[nn.Module]:
+        return list(self.routed)
+
     def carry_of(self, hidden: Tensor, call: LayerCall, flops: LayerFlops) -> CalledCarry:
         """The carry of a batch before layer 0, which is called with `call`."""
         mask = real_tokens(call, hidden.shape[1]) if hidden.dim() == 3 else None

@@ -6,31 +6,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_skip.core.stack import version_of
+
 __all__ = ["ChainTrace"]
 
 
 class ChainTrace:
     """Watches a model after its layers: whether each module takes just what the one before it returned, and the last returns the logits.
 
-    What is compared is the tensors themselves, so nothing that the model does between its modules goes unseen: it would make another tensor.
+    What is compared is the tensors themselves, and how often they were written to, so nothing that the model does between its modules goes unseen. A
+    view of all of a tensor, such as `hidden[:, 0:]` of a decoder that may be asked for its last logits alone, is that tensor.
 
     Args:
         hidden: what the last layer hands on.
     """
 
     def __init__(self, hidden: Tensor) -> None:
-        self._handed, self._unbroken = hidden, True
+        self._handed, self._version, self._unbroken = hidden, version_of(hidden), True
         self._names: list[str] = []
 
     def called(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
         """A module beside the layers was called, and returned something."""
-        follows = len(args) == 1 and not kwargs and args[0] is self._handed and isinstance(output, Tensor)
+        follows = len(args) == 1 and not kwargs and self._is_handed(args[0]) and isinstance(output, Tensor)
         self._unbroken = self._unbroken and follows
         if self._unbroken:
             self._names.append(name)
-            self._handed = output
+            self._handed, self._version = output, version_of(output)
+
+    def _is_handed(self, given: Any) -> bool:
+        """Whether somebody was given just what the last module returned."""
+        handed = self._handed
+        if not isinstance(given, Tensor) or version_of(handed) != self._version:
+            return False
+        return given is handed or all(look(given) == look(handed) for look in (Tensor.data_ptr, Tensor.size, Tensor.stride, Tensor.type))
 
     def names(self, logits: Any) -> tuple[str, ...] | None:
         """The modules in their order, where they alone make the `logits` of the hidden state; None where they do not."""
-        alone = self._unbroken and self._names and logits is self._handed and not torch.compiler.is_compiling()
+        alone = self._unbroken and self._names and self._is_handed(logits) and not torch.compiler.is_compiling()
         return tuple(self._names) if alone else None

@@ -290,6 +290,21 @@ class Handle(Dial):
         self.tuned = retuned(self.tuned, found)
         return found
 
+    def compile(self, *, layers: bool = False) -> None:
+        """From now on, calls without gradients decide by one compiled function, to rounding as before. See `SkipModel.compile`.
+
+        Args:
+            layers: whether each layer is compiled too.
+
+        Raises:
+            UserError: if no policy is attached; where there is no C++ compiler, or the policy cannot be compiled.
+        """
+        if self.policy is None:
+            raise UserError("there is no policy to compile: attach(model, policy)")
+        from rl_skip.core.compiled_decision import compile_policy  # the compiler's modules take long to import
+
+        compile_policy(self.policy, self.stack, layers)
+
     def model_weights(self) -> dict[str, Any]:
         """The model's weights by their names, without what the handle has added to it."""
         return self.model.state_dict()
@@ -343,7 +358,7 @@ class Handle(Dial):
             UserError: naming the module.
         """
         for one in self._stand_ins:
-            if isinstance(one, Beside) and self.model.get_submodule(one.name) is not one.module:
+            if isinstance(one, Beside) and one.must_stand and self.model.get_submodule(one.name) is not one.module:
                 raise UserError(f"{one.name} was replaced after the policy was attached: detach() first, and attach once the model is as it shall be")
 
     def call_layer(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.policy import JumpPolicy
-from rl_skip.core.routers import as_router, check_layout, next_layers
+from rl_skip.core.routers import FixedRoute, as_router, check_layout, next_layers
 from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.tracing import PRUNE, refuse_tracing
@@ -107,6 +107,8 @@ def routed_forward(
 def _routed(stack: LayerStack, router: Router, inputs: Inputs, price: Tensor | float, critic: nn.Module | None) -> Rollout:
     state = RoutingState(stack, router.rules, inputs, price)
     taken = _Decisions()
+    if type(router) is FixedRoute and router.layers is not None and router.route.shape[0] == stack.depth:
+        state.run_together(router.layers)
     for i in range(stack.depth):
         rows = state.visit(i)
         if rows is None:
@@ -135,7 +137,7 @@ class _Decisions:
     def __init__(self) -> None:
         self.rows: list[Tensor] = []
         self.layers: list[int] = []
-        self.jumps: list[Tensor | int] = []
+        self.next_layers: list[Tensor | int] = []
         self.observations: list[Tensor] = []
         self.logits: list[Tensor] = []
 
@@ -144,7 +146,7 @@ class _Decisions:
             return
         self.rows.append(rows)
         self.layers.append(i)
-        self.jumps.append(decision.next_layer - i - 1)
+        self.next_layers.append(decision.next_layer)
         self.observations.append(decision.observation)
         self.logits.append(decision.logits)
 
@@ -155,8 +157,9 @@ class _Decisions:
             return {"decided": zeros.bool(), "log_probs": zeros, "entropies": zeros, "values": zeros}
         where = (torch.cat(self.rows), torch.cat([torch.full_like(rows, i) for rows, i in zip(self.rows, self.layers, strict=True)]))
         log_probs = torch.log_softmax(torch.cat(self.logits), dim=1)  # (N, J + 1)
-        jumps = [jump if isinstance(jump, Tensor) else torch.full_like(rows, jump) for rows, jump in zip(self.rows, self.jumps, strict=True)]
-        taken = log_probs.gather(1, torch.cat(jumps).unsqueeze(1)).squeeze(1)
+        each = zip(self.rows, self.next_layers, strict=True)
+        following = [layer if isinstance(layer, Tensor) else torch.full_like(rows, layer) for rows, layer in each]
+        taken = log_probs.gather(1, (torch.cat(following) - where[1] - 1).unsqueeze(1)).squeeze(1)
         return {
             "decided": zeros.bool().index_put(where, torch.ones((), dtype=torch.bool, device=like.device)),
             "log_probs": zeros.index_put(where, taken),

@@ -1,7 +1,7 @@
 """The jump policy: what it sees, which jumps are legal, and the network that chooses."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -80,17 +80,17 @@ class ObservationLayout:
         """How many numbers each of `parts` has."""
         return [feature.size(self.width) for feature in self.parts]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """S, the length of the vector."""
         return sum(self.sizes)
 
-    @property
+    @cached_property
     def reads(self) -> bool:
         """Whether an observation takes a readout."""
         return any(part.reads for part in self.features)
 
-    @property
+    @cached_property
     def flops(self) -> float:
         """Operations of making one observation, in matrix products."""
         return sum(feature.flops(self.width) for feature in self.parts) + self.readout_flops * self.reads
@@ -114,7 +114,7 @@ class ObservationLayout:
         read = iter(self._unbounded([feature for feature, part in zip(self.parts, parts, strict=True) if part is None], view))
         values = [next(read) if part is None else part for part in parts]
         if torch.compiler.is_compiling():  # a graph would not know tensors that are kept from elsewhere
-            return torch.cat([value.clamp(feature.low, feature.high) for feature, value in zip(self.parts, values, strict=True)], dim=1)
+            return torch.cat([value.clamp(*feature.bounds(self.width)) for feature, value in zip(self.parts, values, strict=True)], dim=1)
         low, high = self._bounds_on(view.rows.device)
         return torch.cat(values, dim=1).clamp(low, high)
 
@@ -227,7 +227,7 @@ class JumpRules:
             return (jumps + (position + 1)).clamp(position + 1, max(farthest, position + 1))
         return torch.maximum((position + 1 + jumps).clamp(max=farthest), position + 1)
 
-    @property
+    @cached_property
     def decision_flops(self) -> float:
         """Operations of one decision of a `JumpPolicy`: making the observation, and running the policy."""
         return self.layout.flops + linear_flops(self.layout.size, self.hidden) + linear_flops(self.hidden, self.max_jump + 1)
@@ -258,6 +258,8 @@ class JumpPolicy(nn.Module):
         nn.init.zeros_(self.fc_out.bias)
         self.fc_out.bias.data[0] = run_bias
         self.register_buffer("legal", rules.legal.clone(), persistent=False)
+        self.compiled: Callable[..., Any] | None = None
+        """What looks and decides in the policy's place where no gradient is kept: a `CompiledDecision`."""
 
     def forward(self, observation: Tensor, layer: int | None = None) -> Tensor:
         """(R, S) → (R, J + 1); `layer` is the one after which all were made, where that is known, and else is read from the observation."""

@@ -26,9 +26,13 @@ class Remembered:
         self._at = torch.full((rows,), NEVER, dtype=torch.long, device=like.device)  # the layer after which each was last looked at
         self._unwritten: list[tuple[Tensor | None, Tensor, int]] = []  # looks that `_before` and `_at` do not know yet: rows, before, layer
 
+    def last(self, rows: Tensor | None) -> Tensor:
+        """(R, K), what was given at the last look at rows (None: all)."""
+        return self._now if rows is None else self._now.index_select(0, rows)
+
     def look_together(self, rows: Tensor | None, layer: int, value: Tensor) -> Tensor:
         """Takes `value` (R, K) of rows (None: all) that were not looked at since they ran `layer`. Returns what was given before, (R, K)."""
-        before = self._now if rows is None else self._now.index_select(0, rows)
+        before = self.last(rows)
         # Not in place: what was given may be somebody else's.
         self._now = value if rows is None else self._now.index_copy(0, rows, value)
         if rows is None:

@@ -1,5 +1,6 @@
 """Routers: a given route for all rows or for each, and a jump policy; and what routes are allowed."""
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,14 +26,20 @@ class FixedRoute(Router):
 
     def __init__(self, route: Tensor, rules: JumpRules | None = None) -> None:
         self.route = checked_route(route, rules)
-        self.next_layers = next_layers(self.route)
-        self._together: list[int] | None = self.next_layers.tolist() if self.route.dim() == 1 else None
+        self.layers: list[int] | None = None
+        """Those that all rows run; None where each row has a route of its own."""
+        if self.route.dim() == 1:
+            runs = self.route.tolist()
+            self.layers = [i for i, runs_here in enumerate(runs) if runs_here]
+            self._together = [self.layers[before] if before < len(self.layers) else len(runs) for before in accumulate(runs)]
+        else:
+            self.next_layers = next_layers(self.route)
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
         shape = state.route.shape
         if self.route.shape not in (shape, shape[1:]):
             raise ValueError(f"a route must have shape {tuple(shape[1:])} or {tuple(shape)}, got {tuple(self.route.shape)}")
-        if self._together is not None:
+        if self.layers is not None:
             return Decision(self._together[i])
         self.next_layers = self.next_layers.to(rows.device)
         return Decision(self.next_layers.select(1, i).index_select(0, rows))
@@ -72,15 +79,23 @@ class PolicyRouter(Router):
         given = None if self.given is None else self.given.decide(state, i, rows).next_layer
         if not rules.choices[i]:
             return only_way(rules, i, rows) if given is None else Decision(given)
-        observation = state.observe(rows)
-        logits = self.policy(observation, i) if self._told and not torch.is_grad_enabled() else self.policy(observation)  # (R, J + 1)
-        following = self._follow(state, i, rows, logits.detach()) if given is None else given
+        observation, logits, likeliest = self._ask(state, i, rows)
+        following = self._follow(state, i, rows, logits.detach(), likeliest) if given is None else given
         seen: Any = {"read": rules.layout.reads, "observation": observation, "logits": logits}
         return Decision(following, rules.decision_flops, onward=not rules.jumps, **seen)
 
-    def _follow(self, state: RoutingState, i: int, rows: Tensor, logits: Tensor) -> Tensor | int:
+    def _ask(self, state: RoutingState, i: int, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(R, S), what the policy sees; (R, J + 1), its logits; (R,), the likeliest jumps where they are known with them."""
+        decided = None if self.policy.compiled is None else self.policy.compiled(state, i, rows)
+        if decided is not None:
+            return decided
+        observation = state.observe(rows)
+        return observation, self.policy(observation, i) if self._told and not torch.is_grad_enabled() else self.policy(observation), None
+
+    def _follow(self, state: RoutingState, i: int, rows: Tensor, logits: Tensor, likeliest: Tensor | None) -> Tensor | int:
         """Where R rows go after layer `i`, by their logits (R, J + 1)."""
-        jumps = self._choose(state, i, rows, logits)
+        drawn = self.sample or self.chances is not None
+        jumps = self._choose(state, i, rows, logits) if drawn or likeliest is None else likeliest
         rules = self.policy.rules
         return rules.next_after(i, int(jumps)) if jumps.shape[0] == 1 else rules.next_layer(i, jumps)
 

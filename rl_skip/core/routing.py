@@ -1,9 +1,10 @@
 """Routing: where the rows of a batch are in a stack, and what a router decides after each layer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,9 @@ class RoutingState:
         self._costs: dict[tuple[str, float], Tensor] = {}
         self._looks: dict[str, Remembered] = {}
         self._looked: dict[str, Tensor] = {}  # since the last visit, by name: what was given before
-        self._known = {} if rules is None else self._first_look(rules)  # features that stay as they are, (B, size) each by name
+        self._known: dict[str, Tensor] = {}  # features that stay as they are, (B, size) each by name
+        if rules is not None and rules.scope == "input":
+            self._know(rules)
 
     @property
     def layout(self) -> ObservationLayout:
@@ -156,6 +159,21 @@ class RoutingState:
             counted = self.stack.run(i, self.carry, self.some(rows))
         self.ran(i, rows, counted)
         return rows
+
+    def run_together(self, layers: Sequence[int]) -> None:
+        """Runs all but the last of `layers`, 0 and later ones in order, on all rows, which no one decides about; the last is their next."""
+        stack, device, costs = self.stack, self.everyone.device, []
+        marks = type(stack).on_jump is not LayerStack.on_jump
+        for i, following in pairwise(layers):
+            with stack.computing(device):
+                counted = stack.run(i, self.carry, None)
+            costs.append(stack.costs.layer(i, counted.detach().float()))
+            if marks:
+                stack.on_jump(self.carry, self.everyone, torch.full_like(self.everyone, following - i - 1))
+        if costs:
+            ran = list(layers[:-1])
+            self.spent[:, ran], self.route[:, ran] = torch.stack(costs, dim=1).to(self.spent.dtype), True
+            self._position, self._next_layer = ran[-1], layers[-1]
 
     def due(self, i: int) -> Tensor | None:
         """(R,), the rows whose next layer is `i`; None where there are none."""
@@ -233,9 +251,11 @@ class RoutingState:
 
     def observe(self, rows: Tensor) -> Tensor:
         """(R, S), what the policy sees of rows that wait for a decision."""
-        some = self.some(rows)
+        layout, some = self.layout, self.some(rows)
+        if not self._known:
+            self._know(self.rules)  # type: ignore[arg-type]
         known = self._known if some is None else {name: values.index_select(0, some) for name, values in self._known.items()}
-        return self.layout.read(View(self, rows), known)
+        return layout.read(View(self, rows), known)
 
     def follow(self, rows: Tensor, decision: Decision) -> None:
         """Adds the cost of a decision to what `rows` (R,) have spent, and sends them on as it says.
@@ -372,10 +392,27 @@ class RoutingState:
         for name in ("price", "route", "spent", "answered"):
             getattr(self, name).index_copy_(0, rows, getattr(fresh, name))
         # Not in place: a working memory may still be the parameter it began as, seen by every row.
+        if self._known and self.rules is not None:
+            fresh._know(self.rules)
         self._known = {name: values.index_copy(0, rows, fresh._known[name]) for name, values in self._known.items()}
         self._looked = {}
         for seen in self._looks.values():
             seen.forget(rows)
+
+    @property
+    def looked(self) -> bool:
+        """Whether some of the rows that the last layer ran on were looked at already."""
+        return self._said is not None or bool(self._looked)
+
+    def hear(self, rows: Tensor, said: Tensor) -> None:
+        """Notes what the readout after their last layer said of `rows` (R,), (R, ..., C), where somebody else has asked it: see `said`."""
+        self._said = rows, said
+
+    def remembered(self, name: str, rows: Tensor, size: int) -> Tensor:
+        """(R, size), what `previous` will give by that name to `rows` (R,), which have run a layer together and were not looked at since."""
+        if name not in self._looks:
+            self._looks[name] = Remembered(self.price.new_zeros(1, size), self.price.shape[0])
+        return self._looks[name].last(self.some(rows))
 
     def previous(self, name: str, rows: Tensor, value: Tensor) -> Tensor:
         """See `View.previous`."""
@@ -417,10 +454,11 @@ class RoutingState:
             self.answers = before.index_copy(0, rows, answers)
         self.answered[rows] = True
 
-    def _first_look(self, rules: JumpRules) -> dict[str, Tensor]:
-        """Features that are the same after every layer, (B, size) each by name: the price, and with the scope "input" those of the hidden state."""
+    def _know(self, rules: JumpRules) -> None:
+        """Reads the features that are the same after every layer: the price, and with the scope "input" those of the hidden state."""
         view, layout = View(self, self.everyone), rules.layout
-        return {part.name: layout.read_feature(part, view) for part in layout.parts if part.stays or (part.of_state and rules.scope == "input")}
+        parts = [part for part in layout.parts if part.stays or (part.of_state and rules.scope == "input")]
+        self._known = {part.name: layout.read_feature(part, view) for part in parts}
 
     def _at(self, rows: Tensor) -> Tensor | int:
         """The last layer that `rows` (R,) have run: one number where it has just been visited with them, else (R,)."""

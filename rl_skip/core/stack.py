@@ -134,6 +134,8 @@ class LayerStack(nn.Module):
     """Where the D channels of the hidden state are."""
     looks_at_answers: bool = True
     """Whether what a policy sees of a readout is what the readout answers; else a look is another, cheaper call of it."""
+    look_is_pure: bool = False
+    """Whether `look` takes no more than the hidden state and the mask of a carry, the readout, and `head_modules`: then it can be compiled."""
     answers_late: bool = False
     """Whether rows that left are answered outside of the routing, by a model that goes on once its layers are done."""
     split: SplitWeights | None = None
@@ -143,7 +145,7 @@ class LayerStack(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._shares: tuple[Tensor, int, Tensor] | None = None  # the operations of the layers, their version, and the share of each
+        self._shares: tuple[Tensor, int, Tensor, tuple[Tensor, ...]] | None = None  # operations of the layers, their version, shares, and each
         self.readouts: Readouts | None = None
         """What answers rows that leave early; None: what comes after the last layer answers all."""
 
@@ -175,8 +177,16 @@ class LayerStack(nn.Module):
         if torch.compiler.is_compiling():  # what a graph makes is not to be kept
             return flops / flops.sum()
         if self._shares is None or self._shares[0] is not flops or self._shares[1] != version_of(flops):
-            self._shares = flops, version_of(flops), flops / flops.sum()
+            shares = flops / flops.sum()
+            self._shares = flops, version_of(flops), shares, shares.split(1)
         return self._shares[2]
+
+    def layer_cost(self, i: int, rows: int) -> Tensor:
+        """(rows,), the share of layer `i` for each row."""
+        shares = self.layer_costs
+        if self._shares is None or shares is not self._shares[2]:
+            return shares[i].expand(rows)
+        return self._shares[3][i] if rows == 1 else self._shares[3][i].expand(rows)
 
     def described(self) -> dict[str, Any] | None:
         """The network's description in an export, in plain JSON; None: only its depth, width and costs are known."""
@@ -313,6 +323,10 @@ class LayerStack(nn.Module):
         """The modules that turn the last hidden state into outputs, for training them alone; empty where they are not known."""
         readout = self.readout()
         return [] if readout is None else [readout]
+
+    def layer_modules(self) -> list[nn.Module]:
+        """The L modules of the layers, each by itself; empty where they are not known, or do not stand alone."""
+        return []
 
     def keep(self, layers: Sequence[int]) -> "LayerStack":
         """The same network without all layers but `layers`, which ascend; it may reuse this stack, which must not be used afterwards.

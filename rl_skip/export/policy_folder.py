@@ -107,6 +107,21 @@ class SkipModel(Dial, nn.Module):
         self.last = rollout.kept()
         return rollout.outputs
 
+    def compile(self, *, layers: bool = False) -> None:
+        """From now on, calls without gradients look and decide by one compiled function, to rounding as before.
+
+        It is compiled when it is first needed, which takes a minute, for any number of rows. Copies of the policy decide without.
+
+        Args:
+            layers: whether each layer is compiled too.
+
+        Raises:
+            UserError: where there is no C++ compiler, or policy or layers cannot be compiled.
+        """
+        from rl_skip.core.compiled_decision import compile_policy  # the compiler's modules take long to import
+
+        compile_policy(self.policy, self.stack, layers)
+
     def tune(self, inputs: Inputs, *, repeats: int = REPEATS) -> Tuned:
         """Measures on a batch, at the price that is set, whether the policy had better be asked less often at this size, and does so from now on.
 

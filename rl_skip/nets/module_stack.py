@@ -37,6 +37,8 @@ class ModuleStack(LayerStack):
         [0.25, 0.25, 0.25, 0.25]
     """
 
+    look_is_pure = True
+
     def __init__(
         self,
         embed: nn.Module,
@@ -124,10 +126,10 @@ class ModuleStack(LayerStack):
         call = self._caller(self.layers[i])
         if rows is None:
             carry.hidden = call(carry.hidden, carry.mask)
-            return self.layer_costs[i].expand(carry.hidden.shape[0])
+            return self.layer_cost(i, carry.hidden.shape[0])
         hidden, mask = carry.some(rows)
         carry.write(rows, call(hidden, mask), mask)
-        return self.layer_costs[i].expand(rows.shape[0])
+        return self.layer_cost(i, rows.shape[0])
 
     def finish(self, carry: Carry) -> Tensor:
         return self._caller(self.head)(carry.hidden, carry.mask)
@@ -146,6 +148,9 @@ class ModuleStack(LayerStack):
         if isinstance(readout, Adapter):
             hidden, readout = readout(hidden, mask), self.head
         return self._caller(readout)(hidden, mask)
+
+    def layer_modules(self) -> list[nn.Module]:
+        return list(self.layers)
 
     def keep(self, layers: Sequence[int]) -> "ModuleStack":
         self.layers = nn.ModuleList(self.layers[i] for i in layers)

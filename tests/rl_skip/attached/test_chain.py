@@ -1,13 +1,18 @@
 """Models that do no more after their layers than to call modules in turn answer by these alone, and just as they would."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
+import rl_skip
+from rl_skip import JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.attached.chain import ChainTrace
 from rl_skip.attached.huggingface import HuggingFaceStack
+from rl_skip.core.features import CONFIDENCES
 from rl_skip.core.forward import routed_forward
-from tests.rl_skip.huggingface_models import DEPTH, batch, build
+from tests.rl_skip.huggingface_models import DEPTH, WIDTH, batch, build
 
 pytest.importorskip("transformers")
 
@@ -48,7 +53,68 @@ def test_whatever_lies_between_the_modules_breaks_the_chain() -> None:
         return trace.names(logits)
 
     assert traced(("pooler", (hidden,), {}, pooled), ("head", (pooled,), {}, logits)) == ("pooler", "head")
-    assert traced(("pooler", (hidden,), {}, pooled), ("head", (pooled[:],), {}, logits)) is None  # something was done to it
+    assert traced(("pooler", (hidden,), {}, pooled), ("head", (pooled + 0,), {}, logits)) is None  # something was done to it
     assert traced(("pooler", (hidden,), {"mask": None}, pooled), ("head", (pooled,), {}, logits)) is None
     assert traced(("head", (hidden,), {}, pooled)) is None  # and to the logits
     assert traced() is None
+
+
+class _Forgetful(dict):  # type: ignore[type-arg]
+    def __setitem__(self, key: object, value: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("family", "plan"), [("bert", None), ("bert", {"rank": 3}), ("gpt2", {"rank": 3})])
+def test_an_attached_policy_looks_by_the_modules_alone(family: str, plan: dict[str, int] | None) -> None:
+    """It sees, and the rows are answered, as where the model is called for each look, with a mask and without."""
+    model = build(family).eval()
+    inputs = {name: tensor for name, tensor in batch(model).items() if name in ("input_ids", "attention_mask")}
+    readouts = HuggingFaceStack(model).add_readouts(inputs, plan=plan)
+    for weight in readouts.parameters():
+        nn.init.normal_(weight, std=0.3)
+    layout = ObservationLayout(WIDTH, DEPTH, features=CONFIDENCES, readout_flops=readouts.flops)
+    torch.manual_seed(1)
+    policy = JumpPolicy(JumpRules.reaching(layout, allow_exit=True, jumps=False, hidden=16)).eval()
+    policy.fc_out.weight.data.normal_(std=2.0)
+    handle = rl_skip.attach(model, policy, readouts=readouts)
+    stack, seen = handle.stack, list[torch.Tensor]()
+    policy.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+
+    def calls(given: dict[str, torch.Tensor]) -> tuple[int, torch.Tensor, torch.Tensor]:
+        """How often the model was called, what it said, and what the policy saw."""
+        count, whole = [0], stack._whole.original  # type: ignore[union-attr]
+
+        def counted(*args: object, **kwargs: object) -> object:
+            count[0] += 1
+            return whole(*args, **kwargs)
+
+        seen.clear()
+        stack._whole.original = counted  # type: ignore[union-attr]
+        try:
+            with torch.no_grad():
+                logits = model(**given).logits
+        finally:
+            stack._whole.original = whole  # type: ignore[union-attr]
+        return count[0], logits, torch.cat(seen)
+
+    kinds = inputs, {"input_ids": inputs["input_ids"]}
+    _ = [calls(given) for given in kinds]  # the first looks find the chain
+    by_chain = [calls(given) for given in kinds]
+    stack._chains = _Forgetful()  # type: ignore[union-attr]
+    for given, (count, logits, observations) in zip(kinds, by_chain, strict=True):
+        many, expected, as_seen = calls(given)
+        assert count == 1 < many
+        assert logits.equal(expected) and observations.equal(as_seen)
+
+
+def test_a_view_of_all_is_the_tensor_and_one_that_was_written_to_is_not() -> None:
+    def traced(between: Callable[[torch.Tensor], torch.Tensor]) -> tuple[str, ...] | None:
+        hidden, pooled, logits = torch.zeros(2, 3), torch.ones(2, 3), torch.ones(2, 2)
+        trace = ChainTrace(hidden)
+        trace.called("pooler", (hidden,), {}, pooled)
+        trace.called("head", (between(pooled),), {}, logits)
+        return trace.names(logits)
+
+    assert traced(lambda pooled: pooled[:, 0:]) == ("pooler", "head")
+    for changed in (lambda pooled: pooled[:, :2], lambda pooled: pooled.mul_(2), lambda pooled: pooled.clone(), lambda pooled: pooled[1:]):
+        assert traced(changed) is None

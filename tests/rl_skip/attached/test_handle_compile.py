@@ -1,0 +1,50 @@
+"""A handle whose policy decides by a compiled function, beside the same one without."""
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+import rl_skip
+from rl_skip import HuggingFaceStack, JumpPolicy, JumpRules, ObservationLayout, UserError
+from rl_skip.core.features import CONFIDENCES, HiddenState
+from tests.rl_skip.huggingface_models import DEPTH, WIDTH, batch, build
+from tests.rl_skip.recorded import record
+
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compile() asks for a C++ compiler, g++")
+
+
+@pytest.mark.parametrize(("family", "plan"), [("bert", None), ("bert", {"rank": 3}), ("gpt2", {"rank": 3})])
+def test_routes_and_answers_are_those_without(monkeypatch: pytest.MonkeyPatch, family: str, plan: dict[str, int] | None) -> None:
+    recorded, model = record(monkeypatch), build(family).eval()
+    inputs = {name: tensor for name, tensor in batch(model).items() if name in ("input_ids", "attention_mask")}
+    readouts = HuggingFaceStack(model).add_readouts(inputs, plan=plan)
+    torch.manual_seed(1)
+    for weight in readouts.parameters():
+        nn.init.normal_(weight, std=0.3)
+    layout = ObservationLayout(WIDTH, DEPTH, features=(HiddenState(), *CONFIDENCES), readout_flops=readouts.flops)
+    policy = JumpPolicy(JumpRules.reaching(layout, allow_exit=True, jumps=False, hidden=16)).eval()
+    policy.fc_out.weight.data.normal_(std=2.0)
+    handle = rl_skip.attach(model, policy, readouts=readouts)
+    batches = [{name: tensor[:rows] for name, tensor in inputs.items()} for rows in (len(inputs["input_ids"]), 1, 2)]
+
+    def answers() -> list[tuple[torch.Tensor, torch.Tensor]]:
+        with torch.no_grad():
+            return [(model(**given).logits, handle.last_routes) for given in batches]
+
+    expected = answers()
+    handle.compile()
+    for (logits, routes), (as_before, route_before) in zip(answers(), expected, strict=True):
+        assert routes.equal(route_before)
+        torch.testing.assert_close(logits, as_before, atol=1e-5, rtol=1e-5)
+    assert policy.compiled is not None
+    assert len(recorded) == 2 == len({kind[5] for kind in policy.compiled.functions})  # for batches with padding, and without
+    handle.compile(layers=True)
+    assert all(layer._compiled_call_impl is not None for layer in handle.stack.routed)
+
+
+def test_there_must_be_a_policy() -> None:
+    with pytest.raises(UserError, match=r"there is no policy to compile: attach\(model, policy\)"):
+        rl_skip.attach(build("bert").eval()).compile()
