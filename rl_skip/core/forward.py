@@ -107,7 +107,8 @@ def routed_forward(
 def _routed(stack: LayerStack, router: Router, inputs: Inputs, price: Tensor | float, critic: nn.Module | None) -> Rollout:
     state = RoutingState(stack, router.rules, inputs, price)
     taken = _Decisions()
-    if type(router) is FixedRoute and router.layers is not None and router.route.shape[0] == stack.depth:
+    # where weights are split over processes, each layer is gathered for all of them, whichever run it
+    if stack.split is None and type(router) is FixedRoute and router.layers is not None and router.route.shape[0] == stack.depth:
         state.run_together(router.layers)
     for i in range(stack.depth):
         rows = state.visit(i)

@@ -392,7 +392,7 @@ class RoutingState:
         for name in ("price", "route", "spent", "answered"):
             getattr(self, name).index_copy_(0, rows, getattr(fresh, name))
         # Not in place: a working memory may still be the parameter it began as, seen by every row.
-        if self._known and self.rules is not None:
+        if self._known and not fresh._known and self.rules is not None:
             fresh._know(self.rules)
         self._known = {name: values.index_copy(0, rows, fresh._known[name]) for name, values in self._known.items()}
         self._looked = {}
