@@ -5,11 +5,12 @@ charged as a trained one.
 """
 
 import argparse
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.turns import in_turns
 from benchmarks.updates import plain_forward
@@ -25,7 +26,7 @@ from rl_skip.tasks.options import TaskOptions
 
 __all__ = ["sentence_lines"]
 
-BARE, ROUTED, ATTACHED = "bare model", "routed forward", "policy attached"
+BARE, ROUTED, COMPILED, ATTACHED = "bare model", "routed forward", "routed forward, policy compiled", "policy attached"
 STEPS = 24
 """Halvings of the interval in which the policy's bias is looked for."""
 
@@ -58,6 +59,13 @@ def set_compute(model: SkipModel, batches: Sequence[Inputs], compute: float) -> 
         low, high = (float(bias[0]), high) if mean_compute(model, batches) < compute else (low, float(bias[0]))
 
 
+def check_routes(model: SkipModel, other: Callable[[Inputs], Tensor], batches: Sequence[Inputs]) -> None:
+    """Raises `AssertionError` if the model with a policy attached takes other routes, so that its time is that of other work."""
+    for batch in batches:
+        model(batch)
+        assert model.last is not None and torch.equal(model.last.route, other(batch))
+
+
 def batches_of(test: Examples, rows: int, size: int) -> list[Inputs]:
     """The first `rows` test rows as they come, in batches padded to their longest."""
     return [trimmed(test.take(slice(start, start + size)).inputs) for start in range(0, rows, size)]
@@ -74,18 +82,28 @@ def sentence_lines(options: argparse.Namespace) -> None:
     model = SkipModel(stack, random_policy(stack), price=0.1).eval()
     attached = load_model(options.model, task.classes).eval()
     bare = load_model(options.model, task.classes).eval()
-    attach(attached.model, model.policy, readouts=stack.readouts).price = model.price
+    attached.model.load_state_dict(stack.model.state_dict())  # the head, which is drawn anew by each loading
+    handle = attach(attached.model, model.policy, readouts=stack.readouts)
+    handle.price = model.price
+    compiled = None
+    if options.compile:
+        compiled = SkipModel(stack, copy.deepcopy(model.policy), price=model.price).eval()
+        compiled.compile()
     print("\n| rows in a batch | threads | compute | way | ms per row | over the bare model (quartiles) |")
     print("| ---: | ---: | ---: | --- | ---: | ---: |")
     for budget in options.budgets:
         set_compute(model, batches_of(test, 256, 64), budget)
+        if compiled is not None:
+            compiled.policy.load_state_dict(model.policy.state_dict())
         for size in options.sentence_batches:
             rows = max(options.sentences, size)
             batches = batches_of(test, rows, size)
             compute = mean_compute(model, batches)
+            check_routes(model, lambda batch: attached.model(**batch) and handle.last_routes, batches)
             ways = {
                 BARE: partial(_all, partial(plain_forward, bare), batches),
                 ROUTED: partial(_all, model, batches),
+                **({} if compiled is None else {COMPILED: partial(_all, compiled, batches)}),
                 ATTACHED: partial(_all, lambda batch: attached.model(**batch), batches),
             }
             for threads in options.threads:
