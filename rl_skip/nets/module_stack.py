@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from rl_skip.core.costs import count_flops, counting
 from rl_skip.core.errors import UserError
@@ -161,20 +162,22 @@ class ModuleStack(LayerStack):
         """A layer or head as a function that leaves the hidden state as it is, since readouts, features and rows that go on need it still: a module
         that writes into what it is given, such as one that begins with `nn.ReLU(inplace=True)`, is given a copy."""
         call = module if self.layers_take_mask else lambda hidden, _mask: module(hidden)
-        if torch.compiler.is_compiling():  # which sees to it by itself
-            return call
-        writes = self._write.get((module, module.training))
-        if writes is None:
+        compiling = torch.compiler.is_compiling()
+        writes = None if torch.compiler.is_dynamo_compiling() else self._write.get((module, module.training))
+        if writes is None and not compiling:
             return partial(self._found_out, module, call)
-        return (lambda hidden, mask: call(hidden.clone(), mask)) if writes else call
+        # What is recorded unseen has a copy, which a compiler drops where nothing writes.
+        return call if writes is False else lambda hidden, mask: call(hidden.clone(), mask)
 
     def _found_out(self, module: nn.Module, call: Callable[[Tensor, Tensor | None], Tensor], hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """Calls a module for the first time, with a copy, and keeps whether it writes into what it is given."""
-        given = hidden.clone()
+        """Calls a module for the first time, with a copy, and keeps whether it writes into what it is given. One with a drop-out that writes counts as
+        such in either mode: the drop-out does nothing in evaluation, and has a mode of its own."""
+        with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
+            given = hidden.clone()  # no inference tensor: those do not count how often they are written to
         before = version_of(given)
         returned = call(given, mask)
-        changed = not torch.equal(given, hidden) if given.is_inference() else version_of(given) != before
-        self._write[module, module.training] = changed
+        drops = any(isinstance(part, _DropoutNd) and part.inplace for part in module.modules())
+        self._write[module, module.training] = drops or version_of(given) != before
         return returned
 
     def _count_layer_flops(self, example: Inputs | None, tokens: int | None) -> list[float]:

@@ -64,3 +64,44 @@ def test_what_was_found_out_survives_copies() -> None:
     first = routed_forward(stack, torch.ones(DEPTH, dtype=torch.bool), x).outputs
     for other in (copy.deepcopy(stack), pickle.loads(pickle.dumps(stack))):
         torch.testing.assert_close(routed_forward(other, torch.ones(DEPTH, dtype=torch.bool), x).outputs, first)
+
+
+def test_what_first_saw_nothing_to_change_still_writes() -> None:
+    """A rectifier leaves positive numbers as they are."""
+    layers = [nn.Sequential(nn.ReLU(inplace=True), nn.Linear(WIDTH, WIDTH)) for _ in range(2)]
+    stack = ModuleStack(nn.Identity(), layers, nn.Linear(WIDTH, 4), width=WIDTH, layer_flops=[1.0, 1.0])
+    with torch.inference_mode():
+        for hidden in (torch.rand(3, WIDTH), -torch.rand(3, WIDTH)):
+            before, carry = hidden.clone(), stack.begin(hidden)
+            stack.run(0, carry, None)
+            assert hidden.equal(before)
+
+
+def test_a_drop_out_in_a_mode_of_its_own_gets_a_copy() -> None:
+    layers = [nn.Sequential(nn.Dropout(0.5, inplace=True), nn.Linear(WIDTH, WIDTH)) for _ in range(2)]
+    stack = ModuleStack(nn.Identity(), layers, nn.Linear(WIDTH, 4), width=WIDTH, layer_flops=[1.0, 1.0]).eval()
+    hidden = torch.ones(3, WIDTH)
+    for mode in (False, True):
+        layers[0][0].train(mode)
+        stack.run(0, stack.begin(hidden), None)
+        assert hidden.equal(torch.ones(3, WIDTH))
+
+
+def test_recorded_readouts_leave_the_hidden_state_as_it_is() -> None:
+    class AnswersTwice(nn.Module):
+        def __init__(self, stack: ModuleStack) -> None:
+            super().__init__()
+            self.stack = stack
+
+        def forward(self, x: Tensor) -> Tensor:
+            carry = self.stack.begin(x)
+            early = self.stack.read(self.stack.head, carry, None)
+            self.stack.run(0, carry, None)
+            return torch.cat([early, self.stack.finish(carry)])
+
+    stack, x = a_stack((), "head")
+    answers = AnswersTwice(stack.eval())
+    with torch.no_grad():
+        expected = AnswersTwice(a_stack((), "none")[0].eval())(x)
+        torch.testing.assert_close(torch.export.export(answers, (x,)).module()(x), expected)
+        torch.testing.assert_close(torch.compile(answers, backend="eager")(x), expected)
