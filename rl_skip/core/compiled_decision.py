@@ -24,6 +24,7 @@ from rl_skip.core.features import View
 from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.routing import RoutingState
 from rl_skip.core.stack import Carry, LayerStack
+from rl_skip.core.tracing import RECORDING
 
 __all__ = ["CompiledDecision", "Decided", "compile_policy"]
 
@@ -142,11 +143,18 @@ class CompiledDecision:
         casting = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         heard = None if said is None else said.shape[1:]
         kind = (stack, stack.autocast, casting, hidden.dtype, device, mask is None, memory is None, heard, len(shape), shape[2:])
-        found = self.functions.get(kind) or self.functions.get((*kind, shape[1]))
-        if found is None or not found.fits():
-            found = _Function(_Parts(self.policy, stack), given)
-            self.functions[kind if found.any_tokens else (*kind, shape[1])] = found
+        found = self._kept(kind, shape)
+        if found is None:
+            with RECORDING:
+                found = self._kept(kind, shape)  # another thread may have made it meanwhile
+                if found is None:
+                    found = _Function(_Parts(self.policy, stack), given)
+                    self.functions[kind if found.any_tokens else (*kind, shape[1])] = found
         return found
+
+    def _kept(self, kind: tuple[Any, ...], shape: torch.Size) -> "_Function | None":
+        found = self.functions.get(kind) or self.functions.get((*kind, shape[1]))
+        return found if found is not None and found.fits() else None
 
 
 class _Seen:
@@ -290,7 +298,8 @@ class _Function:
         return self._run([self._layers[i], *self._weights(i), *there])
 
     def _weights(self, i: int) -> list[Tensor]:
-        weights = [held[name] for held, name in self._slots[i]]
+        with RECORDING:  # in which others stand in their place
+            weights = [held[name] for held, name in self._slots[i]]
         return [weight.contiguous() for weight in weights] if self._scattered else weights
 
     def _recorded(self, given: list[Tensor | None]) -> tuple[ExportedProgram, bool]:

@@ -3,18 +3,20 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import RLock
 
 import torch
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["ONE_ROUTE", "PRUNE", "part_by_part", "refuse_tracing", "tracing"]
+__all__ = ["ONE_ROUTE", "PRUNE", "RECORDING", "part_by_part", "refuse_tracing", "tracing"]
 
 WHOLE = "a graph that is recorded as a whole (fullgraph=True, torch.export, torch.jit) would repeat the routes of the rows that it was recorded on"
 ONE_ROUTE = f"{WHOLE}: record it with one route (L,) for all rows, within handle.forced(route), and use_cache=False"
 PRUNE = f"{WHOLE}: record the network of one route, PrunedNetwork(stack, layers) or rl-skip prune"
 
-
+RECORDING = RLock()
+"""Held by the thread that records what a policy does: PyTorch records in one at a time, and says so to all."""
 _in_parts: ContextVar[bool] = ContextVar("in_parts", default=False)
 
 
@@ -43,5 +45,14 @@ def refuse_tracing(sentence: str) -> None:
         from rl_skip.core.compiled import refuse_whole_graph
 
         refuse_whole_graph(sentence)
-    elif tracing() and not _in_parts.get():
+    elif tracing() and not _in_parts.get() and not _waited():
         raise UserError(sentence)
+
+
+def _waited() -> bool:
+    """Whether it was another thread that recorded what a policy does; waits for its end."""
+    if RECORDING.acquire(blocking=False):
+        RECORDING.release()
+        return False
+    with RECORDING:
+        return True

@@ -170,8 +170,10 @@ class ModuleStack(LayerStack):
         return call if writes is False else lambda hidden, mask: call(hidden.clone(), mask)
 
     def _found_out(self, module: nn.Module, call: Callable[[Tensor, Tensor | None], Tensor], hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """Calls a module for the first time, with a copy, and keeps whether it writes into what it is given. One with a drop-out that writes counts as
-        such in either mode: the drop-out does nothing in evaluation, and has a mode of its own."""
+        """Calls a module for the first time, with a copy, and keeps whether it writes into what it is given.
+
+        One with a drop-out that writes counts as such in either mode: in evaluation the drop-out does nothing, and its mode is its own.
+        """
         with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
             given = hidden.clone()  # no inference tensor: those do not count how often they are written to
         before = version_of(given)

@@ -4,6 +4,7 @@ import copy
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -189,6 +190,18 @@ def test_weights_are_those_of_the_moment(recorded: list[ExportedProgram]) -> Non
     stack.double()
     check_same(rollouts(stack, policy, x.double()), rollouts(stack, without, x.double()))
     assert len(recorded) == 2
+
+
+def test_threads_that_begin_at_once_share_what_is_made(recorded: list[ExportedProgram]) -> None:
+    stack, x = blocks(), inputs(6)
+    stack.add_readouts(x)
+    policy = policy_for(stack, *CONFIDENCES)
+    expected = rollouts(stack, policy, x)
+    compile_policy(policy, stack, layers=False)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: rollouts(stack, policy, x), range(8)):
+            check_same(found, expected)
+    assert len(recorded) == 1 and not torch.compiler.is_compiling()
 
 
 def test_prices_below_the_range(recorded: list[ExportedProgram]) -> None:
