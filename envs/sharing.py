@@ -33,12 +33,19 @@ def shared_examples(examples: Examples, device: torch.device) -> Examples:
 
 
 def shared_network(stack: LayerStack, run: str | Path, device: torch.device) -> LayerStack:
-    """The network of a run on a device: the one that another environment uses there, if its weights still are those of the run, else `stack`."""
+    """The network of a run on a device: the one that another environment uses there, if weights and costs are still the run's, else `stack`."""
     key = Path(run).resolve(), device
     held = _NETWORKS.get(key)
-    if held is None or type(held) is not type(stack) or _digest(held.state_dict()) != _digest(stack.state_dict()):
+    if held is None or not _same(held, stack):
         held = _NETWORKS[key] = stack.to(device)
     return held
+
+
+def _same(one: LayerStack, other: LayerStack) -> bool:
+    """Whether two networks have the same weights, and charge the same for their layers."""
+    if type(one) is not type(other) or type(one.costs) is not type(other.costs) or vars(one.costs) != vars(other.costs):
+        return False
+    return _digest(one.state_dict() | dict(one.named_buffers())) == _digest(other.state_dict() | dict(other.named_buffers()))
 
 
 def _digest(tensors: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import torch
 from envs import LayerSkipEnv
 from envs.sharing import shared_examples
 from rl_skip import Examples
+from rl_skip.core.costs import CostModel
 from tests.envs.test_gymnasium import assert_same
 
 HOPS = {"run": "hops-v0"}
@@ -55,6 +56,18 @@ def test_a_network_that_was_changed_is_no_longer_the_run_s() -> None:
     fresh = LayerSkipEnv(**HOPS)
     assert fresh.core.stack is not one.core.stack
     assert torch.equal(next(fresh.core.stack.parameters()), before)
+
+
+def test_a_network_that_charges_something_else_is_no_longer_the_run_s() -> None:
+    class Twice(CostModel):
+        def layer(self, i: int, counted: torch.Tensor) -> torch.Tensor:
+            return 2 * counted
+
+    one = LayerSkipEnv(**HOPS)
+    one.core.stack.costs = Twice()
+    fresh = LayerSkipEnv(**HOPS)
+    assert fresh.core.stack is not one.core.stack and type(fresh.core.stack.costs) is CostModel
+    assert LayerSkipEnv(**HOPS).core.stack is fresh.core.stack
 
 
 def test_networks_that_are_built_are_learned_apart(small: dict[str, Any]) -> None:
