@@ -278,7 +278,7 @@ class SkipCore:
         if rows.shape[0] == 0:
             return
         longest = self.following.shape[1] - 1
-        following = self.following[state.at, jumps.cpu().numpy().clip(max=longest)]  # (N,)
+        following = self.following[state.at, jumps.cpu().numpy().clip(0, longest)]  # (N,)
         sent = on_device(following, rows.device)
         state.follow(rows, Decision(sent if rows is self.everyone else sent[rows], rules.decision_flops, read=rules.layout.reads))
         for i in range(1, self.stack.depth):

@@ -138,6 +138,13 @@ def test_an_illegal_jump_is_the_longest_legal_one() -> None:
         assert torch.equal(told.rewards, meant.rewards)
 
 
+def test_a_jump_below_0_is_none() -> None:
+    one, other = core_of("blocks"), core_of("blocks")
+    one.reset()
+    other.reset()
+    assert torch.equal(one.step(torch.full((7,), -1)).observations, other.step(torch.zeros(7, dtype=torch.long)).observations)
+
+
 def test_masks_follow_the_rules_after_each_layer() -> None:
     core = core_of("blocks", num_envs=3)
     core.reset()
