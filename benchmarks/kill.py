@@ -41,14 +41,15 @@ def start(*arguments: str, count: int = 1) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def kill(process: subprocess.Popen[str], count: int, chance: random.Random) -> None:
-    """Kills the process, or one of those that it launched, and waits until all have ended."""
-    if count == 1:
-        process.kill()
-    else:
-        launched = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+def kill(process: subprocess.Popen[str], count: int, chance: random.Random) -> bool:
+    """Kills the process, or one of those that it launched, and waits until all have ended. Returns whether one was left to be killed."""
+    launched = [str(process.pid)] if count == 1 else Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    if launched:
         os.kill(int(chance.choice(launched)), signal.SIGKILL)
-    process.communicate(timeout=PATIENCE)
+    output, _ = process.communicate(timeout=PATIENCE)
+    if not launched and process.returncode:
+        raise RuntimeError(f"train.py ended with {process.returncode}:\n{output}")
+    return bool(launched)
 
 
 def finish(process: subprocess.Popen[str]) -> None:
@@ -119,8 +120,8 @@ def train_with_kills(folder: Path, options: tuple[str, ...], moments: list[int],
         else:
             time.sleep(chance.uniform(0, 0.3))
         if process.poll() is None:
-            kill(process, count, chance)
-            left.append(Kill(reached(folder), half_written(folder)))
+            if kill(process, count, chance):
+                left.append(Kill(reached(folder), half_written(folder)))
         elif process.returncode:
             raise RuntimeError(f"train.py ended with {process.returncode}:\n{process.communicate()[0]}")
     finish(start("--resume", str(folder), count=count))
