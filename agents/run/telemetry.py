@@ -253,9 +253,16 @@ def _entries(file: Path, last_step: int) -> list[bytes]:
         return []
     lines = [line for line in read_bytes(file, MEND).splitlines(keepends=True) if line.endswith(b"\n")]
     try:
-        return [line for line in lines if {name: float(value) for name, value in json.loads(line).items()}["step"] <= last_step]
+        return [line for line in lines if _step_of(line) <= last_step]
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise UserError(f"{file} is not as it was written: each line is an object of numbers with a step; {MEND}") from None
+
+
+def _step_of(line: bytes) -> int:
+    """The step of a line of numbers. Raises what `_entries` takes for another line, also where it or the environment steps are not finite."""
+    values = {name: float(value) for name, value in json.loads(line).items()}
+    int(values.get(ENV_STEPS, 0.0))
+    return int(values["step"])
 
 
 def _events(file: Path) -> Iterator[tuple[bytes, Event]]:

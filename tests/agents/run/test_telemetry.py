@@ -252,7 +252,10 @@ def test_averages_are_means_of_what_was_added_and_go_on_from_their_state() -> No
     assert whole.read() == {}
 
 
-@pytest.mark.parametrize("line", ["[]", "{}", "5", '{"step": "a"}', "{", "[" * 5000])
+@pytest.mark.parametrize(
+    "line",
+    ["[]", "{}", "5", '{"step": "a"}', '{"step": NaN}', '{"step": 1, "env_steps": NaN}', '{"step": 1, "env_steps": Infinity}', "{", "[" * 5000],
+)
 def test_a_record_that_is_none_is_told_in_one_line(tmp_path: Path, line: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(line + "\n")
     with pytest.raises(UserError, match="metrics.jsonl is not as it was written"):
