@@ -178,7 +178,7 @@ class AnsweringStack(CalledStack):
         assert shown is not None
         _, call = LayerCall.of(self.names[i], args, kwargs)
         if i == self.depth - 1:
-            self.now.after = ChainTrace(shown)
+            self.now.after = ChainTrace(shown, views=self.speaks)  # then one token
         return self.returned(i, CalledCarry(hidden=shown, full_flops=shown, calls={i: call}))
 
     def look(self, readout: nn.Module, carry: Carry, rows: Tensor | None) -> Tensor:

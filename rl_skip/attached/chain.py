@@ -10,18 +10,23 @@ from rl_skip.core.stack import version_of
 
 __all__ = ["ChainTrace"]
 
+SAME = (Tensor.data_ptr, Tensor.size, Tensor.stride, Tensor.type)
+"""In what a view of all of a tensor is like it."""
+
 
 class ChainTrace:
     """Watches a model after its layers: whether each module takes just what the one before it returned, and the last returns the logits.
 
-    What is compared is the tensors themselves, and how often they were written to, so nothing that the model does between its modules goes unseen. A
-    view of all of a tensor, such as `hidden[:, 0:]` of a decoder that may be asked for its last logits alone, is that tensor.
+    What is compared is the tensors themselves, and how often they were written to, so nothing that the model does between its modules goes unseen.
 
     Args:
         hidden: what the last layer hands on.
+        views: whether a view of all of a tensor is that tensor, such as `hidden[:, 0:]` of a decoder that may be asked for its last logits alone. Of
+            another number of tokens the same view may be a part, so only where there always are as many.
     """
 
-    def __init__(self, hidden: Tensor) -> None:
+    def __init__(self, hidden: Tensor, views: bool = False) -> None:
+        self._views = views
         self._handed, self._version, self._unbroken = hidden, version_of(hidden), True
         self._names: list[str] = []
 
@@ -38,7 +43,7 @@ class ChainTrace:
         handed = self._handed
         if not isinstance(given, Tensor) or version_of(handed) != self._version:
             return False
-        return given is handed or all(look(given) == look(handed) for look in (Tensor.data_ptr, Tensor.size, Tensor.stride, Tensor.type))
+        return given is handed or (self._views and all(look(given) == look(handed) for look in SAME))
 
     def names(self, logits: Any) -> tuple[str, ...] | None:
         """The modules in their order, where they alone make the `logits` of the hidden state; None where they do not."""

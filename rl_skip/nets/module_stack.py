@@ -1,6 +1,5 @@
 """A stack of any PyTorch modules."""
 
-
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 

@@ -107,14 +107,56 @@ def test_an_attached_policy_looks_by_the_modules_alone(family: str, plan: dict[s
         assert logits.equal(expected) and observations.equal(as_seen)
 
 
-def test_a_view_of_all_is_the_tensor_and_one_that_was_written_to_is_not() -> None:
-    def traced(between: Callable[[torch.Tensor], torch.Tensor]) -> tuple[str, ...] | None:
+def test_where_there_always_are_as_many_tokens_a_view_of_all_is_the_tensor_and_one_that_was_written_to_is_not() -> None:
+    def traced(between: Callable[[torch.Tensor], torch.Tensor], views: bool = True) -> tuple[str, ...] | None:
         hidden, pooled, logits = torch.zeros(2, 3), torch.ones(2, 3), torch.ones(2, 2)
-        trace = ChainTrace(hidden)
+        trace = ChainTrace(hidden, views)
         trace.called("pooler", (hidden,), {}, pooled)
         trace.called("head", (between(pooled),), {}, logits)
         return trace.names(logits)
 
     assert traced(lambda pooled: pooled[:, 0:]) == ("pooler", "head")
+    assert traced(lambda pooled: pooled[:, 0:], views=False) is None
     for changed in (lambda pooled: pooled[:, :2], lambda pooled: pooled.mul_(2), lambda pooled: pooled.clone(), lambda pooled: pooled[1:]):
         assert traced(changed) is None
+
+
+class _MeanHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(WIDTH, 3))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.mean(dim=1) @ self.weight
+
+
+class _FirstTokens(nn.Module):
+    """Answers from the first four tokens, which of short inputs are all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers, self.head = nn.ModuleList(nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)) for _ in range(DEPTH)), _MeanHead()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x[:, :4])
+
+
+def test_what_was_seen_on_short_inputs_is_not_taken_for_what_happens_to_long_ones() -> None:
+    short, long = torch.randn(6, 4, WIDTH), 5 * torch.randn(6, 9, WIDTH)
+    seen = []
+    for chains in ({}, _Forgetful()):
+        model = _FirstTokens().eval()
+        torch.manual_seed(1)
+        handle = rl_skip.attach(model, rl_skip.SkipConfig(), layers="layers", example=short)
+        assert handle.policy is not None
+        handle.stack._chains = chains  # type: ignore[union-attr]
+        looks = list[torch.Tensor]()
+        with torch.no_grad():
+            model(short)
+            handle.policy.register_forward_pre_hook(lambda _module, args, looks=looks: looks.append(args[0]))
+            model(long)
+        seen.append(torch.cat(looks))
+    torch.testing.assert_close(*seen)

@@ -151,28 +151,23 @@ def test_every_feature_is_seen_as_without(recorded: list[ExportedProgram], kind:
     assert len(recorded) == 1  # for any number of rows
 
 
-def test_it_is_one_function_for_any_number_of_tokens(recorded: list[ExportedProgram]) -> None:
-    stack = blocks()
+@pytest.mark.parametrize(
+    ("build", "counts", "functions"),
+    [(blocks, (4, 9, 3), 1), (tagger, (4, 9, 4), 2)],
+    ids=["one for any number of tokens", "one for each number where each token is answered"],
+)
+def test_it_serves_any_number_of_tokens(
+    recorded: list[ExportedProgram], build: Callable[[], ModuleStack], counts: tuple[int, ...], functions: int
+) -> None:
+    stack = build()
     stack.add_readouts(inputs(2))
     policy = policy_for(stack, *CONFIDENCES)
-    batches = [inputs(3, tokens) for tokens in (4, 9, 3)]
+    batches = [inputs(3, tokens) for tokens in counts]
     expected = [rollouts(stack, policy, x) for x in batches]
     compile_policy(policy, stack, layers=False)
     for x, one in zip(batches, expected, strict=True):
         check_same(rollouts(stack, policy, x), one)
-    assert len(recorded) == 1
-
-
-def test_where_each_token_is_answered_it_is_one_for_each_number_of_tokens(recorded: list[ExportedProgram]) -> None:
-    stack = tagger()
-    stack.add_readouts(inputs(2))
-    policy = policy_for(stack, *CONFIDENCES)
-    batches = [inputs(3, tokens) for tokens in (4, 9, 4)]
-    expected = [rollouts(stack, policy, x) for x in batches]
-    compile_policy(policy, stack, layers=False)
-    for x, one in zip(batches, expected, strict=True):
-        check_same(rollouts(stack, policy, x), one)
-    assert len(recorded) == 2
+    assert len(recorded) == functions
 
 
 def test_weights_are_those_of_the_moment(recorded: list[ExportedProgram]) -> None:
