@@ -149,7 +149,8 @@ def forward_lines(options: argparse.Namespace) -> None:
         for threads in options.threads:
             taken = in_turns(ways, threads, options.rounds, options.seconds, options.clock)
             for name, one in taken.items():
-                print(f"| {rows} | {threads} | {name} | {one.milliseconds:.2f} | {one} | {host_syncs(ways[name])} |")
+                syncs = "" if options.device == "cpu" else host_syncs(ways[name])
+                print(f"| {rows} | {threads} | {name} | {one.milliseconds:.2f} | {one} | {syncs} |")
             for suffix in ("", COMPILED) if options.compile else ("",):
                 share = taken[ASKED_EVERYTHING + suffix].ratio - taken[EVERYTHING].ratio
                 print(f"| {rows} | {threads} | policy's share of full depth, asked after every layer{suffix} | | {share:.3f} | |", flush=True)

@@ -60,11 +60,13 @@ class HostSyncs(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        name = func.overloadpacket.__name__
+        name, there = func.overloadpacket.__name__, any(isinstance(value, Tensor) and value.device.type != "cpu" for value in args)
         masks = args[1] if name in ("index", "index_put_", "index_put") else ()
-        self.count += name in ("nonzero", "_local_scalar_dense", "masked_select", "unique_dim", "_unique2", "is_nonzero", "equal")
-        self.count += any(isinstance(mask, Tensor) and mask.dtype == torch.bool for mask in masks)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self.count += there and name in ("nonzero", "_local_scalar_dense", "masked_select", "unique_dim", "_unique2", "is_nonzero", "equal")
+        self.count += there and any(isinstance(mask, Tensor) and mask.dtype == torch.bool for mask in masks)
+        self.count += there and name in ("_to_copy", "to", "copy_") and isinstance(result, Tensor) and result.device.type == "cpu"
+        return result
 
 
 def host_syncs(call: Way) -> int:

@@ -7,9 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rl_skip.core.heading import WAITING
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.policy import JumpRules
-from rl_skip.core.routing import WAITING, RoutingState
+from rl_skip.core.routing import RoutingState
 from rl_skip.core.stack import LayerStack
 
 __all__ = ["Episodes", "on_device"]

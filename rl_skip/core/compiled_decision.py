@@ -13,7 +13,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from torch._inductor import aoti_compile_and_package, aoti_load_package
+from torch._inductor import aoti_compile_and_package, aoti_load_package, standalone_compile
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 from torch.export import Dim, ExportedProgram, export
@@ -283,7 +283,7 @@ class _Function:
             self._like = [(weight.shape, weight.dtype, weight.device) for weight in self._weights(0)]
             try:
                 program, self.any_tokens = self._recorded(given)
-                self._run = _compiled(program)
+                self._run = _compiled(program, hidden.device)
             except Exception as error:  # a compiler, and what a person's own features do in it, can fail in any way
                 reason = (" ".join(str(error).split()) or type(error).__name__)[:MOST_SAID]
                 raise UserError(f"the policy cannot be compiled: {type(error).__name__}: {reason}; {LEAVE_OUT}") from error
@@ -328,9 +328,23 @@ class _Function:
         return export(_WithWeights(self.parts), arguments, dynamic_shapes=(None, [None] * len(weights), sizes), strict=False)
 
 
-def _compiled(program: ExportedProgram) -> Callable[[list[Tensor]], list[Tensor]]:
+def _compiled(program: ExportedProgram, device: torch.device) -> Callable[[list[Tensor]], list[Tensor]]:
     """What runs the program on its tensors, one after the other."""
+    if device.type != "cpu":  # AOTInductor's own runner ends the process there (PyTorch 2.11 on CUDA)
+        return _called_from_python(program)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of PyTorch about itself
         package = aoti_compile_and_package(program, package_path=str(Path(folder) / "decision.pt2"))
         return aoti_load_package(package).loader.run
+
+
+def _called_from_python(program: ExportedProgram) -> Callable[[list[Tensor]], list[Tensor]]:
+    """The same, with Python between its kernels."""
+    inputs = [node.meta["val"] for node in program.graph_module.graph.nodes if node.op == "placeholder"]
+    compiled = standalone_compile(program.graph_module, inputs, dynamic_shapes="from_graph")
+
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        given = iter(tensors)
+        return list(compiled(*[None if value is None else next(given) for value in inputs]))
+
+    return run

@@ -1,10 +1,11 @@
 """Which device to run on."""
 
 import torch
+from torch import Tensor
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["multiplies_bfloat16", "pick_device"]
+__all__ = ["apart", "multiplies_bfloat16", "pick_device", "uploaded"]
 
 
 def pick_device(wanted: str | torch.device) -> torch.device:
@@ -34,3 +35,15 @@ def multiplies_bfloat16(device: torch.device) -> bool:
         return False
     known = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))  # PyTorch has no public question for it
     return any(asked is not None and asked() for asked in known)
+
+
+def apart(device: torch.device) -> bool:
+    """Whether what lies on a device is not the host's to read without waiting."""
+    return device.type != "cpu"
+
+
+def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on another device, without waiting for what runs there; the tensor itself where the device is the host."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

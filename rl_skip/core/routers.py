@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_skip.core.devices import uploaded
 from rl_skip.core.policy import JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.core.stack import LayerStack
@@ -33,7 +34,7 @@ class FixedRoute(Router):
             self.layers = [i for i, runs_here in enumerate(runs) if runs_here]
             self._together = [self.layers[before] if before < len(self.layers) else len(runs) for before in accumulate(runs)]
         else:
-            self.next_layers = next_layers(self.route)
+            self.next_layers = next_layers(self.route).cpu()  # so that nobody waits for a device to say what was known before
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
         shape = state.route.shape
@@ -41,8 +42,7 @@ class FixedRoute(Router):
             raise ValueError(f"a route must have shape {tuple(shape[1:])} or {tuple(shape)}, got {tuple(self.route.shape)}")
         if self.layers is not None:
             return Decision(self._together[i])
-        self.next_layers = self.next_layers.to(rows.device)
-        return Decision(self.next_layers.select(1, i).index_select(0, rows))
+        return Decision(self.next_layers.select(1, i).index_select(0, state.on_host(rows)))
 
 
 class PolicyRouter(Router):
@@ -77,6 +77,7 @@ class PolicyRouter(Router):
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
         rules = self.policy.rules
         given = None if self.given is None else self.given.decide(state, i, rows).next_layer
+        given = uploaded(given, rows.device) if isinstance(given, Tensor) else given
         if not rules.choices[i]:
             return only_way(rules, i, rows) if given is None else Decision(given)
         observation, logits, likeliest = self._ask(state, i, rows)

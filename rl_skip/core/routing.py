@@ -9,15 +9,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from rl_skip.core.devices import uploaded
 from rl_skip.core.features import View
+from rl_skip.core.heading import WAITING, Heading
 from rl_skip.core.inputs import Inputs, device_of, row_count
 from rl_skip.core.policy import JumpRules, ObservationLayout
 from rl_skip.core.remembered import Remembered
 from rl_skip.core.stack import Carry, LayerStack
 
 __all__ = ["Decision", "Router", "RoutingState"]
-
-WAITING = -1
 
 
 @dataclass
@@ -89,7 +89,7 @@ class RoutingState:
         self.price = torch.as_tensor(price, dtype=torch.float32, device=device).expand(B).clone()  # (B,)
         self._cheap = 0 < price < rules.layout.price_low if rules is not None and isinstance(price, int | float) else None
         self.everyone = torch.arange(B, device=device)
-        self._next_layer: Tensor | int = 0  # of each row, or of all: L: left; WAITING: for a decision
+        self._heading = Heading(self.everyone)
         self._position: Tensor | int = 0  # last layer run
         self.route = torch.zeros(B, L, dtype=torch.bool, device=device)
         self.spent = torch.zeros(B, L, device=device)
@@ -133,22 +133,20 @@ class RoutingState:
     @property
     def next_layer(self) -> Tensor:
         """(B,) long, the layer that each row runs next; L: it left."""
-        self._next_layer = self._each(self._next_layer)
-        return self._next_layer
+        return self._heading.each
 
     @property
     def position(self) -> Tensor:
         """(B,) long, the last layer that each row has run; 0 before any."""
-        self._position = self._each(self._position)
+        if isinstance(self._position, int):
+            self._position = torch.full_like(self.everyone, self._position)
         return self._position
 
     @property
     def ended(self) -> bool:
         """Whether all rows have left."""
-        return bool((self.next_layer == self.stack.depth).all()) if isinstance(self._next_layer, Tensor) else self._next_layer == self.stack.depth
-
-    def _each(self, value: Tensor | int) -> Tensor:
-        return torch.full_like(self.everyone, value) if isinstance(value, int) else value
+        of_all = self._heading.of_all
+        return bool((self.next_layer == self.stack.depth).all()) if of_all is None else of_all == self.stack.depth
 
     def visit(self, i: int) -> Tensor | None:
         """Runs layer `i` on the rows whose next layer it is. Returns them, (R,); None where there are none."""
@@ -173,17 +171,19 @@ class RoutingState:
         if costs:
             ran = list(layers[:-1])
             self.spent[:, ran], self.route[:, ran] = torch.stack(costs, dim=1).to(self.spent.dtype), True
-            self._position, self._next_layer = ran[-1], layers[-1]
+            self._position = ran[-1]
+            self._heading.send(None, layers[-1])
 
     def due(self, i: int) -> Tensor | None:
         """(R,), the rows whose next layer is `i`; None where there are none."""
-        if isinstance(self._next_layer, int):
-            return self.everyone if self._next_layer == i else None
-        if self._company is not None:
+        if self._company is not None and self._heading.of_all is None:
             layer, rows = self._company
             return rows if layer == i and rows.shape[0] > 0 else None
-        rows = (self._next_layer == i).nonzero().squeeze(1)
-        return None if rows.shape[0] == 0 else rows
+        return self._heading.due(i)
+
+    def on_host(self, rows: Tensor) -> Tensor:
+        """(R,) long, the same rows on the host, which knows those that were due last."""
+        return self._heading.on_host(rows)
 
     def ran(self, i: int, rows: Tensor, counted: Tensor) -> None:
         """Notes that layer `i` ran on `rows` (R,), at the relative compute `counted` (R,); they wait for a decision."""
@@ -191,12 +191,12 @@ class RoutingState:
         if self.some(rows) is None:
             self.spent.select(1, i).copy_(cost)
             self.route.select(1, i).fill_(True)
-            self._position, self._next_layer = i, WAITING
+            self._position = i
         else:
             self.spent.select(1, i).index_copy_(0, rows, cost.to(self.spent.dtype))
             self.route.select(1, i).index_fill_(0, rows, True)
             self.position.index_fill_(0, rows, i)
-            self.next_layer.index_fill_(0, rows, WAITING)
+        self._heading.send(self.some(rows), WAITING)
         self._visited, self._said, self._looked = (i, rows), None, {}
 
     def said(self, rows: Tensor) -> Tensor:
@@ -268,44 +268,43 @@ class RoutingState:
         self._company = None
         headed = isinstance(at, int) and at == depth - 1  # after the last layer the stack's own head answers
         answered = decision.answers is not None or (self.stack.readouts is not None and not headed)
-        left, stay, leaving = rows[:0], rows, None
+        left, stay, leaving, staying = rows[:0], rows, None, None
         if answered or (company and decision.onward):
-            left, stay, leaving = self._parted(rows, following, at, decision)
+            left, stay, leaving, staying = self._parted(rows, following, at, decision)
         if company and (decision.onward or isinstance(following, int)):
             self._company = (at + 1 if decision.onward else following), stay  # type: ignore[assignment]
         if answered and left.shape[0] > 0:
             self._leave(rows, left, leaving, decision)
         else:
-            stay, leaving = rows, None
+            stay, staying = rows, None
         if type(self.stack).on_jump is not LayerStack.on_jump and stay.shape[0] > 0:
             jumps = following - at - 1 + torch.zeros_like(rows)
-            self.stack.on_jump(self.carry, stay, jumps if leaving is None else jumps[~leaving])
+            self.stack.on_jump(self.carry, stay, jumps if staying is None else jumps.index_select(0, staying))
 
     def _send(self, rows: Tensor, following: Tensor | int) -> Tensor | int:
-        """Notes which layer `rows` (R,) run next, (R,) or one for all. Returns it, as one number where there is one row."""
+        """Notes which layer `rows` (R,) run next, (R,) or one for all. Returns it, on their device, as one number where there is one row."""
         if isinstance(following, Tensor) and following.shape != rows.shape:
             raise ValueError(f"a decision has a next layer for each of {rows.shape[0]} rows, got shape {tuple(following.shape)}; mend the router")
-        if self.some(rows) is None:
-            following = int(following) if rows.shape[0] == 1 else following
-            self._next_layer = following.clone() if isinstance(following, Tensor) else following
-        elif isinstance(following, int):
-            self.next_layer.index_fill_(0, rows, following)
-        else:
-            self.next_layer.index_copy_(0, rows, following)
-        return following
+        some = self.some(rows)
+        if some is None and rows.shape[0] == 1:
+            following = int(following)
+        return self._heading.send(some, following)
 
-    def _parted(self, rows: Tensor, following: Tensor | int, at: Tensor | int, decision: Decision) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Those of `rows` (R,) that leave, the others, and which do, (R,) bool; None: all or none."""
-        depth = self.stack.depth
+    def _parted(
+        self, rows: Tensor, following: Tensor | int, at: Tensor | int, decision: Decision
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Those of `rows` (R,) that leave, the others, and the places of both among `rows`; None: all or none."""
+        depth, device = self.stack.depth, rows.device
         if isinstance(following, int) and isinstance(at, int):
-            return (rows, rows[:0], None) if following == depth else (rows[:0], rows, None)
-        leaving = following == depth if isinstance(following, Tensor) else torch.full_like(rows, following == depth, dtype=torch.bool)
+            return (rows, rows[:0], None, None) if following == depth else (rows[:0], rows, None, None)
+        leaving = self._heading.sent_to(following, depth) if isinstance(following, Tensor) else torch.full(rows.shape, following == depth)
         if decision.answers is None and isinstance(at, Tensor):
-            leaving = leaving & (at < depth - 1)
-        left = rows[leaving]
-        if left.shape[0] in (0, rows.shape[0]):
-            return (rows, left[:0], None) if left.shape[0] > 0 else (left, rows, None)
-        return left, rows[~leaving], leaving
+            leaving = leaving & (at.cpu() < depth - 1)
+        places = leaving.nonzero().squeeze(1)
+        if places.shape[0] in (0, rows.shape[0]):
+            return (rows[:0], rows, None, None) if places.shape[0] == 0 else (rows, rows[:0], None, None)
+        places, others = uploaded(places, device), uploaded((~leaving).nonzero().squeeze(1), device)
+        return rows.index_select(0, places), rows.index_select(0, others), places, others
 
     def _charge(self, rows: Tensor, decision: Decision) -> None:
         """Adds the cost of a decision to what `rows` (R,) have spent."""
@@ -333,7 +332,8 @@ class RoutingState:
 
     def pass_over(self, i: int) -> None:
         """Moves rows whose next layer lies before `i` on to `i`, where the model itself leaves out the layers between."""
-        self._next_layer, self._company = self.next_layer.clamp(min=i), None
+        self._heading.pass_over(i)
+        self._company = None
 
     def outputs(self) -> Tensor:
         """(B, ...), the outputs of all rows, once they have left: answers of their own, or those of the stack's `finish`."""
@@ -371,7 +371,7 @@ class RoutingState:
         self.carry.packed = None  # both write from now on
         other.carry = copy(self.carry)
         other._looks = {name: seen.fork() for name, seen in self._looks.items()}
-        other._looked, other._next_layer, other._position = {}, self.next_layer.clone(), self.position.clone()
+        other._looked, other._heading, other._position = {}, self._heading.fork(), self.position.clone()
         for name in ("price", "route", "spent", "answered"):
             setattr(other, name, getattr(self, name).clone())
         return other
@@ -383,7 +383,8 @@ class RoutingState:
         """
         fresh = RoutingState(self.stack, self.rules, inputs, price)
         self.replace(rows, fresh)
-        self.next_layer[rows], self.position[rows] = fresh.next_layer, fresh.position
+        self._heading.begin(rows, fresh._heading)
+        self.position[rows] = fresh.position
 
     def replace(self, rows: Tensor, fresh: "RoutingState") -> None:
         """Puts all that is known of the rows of another state in the place of `rows`, but where they are."""
@@ -430,9 +431,9 @@ class RoutingState:
         return self._visited[0] if self._visited is not None and self._visited[1] is rows else None
 
     def _leave(self, rows: Tensor, left: Tensor, leaving: Tensor | None, decision: Decision) -> None:
-        """Answers `left`, those of `rows` (R,) that are `leaving`, (R,) bool or None for all, by the decision's answers or by their readouts."""
+        """Answers `left`, those of `rows` (R,) at the places `leaving` or, None, all, by the decision's answers or by their readouts."""
         if decision.answers is not None:
-            self._answer(left, decision.answers if leaving is None else decision.answers[leaving])
+            self._answer(left, decision.answers if leaving is None else decision.answers.index_select(0, leaving))
             return
         assert self.stack.readouts is not None
         flops = self.stack.answer_flops(self.stack.readouts, self.carry, left, decision.read)
@@ -442,7 +443,7 @@ class RoutingState:
             return
         visited = self._visited
         if self.stack.looks_at_answers and self._said is not None and self._said[0] is rows:
-            self._answer(left, self._said[1] if leaving is None else self._said[1][leaving])
+            self._answer(left, self._said[1] if leaving is None else self._said[1].index_select(0, leaving))
         else:
             self._answer(left, self._read(visited[0], left) if visited is not None and visited[1] is rows else self._after(left, self._read))
 
@@ -452,7 +453,7 @@ class RoutingState:
         else:
             before = answers.new_zeros(self.price.shape[0], *answers.shape[1:]) if self.answers is None else self.answers
             self.answers = before.index_copy(0, rows, answers)
-        self.answered[rows] = True
+        self.answered.index_fill_(0, rows, True)
 
     def _know(self, rules: JumpRules) -> None:
         """Reads the features that are the same after every layer: the price, and with the scope "input" those of the hidden state."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -15,7 +16,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[ExportedProgram]:
     """From now on functions are recorded and not compiled. Returns those that are."""
     made: list[ExportedProgram] = []
 
-    def keep(program: ExportedProgram) -> Callable[[list[Tensor]], list[Tensor]]:
+    def keep(program: ExportedProgram, device: torch.device) -> Callable[[list[Tensor]], list[Tensor]]:
         made.append(program)
         return _runner(program)
 

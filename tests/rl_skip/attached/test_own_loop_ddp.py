@@ -38,6 +38,7 @@ def work(rank: int, folder: str, find_unused: bool) -> None:
         step(model, called, handle, slice(4 * rank, 4 * rank + 4))
     called(DATA)  # which gives all processes the steering of the first
     torch.save({"gradients": [parameter.grad for parameter in model.parameters()], "price": handle.price}, f"{folder}/{rank}")
+    distributed.barrier()  # gloo ends a process whose peer has gone while something is still on its way
     distributed.destroy_process_group()
 
 

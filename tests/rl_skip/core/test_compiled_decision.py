@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor_config
 from torch.export import ExportedProgram
 
+import rl_skip.core.compiled_decision as compiled_decision
 from rl_skip import Feature, JumpPolicy, JumpRules, ModuleStack, ObservationLayout, PolicyRouter, UserError, View, routed_forward
 from rl_skip.core.compiled_decision import compile_policy
 from rl_skip.core.features import CONFIDENCES, HiddenState, WorkingMemory
@@ -295,3 +296,19 @@ def test_a_compiled_model_answers_as_before_at_every_number_of_rows(monkeypatch:
 def _pieces(graphs: list[torch.fx.GraphModule]) -> int:
     """How many graphs one layer takes."""
     return len({graph.code for graph in graphs})
+
+
+@needs_compiler
+def test_where_the_host_is_apart_python_calls_what_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: masks and absent memory among what a decision is made of, any number of rows and tokens."""
+    monkeypatch.setattr(compiled_decision, "_compiled", lambda program, device: compiled_decision._called_from_python(program))
+    stack = blocks(masked=True)
+    stack.add_readouts(inputs(2))
+    policy = policy_for(stack, *CONFIDENCES)
+    without = copy.deepcopy(policy)
+    compile_policy(policy, stack, layers=False)
+    with torch.no_grad():
+        for rows, tokens in ((3, 6), (1, 6), (8, 5)):
+            x = inputs(rows, tokens)
+            check_same(rollouts(stack, policy, x), rollouts(stack, without, x))
+    assert policy.compiled is not None and len(policy.compiled.functions) == 1

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import rl_skip.core.heading as heading
 from rl_skip.core.forward import Rollout, routed_forward
 from rl_skip.core.policy import JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.core.reward import Reward
@@ -146,6 +147,13 @@ def _compare_gradients(rollout: Rollout, expected: Expected, rows: int, learners
     assert moved > 10
 
 
+@pytest.fixture(params=[False, True], ids=["host", "apart"])
+def apart(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that the host cannot read without waiting are kept track of there too."""
+    monkeypatch.setattr(heading, "apart", lambda device: request.param)
+
+
+@pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("decide", ["route", "greedy", "sample"])
 @pytest.mark.parametrize("scope", ["state", "input"])
 @pytest.mark.parametrize("allow_exit", [False, True])
@@ -165,6 +173,7 @@ def test_routed_forward_is_the_slow_loop(rows: int, padded: bool, allow_exit: bo
     _compare_gradients(rollout, expected, rows, [*stack.parameters(), *policy.parameters(), *critic.parameters(), x])
 
 
+@pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("allow_exit", [False, True])
 def test_routed_forward_with_short_jumps_is_the_slow_loop(allow_exit: bool) -> None:
     torch.manual_seed(2)
@@ -298,6 +307,7 @@ def test_a_policy_must_fit_the_stack() -> None:
         routed_forward(_stack(), other, _inputs(2, False))
 
 
+@pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("scope", ["state", "input"])
 def test_restarted_rows_go_on_as_if_they_had_begun_there(scope: str) -> None:
     torch.manual_seed(10)
