@@ -12,7 +12,7 @@ from envs.core import Price, Score, SkipCore
 from envs.sharing import shared_examples, shared_network
 from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
-from rl_skip.core.features import Feature, as_feature, default_features
+from rl_skip.core.features import Feature, as_feature, default_features, fitted
 from rl_skip.core.policy import JumpRules, ObservationLayout, PolicyScope, longest_jump
 from rl_skip.core.reward import LINEAR, Reward, as_reward
 from rl_skip.core.stack import LayerStack
@@ -159,7 +159,9 @@ class EnvOptions:
             raise UserError(f"features is a sequence of features or their names, got {self.features!r}; set features=[{self.features!r}]")
         if rules is None:
             sees_readouts = stack.readouts is not None and self.policy_scope != "input"
-            features = default_features(stack.has_memory, sees_readouts) if self.features is None else tuple(map(as_feature, self.features))
+            classes = 0 if stack.readouts is None else stack.readouts.classes
+            default = default_features(stack.has_memory, sees_readouts, classes)
+            features = default if self.features is None else fitted(tuple(map(as_feature, self.features)), classes)
             readout_flops = 0.0 if stack.readouts is None else stack.readouts.flops
             return JumpRules.reaching(ObservationLayout(stack.width, stack.depth, features=features, readout_flops=readout_flops), **chosen)
         assert self.features is not None

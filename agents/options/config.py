@@ -14,7 +14,7 @@ from agents.agent import AGENTS, Agent, AgentConfig, find_agent
 from rl_skip.core.bounded import MOST_WIDTH
 from rl_skip.core.dial import GuaranteeKind, checked_tolerance
 from rl_skip.core.errors import UserError, positive
-from rl_skip.core.features import default_features, find_features
+from rl_skip.core.features import default_features, find_features, fitted
 from rl_skip.core.fields import Fields, flat, read_dataclass
 from rl_skip.core.plugins import absolute_reference, is_own, label_of, refuse_code
 from rl_skip.core.policy import JumpRules, ObservationLayout, PolicyScope
@@ -71,8 +71,8 @@ class PolicyConfig:
     """Width of the policy's hidden layer. More sees finer differences and costs more at every decision; 32 to 256."""
     feature: tuple[str, ...] = ()
     """What the policy sees besides position, compute and price: hidden, memory; with readouts entropy, largest_probability, margin, agreement,
-    moved; or file.py:name for a feature of your own. May be given several times, and replaces the default, so name what of it is to stay: the hidden
-    state, and the working memory where the stack has one; with readouts those five."""
+    moved, answer; or file.py:name for a feature of your own. May be given several times, and replaces the default, so name what of it is to stay: the
+    hidden state, and the working memory where the stack has one; with readouts those six, but answer where there are over 16 classes."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "feature", tuple(map(absolute_reference, self.feature)))  # which hold from every folder
@@ -87,18 +87,20 @@ class PolicyConfig:
         return None if self.readout_rank is None else {"rank": self.readout_rank}
 
     def rules(
-        self, depth: int, width: int, price_range: tuple[float, float], has_memory: bool = False, readout_flops: float = 1.0
+        self, depth: int, width: int, price_range: tuple[float, float], has_memory: bool = False, readout_flops: float = 1.0, classes: int = 0
     ) -> JumpRules:
         """The rules for a stack.
 
         Args:
             has_memory: whether it has a working memory.
             readout_flops: operations of one of its readouts for one row, where it has some.
+            classes: how many classes they tell apart for each row; 0: they answer something else.
 
         Raises:
             UserError: if a feature is unknown, or there is nothing to decide.
         """
-        features = find_features(self.feature) if self.feature else default_features(has_memory, self.readouts and self.policy_scope == "state")
+        default = default_features(has_memory, self.readouts and self.policy_scope == "state", classes)
+        features = fitted(find_features(self.feature), classes) if self.feature else default
         layout = ObservationLayout(width, depth, *price_range, features, readout_flops if self.readouts else 0.0)
         options = {"allow_exit": self.allow_exit, "scope": self.policy_scope, "hidden": self.policy_hidden, "jumps": self.jumps}
         return JumpRules.reaching(layout, self.max_jump, **options)  # type: ignore[arg-type]

@@ -92,12 +92,13 @@ class Learner:
             self.stack.to(device)
         self.new_readouts = config.policy.readouts and self.stack.readouts is None
         """Whether the readouts are this learner's own, and not those that a given stack brought along."""
-        readout_flops = self._readout_flops()
+        self._give_readouts()
         self.adapters = choose_parameters(self.stack, config.schedule.tune)
         if config.shard:
             shard(self.stack, self.train.take(slice(0, SHARD_ROWS)).to("cpu").inputs, device)
-        price_range, has_memory = seen_range(config.pricing), self.stack.has_memory
-        self.rules = config.policy.rules(self.stack.depth, self.stack.width, price_range, has_memory, readout_flops)
+        price_range, has_memory, readouts = seen_range(config.pricing), self.stack.has_memory, self.stack.readouts
+        flops, classes = (0.0, 0) if readouts is None else (readouts.flops, readouts.classes)
+        self.rules = config.policy.rules(self.stack.depth, self.stack.width, price_range, has_memory, flops, classes)
         self.policy, self.critic = JumpPolicy(self.rules).to(device), Critic(self.rules).to(device)
         if config.pricing.cost == "latency":
             rows = self.validation.take(slice(0, config.pricing.cost_batch)).inputs
@@ -136,18 +137,17 @@ class Learner:
         if (least := min(schedule.batch_size, len(self.train))) < (count := together().count * schedule.accumulate):
             raise UserError(f"a batch of {least} rows does not divide into {count} parts, for each process and pass one; raise --batch-size")
 
-    def _readout_flops(self) -> float:
-        """Gives the stack its readouts, unless it has them. Returns the operations of one for one row; 0 without."""
+    def _give_readouts(self) -> None:
+        """Gives the stack its readouts, unless it has them."""
         if not self.config.policy.readouts:
             if self.stack.readouts is not None:
                 raise UserError("the given stack has readouts, which answer rows that leave early; set --readouts")
-            return 0.0
+            return
         example = self.validation.take(slice(0, 2)).to(self.stack.layer_flops.device).inputs
         with deployed(self.stack):
             readouts = self.stack.readouts or self.stack.add_readouts(example, plan=self.config.policy.readout_plan)
-            if not readouts.flops:
+            if not (readouts.flops and readouts.classes):
                 self.stack.count_readouts(example, readouts)
-        return readouts.flops
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters of the network; those of heads and readouts learn at a rate of their own where the options say so. Those that are split over

@@ -119,7 +119,7 @@ class LearningHandle(Handle):
         self.stack.readouts.requires_grad_(True).train(model.training)
         try:
             self._count_readout(batch)
-            rules = config.rules(len(layers), self.stack.width, self.stack.readouts.flops)
+            rules = config.rules(len(layers), self.stack.width, self.stack.readouts)
             policy = JumpPolicy(rules).to(next(self.stack.readouts.parameters()).device)
         except BaseException:
             super().detach()

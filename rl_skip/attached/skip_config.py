@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from rl_skip.core.errors import UserError, positive
-from rl_skip.core.features import Feature, as_feature, default_features
+from rl_skip.core.features import Feature, as_feature, default_features, fitted
 from rl_skip.core.policy import JumpRules, ObservationLayout
+from rl_skip.core.readouts import Readouts
 from rl_skip.core.reward import Reward, as_reward
 from rl_skip.learning.prices import check_pricing, seen_range
 
@@ -91,7 +92,7 @@ class SkipConfig:
         if self.score not in get_args(Score):
             raise UserError(f"the score is one of {', '.join(get_args(Score))}, got {self.score!r}; set score=")
         object.__setattr__(self, "reward", as_reward(self.reward))
-        object.__setattr__(self, "features", tuple(map(as_feature, self.features)) or default_features(has_memory=False, has_readouts=True))
+        object.__setattr__(self, "features", tuple(map(as_feature, self.features)))
         for feature in self._features:
             if not feature.at_once:
                 raise UserError(f"the feature {feature.name!r} is read layer by layer, and here all layers at once: take one with at_once = True")
@@ -100,7 +101,8 @@ class SkipConfig:
     def _features(self) -> tuple[Feature, ...]:
         return tuple(map(as_feature, self.features))
 
-    def rules(self, depth: int, width: int, readout_flops: float) -> JumpRules:
-        """The rules of the policy for L = `depth` layers of width D, with readouts of so many operations for one row."""
-        layout = ObservationLayout(width, depth, *seen_range(self), self._features, readout_flops)
+    def rules(self, depth: int, width: int, readouts: Readouts) -> JumpRules:
+        """The rules of the policy for L = `depth` layers of width D, with readouts that were counted."""
+        features = fitted(self._features, readouts.classes) or default_features(has_memory=False, has_readouts=True, classes=readouts.classes)
+        layout = ObservationLayout(width, depth, *seen_range(self), features, readouts.flops)
         return JumpRules.reaching(layout, allow_exit=True, hidden=self.policy_hidden, jumps=False)

@@ -13,6 +13,8 @@ from rl_skip.core.plugins import Registry, made
 
 __all__ = ["ALWAYS", "FEATURES", "STATE_BOUND", "Feature", "View", "as_feature", "check_features", "default_features", "find_features"]
 
+MOST_CLASSES = 16
+"""That `Answer` tells apart."""
 STATE_BOUND = 1e4
 """Numbers of the network's own are cut here, so that an observation stays within bounds."""
 
@@ -163,6 +165,8 @@ class Feature:
 
     stays = False
     """Whether it is the same after every layer, and so is read once."""
+    starts_at_zero = False
+    """Whether a policy's weights on it begin at zero, and no random numbers are drawn for them: at first it decides as without the feature."""
 
     def size(self, width: int) -> int:
         """How many numbers it has, for a stack of that width."""
@@ -277,6 +281,28 @@ class Agreement(Feature):
         return agrees if agrees.shape[1] == 1 else agrees.mean(dim=1, keepdim=True)
 
 
+class Answer(Feature):
+    """Which class the network would answer, now and at the last look, each as ones and zeros; of tokens, the shares. Zeros at the first look.
+
+    Some answers may be trusted sooner than others.
+
+    Args:
+        classes: C, 1 to `MOST_CLASSES`; of later ones nothing is told apart.
+    """
+
+    name, low, high, reads, at_once, starts_at_zero = "answer", 0.0, 1.0, True, True, True
+
+    def __init__(self, classes: int = MOST_CLASSES) -> None:
+        self.classes = classes
+
+    def size(self, width: int) -> int:
+        return 2 * self.classes
+
+    def read(self, view: View) -> Tensor:
+        each = torch.arange(1, 1 + self.classes, device=view.rows.device)
+        return torch.cat([(answers[:, 3:].unsqueeze(2) == each).float().mean(dim=1) for answers in view.confidence], dim=1)  # (R, C) each
+
+
 class Moved(Feature):
     """How far the hidden state has moved since the last look, as a share of its norm, up to 2; 1 at the first look."""
 
@@ -322,16 +348,27 @@ ALWAYS: tuple[Feature, ...] = (Position(), Compute(), Price())
 FEATURES: Registry[Feature] = Registry("feature", "--feature")
 CONFIDENCES: tuple[Feature, ...] = (Entropy(), LargestProbability(), Margin(), Agreement(), Moved())
 """What the network would say here, and how far it has moved: what a policy sees of a stack with readouts."""
-for _feature in (HiddenState(), WorkingMemory(), *CONFIDENCES):
+for _feature in (HiddenState(), WorkingMemory(), *CONFIDENCES, Answer()):
     FEATURES.register(_feature.name, _feature)
 
 
-def default_features(has_memory: bool, has_readouts: bool = False) -> tuple[Feature, ...]:
-    """What a policy sees unless it is told otherwise: what the network would say, of a stack with readouts; else the hidden state, and the
-    working memory of a stack that has one."""
+def default_features(has_memory: bool, has_readouts: bool = False, classes: int = 0) -> tuple[Feature, ...]:
+    """What a policy sees unless it is told otherwise: what the network would say, of a stack with readouts, and which class, where they answer each
+    row with one of few; else the hidden state, and the working memory of a stack that has one.
+
+    Args:
+        has_memory: whether the stack has a working memory.
+        has_readouts: whether it has readouts that the policy may ask.
+        classes: how many classes they tell apart, `Readouts.classes`. Of many, each has too few rows to learn from.
+    """
     if has_readouts:
-        return CONFIDENCES
+        return (*CONFIDENCES, Answer(classes)) if 2 <= classes <= MOST_CLASSES else CONFIDENCES
     return (HiddenState(), WorkingMemory()) if has_memory else (HiddenState(),)
+
+
+def fitted(features: Sequence[Feature], classes: int) -> tuple[Feature, ...]:
+    """Those features, the answer for as many classes as readouts tell apart, where that is known: not 0."""
+    return tuple(Answer(min(classes, MOST_CLASSES)) if isinstance(feature, Answer) and classes > 0 else feature for feature in features)
 
 
 def as_feature(given: "Feature | type[Feature] | str") -> Feature:
@@ -380,5 +417,5 @@ def check_features(features: Sequence[Feature]) -> None:
         if names.count(name) > 1:
             raise UserError(f"the feature {name!r} is named twice; name it once with --feature")
     for feature in features:
-        if feature.name in FEATURES.names() and FEATURES.find(feature.name) != feature:
+        if feature.name in FEATURES.names() and type(FEATURES.find(feature.name)) is not type(feature):
             raise UserError(f"there is another feature {feature.name!r} already; call yours by another name")

@@ -233,6 +233,17 @@ class JumpRules:
         return self.layout.flops + linear_flops(self.layout.size, self.hidden) + linear_flops(self.hidden, self.max_jump + 1)
 
 
+def _seeing(layout: ObservationLayout, hidden: int) -> nn.Linear:
+    """Observation → hidden layer; the weights on features that start at zero are zero, and all others as they would be without them."""
+    starts = [feature.starts_at_zero for feature, size in zip(layout.parts, layout.sizes, strict=True) for _ in range(size)]
+    linear = nn.Linear(len(starts) - sum(starts), hidden)
+    if any(starts):
+        weight = torch.zeros(hidden, len(starts))
+        weight[:, ~torch.tensor(starts)] = linear.weight.data
+        linear.weight, linear.in_features = nn.Parameter(weight), len(starts)
+    return linear
+
+
 class JumpPolicy(nn.Module):
     """Observation → logits of the jumps 0 … J, the illegal ones at −1e9.
 
@@ -250,7 +261,7 @@ class JumpPolicy(nn.Module):
         self.rules, layout = rules, rules.layout
         normalised = ((feature.name, size) for feature, size in zip(layout.parts, layout.sizes, strict=True) if feature.normalised)
         self.norms = nn.ModuleDict({name: nn.LayerNorm(size) for name, size in normalised})
-        self.fc_in = nn.Linear(layout.size, rules.hidden)
+        self.fc_in = _seeing(layout, rules.hidden)
         self.layer_bias = nn.Embedding(layout.depth, rules.hidden)
         self.fc_out = nn.Linear(rules.hidden, rules.max_jump + 1)
         nn.init.normal_(self.layer_bias.weight, std=0.1)

@@ -88,6 +88,8 @@ class Readouts(nn.Module):
         super().__init__()
         self.each = nn.ModuleList(deepcopy(first).requires_grad_(True) for _ in range(depth - 1))
         self.plan, self.flops = plan or {}, flops
+        self.classes = 0
+        """How many classes one of them tells apart for each row; 0: not counted yet, or they answer something else."""
 
     def begin_as(self, first: nn.Module) -> None:
         """Gives all readouts the weights of `first`."""
@@ -95,6 +97,8 @@ class Readouts(nn.Module):
             readout.load_state_dict(first.state_dict())
 
     def count(self, call: Callable[[nn.Module], Tensor], rows: int) -> None:
-        """Counts the operations of one readout for one row, on `call(readout)` for so many rows; to be called within `counting`."""
+        """Counts the operations of one readout for one row, and the classes, on `call(readout)` for so many rows; to be called within `counting`."""
+        answers: list[Tensor] = []
         with counting(self):
-            self.flops = count_flops(lambda: call(self.each[0])) / rows
+            self.flops = count_flops(lambda: answers.append(call(self.each[0]))) / rows
+        self.classes = answers[0].shape[1] if answers[0].dim() == 2 else 0

@@ -12,7 +12,7 @@ import torch
 from rl_skip.core.bounded import MOST_LAYERS, MOST_WIDTH
 from rl_skip.core.dial import Guarantee, GuaranteeKind, PricePoint, PriceTable
 from rl_skip.core.errors import UserError
-from rl_skip.core.features import ALWAYS, FEATURES, Feature, find_features
+from rl_skip.core.features import ALWAYS, FEATURES, Answer, Feature, find_features, fitted
 from rl_skip.core.fields import Fields
 from rl_skip.core.kinds import kind_of, read_network
 from rl_skip.core.measured_costs import MeasuredCosts
@@ -174,6 +174,7 @@ def _read_layout(fields: Fields, width: int, depth: int, given: Sequence[Feature
         raise fields.wrong("features", f"a list that ends with {', '.join(part.name for part in ALWAYS)}")
     given = [_Named(part.text("name"), part.integer("size")) for part in fields.objects("features")] if given is None else given
     features = _known(fields, names[: -len(ALWAYS)], given)
+    features = fitted(features, next((part.integer("size") // 2 for part in fields.objects("features") if part.text("name") == Answer.name), 0))
     low = fields.number("price_low")
     high = fields.number("price_high")
     if not 0 < low < high:

@@ -62,7 +62,7 @@ def measure_costs(
 
 def _default_policy(stack: LayerStack) -> JumpPolicy:
     readout_flops = 0.0 if stack.readouts is None else stack.readouts.flops
-    features = default_features(stack.has_memory, stack.readouts is not None)
+    features = default_features(stack.has_memory, stack.readouts is not None, 0 if stack.readouts is None else stack.readouts.classes)
     layout = ObservationLayout(stack.width, stack.depth, features=features, readout_flops=readout_flops)
     return JumpPolicy(JumpRules.reaching(layout, allow_exit=stack.readouts is not None))
 
