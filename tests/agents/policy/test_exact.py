@@ -57,7 +57,7 @@ def test_features_read_of_all_layers_at_once_are_those_read_after_each() -> None
     stack = ModuleStack(nn.Linear(4, WIDTH), layers, nn.Linear(WIDTH, CLASSES), width=WIDTH, layer_flops=[2000.0] * DEPTH)
     x = torch.randn(5, 7, 4)
     readouts = stack.add_readouts(x[:2])
-    layout = ObservationLayout(WIDTH, DEPTH, 0.01, 1.0, (*CONFIDENCES, FEATURES.find("hidden")), readouts.flops)
+    layout = ObservationLayout(WIDTH, DEPTH, 0.01, 1.0, (*CONFIDENCES, FEATURES.find("hidden"), FEATURES.find("answer")), readouts.flops)
     policy = JumpPolicy(JumpRules.reaching(layout, allow_exit=True, jumps=False))
     observed = []
     for at_once in (True, False):

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 import rl_skip.core.compiled_decision as compiled_decision
 from rl_skip import Feature, JumpPolicy, JumpRules, ModuleStack, ObservationLayout, PolicyRouter, UserError, View, routed_forward
 from rl_skip.core.compiled_decision import compile_policy
-from rl_skip.core.features import CONFIDENCES, HiddenState, WorkingMemory
+from rl_skip.core.features import CONFIDENCES, Answer, HiddenState, WorkingMemory
 from rl_skip.core.forward import Rollout
 from rl_skip.core.readouts import Readouts
 from rl_skip.core.stack import LayerStack
@@ -142,7 +142,7 @@ KINDS: dict[str, Callable[[], LayerStack]] = {
 def test_every_feature_is_seen_as_without(recorded: list[ExportedProgram], kind: str, plan: dict[str, int]) -> None:
     stack = KINDS[kind]()
     stack.add_readouts(inputs(2), plan=plan)
-    policy = policy_for(stack, HiddenState(), *([WorkingMemory()] if stack.has_memory else []), *CONFIDENCES, Norm())
+    policy = policy_for(stack, HiddenState(), *([WorkingMemory()] if stack.has_memory else []), *CONFIDENCES, Answer(2), Norm())
     batches = [inputs(rows) for rows in (7, 1, 12)]
     expected = [rollouts(stack, policy, x) for x in batches]
     assert expected[0][1].route.unique(dim=0).shape[0] > 2  # rows part

@@ -12,7 +12,8 @@ import rl_skip
 from envs import SkipCore
 from envs.options import EnvOptions
 from rl_skip import Examples, Feature, FixedRoute, JumpPolicy, JumpRules, ModuleStack, ObservationLayout, PolicyRouter, RoutingState, UserError, View
-from rl_skip.core.features import CONFIDENCES, FEATURES, find_features
+from rl_skip.core.exits import exit_pass
+from rl_skip.core.features import CONFIDENCES, FEATURES, Answer, default_features, find_features, fitted
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.policy import legal_jumps
 from rl_skip.core.readouts import Adapter
@@ -184,7 +185,8 @@ def test_readouts_that_the_policy_does_not_know_are_not_dropped_in_silence(tmp_p
 def test_environments_see_the_readouts_of_a_stack() -> None:
     stack, examples = make_stack(), Examples(torch.randn(ROWS, 4), torch.randint(CLASSES, (ROWS,)))
     assert stack.readouts is not None
-    for options, names in (({}, [f.name for f in CONFIDENCES]), ({"features": ["entropy"]}, ["entropy"]), ({"policy_scope": "input"}, ["hidden"])):
+    default = [feature.name for feature in (*CONFIDENCES, Answer())]
+    for options, names in (({}, default), ({"features": ["entropy"]}, ["entropy"]), ({"policy_scope": "input"}, ["hidden"])):
         core = EnvOptions(stack=stack, examples=examples, allow_exit=True, **options).core(2)  # type: ignore[arg-type]
         layout = core.rules.layout
         assert [feature.name for feature in layout.features] == names
@@ -271,3 +273,66 @@ def test_a_look_at_the_answer_carries_no_gradient_to_the_network() -> None:
     assert policy.fc_in.weight.grad is not None and policy.fc_in.weight.grad.any()
     assert {feature.name for feature in CONFIDENCES} <= set(FEATURES.names())
     assert View is rl_skip.View
+
+
+def test_the_answer_is_that_of_this_readout_and_of_the_last() -> None:
+    stack, x = make_stack(), torch.randn(ROWS, 4)
+    policy = make_policy(stack, Answer(CLASSES))
+    said = torch.stack([cut(stack, list(range(i + 1)), x).argmax(dim=1) for i in range(DEPTH - 1)], dim=1)  # (B, L - 1)
+    ones = nn.functional.one_hot(said, CLASSES).float()
+    before = torch.cat([torch.zeros(ROWS, 1, CLASSES), ones[:, :-1]], dim=1)
+    observed = exit_pass(stack, policy, x, torch.full((ROWS,), PRICE)).observations
+    assert torch.equal(observed[..., : 2 * CLASSES], torch.cat([ones, before], dim=2))
+    assert len(said.unique()) == CLASSES
+    few = exit_pass(stack, make_policy(stack, Answer(2)), x, torch.full((ROWS,), PRICE)).observations
+    assert torch.equal(few[..., :2], ones[..., :2])  # of the third class nothing is told
+
+
+def test_a_policy_decides_at_first_as_without_the_answer_and_learns_from_it() -> None:
+    stack = make_stack()
+    layouts = [ObservationLayout(WIDTH, DEPTH, features=features, readout_flops=1.0) for features in (CONFIDENCES, (*CONFIDENCES, Answer(CLASSES)))]
+    drawn, policies = [], []
+    for layout in layouts:
+        torch.manual_seed(5)
+        policies.append(JumpPolicy(JumpRules.reaching(layout, allow_exit=True)))
+        drawn.append(torch.rand(1))
+    assert torch.equal(*drawn)  # so that the network beside is trained with the same random numbers
+    x, price = torch.randn(ROWS, 4), torch.full((ROWS,), PRICE)
+    seen = exit_pass(stack, policies[1], x, price).observations.flatten(0, 1)
+    first = sum(layouts[0].sizes[: len(CONFIDENCES)])
+    answers = slice(first, first + 2 * CLASSES)
+    without = torch.cat([seen[:, : answers.start], seen[:, answers.stop :]], dim=1)
+    logits = policies[1](seen)
+    torch.testing.assert_close(logits, policies[0](without))
+    logits[:, 0].sum().backward()
+    weights = policies[1].fc_in.weight
+    assert weights.grad is not None and weights.grad[:, answers].any()
+
+
+def test_the_answer_is_seen_by_default_of_few_classes() -> None:
+    for classes, size in ((0, None), (2, 4), (16, 32), (17, None), (77, None)):
+        assert [f.size(WIDTH) for f in default_features(False, True, classes) if f.name == "answer"] == ([] if size is None else [size])
+    assert [f.size(WIDTH) for f in fitted(find_features(("answer", "entropy")), 3)] == [6, 2]
+    assert [f.size(WIDTH) for f in fitted(find_features(("answer",)), 77)] == [32]
+    assert default_features(False, False, 3) == default_features(False)
+    stack = make_stack()
+    assert stack.readouts is not None and stack.readouts.classes == CLASSES
+
+
+def test_a_saved_policy_knows_how_many_answers_it_tells_apart(tmp_path: Path) -> None:
+    stack, x = make_stack(), torch.randn(ROWS, 4)
+    policy = make_policy(stack, *CONFIDENCES, Answer(CLASSES))
+    policy.fc_in.weight.data.normal_()
+    rl_skip.save(tmp_path / "policy", policy, stack=stack, price=PRICE)
+    model = rl_skip.load(tmp_path / "policy", make_stack(readouts=False))
+    with torch.no_grad():
+        assert torch.equal(model(x), routed_forward(stack, policy, x, price=PRICE).outputs)
+    file = tmp_path / "policy" / "policy.json"
+    held = json.loads(file.read_text())
+    for size in (5, 34, 10**12):
+        part = next(part for part in held["observation"]["features"] if part["name"] == "answer")
+        part["size"] = size
+        file.write_text(json.dumps(held))
+        seal(tmp_path / "policy")
+        with pytest.raises(UserError, match="answer"):
+            rl_skip.load(tmp_path / "policy", make_stack(readouts=False))
