@@ -50,7 +50,7 @@ LAYER = BaselineRecord("layer", "all rows leave after the same layer", colour=OR
 BEGAN = BaselineRecord("began", "the network as the policy's training began", colour=VERMILLION, marker="P", line="")
 
 
-def passed(folder: Path, data: str | None) -> tuple[dict[str, Tensor], Rows]:
+def passed(folder: Path, data: str | None, allow_code: bool = False) -> tuple[dict[str, Tensor], Rows]:
     """What one pass over both splits shows of a run's network, as kept in its folder, and the rows.
 
     Before each name stands its split; `began` is the score of the network that the policy's training began with.
@@ -58,12 +58,12 @@ def passed(folder: Path, data: str | None) -> tuple[dict[str, Tensor], Rows]:
     Raises:
         UserError: if the policy does more than leaving.
     """
-    task = read_run(folder).load_task(data)
+    task = read_run(folder, allow_code=allow_code).load_task(data)
     rows = Rows.load(task, "cpu")
     file, policy = folder / KEPT, folder / "policy" / "policy.safetensors"
     if file.is_file() and file.stat().st_mtime > policy.stat().st_mtime:
         return load_file(file), rows
-    model, task = load_run(folder, data=data)
+    model, task = load_run(folder, data=data, allow_code=allow_code)
     kept: dict[str, Tensor] = {}
     for split, examples in zip(SPLITS, rows.both(), strict=True):
         outcomes = exit_outcomes(model.stack, model.policy, task, examples)
@@ -83,16 +83,21 @@ def passed(folder: Path, data: str | None) -> tuple[dict[str, Tensor], Rows]:
     return kept, rows
 
 
-def curves_of(folder: Path, data: str | None = None) -> list[Curve]:
+def curves_of(folder: Path, data: str | None = None, *, allow_code: bool = False) -> list[Curve]:
     """Every way to run a run's network, the policy first, then what needs no training, then its trained baselines.
+
+    Args:
+        folder: the run.
+        data: where the data are, if not where the run read them.
+        allow_code: whether the Python files that the run names may be run.
 
     Raises:
         UserError: if the run's policy does more than leaving, or its network has no readouts.
     """
-    kept, rows = passed(folder, data)
+    kept, rows = passed(folder, data, allow_code)
     tables = [ExitTable(*(kept[f"{split}.{field.name}"] for field in fields(ExitTable))) for split in SPLITS]
     seen = [ExitOutcomes(*(kept[f"{split}.policy.{field.name}"] for field in fields(ExitOutcomes))) for split in SPLITS]
-    seed, (model, _), depth = seed_of(folder), load_run(folder, data=data), tables[0].score.shape[1]
+    seed, (model, _), depth = seed_of(folder), load_run(folder, data=data, allow_code=allow_code), tables[0].score.shape[1]
     asked, alone = [t.asked for t in tables], [t.alone for t in tables]
 
     def by_policy(price: float) -> list[Point]:
@@ -130,7 +135,7 @@ def curves_of(folder: Path, data: str | None = None) -> list[Curve]:
         points = [Point("every layer", None, None, kept[f"{split}.began"], torch.ones(len(kept[f"{split}.began"]))) for split in SPLITS]
         curves.append(curve(BEGAN, [points]))
     folders = [baseline for baseline in baseline_folders(folder) if (baseline / "curve.json").is_file()]
-    return [*curves, *read_baselines(folders, read_run(folder).task, rows, data, "cpu")[0]]
+    return [*curves, *read_baselines(folders, read_run(folder, allow_code=allow_code).task, rows, data, "cpu", allow_code)[0]]
 
 
 def within(curve: Curve, compute: float) -> Point | None:
@@ -146,18 +151,21 @@ def chosen(seeds: Sequence[dict[str, Curve]], name: str, compute: float) -> list
 
 
 @torch.no_grad()
-def print_tables(folders: Sequence[Path], computes: Sequence[float], data: str | None = None, *, pooled: bool = False) -> None:
+def print_tables(
+    folders: Sequence[Path], computes: Sequence[float], data: str | None = None, *, pooled: bool = False, allow_code: bool = False
+) -> None:
     """Prints what each exit scores, every way at every compute, and by how much the policy leads each of them.
 
     Args:
         folders: runs with several seeds, measured on the same rows.
         pooled: the runs are folds instead, whose test rows are taken together.
+        allow_code: whether the Python files that the runs name may be run.
     """
 
     def stacked(scores: list[Tensor]) -> Tensor:
         return torch.cat(scores).unsqueeze(0) if pooled else torch.stack(scores)  # (S, N)
 
-    seeds = [{curve.record.name: curve for curve in curves_of(folder, data)} for folder in folders]
+    seeds = [{curve.record.name: curve for curve in curves_of(folder, data, allow_code=allow_code)} for folder in folders]
     titles = {name: curve.record.title for seed in seeds for name, curve in seed.items()}
     policy = THE_POLICY.name
     bootstrap = Bootstrap(*reversed(stacked([seed[policy].test[0].correct for seed in seeds]).shape))

@@ -52,16 +52,22 @@ SLACK = 0.03
 """How far over a budget counts as within it."""
 
 
-def train(run: Path, flags: list[str]) -> None:
-    """Trains a run, or goes on with it, unless it is finished; refuses one that was begun with other flags."""
+def train(run: Path, flags: list[str], *, allow_code: bool = False) -> None:
+    """Trains a run, or goes on with it, unless it is finished; refuses one that was begun with other flags.
+
+    Args:
+        run: its folder.
+        flags: of train.py.
+        allow_code: whether the Python files that the run names may be run where it goes on.
+    """
     fresh = [*flags, "--out", str(run), "--overwrite"]
     if (run / "config.json").is_file():
-        begun = TrainConfig.from_json(run)
+        begun = TrainConfig.from_json(run, allow_code)
         begun.refuse_changes(replace(read_options(fresh), out=begun.out))
     if has_report(run):
         return
     print(f"training {run}", file=sys.stderr, flush=True)
-    resumed = ["--resume", str(run)] if (run / "config.json").is_file() else fresh
+    resumed = ["--resume", str(run), *(["--allow-code"] if allow_code else [])] if (run / "config.json").is_file() else fresh
     subprocess.run([sys.executable, str(TRAIN), *resumed], check=True, stdout=subprocess.DEVNULL)
 
 

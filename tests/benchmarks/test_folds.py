@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import folds
 from benchmarks.folds import FOLDS, fold
 from rl_skip import UserError
 from rl_skip.tasks.digits import digits
@@ -26,3 +27,12 @@ def test_the_path_that_a_run_keeps_names_the_fold(tmp_path: Path) -> None:
     assert torch.equal(fold(str(tmp_path / "3")).load("test").labels, fold("3").load("test").labels)
     with pytest.raises(UserError, match="there is no fold 5; set --data to 0 … 4"):
         fold("5")
+
+
+def test_one_command_trains_a_fold_and_reads_it_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its task is a Python file, which nothing but this command may run."""
+    monkeypatch.setattr(folds, "FOLDS", 1)
+    network = ["--layers", "3", "--width", "16", "--train-rows", "64", "--warmup-epochs", "1", "--epochs", "1", "--policy-epochs", "1", "--threads", "1"]
+    monkeypatch.setattr("sys.argv", ["folds.py", "--out", str(tmp_path), "--baselines", "none", "--computes", "0.9", *network])
+    folds.main()
+    assert "| fold-0 |" in capsys.readouterr().out
