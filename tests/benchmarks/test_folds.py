@@ -32,7 +32,8 @@ def test_the_path_that_a_run_keeps_names_the_fold(tmp_path: Path) -> None:
 def test_one_command_trains_a_fold_and_reads_it_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its task is a Python file, which nothing but this command may run."""
     monkeypatch.setattr(folds, "FOLDS", 1)
-    network = ["--layers", "3", "--width", "16", "--train-rows", "64", "--warmup-epochs", "1", "--epochs", "1", "--policy-epochs", "1", "--threads", "1"]
-    monkeypatch.setattr("sys.argv", ["folds.py", "--out", str(tmp_path), "--baselines", "none", "--computes", "0.9", *network])
+    network = ["--layers", "3", "--width", "16", "--train-rows", "64", "--threads", "1"]
+    short = ["--warmup-epochs", "1", "--epochs", "1", "--policy-epochs", "1", "--baselines", "none", "--computes", "0.9"]
+    monkeypatch.setattr("sys.argv", ["folds.py", "--out", str(tmp_path), *network, *short])
     folds.main()
     assert "| fold-0 |" in capsys.readouterr().out
