@@ -23,11 +23,12 @@ from agents.run.start import START
 from rl_skip.core.dial import prices_below
 from rl_skip.core.errors import UserError
 from rl_skip.core.exits import left_at
+from rl_skip.core.features import MOST_CLASSES
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.curves import Curve, Point, price_label
-from rl_skip.measure.compare.leaving import ExitTable, agreed, exit_table, one_threshold, threshold_for_each_exit
+from rl_skip.measure.compare.leaving import ExitTable, agreed, exit_table, one_threshold, threshold_for_each_class, threshold_for_each_exit
 from rl_skip.measure.compare.measure import THE_POLICY
-from rl_skip.measure.compare.measured import BASELINES, EACH_THRESHOLD, PATIENCE, THRESHOLD
+from rl_skip.measure.compare.measured import BASELINES, CLASS_THRESHOLD, EACH_THRESHOLD, PATIENCE, THRESHOLD
 from rl_skip.measure.compare.result import FULL_DEPTH
 from rl_skip.measure.compare.rows import Rows
 from rl_skip.measure.compare.statistics import Bootstrap, p_value
@@ -128,7 +129,12 @@ def curves_of(folder: Path, data: str | None = None, *, allow_code: bool = False
         curve(LAYER, [leaving(f"layer {k + 1}", after[k], alone) for k in range(depth - 1)]),
         curve(BASELINES.find(FULL_DEPTH).record, [leaving("every layer", after[depth - 1], alone)]),
     ]
-    if depth > 2 and rows.validation.labels.dim() == 1:  # it is about classes
+    about_classes = rows.validation.labels.dim() == 1
+    if about_classes and (classes := int(tables[0].answer.max()) + 1) <= MOST_CLASSES:
+        found = [(price_label(price), torch.tensor(threshold_for_each_class(tables[0], classes, price))) for price in BASELINE_PRICES]
+        ways = [leaving(label, [left_at(t.entropy < each[t.answer[:, :-1].clamp(max=classes - 1)]) for t in tables], asked) for label, each in found]
+        curves.insert(3, curve(BASELINES.find(CLASS_THRESHOLD).record, ways))
+    if depth > 2 and about_classes:
         patient = [leaving(f"patience {n}", [left_at(agreed(t.answer)[:, :-1] >= n) for t in tables], asked) for n in range(1, depth - 1)]
         curves.insert(3, curve(BASELINES.find(PATIENCE).record, patient))
     if "test.began" in kept:

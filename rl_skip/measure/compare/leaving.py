@@ -1,4 +1,4 @@
-"""Leaving without a policy: thresholds on the entropies of the readouts, one or one for each exit, and patience."""
+"""Leaving without a policy: thresholds on the entropies of the readouts, one, or one for each exit or each class, and patience."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,17 @@ from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Task
 from rl_skip.measure.evaluation import Evaluation
 
-__all__ = ["EntropyExits", "ExitTable", "Patience", "agreed", "entropy", "exit_table", "one_threshold", "threshold_for_each_exit"]
+__all__ = [
+    "EntropyExits",
+    "ExitTable",
+    "Patience",
+    "agreed",
+    "entropy",
+    "exit_table",
+    "one_threshold",
+    "threshold_for_each_class",
+    "threshold_for_each_exit",
+]
 
 BATCH = 256
 CANDIDATES = 23
@@ -29,16 +39,23 @@ class EntropyExits(Router):
 
     Args:
         thresholds: one for all exits, or one for each of the L - 1.
+        by_class: one for each of the C classes that the readout may answer, instead.
     """
 
-    def __init__(self, thresholds: float | Sequence[float]) -> None:
-        self.thresholds = thresholds
+    def __init__(self, thresholds: float | Sequence[float], *, by_class: bool = False) -> None:
+        self.thresholds, self.by_class = thresholds, by_class
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
         if i == state.stack.depth - 1:
             return Decision(torch.full_like(rows, i + 1))
-        threshold = self.thresholds if isinstance(self.thresholds, int | float) else self.thresholds[i]
-        return _leave(state, i, rows, entropy(state.said(rows)) < threshold)
+        said = state.said(rows)
+        return _leave(state, i, rows, entropy(said) < self._below(i, said))
+
+    def _below(self, i: int, said: Tensor) -> Tensor | float:
+        """The threshold of rows of which the readout after layer `i` has `said` (R, ..., C): one for all, or (R,)."""
+        if isinstance(self.thresholds, int | float):
+            return self.thresholds
+        return torch.tensor(self.thresholds, device=said.device)[said.argmax(dim=-1)] if self.by_class else self.thresholds[i]
 
 
 class Patience(Router):
@@ -164,18 +181,28 @@ def threshold_for_each_exit(table: ExitTable, price: float) -> list[float]:
 
     The best single threshold, and then one exit after the other until none gains: they are few, and their reward is no smooth function.
     """
+    return _threshold_for_each(table, torch.arange(table.entropy.shape[1]).expand_as(table.entropy), table.entropy.shape[1], price)
+
+
+def threshold_for_each_class(table: ExitTable, classes: int, price: float) -> list[float]:
+    """C = `classes` thresholds, one for each that a readout may answer, found likewise."""
+    return _threshold_for_each(table, table.answer[:, :-1], classes, price)
+
+
+def _threshold_for_each(table: ExitTable, kind: Tensor, kinds: int, price: float) -> list[float]:
+    """One threshold for each of the `kinds`; `kind` (N, L - 1) says which holds."""
     rewards, entropies = (table.score - price * table.asked).double(), table.entropy  # (N, L), (N, L - 1)
 
     def earned(tried: list[float]) -> float:
-        return rewards.gather(1, left_at(entropies < torch.tensor(tried)).unsqueeze(1)).mean().item()
+        return rewards.gather(1, left_at(entropies < torch.tensor(tried)[kind]).unsqueeze(1)).mean().item()
 
-    exits = entropies.shape[1]
-    thresholds = max(([threshold] * exits for threshold in one_threshold(entropies)), key=earned)
+    thresholds = max(([threshold] * kinds for threshold in one_threshold(entropies)), key=earned)
     best = earned(thresholds)
     for _ in range(ROUNDS):
         before = best
-        for k in range(exits):
-            for candidate in _candidates(entropies[:, k]):
+        for k in range(kinds):
+            own = entropies[kind == k]
+            for candidate in _candidates(own) if own.shape[0] > 0 else []:
                 tried = [*thresholds[:k], candidate, *thresholds[k + 1 :]]
                 if (reward := earned(tried)) > best:
                     best, thresholds = reward, tried

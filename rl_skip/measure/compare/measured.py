@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rl_skip.core.errors import UserError
+from rl_skip.core.features import MOST_CLASSES
 from rl_skip.core.plugins import Registry, own_code
 from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.random_routes import random_routes_at
@@ -18,10 +19,10 @@ from rl_skip.export.policy_folder import SkipModel
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.book import RouteBook
 from rl_skip.measure.compare.curves import Curve, Point, price_label
-from rl_skip.measure.compare.leaving import EntropyExits, Patience, exit_table, one_threshold, threshold_for_each_exit
+from rl_skip.measure.compare.leaving import EntropyExits, Patience, exit_table, one_threshold, threshold_for_each_class, threshold_for_each_exit
 from rl_skip.measure.compare.result import BEST_FIXED, FULL_DEPTH, ORACLE, RANDOM, SHUFFLED
 from rl_skip.measure.compare.rows import Rows
-from rl_skip.measure.compare.style import GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, WINE
+from rl_skip.measure.compare.style import GREEN, GREY, INK, OLIVE, ORANGE, PURPLE, SKY, VERMILLION, WINE
 from rl_skip.measure.evaluation import Evaluation, evaluate, searched_routes
 
 __all__ = ["BASELINES", "Bench", "MeasuredBaseline", "measured_curve"]
@@ -29,7 +30,7 @@ __all__ = ["BASELINES", "Bench", "MeasuredBaseline", "measured_curve"]
 ORACLE_PRICES = tuple(10.0 ** (k / 4) for k in range(-12, 3))
 """0.001 to 3.2, at which the oracle's curve is drawn."""
 RANDOM_DRAWS = 4
-THRESHOLD, EACH_THRESHOLD, PATIENCE = "threshold", "each-threshold", "patience"
+THRESHOLD, EACH_THRESHOLD, CLASS_THRESHOLD, PATIENCE = "threshold", "each-threshold", "class-threshold", "patience"
 SEARCH_ROWS = 500
 """Validation rows of the beam search, where not all routes can be tried."""
 
@@ -200,6 +201,15 @@ def _threshold_for_each(bench: Bench) -> dict[str, Way] | None:
     return {label: EntropyExits(thresholds) for label, thresholds in found.items()}
 
 
+def _threshold_for_each_class(bench: Bench) -> dict[str, Way] | None:
+    classes = len(bench.task.classes)
+    if bench.stack.readouts is None or not 2 <= classes <= MOST_CLASSES or bench.rows.validation.labels.dim() != 1:
+        return None
+    table = exit_table(bench.stack, bench.task, bench.rows.validation)
+    found = {f"price {price:.4g}": threshold_for_each_class(table, classes, price) for price in ORACLE_PRICES}
+    return {label: EntropyExits(thresholds, by_class=True) for label, thresholds in found.items()}
+
+
 def _patience(bench: Bench) -> dict[str, Way] | None:
     if bench.stack.readouts is None or bench.rows.validation.labels.dim() > 1:  # which is about classes
         return None
@@ -266,6 +276,21 @@ BASELINES.register(
             line="--",
         ),
         _threshold_for_each,
+    ),
+)
+BASELINES.register(
+    CLASS_THRESHOLD,
+    MeasuredBaseline(
+        BaselineRecord(
+            CLASS_THRESHOLD,
+            "a threshold for each class",
+            about="on the same network, of up to 16 classes: the threshold is that of the class that the readout would answer; chosen likewise",
+            advice="leave by the entropy of its readouts",
+            colour=OLIVE,
+            marker="d",
+            line=(3, 1, 1, 1),
+        ),
+        _threshold_for_each_class,
     ),
 )
 BASELINES.register(

@@ -20,7 +20,7 @@ from rl_skip.measure.compare.rows import Rows
 from rl_skip.tasks import load_task
 
 ROWS = {"validation": 359, "test": 360}
-LEAVING = ["one threshold for all exits", "a threshold for each exit", "patience"]
+LEAVING = ["one threshold for all exits", "a threshold for each exit", "a threshold for each class", "patience"]
 """What needs readouts to leave by."""
 
 

@@ -7,7 +7,17 @@ import torch
 from torch import Tensor
 
 from rl_skip.core.forward import routed_forward
-from rl_skip.measure.compare.leaving import EntropyExits, ExitTable, Patience, agreed, entropy, exit_table, one_threshold, threshold_for_each_exit
+from rl_skip.measure.compare.leaving import (
+    EntropyExits,
+    ExitTable,
+    Patience,
+    agreed,
+    entropy,
+    exit_table,
+    one_threshold,
+    threshold_for_each_class,
+    threshold_for_each_exit,
+)
 from rl_skip.measure.evaluation import evaluate
 from tests.rl_skip.measure.leaving_stack import DEPTH, ROWS, make_stack, make_task
 
@@ -47,6 +57,11 @@ def test_thresholds() -> None:
     assert leave_as_expected(EntropyExits(limit), entropies < limit)
     limits = entropies.quantile(torch.tensor([0.2, 0.4, 0.3, 0.5]), dim=0).diagonal().tolist()
     assert leave_as_expected(EntropyExits(limits), entropies < torch.tensor(limits))
+    answers = every_logit().argmax(dim=-1)[:, :-1]
+    assert len(answers.unique()) > 1
+    by_class = entropies.flatten().quantile(torch.linspace(0.2, 0.5, int(answers.max()) + 1)).tolist()
+    below = [[entropies[row, k] < by_class[answers[row, k]] for k in range(DEPTH - 1)] for row in range(ROWS)]
+    assert leave_as_expected(EntropyExits(by_class, by_class=True), torch.tensor(below))
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -90,3 +105,19 @@ def test_thresholds_for_each_exit_earn_what_the_best_of_all_earn_where_they_can_
     best = max(earned(list(limits)) for limits in itertools.product(*candidates))
     assert earned(found) == pytest.approx(best, abs=1e-6)
     assert earned(found) > max(earned([limit, limit]) for limit in one_threshold(entropies))
+
+
+def test_thresholds_for_each_class_earn_what_the_best_of_all_earn_where_they_can_be_tried() -> None:
+    torch.manual_seed(5)
+    score, entropies, answers, zeros = torch.rand(12, 3).round(), torch.rand(12, 2), torch.randint(2, (12, 3)), torch.zeros(12, 1)
+    table = ExitTable(score, entropies, answers, torch.arange(1.0, 4).expand(12, 3) / 3, zeros, zeros, zeros)
+
+    def earned(limits: list[float]) -> float:
+        rows = [next((k for k in range(2) if entropies[n, k] < limits[int(answers[n, k])]), 2) for n in range(12)]
+        return sum(float(score[n, k]) - 0.3 * (k + 1) / 3 for n, k in enumerate(rows)) / 12
+
+    found = threshold_for_each_class(table, 3, 0.3)  # of the third, which no readout answers, nothing is learned
+    candidates = [[0.0, *sorted(entropies[answers[:, :-1] == c].tolist()), 2.0] for c in range(2)]
+    best = max(earned(list(limits)) for limits in itertools.product(*candidates))
+    assert earned(found[:2]) == pytest.approx(best, abs=1e-6)
+    assert earned(found[:2]) > max(earned([limit, limit]) for limit in one_threshold(entropies))
