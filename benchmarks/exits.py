@@ -40,8 +40,8 @@ from rl_skip.measure.runs import load_run, read_run
 
 PRICES = [*prices_below(0.003, 200), *(0.002 * 1.03**n for n in range(285))]
 """Of the dial; 0.002 to 9, and where the policy is ever surer to skip."""
-BASELINE_PRICES = [0.01 * 1.35**n for n in range(20)]
-"""For which a threshold for each exit is sought; 0.01 to 3."""
+BASELINE_PRICES = [0.005 * 1.09**n for n in range(80)]
+"""For which a threshold for each exit, or for each class, is sought; 0.005 to 4.5."""
 KEPT = "exits.safetensors"
 COMPUTES = (0.25, 0.33, 0.5, 0.67)
 SLACK = 0.005
