@@ -29,6 +29,7 @@ from agents.options.config import PolicyConfig, TrainConfig
 from agents.policy.reinforce import Reinforce
 from agents.run.learner import Learner
 from rl_skip.attached.huggingface import HuggingFaceStack
+from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.stack import LayerStack, masked_mean
 from rl_skip.nets.module_stack import ModuleStack
@@ -68,11 +69,13 @@ def plain_update(learner: Learner, update: int) -> None:
     optimizer.step()
 
 
-def learners(config: TrainConfig) -> tuple[Learner, Reinforce]:
-    """A network alone, and an agent that trains the same one with readouts and policy, once it has its teacher."""
+def learners(config: TrainConfig, exact: bool) -> tuple[Learner, Reinforce]:
+    """A network alone, and an agent that trains the same one with readouts and policy, once it has its teacher; by the exact gradient or not."""
     task, device = load_task(config.task, config.data, config.options), torch.device("cpu")
     plain = Learner(replace(config, policy=PolicyConfig()), task, device)
     joint = Reinforce(Learner(config, task, device))
+    if joint.exact != exact:
+        raise SystemExit("without --sampled the joint update has the exact gradient; leave --gradient and --baseline out, or set --sampled")
     joint.learner.end_warm_up()
     if joint.learner.teacher is None:
         raise SystemExit("the joint update has a teacher; leave --warmup-epochs and --distillation-weight out")
@@ -98,9 +101,12 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=300)
     parser.add_argument("--sampled", type=int, metavar="N", help="routes of each row, of a policy that jumps; default: the exact gradient")
     options, flags = parser.parse_known_args()
-    config = train.read_options([*flags, *(JOINT if options.sampled is None else (*SAMPLED, str(options.sampled)))])
-    torch.set_num_threads(config.threads or 1)
-    plain, joint = learners(config)
+    try:
+        config = train.read_options([*flags, *(JOINT if options.sampled is None else (*SAMPLED, str(options.sampled)))])
+        torch.set_num_threads(config.threads or 1)
+        plain, joint = learners(config, exact=options.sampled is None)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
     first = joint.learner.warmup_updates
     plain.stack.train()
 

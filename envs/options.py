@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode
 
 from envs.core import Price, Score, SkipCore
 from envs.sharing import shared_examples, shared_network
+from rl_skip.core.batches import deployed
 from rl_skip.core.devices import pick_device
 from rl_skip.core.errors import UserError
 from rl_skip.core.features import Feature, as_feature, default_features, fitted
@@ -68,8 +69,8 @@ class EnvOptions:
     policy_scope: PolicyScope | None = None
     """Whether "state" after every layer is observed or "input" alone. None: the run's, or "state"."""
     features: Sequence[str | Feature | type[Feature]] | None = None
-    """What is observed besides position, compute and price: names, "file.py:name", or features. None: the run's, or the hidden state and, of a
-    stack that has one, the working memory."""
+    """What is observed besides position, compute and price: names, "file.py:name", or features. None: the run's, or what the readouts of the stack
+    say; without any the hidden state and, of a stack that has one, the working memory."""
     reward: str | Reward | type[Reward] | None = None
     """What an episode earns: a name, "file.py:name", or a `Reward`. None: the run's, or score − price · compute."""
     score: ScoreName | Score = "accuracy"
@@ -94,11 +95,12 @@ class EnvOptions:
         stack = self._network(task) if model is None else model.stack
         device = self._device(stack)
         stack = stack.to(device) if self.run is None else shared_network(stack, self.run, device)
+        examples = shared_examples(task.load(self.split), device) if self.examples is None else self.examples.to(device)
         named = {"accuracy": task.score, "probability": task.probability}
         core = SkipCore(
             stack,
-            self._rules(stack, None if model is None else model.rules),
-            shared_examples(task.load(self.split), device) if self.examples is None else self.examples.to(device),
+            self._rules(stack, examples, None if model is None else model.rules),
+            examples,
             named[self.score] if isinstance(self.score, str) else self.score,
             num_envs=num_envs,
             price=self._price(DEFAULT_PRICE if model is None else model.price),
@@ -148,7 +150,7 @@ class EnvOptions:
             torch.manual_seed(0 if self.seed is None else self.seed)
             return task.build(config)
 
-    def _rules(self, stack: LayerStack, rules: JumpRules | None) -> JumpRules:
+    def _rules(self, stack: LayerStack, examples: Examples, rules: JumpRules | None) -> JumpRules:
         limits = {"max_jump": self.max_jump, "allow_exit": self.allow_exit, "scope": self.policy_scope}
         chosen: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
         if rules is not None and self.max_jump is None and self.allow_exit is False:
@@ -157,16 +159,13 @@ class EnvOptions:
             return replace(rules, **chosen)
         if isinstance(self.features, str):
             raise UserError(f"features is a sequence of features or their names, got {self.features!r}; set features=[{self.features!r}]")
-        if rules is None:
-            sees_readouts = stack.readouts is not None and self.policy_scope != "input"
-            classes = 0 if stack.readouts is None else stack.readouts.classes
-            default = default_features(stack.has_memory, sees_readouts, classes)
-            features = default if self.features is None else fitted(tuple(map(as_feature, self.features)), classes)
-            readout_flops = 0.0 if stack.readouts is None else stack.readouts.flops
-            return JumpRules.reaching(ObservationLayout(stack.width, stack.depth, features=features, readout_flops=readout_flops), **chosen)
-        assert self.features is not None
-        features = tuple(map(as_feature, self.features))
-        return replace(rules, layout=replace(rules.layout, features=features), **chosen)
+        flops, classes = _known(stack, examples)
+        named = fitted(tuple(map(as_feature, self.features or ())), classes)
+        if rules is not None:
+            return replace(rules, layout=replace(rules.layout, features=named), **chosen)
+        sees_readouts = stack.readouts is not None and self.policy_scope != "input"
+        features = default_features(stack.has_memory, sees_readouts, classes) if self.features is None else named
+        return JumpRules.reaching(ObservationLayout(stack.width, stack.depth, features=features, readout_flops=flops), **chosen)
 
     def _reward(self) -> Reward:
         if self.reward is not None:
@@ -186,6 +185,16 @@ class EnvOptions:
             first = next(stack.parameters(), None)
             return torch.device("cpu") if first is None else first.device
         return pick_device(self.device)
+
+
+def _known(stack: LayerStack, examples: Examples) -> tuple[float, int]:
+    """Operations of a readout of the stack for one row, and how many classes it tells apart; 0 without."""
+    if stack.readouts is None:
+        return 0.0, 0
+    if len(examples) > 0:  # of none the core says so
+        with deployed(stack):
+            stack.know_readouts(examples.take(slice(0, 2)).inputs)
+    return stack.readouts.flops, stack.readouts.classes
 
 
 def _task_of(examples: Examples) -> Task:

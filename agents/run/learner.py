@@ -145,9 +145,9 @@ class Learner:
             return
         example = self.validation.take(slice(0, 2)).to(self.stack.layer_flops.device).inputs
         with deployed(self.stack):
-            readouts = self.stack.readouts or self.stack.add_readouts(example, plan=self.config.policy.readout_plan)
-            if not (readouts.flops and readouts.classes):
-                self.stack.count_readouts(example, readouts)
+            if self.stack.readouts is None:
+                self.stack.add_readouts(example, plan=self.config.policy.readout_plan)
+            self.stack.know_readouts(example)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters of the network; those of heads and readouts learn at a rate of their own where the options say so. Those that are split over

@@ -58,6 +58,8 @@ VALIDATED_ROWS = 256
 """That are run to foresee how long all of them take."""
 WORTH_TELLING = 5.0
 """Seconds that a run takes at least, if it is to be told how many."""
+FITS_NOT = "restore its {}, or set --data; if an earlier version began the run, name under feature there what its policy saw"
+"""What mends a checkpoint that does not fit."""
 STATEFUL = ("learner", "warm_up", "agent", "averages")
 
 
@@ -234,7 +236,7 @@ class Session:
                 self.learner.load_random_state(state["others"][together().rank - 1])
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"the checkpoint does not fit the run's options and data ({reason}); restore its {CONFIG}, or set --data") from None
+            raise UserError(f"the checkpoint does not fit the run's options and data ({reason}); {FITS_NOT.format(CONFIG)}") from None
 
     def run(self, folder: Path, console: Console) -> None:
         """Trains from where the run stands, then lets the agent finish, and reports."""

@@ -288,11 +288,16 @@ class Answer(Feature):
 
     Args:
         classes: C, 1 to `MOST_CLASSES`; of later ones nothing is told apart.
+
+    Raises:
+        UserError: if there are none or more.
     """
 
     name, low, high, reads, at_once, starts_at_zero = "answer", 0.0, 1.0, True, True, True
 
     def __init__(self, classes: int = MOST_CLASSES) -> None:
+        if not 1 <= classes <= MOST_CLASSES:
+            raise UserError(f"the feature {self.name!r} tells 1 to {MOST_CLASSES} classes apart, got {classes}; set classes")
         self.classes = classes
 
     def size(self, width: int) -> int:
@@ -367,8 +372,8 @@ def default_features(has_memory: bool, has_readouts: bool = False, classes: int 
 
 
 def fitted(features: Sequence[Feature], classes: int) -> tuple[Feature, ...]:
-    """Those features, the answer for as many classes as readouts tell apart, where that is known: not 0."""
-    return tuple(Answer(min(classes, MOST_CLASSES)) if isinstance(feature, Answer) and classes > 0 else feature for feature in features)
+    """Those features, the answer for no more classes than readouts tell apart, where that is known: not 0. One of a person's own stays as it is."""
+    return tuple(Answer(min(classes, part.classes)) if type(part) is Answer and classes > 0 else part for part in features)
 
 
 def as_feature(given: "Feature | type[Feature] | str") -> Feature:

@@ -295,6 +295,16 @@ class LayerStack(nn.Module):
         with counting(self):
             readouts.count(lambda readout: self.read(readout, carry, None), carry.hidden.shape[0])
 
+    def know_readouts(self, example: Inputs) -> None:
+        """Counts what is not known yet of the stack's readouts, on inputs of a few rows: those that were loaded do not know their classes."""
+        readouts = self.readouts
+        if readouts is None:
+            raise ValueError("the stack has no readouts: call its add_readouts() first")
+        known = readouts.flops
+        if not (known and readouts.classes):
+            self.count_readouts(example, readouts)
+            readouts.flops = known or readouts.flops
+
     def take_readout(self, i: int) -> Adapter | None:
         """Takes the readouts out, and lets the stack itself answer as the one after layer `i` did, for a network that ends there.
 

@@ -374,6 +374,7 @@ def test_options_that_were_changed_by_hand_are_told(finished_run: Any, tmp_path:
     assert train.main(["--resume", str(folder)]) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and "does not fit the run's options" in said[0]
+    assert "if an earlier version began the run, name under feature there what its policy saw" in said[0]  # its default may have been another
 
 
 # --------------------------------------------------------------------------------------------------------- config.json

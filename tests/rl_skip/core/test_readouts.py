@@ -1,6 +1,7 @@
 """Leaving early: rows are answered by the readout of their depth, on every way through the stack, and pay for it."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -194,6 +195,22 @@ def test_environments_see_the_readouts_of_a_stack() -> None:
         assert core.reset().shape == (2, layout.size)
 
 
+def test_environments_see_as_many_answers_of_loaded_readouts(tmp_path: Path) -> None:
+    stack, examples = make_stack(), Examples(torch.randn(ROWS, 4), torch.randint(CLASSES, (ROWS,)))
+    rl_skip.save(tmp_path / "policy", make_policy(stack), stack=stack, price=PRICE)
+    model = rl_skip.load(tmp_path / "policy", make_stack(readouts=False))
+    flops = model.stack.readouts.flops  # type: ignore[union-attr]
+    given = EnvOptions(stack=model.stack, examples=examples, allow_exit=True)
+    with pytest.raises(UserError, match="no examples"):
+        replace(given, examples=examples.take(slice(0, 0))).core(2)
+    for options, features in ((given, (*CONFIDENCES, Answer(CLASSES))), (replace(given, features=["answer"]), (Answer(CLASSES),))):
+        core = options.core(2)
+        assert core.rules.layout.features == features
+        assert core.rules.layout.readout_flops == model.stack.readouts.flops == flops  # type: ignore[union-attr]
+    rules = EnvOptions(features=["answer"])._rules(model.stack, examples, model.rules)  # of a run
+    assert rules.layout.features == (Answer(CLASSES),)
+
+
 def test_a_look_at_the_input_alone_sees_no_answer() -> None:
     stack = make_stack()
     layout = ObservationLayout(WIDTH, DEPTH, features=CONFIDENCES, readout_flops=stack.readouts.flops)  # type: ignore[union-attr]
@@ -275,6 +292,18 @@ def test_a_look_at_the_answer_carries_no_gradient_to_the_network() -> None:
     assert View is rl_skip.View
 
 
+class OwnAnswer(Answer):
+    """The answer, and nothing of the last look."""
+
+    name = "own_answer"
+
+    def size(self, width: int) -> int:
+        return self.classes
+
+    def read(self, view: View) -> Tensor:
+        return super().read(view)[:, : self.classes]
+
+
 def test_the_answer_is_that_of_this_readout_and_of_the_last() -> None:
     stack, x = make_stack(), torch.randn(ROWS, 4)
     policy = make_policy(stack, Answer(CLASSES))
@@ -315,6 +344,12 @@ def test_the_answer_is_seen_by_default_of_few_classes() -> None:
     assert [f.size(WIDTH) for f in fitted(find_features(("answer", "entropy")), 3)] == [6, 2]
     assert [f.size(WIDTH) for f in fitted(find_features(("answer",)), 77)] == [32]
     assert default_features(False, False, 3) == default_features(False)
+    assert fitted((Answer(2),), 3) == (Answer(2),)  # who asks for two gets two
+    own = OwnAnswer()
+    assert fitted((own, Answer()), 3) == (own, Answer(3))
+    for classes in (0, 17):
+        with pytest.raises(UserError, match=f"1 to 16 classes apart, got {classes}"):
+            Answer(classes)
     stack = make_stack()
     assert stack.readouts is not None and stack.readouts.classes == CLASSES
 

@@ -96,8 +96,8 @@ def unlike(stack):
 
 
 def model_of(stack, inputs, *, jumps, features=None, scope="state"):
-    flops = 0.0 if stack.readouts is None else stack.readouts.flops
-    chosen = default_features(has_memory=False, has_readouts=bool(flops)) if features is None else features
+    flops, classes = (0.0, 0) if stack.readouts is None else (stack.readouts.flops, stack.readouts.classes)
+    chosen = default_features(has_memory=False, has_readouts=bool(flops), classes=classes) if features is None else features
     layout = ObservationLayout(stack.width, stack.depth, features=chosen, readout_flops=flops)
     policy = spread(stack, JumpPolicy(JumpRules.reaching(layout, allow_exit=True, jumps=jumps, scope=scope)), trimmed(take_rows(inputs, FEW)))
     return SkipModel(stack.eval(), policy, price=0.05, table=PriceTable.monotone(TABLE)).eval()
