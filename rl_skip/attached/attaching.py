@@ -9,10 +9,11 @@ from torch import nn
 from rl_skip.attached.answering import HEAD_BESIDE
 from rl_skip.attached.finding import UNROUTABLE, configured, find_layers, fits, layers_config, uncompiled, width_of
 from rl_skip.attached.flops import transformer_flops
-from rl_skip.attached.handle import Handle, RoutedForward
+from rl_skip.attached.handle import Handle
 from rl_skip.attached.identity import check_identity, saved_identity
 from rl_skip.attached.learning import LearningHandle
 from rl_skip.attached.returns import Form, check_form, form_of, returned_parts, unknown_parts
+from rl_skip.attached.routed_calls import RoutedForward
 from rl_skip.attached.skip_config import SkipConfig
 from rl_skip.attached.tail import Tail
 from rl_skip.core.errors import UserError

@@ -1,0 +1,79 @@
+"""Whether a model still is what a policy was attached to, and why a cache of its calls has no route."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from rl_skip.attached.called import CalledStack
+from rl_skip.attached.finding import depth_of
+from rl_skip.attached.stand_in import StandIn
+from rl_skip.core.errors import UserError
+
+__all__ = ["check_device", "check_unchanged", "check_width", "why_no_route"]
+
+
+def check_unchanged(model: nn.Module, path: str, stack: CalledStack, configured_depth: int | None) -> None:
+    """Refuses a model that no longer calls the layers that the policy was attached to.
+
+    Args:
+        model: the model.
+        path: where in it the layers are.
+        stack: of the layers that the policy was attached to.
+        configured_depth: after how many layers the model's configuration let it end then; None: it did not say.
+    """
+    try:
+        now = list(model.get_submodule(path).children())
+    except AttributeError:  # somebody put something around a part of the model
+        return
+    L, attach_again = stack.depth, "detach() first, change the layers, then attach a policy for those that are left"
+    if len(now) != L:
+        raise UserError(f"{path} has {len(now)} layers, and had {L} when the policy was attached: {attach_again}")
+    for i, (one, routed) in enumerate(zip(now, stack.routed, strict=True)):
+        if one is not routed and all(module is not routed for module in one.modules()):  # it may have been wrapped
+            raise UserError(f"layer {i} of {path} was replaced after the policy was attached: {attach_again}")
+    depth = depth_of(model, path)
+    if depth is not None and configured_depth is not None and depth < configured_depth:
+        raise UserError(
+            f"the model ends after {depth} of its {L} layers by itself (num_hidden_layers of its configuration, which assistant_early_exit "
+            "sets), and the policy decides about all of them: generate without an early exit, or within handle.disabled()"
+        )
+
+
+def check_width(path: str, stack: CalledStack, hidden: Tensor) -> None:
+    """Refuses a hidden state of another width; a stack that knows none yet learns it."""
+    width = hidden.shape[stack.channel_dim]
+    stack.width = stack.width or width
+    if width != stack.width:
+        raise UserError(f"the policy is for a hidden state of width {stack.width}, that of {path} has {width}; name other layers")
+
+
+def check_device(path: str, first: StandIn, hidden: Tensor) -> None:
+    """Refuses a copy of the `first` layer that `nn.DataParallel` made: it would run the layer that it was copied from."""
+    weight = next(first.module.parameters(), None)
+    if weight is not None and weight.device != hidden.device and not first.was_own:  # as accelerate's hooks are, which move rows
+        raise UserError(
+            f"the layers of {path} are on {weight.device} and were called on {hidden.device}: use one process for each device, "
+            "the copies of nn.DataParallel do not take a policy along"
+        )
+
+
+def why_no_route(model: nn.Module, depth: int, broken_off: int | None) -> str:
+    """How a cache that has no route was filled.
+
+    Args:
+        model: whose cache it is.
+        depth: L.
+        broken_off: the layer after which the last call ended too early; None: it did not.
+    """
+    if broken_off is not None:
+        return (
+            f"the last call of the model ended after layer {broken_off} of {depth}, by an error or an exit of its own, "
+            "and left its cache without a route: begin with an empty cache, and let calls run to the last layer"
+        )
+    adapters: Any = getattr(model, "peft_config", {})
+    if any("PREFIX_TUNING" in str(getattr(config, "peft_type", "")) for config in (adapters.values() if isinstance(adapters, dict) else ())):
+        return "prefix tuning fills the cache before the first layer, so its rows have no route: train another kind of adapter, such as LoRA"
+    return (
+        "the cache was filled while no policy was attached, or by an adapter such as prefix tuning, so its rows have no route: begin with an "
+        "empty cache, and take an adapter that leaves it alone, such as LoRA"
+    )
