@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from agents.agent import REPORT, WRITING, TrainedRun, Unreported
 from agents.options.config import TrainConfig
+from agents.run.beginning import nothing_left, print_line, suited
 from agents.run.cadence import Cadence
 from agents.run.checkpoints import Checkpoints, Stopped, StopRequests, load_random_states, random_states
 from agents.run.display import Display
@@ -26,7 +27,7 @@ from agents.run.learner import Learner
 from agents.run.overflow import output_not_finite, stopped_at, weight_not_finite
 from agents.run.pictures import show_run_rates
 from agents.run.remarks import CurveWatch
-from agents.run.run_folder import begin, claim, end, is_finished
+from agents.run.run_folder import begin, claim, end
 from agents.run.sharding import check_options
 from agents.run.split_tensors import gathered_state, scattered_state
 from agents.run.splits import try_splits
@@ -40,7 +41,6 @@ from rl_skip.core.finite import NotFinite
 from rl_skip.core.plugins import is_own, label_of, own_code
 from rl_skip.core.processes import talking, together
 from rl_skip.core.progress import listening
-from rl_skip.core.seal import is_sealed
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Task
 from rl_skip.learning.averages import Averages
@@ -85,7 +85,7 @@ def train(
         config = config if task is None else replace(config, task=task.name, data=None)
         config = config if stack is None else replace(config, network=NetworkConfig(stack.depth, stack.width, heads=1))
         check_options(config, own_stack=stack is not None)
-        if _nothing_left(config, console):
+        if nothing_left(config, console):
             return config.folder
         config = config if config.resume is not None else replace(config, processes=processes.count)
         claim(config, owned)
@@ -96,47 +96,12 @@ def train(
             report.write(config.folder)
         if config.resume is None and start is None:
             for line in report.lines():
-                _say(console, line)
+                print_line(console, line)
         session.run(config.folder, console)
         if processes.first:
             report.write(config.folder)  # with the test data, which the end of the run has read
             end(config.folder)
     return config.folder
-
-
-def _nothing_left(config: TrainConfig, console: Console) -> bool:
-    """Whether the run that is to go on is finished, and told so; else options that cannot be trained with are refused."""
-    config.check_prices()
-    _check_division(config)
-    if config.resume is None:
-        return False
-    TrainConfig.from_json(config.resume, config.allow_code).refuse_changes(config)
-    if is_finished(config.folder, config.agent):
-        if together().first and not is_sealed(config.folder):  # the seal alone had failed
-            end(config.folder)
-        see = config.agent_class.see.format(folder=config.folder)
-        _say(console, f"the run {config.folder} is finished, nothing is left to do; see python -m rl_skip {see}")
-        return True
-    _refuse_another_number(config)
-    return False
-
-
-def _check_division(config: TrainConfig) -> None:
-    """Refuses several processes, and several passes, for an agent whose updates take a whole batch."""
-    count = together().count
-    if config.agent_class.divides:
-        return
-    if count > 1:
-        raise UserError(f"the agent {config.agent} trains in one process, and {count} were started; start it with python, or set --agent reinforce")
-    if config.schedule.accumulate > 1:
-        raise UserError(f"the agent {config.agent} takes a batch in one pass; leave --accumulate out, or set --agent reinforce")
-
-
-def _refuse_another_number(config: TrainConfig) -> None:
-    count, begun = together().count, config.processes
-    if count != begun:
-        said = f"the run {config.folder} was begun in {begun} process{'es' * (begun > 1)}, not {count}"
-        raise UserError(f"{said}; go on with {config.resume_command}")
 
 
 def _set_up(
@@ -151,7 +116,7 @@ def _set_up(
     begun = config.folder if config.resume is not None else start.parent if start is not None else None
     report = DataReport(task, begun, config.train_rows)
     if config.resume is None:
-        config = _suited(config, task, console)
+        config = suited(config, task, console)
     built = stack is None
     if stack is None and task.network is not None:
         torch.manual_seed(config.seed)
@@ -168,24 +133,6 @@ def _set_up(
     if start is not None:
         session.begin_at(start)
     return session, report
-
-
-def _suited(config: TrainConfig, task: Task, console: Console) -> TrainConfig:
-    """The options with as many epochs as suit the number of training rows; says so where that changes them."""
-    if config.schedule.max_updates is None:
-        return config
-    rows = len(task.load("train")) if config.train_rows is None else min(len(task.load("train")), config.train_rows)
-    begun, suited = config.schedule, config.schedule.suited_to(rows)
-    if suited == begun:
-        return config
-    passes = f"{suited.warmup_epochs} + {suited.epochs} passes, warm-up and policy, in place of {begun.warmup_epochs} + {begun.epochs}"
-    limit = f"{begun.updates(rows):,} updates would be more than {begun.max_updates:,}, and these are {suited.updates(rows):,}"
-    _say(console, f"{rows:,} training rows: {passes}: {limit}; set --max-updates, --warmup-epochs and --epochs, or --train-rows")
-    return replace(config, schedule=suited)
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 class Session:
@@ -245,11 +192,11 @@ class Session:
         if self.config.resume is not None:
             self._go_back(folder, checkpoints, console)
         resume_after = None if self.config.resume is None else self.reported
-        telemetry = Telemetry(folder, partial(_say, console), resume_after) if processes.first else None
+        telemetry = Telemetry(folder, partial(print_line, console), resume_after) if processes.first else None
         with nullcontext() if telemetry is None else closing(telemetry), StopRequests(f"go on with: {self.config.resume_command}") as stop:
             forecast = foresee(self)
             if forecast.left() >= WORTH_TELLING:
-                _say(console, f"this takes {forecast.in_words()}")
+                print_line(console, f"this takes {forecast.in_words()}")
             if telemetry is not None:
                 telemetry.settings(self.config, self.task.score_name)
             watch = CurveWatch(self.learner, () if telemetry is None else telemetry.earlier)
@@ -259,10 +206,10 @@ class Session:
 
     def _go_back(self, folder: Path, checkpoints: Checkpoints, console: Console) -> None:
         processes = together()
-        state = checkpoints.latest(lambda line: _say(console, line)) if processes.first else None
+        state = checkpoints.latest(lambda line: print_line(console, line)) if processes.first else None
         state = scattered_state(state, {("learner", *path): part for path, part in self.learner.split_parts().items()})
         if state is None:
-            _say(console, f"the run {folder} has no checkpoint that could be used, so it begins at update {self.done}")
+            print_line(console, f"the run {folder} has no checkpoint that could be used, so it begins at update {self.done}")
         else:
             self.load_state_dict(state)
             if (said := weight_not_finite(self.learning)) is not None:
@@ -290,10 +237,10 @@ class Session:
             try:
                 save_start(self.learner, folder / START)
             except NoRoom as error:
-                _say(console, f"{error.reason}; the run goes on without, and baselines of it will repeat the warm-up")
+                print_line(console, f"{error.reason}; the run goes on without, and baselines of it will repeat the warm-up")
         self.learner.end_warm_up()
         if self.agent.warms_up and (shortfall := self.warm_up.shortfall()) is not None:
-            _say(console, shortfall)
+            print_line(console, shortfall)
 
     def update(self, update: int) -> dict[str, Tensor]:
         """One update, of the warm-up or of the agent; returns its metrics as scalars on the device.
@@ -337,7 +284,7 @@ class Session:
         display: Display,
         watch: CurveWatch,
     ) -> None:
-        learner, processes, say = self.learner, together(), partial(_say, console)
+        learner, processes, say = self.learner, together(), partial(print_line, console)
         begun = time.monotonic() - self.seconds
         since, updates = time.monotonic(), 0
         with stop.patiently():

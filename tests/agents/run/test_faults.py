@@ -24,7 +24,8 @@ import train
 from agents.options.config import CheckpointConfig
 from agents.run.checkpoints import Checkpoints
 from agents.run.curve_files import CurveFile
-from agents.run.session import VALIDATED_ROWS, is_finished
+from agents.run.run_folder import is_finished
+from agents.run.session import VALIDATED_ROWS
 from agents.run.telemetry import Telemetry
 from benchmarks.kill import differences, points, reached
 from rl_skip.cli.main import main as rl_skip_main
