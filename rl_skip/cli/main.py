@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import math
-import reprlib
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +14,7 @@ from rl_skip.cli.export import export_graphs, export_policy
 from rl_skip.cli.generate import generate
 from rl_skip.cli.passes import showing_progress
 from rl_skip.cli.streams import check_words, outlasting_readers
-from rl_skip.core.bounded import LEAST_BUDGET
+from rl_skip.cli.values import budget, budget_of_table, count, layers, price, tolerance
 from rl_skip.core.devices import pick_device
 from rl_skip.core.dial import GuaranteeKind
 from rl_skip.core.errors import UserError
@@ -43,8 +41,6 @@ from rl_skip.tasks.data_report import read_data_report
 __all__ = ["Parser", "carry_out", "compare_parser", "compare_runs", "console", "main"]
 
 Report = dict[str, Any]
-MOST = 10**9
-"""Of a whole number on the command line."""
 COMPARE = "set a policy beside full depth, fixed routes, trained baselines and the oracle, and advise what to use"
 DESCRIBED = "a run, an exported policy, a pruned network, or a folder of graphs"
 OTHER_KINDS = {
@@ -120,13 +116,13 @@ def _parser() -> Parser:
     measure.add_argument("--data", help="where the data are, if not where the run read them")
     dial = measure.add_mutually_exclusive_group()
     text = "the price λ, in score per unit of relative compute; higher skips more (default: the policy's operating price)"
-    dial.add_argument("--price", type=_price, help=text)
-    dial.add_argument("--budget", type=_budget_of_table, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
+    dial.add_argument("--price", type=price, help=text)
+    dial.add_argument("--budget", type=budget_of_table, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
     text = "the smallest compute that loses at most so much score against full depth (0.01: one point), found on validation data"
-    dial.add_argument("--guarantee", type=_tolerance, metavar="TOLERANCE", help=text)
+    dial.add_argument("--guarantee", type=tolerance, metavar="TOLERANCE", help=text)
     text = "confidence: kept for all but one draw of validation rows in twenty; expectation: kept on average, with fewer rows (default: confidence)"
     measure.add_argument("--guarantee-kind", choices=get_args(GuaranteeKind), help=text)
-    measure.add_argument("--batch-size", type=_count, default=256, help="rows that run together (default: %(default)s)")
+    measure.add_argument("--batch-size", type=count, default=256, help="rows that run together (default: %(default)s)")
     measure.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run (default: %(default)s)")
 
     _add_compare_options(_command(commands, "compare", _compare, COMPARE), "what train.py alone does: python train.py compare RUN --train-baselines")
@@ -138,7 +134,7 @@ def _parser() -> Parser:
     text = "onnx: graphs that onnxruntime runs alone, with the policy inside; torch-export: a route that all rows share (default: the policy's files)"
     copy.add_argument("--format", choices=get_args(GraphFormat), help=text)
     graph = copy.add_mutually_exclusive_group()
-    graph.add_argument("--layers", type=_layers, help="one graph of a route that all rows share, such as 0,3,7, without the policy")
+    graph.add_argument("--layers", type=layers, help="one graph of a route that all rows share, such as 0,3,7, without the policy")
     graph.add_argument("--exits", action="store_true", help="a graph for each layer after which all rows leave, without the policy")
     graph.add_argument("--one-row", action="store_true", help="one ONNX graph for one row at a time (default: a pack, for batches)")
     copy.add_argument("--data", help="where the data are on which graphs are traced and checked, if not where the run read them")
@@ -150,22 +146,22 @@ def _parser() -> Parser:
     cut.add_argument("folder", type=Path, metavar="DIR", help="the folder to make; it must not exist")
     route = cut.add_mutually_exclusive_group()
     text = "the largest compute of the route, in (0, 1]; the route is searched on validation data (default: the compute of the policy)"
-    route.add_argument("--budget", type=_budget, help=text)
-    route.add_argument("--layers", type=_layers, help="the layers to keep, such as 0,3,7; layer 0 is always one")
+    route.add_argument("--budget", type=budget, help=text)
+    route.add_argument("--layers", type=layers, help="the layers to keep, such as 0,3,7; layer 0 is always one")
     cut.add_argument("--data", help="where the data are, if not where the run read them")
     cut.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to search and measure (default: %(default)s)")
 
     continuing = _command(commands, "generate", _generate, "continue a prompt with a run of the task language")
     _add_run(continuing)
     continuing.add_argument("prompt", metavar="PROMPT", help="the text to continue")
-    continuing.add_argument("--tokens", type=_count, default=200, help="how many follow (default: %(default)s)")
+    continuing.add_argument("--tokens", type=count, default=200, help="how many follow (default: %(default)s)")
     text = "0 takes the likeliest token each time, 1 draws from the model's distribution (default: %(default)s)"
-    continuing.add_argument("--temperature", type=_price, default=0.8, help=text)
+    continuing.add_argument("--temperature", type=price, default=0.8, help=text)
     continuing.add_argument("--seed", type=int, default=0, help="of the drawing (default: %(default)s)")
     turned = continuing.add_mutually_exclusive_group()
     text = "the price λ, in score per unit of relative compute (default: the policy's operating price)"
-    turned.add_argument("--price", type=_price, help=text)
-    turned.add_argument("--budget", type=_budget_of_table, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
+    turned.add_argument("--price", type=price, help=text)
+    turned.add_argument("--budget", type=budget_of_table, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
     continuing.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run (default: %(default)s)")
 
     describe = _command(commands, "info", _info, f"describe {DESCRIBED}")
@@ -189,7 +185,7 @@ def _command(commands: Any, name: str, function: Command, summary: str) -> argpa
 
 def _add_common_options(parser: argparse.ArgumentParser, function: Command) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--threads", type=_count, help="threads that PyTorch may use on the CPU")
+    parser.add_argument("--threads", type=count, help="threads that PyTorch may use on the CPU")
     parser.set_defaults(command=function)
 
 
@@ -209,13 +205,13 @@ def compare_parser(program: str, function: Command, training: str) -> Parser:
 def _add_compare_options(parser: argparse.ArgumentParser, training: str) -> None:
     _add_run(parser, several=True)
     text = "mean computes to compare at, each in (0, 1], besides the policy as exported (default: 0.25 0.5 0.75)"
-    parser.add_argument("--budgets", type=_budget, nargs="+", default=BUDGETS, help=text)
+    parser.add_argument("--budgets", type=budget, nargs="+", default=BUDGETS, help=text)
     text = "run folders of more baselines than those in RUN/baselines; trained on the same data"
     parser.add_argument("--baselines", type=Path, nargs="+", default=[], metavar="DIR", help=text)
     text = "a baseline of your own that needs no training, a rl_skip.MeasuredBaseline; may be given several times"
     parser.add_argument("--baseline", action="append", default=[], metavar="FILE.PY:NAME", help=text)
     parser.add_argument("--train-baselines", action="store_true", help=training)
-    parser.add_argument("--rows", type=_count, help="rows of each split to measure on, drawn at random (default: all)")
+    parser.add_argument("--rows", type=count, help="rows of each split to measure on, drawn at random (default: all)")
     parser.add_argument("--data", help="where the data are, if not where the run read them")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to measure (default: %(default)s)")
 
@@ -342,53 +338,6 @@ def _data(folder: Path) -> Report:
     """What a run read, in short; nothing of runs that did not note it."""
     splits, remarks = read_data_report(folder)
     return {"data": {**{split: str(report) for split, report in splits.items()}, "remarks": list(remarks)}} if splits else {}
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def _price(text: str) -> float:
-    price = _number(text)
-    if not (math.isfinite(price) and price >= 0):
-        raise argparse.ArgumentTypeError(f"a price is a finite number of at least 0, got {text!r}")
-    return price
-
-
-def _budget(text: str) -> float:
-    budget = _number(text)
-    if not LEAST_BUDGET <= budget <= 1:
-        raise argparse.ArgumentTypeError(f"a budget is a mean compute in (0, 1], {LEAST_BUDGET} at the least, got {text!r}")
-    return budget
-
-
-def _budget_of_table(text: str) -> float:
-    """A budget that is looked up, whose table says how far it reaches: beyond 1 where compute is measured time."""
-    budget = _number(text)
-    return budget if LEAST_BUDGET <= budget < math.inf else _budget(text)
-
-
-def _tolerance(text: str) -> float:
-    tolerance = _number(text)
-    if not 0 < tolerance < 1:
-        raise argparse.ArgumentTypeError(f"a guarantee is a loss of score in (0, 1), 0.01 being one point, got {text!r}")
-    return tolerance
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(MOST)) and 1 <= int(text) <= MOST):
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {MOST:,}, got {reprlib.repr(text)}")
-    return int(text)
-
-
-def _layers(text: str) -> tuple[int, ...]:
-    layers = text.split(",")
-    if not all(layer.strip().isascii() and layer.strip().isdecimal() and len(layer) < len(str(MOST)) for layer in layers):
-        raise argparse.ArgumentTypeError(f"layers are whole numbers with commas between them, such as 0,3,7, got {text!r}")
-    return tuple(int(layer) for layer in layers)
 
 
 def _print_table(report: Report) -> None:
