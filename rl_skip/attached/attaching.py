@@ -1,6 +1,7 @@
 """`rl_skip.attach`: a jump policy on any model, which stays the same object."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from rl_skip.core.finite import refuse_not_finite
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.policy import JumpPolicy, JumpRules
 from rl_skip.core.readouts import Readouts, adapter_of
-from rl_skip.core.reward import LINEAR
 from rl_skip.core.seal import check_sealed
 from rl_skip.export.description import Description
 from rl_skip.export.policy_folder import DESCRIPTION, LOADED, READOUTS, load_policy, read_description
@@ -85,67 +85,82 @@ def attach(
         >>> handle.detach()
     """
     model = uncompiled(model)
-    description, file = None, Path()
-    saved: dict[str, Any] = {}
+    saved = _Saved.read(policy, features) if isinstance(policy, Path | str) else None
+    identity = {} if saved is None else saved.identity
     if isinstance(policy, Path | str):
-        description, file = read_description(policy, features), Path(policy, DESCRIPTION)
-        policy, saved = load_policy(policy, features), saved_identity(description, file)
+        policy = load_policy(policy, features)
     elif isinstance(policy, JumpRules):
         policy = JumpPolicy(policy).eval()
-    path, routed, standard = _find(model, layers, saved.get("layers"))
-    returns = saved.get("returns") if returns is None else returns
+    path, routed, standard = _find(model, layers, identity.get("layers"))
+    returns = identity.get("returns") if returns is None else returns
     form = None if returns is None else check_form(returns)
     check_layers(path, routed, form)
     width = width_of(model, path) if standard else None
+    flops = None if width is None else transformer_flops(layers_config(model, path), routed, width)
     if channel_dim is None:
-        channel_dim = saved.get("channel_dim", CHANNEL_DIMS.get(type(routed[0]).__name__, -1))
+        channel_dim = identity.get("channel_dim", CHANNEL_DIMS.get(type(routed[0]).__name__, -1))
     if isinstance(policy, SkipConfig):
         if readouts is not None or len(features) > 0:
             raise UserError("a fresh policy makes its own readouts, and SkipConfig(features=…) says what it sees: leave readouts= and features= out")
-        return LearningHandle(
-            model,
-            routed,
-            path,
-            config=policy,
-            example=example,
-            width=width,
-            flops=None if width is None else transformer_flops(layers_config(model, path), routed, width),
-            channel_dim=channel_dim,
-            prompt_tokens=prompt_tokens,
-            form=form,
-            prefix=_base_prefix(model),
-        )
+        known: dict[str, Any] = {"width": width, "flops": flops, "channel_dim": channel_dim, "prompt_tokens": prompt_tokens, "form": form}
+        return LearningHandle(model, routed, path, config=policy, example=example, prefix=_base_prefix(model), **known)
     if policy is not None:
         check_fit(policy.rules, len(routed), width, path)
-    flops = None if width is None else transformer_flops(layers_config(model, path), routed, width)
-    if description is not None:
-        check_identity(description, model, path, None if flops is None else flops.shares(), file)
-    within = saved.get("layers", path)
+        width = policy.rules.layout.width
+    within = identity.get("layers", path)
     prefix = path.removesuffix(within) if path.endswith(within) else ""  # of what was put around the model, such as peft's adapters
-    if description is not None and description.readouts is not None:
-        readouts = _saved_readouts(model.get_submodule(prefix.rstrip(".")), description, file)
-    if description is not None:
-        check_sealed(file.parent, *LOADED, whole=True)
+    if saved is not None:
+        check_identity(saved.description, model, path, None if flops is None else flops.shares(), saved.file)
+        readouts = readouts if saved.description.readouts is None else saved.readouts(model.get_submodule(prefix.rstrip(".")))
+        check_sealed(saved.file.parent, *LOADED, whole=True)
     _check_readouts(policy, readouts)
     return Handle(
         model,
         routed,
         path,
-        width=width if policy is None else policy.rules.layout.width,
+        width=width,
         flops=flops,
         policy=policy,
-        price=0.0 if description is None else description.price,
-        table=None if description is None else description.table,
-        trained_on=None if description is None else description.trained_on,
-        reward=LINEAR.formula if description is None else description.reward,
-        channel_dim=saved.get("channel_dim", CHANNEL_DIMS.get(type(routed[0]).__name__, -1)) if channel_dim is None else channel_dim,
-        prompt_tokens=saved.get("prompt_tokens") if prompt_tokens is None else prompt_tokens,
+        channel_dim=channel_dim,
+        prompt_tokens=identity.get("prompt_tokens") if prompt_tokens is None else prompt_tokens,
         form=form,
         readouts=readouts,
         prefix=prefix,
-        costs=None if description is None else description.costs,
-        tuned=() if description is None else description.tuned,
+        **({} if saved is None else saved.settings),
     )
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What the folder of a saved policy says."""
+
+    description: Description
+    file: Path
+    """In which it says so."""
+    identity: dict[str, Any]
+    """Of the model that the policy was trained on."""
+
+    @classmethod
+    def read(cls, folder: Path | str, features: Sequence[Feature]) -> "_Saved":
+        """What stands in `folder`."""
+        description, file = read_description(folder, features), Path(folder, DESCRIPTION)
+        return cls(description, file, saved_identity(description, file))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a handle takes over as it was saved."""
+        return {name: getattr(self.description, name) for name in ("price", "table", "trained_on", "reward", "costs", "tuned")}
+
+    def readouts(self, model: nn.Module) -> Readouts:
+        """Those in the folder; `model` is what they were trained with."""
+        plan, layout = self.description.readouts or {}, self.description.rules.layout
+        first = Tail(model, plan["modules"]) if "modules" in plan else adapter_of(layout.width, plan) if "rank" in plan else None
+        if first is None:
+            raise UserError(HEAD_BESIDE)
+        readouts, weights = Readouts(first, layout.depth, plan, layout.readout_flops), self.file.parent / READOUTS
+        readouts.load_state_dict(read_weights(weights, readouts.state_dict()))
+        refuse_not_finite(readouts, weights, "train the policy anew with train.py")
+        return readouts
 
 
 def _base_prefix(model: nn.Module) -> str:
@@ -153,18 +168,6 @@ def _base_prefix(model: nn.Module) -> str:
     inside = getattr(model, "get_base_model", None)  # of peft
     base = inside() if callable(inside) else model
     return next((f"{name}." for name, module in model.named_modules() if module is base and name), "")
-
-
-def _saved_readouts(model: nn.Module, description: Description, file: Path) -> Readouts:
-    """Those in the folder of a saved policy; `model` is what they were trained with."""
-    plan, layout = description.readouts or {}, description.rules.layout
-    first = Tail(model, plan["modules"]) if "modules" in plan else adapter_of(layout.width, plan) if "rank" in plan else None
-    if first is None:
-        raise UserError(HEAD_BESIDE)
-    readouts = Readouts(first, layout.depth, plan, layout.readout_flops)
-    readouts.load_state_dict(read_weights(file.parent / READOUTS, readouts.state_dict()))
-    refuse_not_finite(readouts, file.parent / READOUTS, "train the policy anew with train.py")
-    return readouts
 
 
 def _check_readouts(policy: JumpPolicy | None, readouts: Readouts | None) -> None:

@@ -178,14 +178,7 @@ def save(
         stack, policy, price = model, model.policy, model.price if price is None else price
     if stack is None or price is None:
         raise ValueError("a JumpPolicy is saved with the stack it was trained on and its price: save(folder, policy, stack=…, price=…)")
-    if (policy.rules.layout.depth, policy.rules.layout.width) != (stack.depth, stack.width):
-        raise ValueError(f"the policy does not fit the stack of {stack.depth} layers of width {stack.width}")
-    readout_flops = 0.0 if stack.readouts is None else stack.readouts.flops
-    if policy.rules.layout.readout_flops != readout_flops or (stack.readouts is not None and not readout_flops):
-        raise ValueError(
-            f"the policy knows of readouts of {policy.rules.layout.readout_flops:g} operations, the stack's have {readout_flops:g}; count them, "
-            "add_readouts(example), and give ObservationLayout readout_flops=stack.readouts.flops"
-        )
+    _check_belongs(policy, stack)
     description = Description(
         rules=policy.rules,
         layer_costs=tuple(stack.layer_costs.tolist()),
@@ -199,7 +192,6 @@ def save(
         costs=stack.costs if isinstance(stack.costs, MeasuredCosts) else None,
         tuned=tuple(tuned),
     )
-
     for name, module in (("policy", policy), ("network", stack)):
         refuse_not_finite(module, f"the {name} is not exported to {folder}", "train it anew, with a lower --learning-rate")
 
@@ -214,6 +206,18 @@ def save(
         seal(new)
 
     _write_folder(Path(folder), fill, overwrite)
+
+
+def _check_belongs(policy: JumpPolicy, stack: LayerStack) -> None:
+    """Refuses a policy for a stack of another shape, or with other readouts."""
+    if (policy.rules.layout.depth, policy.rules.layout.width) != (stack.depth, stack.width):
+        raise ValueError(f"the policy does not fit the stack of {stack.depth} layers of width {stack.width}")
+    readout_flops = 0.0 if stack.readouts is None else stack.readouts.flops
+    if policy.rules.layout.readout_flops != readout_flops or (stack.readouts is not None and not readout_flops):
+        raise ValueError(
+            f"the policy knows of readouts of {policy.rules.layout.readout_flops:g} operations, the stack's have {readout_flops:g}; count them, "
+            "add_readouts(example), and give ObservationLayout readout_flops=stack.readouts.flops"
+        )
 
 
 def copy_export(

@@ -86,13 +86,7 @@ def prune(
     }
     all_weights = sum(parameter.numel() for parameter in model.stack.parameters())
     removed = sorted(set(range(model.stack.depth)) - set(layers))
-    rows = task.load("validation").take(slice(0, 2)).to(next(model.parameters()).device).inputs
-    with deployed(model.stack):
-        expected = routed_forward(model.stack, _route(layers, model.stack.depth), rows).outputs
-        pruned = PrunedNetwork(model.stack, layers)
-        same = torch.allclose(pruned(rows), expected, atol=1e-4, rtol=1e-4)
-    if not same:
-        raise UserError("the model does more after its layers than a readout does, so it is not pruned to a route that leaves early; set --layers")
+    pruned = _pruned(model, task, layers)
     weights = sum(parameter.numel() for parameter in pruned.parameters())
     if pruned.adapter is not None:
         description["adapter_rank"] = pruned.adapter.down.out_features
@@ -110,6 +104,18 @@ def prune(
 
     atomic_replace(folder, fill)
     return {"folder": str(folder), "layers": list(layers), "removed": removed, **measured, "weights": weights, "full_depth_weights": all_weights}
+
+
+def _pruned(model: SkipModel, task: Task, layers: tuple[int, ...]) -> PrunedNetwork:
+    """The network of those layers, once two validation rows have shown that it answers as the route does."""
+    rows = task.load("validation").take(slice(0, 2)).to(next(model.parameters()).device).inputs
+    with deployed(model.stack):
+        expected = routed_forward(model.stack, _route(layers, model.stack.depth), rows).outputs
+        pruned = PrunedNetwork(model.stack, layers)
+        same = torch.allclose(pruned(rows), expected, atol=1e-4, rtol=1e-4)
+    if not same:
+        raise UserError("the model does more after its layers than a readout does, so it is not pruned to a route that leaves early; set --layers")
+    return pruned
 
 
 def _compared_layers(run: Path) -> tuple[int, ...] | None:
