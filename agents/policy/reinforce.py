@@ -209,7 +209,8 @@ class Reinforce(PolicyAgent):
         learner, batch = self.learner, part.batch
         exits = exit_pass(learner.stack, learner.policy, batch.inputs, price)
         leaves = leaving(learner.policy, exits.observations)
-        scores, shown = (exits.scores(score, batch.labels) for score in (self.score, learner.task.score))  # (B, L) each
+        scores = exits.scores(self.score, batch.labels)  # (B, L)
+        shown = scores if self.scores_as_task else exits.scores(learner.task.score, batch.labels)
         earned = self.prices.reward.total(scores, exits.compute, price.unsqueeze(1))  # (B, L)
         loss, expected = exact_loss(leaves, earned, entropy_weight(self.config, progress))
         metrics = exit_metrics(leaves, expected, shown, learner.task.score_name, exits.compute, price)

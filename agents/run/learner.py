@@ -51,9 +51,8 @@ def _outputs(stack: LayerStack, route: Tensor, batch: Examples, _rows: Tensor) -
     return (routed_forward(stack, route, batch.inputs).outputs,)
 
 
-def _parameters_of(optimizer: torch.optim.Optimizer, with_gradient: bool = False) -> list[Tensor]:
-    everything: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return [parameter for parameter in everything if parameter.grad is not None] if with_gradient else everything
+def _parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 class Critic(nn.Module):
@@ -219,7 +218,8 @@ class Learner:
         if self.stack.training != learns:
             self.stack.train(learns)
         for parameter in self.trainable:
-            parameter.requires_grad_(learns)
+            if parameter.requires_grad != learns:
+                parameter.requires_grad_(learns)
 
     def full_depth_loss(self, batch: Examples) -> tuple[Tensor, Tensor]:
         """Mean loss at full depth, a scalar, and the outputs there, (B, C)."""
@@ -332,10 +332,10 @@ class Learner:
         sums: dict[str, Tensor] = {}
         for part in parts(self.train, rows, self.config.schedule.accumulate):
             mean, metrics = loss(part)
-            self.scaler.scale(part.weight * mean).backward()
+            self.scaler.scale(mean if part.weight == 1 else part.weight * mean).backward()
             taken = {name: value.detach() if part.weight == 1 else part.weight * value.detach() for name, value in (metrics | {LOSS: mean}).items()}
             sums = {name: sums[name] + value for name, value in taken.items()} if sums else taken
-        sums = add_up([*self.stack.parameters(), *self.policy.parameters(), *self.critic.parameters()], sums)
+        sums = add_up(chain(self.trainable, self.policy.parameters(), self.critic.parameters()), sums)
         together().copy_first(self._statistics())
         return {"train/grad_norm": self._step(sums.pop(LOSS)), "train/learning_rate": torch.tensor(rate)} | sums
 
@@ -362,17 +362,18 @@ class Learner:
                 yield from module.buffers(recurse=False)
 
     def _forget_gradient(self) -> None:
-        self.network_optimizer.zero_grad()
-        self.policy_optimizer.zero_grad()
+        for optimizer in (self.network_optimizer, self.policy_optimizer):
+            for parameter in _parameters_of(optimizer):
+                parameter.grad = None
 
     def _step(self, loss: Tensor, beside: torch.optim.Optimizer | None = None) -> Tensor:
         """Clips the gradient and steps; where scaling it up was too much, steps nothing. Returns the norm of the network's gradient, then 0."""
         every = (self.network_optimizer, self.policy_optimizer, *([] if beside is None else [beside]))
-        optimizers = [optimizer for optimizer in every if _parameters_of(optimizer, with_gradient=True)]
+        optimizers = [optimizer for optimizer in every if any(parameter.grad is not None for parameter in _parameters_of(optimizer))]
         for optimizer in optimizers:
             self.scaler.unscale_(optimizer)
         limit = self.config.schedule.max_grad_norm
-        norm = clip_gradient(self.stack.parameters(), limit)
+        norm = clip_gradient(self.trainable, limit)
         deciding = [nn.utils.clip_grad_norm_(module.parameters(), limit) for module in (self.policy, self.critic)]
         deciding += [] if beside is None else [nn.utils.clip_grad_norm_(_parameters_of(beside), limit)]
         finite = bool(sum(deciding, norm).isfinite())

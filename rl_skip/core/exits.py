@@ -64,6 +64,8 @@ class EveryExit(Router):
         policy: whose observations are made, and whose decisions are charged.
     """
 
+    looks = True
+
     def __init__(self, policy: JumpPolicy) -> None:
         self.rules = policy.rules
         self.flops = policy.rules.decision_flops
@@ -75,6 +77,9 @@ class EveryExit(Router):
         """(B, ...) for each layer but the last."""
         self.leaving: list[Tensor | float] = []
         """For each layer but the last, see `_answering`."""
+
+    def known(self, depth: int) -> range:
+        return range(depth)
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
         assert self.rules is not None
