@@ -203,7 +203,7 @@ class Reinforce(PolicyAgent):
         metrics = learner.learn(update, rows, lambda part: self._exact_loss(part, part.of(prices), learner.joint_progress(update)))
         self.prices.observe(metrics["rollout/compute"])
         self.learned_from(len(rows) * (learner.stack.depth - 1))  # every decision after every layer but the last, of every row
-        return metrics | {"train/policy_grad_norm": learner.policy_grad_norm}
+        return metrics | {"train/policy_grad_norm": learner.descent.policy_grad_norm}
 
     def _exact_loss(self, part: Part, price: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         learner, batch = self.learner, part.batch
@@ -289,7 +289,7 @@ class Reinforce(PolicyAgent):
         metrics = learner.learn(update, rows, loss)
         self.prices.observe(metrics["rollout/compute"])
         self.learned_from((metrics["rollout/ep_len_mean"] * B * config.routes_per_input).round().long())  # those of all processes
-        return metrics | {"train/policy_grad_norm": learner.policy_grad_norm}
+        return metrics | {"train/policy_grad_norm": learner.descent.policy_grad_norm}
 
     def _routes_loss(self, part: Part, price: Tensor, chances: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """The policy's loss on sampled routes, its metrics, and the first route of each input.

@@ -42,7 +42,8 @@ class _Looks(View):
 
     @cached_property
     def position(self) -> Tensor:
-        return torch.arange(len(self.views), device=self.rows.device).repeat_interleave(self.answers.shape[1])
+        K, B = self.answers.shape[:2]
+        return torch.arange(K, device=self.rows.device).unsqueeze(1).expand(K, B).flatten()
 
     @cached_property
     def compute(self) -> Tensor:
@@ -90,7 +91,8 @@ class EveryExit(Router):
         if self.at_once:
             self.said.append(state.said(rows))
             view = View(state, rows)
-            _ = view.hidden, view.memory, view.compute  # which are other ones after the next layer
+            with torch.no_grad():
+                _ = view.hidden, view.memory, view.compute  # which are other ones after the next layer
             self.views.append(view)
         else:
             self.observed.append(state.observe(rows))
@@ -108,8 +110,9 @@ class EveryExit(Router):
         assert self.rules is not None
         if not self.at_once:
             return torch.stack(self.observed, dim=1)
-        said = torch.stack(self.said)  # (L - 1, B, ...)
-        return self.rules.layout.read(_Looks(self.views, said)).view(*said.shape[:2], -1).transpose(0, 1)
+        with torch.no_grad():
+            said = torch.stack(self.said)  # (L - 1, B, ...)
+            return self.rules.layout.read(_Looks(self.views, said)).view(*said.shape[:2], -1).transpose(0, 1)
 
     def compute(self, spent: Tensor) -> Tensor:
         """(B, L), the relative compute of leaving after each layer, of what was spent at each, (B, L)."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 __all__ = ["distillation", "exits_loss", "taught_loss"]
