@@ -1,5 +1,6 @@
 """A step of network, policy and critic down a gradient: cut to a length, and left out where float16 had no room for it."""
 
+from itertools import chain
 from typing import Any, NoReturn
 
 import torch
@@ -45,9 +46,9 @@ class Descent:
         one_call: dict[str, Any] = {"fused": True} if fused else {"foreach": True}  # the latter is to the bit what a call for each tensor gives
         groups = _parameter_groups(stack, schedule.head_rate)
         self.network_optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, **one_call)
-        deciding = [*policy.parameters(), *critic.parameters()]
-        self.policy_optimizer = torch.optim.Adam(deciding, lr=schedule.policy_learning_rate, foreach=True)
-        self.policy_grad_norm = torch.zeros((), device=deciding[0].device)
+        self._deciding = list(policy.parameters()), list(critic.parameters())
+        self.policy_optimizer = torch.optim.Adam([*chain(*self._deciding)], lr=schedule.policy_learning_rate, foreach=True)
+        self.policy_grad_norm = torch.zeros((), device=self._deciding[0][0].device)
         """Of the policy's gradient in the last step, before it was cut; 0 where the step was left out."""
 
     def set_rates(self, network: float, deciding: float) -> None:
@@ -98,7 +99,7 @@ class Descent:
         for optimizer in optimizers:
             self.scaler.unscale_(optimizer)
         norm = clip_gradient(self.trainable, self.limit)
-        deciding = [nn.utils.clip_grad_norm_(module.parameters(), self.limit) for module in (self.policy, self.critic)]
+        deciding = [nn.utils.clip_grad_norm_(parameters, self.limit) for parameters in self._deciding]
         deciding += [] if beside is None else [nn.utils.clip_grad_norm_(parameters_of(beside), self.limit)]
         finite = bool(sum(deciding, norm).isfinite())
         if not finite and not (self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE):

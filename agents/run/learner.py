@@ -298,7 +298,8 @@ class Learner:
         for part in parts(self.train, rows, self.config.schedule.accumulate):
             mean, metrics = loss(part)
             self.descent.backward(mean if part.weight == 1 else part.weight * mean)
-            taken = {name: value.detach() if part.weight == 1 else part.weight * value.detach() for name, value in (metrics | {LOSS: mean}).items()}
+            taken = {name: value.detach() if value.requires_grad else value for name, value in (metrics | {LOSS: mean}).items()}
+            taken = taken if part.weight == 1 else {name: part.weight * value for name, value in taken.items()}
             sums = {name: sums[name] + value for name, value in taken.items()} if sums else taken
         sums = add_up(chain(self.descent.trainable, self.policy.parameters(), self.critic.parameters()), sums)
         together().copy_first(self._statistics())

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rl_skip.core.features import View
 from rl_skip.core.forward import routed_forward
@@ -54,8 +55,7 @@ class _Looks(View):
         return torch.softmax(self.answers.detach().flatten(0, 1).float(), dim=-1)
 
     def previous(self, name: str, value: Tensor) -> Tensor:
-        by_layer = value.view(len(self.views), -1, *value.shape[1:])
-        return torch.cat([torch.zeros_like(by_layer[:1]), by_layer[:-1]]).view_as(value)
+        return pad(value, (0, 0, self.answers.shape[1], 0))[: len(value)]  # none before the first layer
 
 
 class EveryExit(Router):
