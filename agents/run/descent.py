@@ -47,7 +47,7 @@ class Descent:
         groups = _parameter_groups(stack, schedule.head_rate)
         self.network_optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, **one_call)
         self._deciding = list(policy.parameters()), list(critic.parameters())
-        self.policy_optimizer = torch.optim.Adam([*chain(*self._deciding)], lr=schedule.policy_learning_rate, foreach=True)
+        self.policy_optimizer = torch.optim.Adam([*chain(*self._deciding)], lr=schedule.policy_learning_rate)
         self.policy_grad_norm = torch.zeros((), device=self._deciding[0][0].device)
         """Of the policy's gradient in the last step, before it was cut; 0 where the step was left out."""
 
