@@ -235,7 +235,9 @@ class RoutingState:
 
     def look(self, readout: nn.Module, rows: Tensor) -> Tensor:
         """(R, ..., C), what a policy sees of it."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.stack.looks_at_answers):  # what is an answer too is learned from
+        if self.stack.looks_at_answers:  # what is an answer too is learned from
+            return self._asked(self.stack.look, readout, rows)
+        with torch.no_grad():
             return self._asked(self.stack.look, readout, rows)
 
     def _asked(self, ask: Callable[[nn.Module, Carry, Tensor | None], Tensor], readout: nn.Module, rows: Tensor) -> Tensor:
