@@ -76,7 +76,7 @@ def measure_messages(flags: list[str]) -> None:
         apart = layers + rest if learner.config.shard else 0
         # weights of layers go out twice, for the pass and for its gradient, the others' once; gradients of both once more
         on_paper = (processes.count - 1) / processes.count * (2 * (message - apart) + (3 * layers + 2 * rest if apart else 0))
-        moments = [moment for state in learner.network_optimizer.state.values() for moment in state.values()]
+        moments = [moment for state in learner.descent.network_optimizer.state.values() for moment in state.values()]
         held = sum(4 * (tensor.to_local() if is_split(tensor) else tensor).numel() for tensor in (*learner.stack.parameters(), *moments))
         if processes.first:
             print(f"{message} {on_paper:.0f} {sent:.0f} {held}")

@@ -59,7 +59,7 @@ def plain_forward(stack: LayerStack, inputs: Inputs) -> Tensor:
 def plain_update(learner: Learner, update: int) -> None:
     """One supervised update at full depth."""
     learner.set_learning_rates(update)
-    batch, stack, optimizer = learner.batch(update), learner.stack, learner.network_optimizer
+    batch, stack, optimizer = learner.batch(update), learner.stack, learner.descent.network_optimizer
     with torch.autocast(learner.device.type, learner.precision, enabled=learner.precision is not None):
         outputs = plain_forward(stack, batch.inputs)
     loss = learner.task.loss(outputs.float(), batch.labels).mean()

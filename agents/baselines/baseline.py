@@ -109,8 +109,8 @@ class Baseline(Agent):
         if not loss.requires_grad:
             return {"train/learning_rate": rate}
         if self.optimizer is not None:
-            self.optimizer.param_groups[0]["lr"] = learner.policy_optimizer.param_groups[0]["lr"]
-        return {"train/grad_norm": learner.apply(loss, self.optimizer), "train/learning_rate": rate}
+            self.optimizer.param_groups[0]["lr"] = learner.descent.policy_optimizer.param_groups[0]["lr"]
+        return {"train/grad_norm": learner.descent.apply(loss, self.optimizer), "train/learning_rate": rate}
 
     def evaluate(self, examples: Examples) -> Evaluation:
         """All examples at the operating point used for validation."""

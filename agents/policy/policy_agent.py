@@ -102,17 +102,21 @@ class PolicyAgent(Agent):
         """What a route earns; a budget adds its penalty to what is optimised, `prices.reward`."""
         self.prices = price_source(learner.config.pricing, self.reward) if prices is None else prices
         self.config = cast(PolicyAgentConfig, learner.config.agent_config)
-        self._decisions = torch.zeros((), dtype=torch.long, device=learner.device)
+        self._decisions = torch.zeros((), dtype=torch.long, device=learner.device)  # those that only a device has counted
+        self._counted = 0
 
     @property
     def env_steps(self) -> int:
         """Steps of the environment that the policy has learned from: decisions, each of one row after one layer."""
-        return int(self._decisions)
+        return self._counted + int(self._decisions)
 
     def learned_from(self, decisions: Tensor | int) -> None:
         """Adds to `env_steps`, in every process the decisions of all of them; to be called by every update of the policy. Costs no synchronisation
         with the host."""
-        self._decisions += decisions
+        if isinstance(decisions, int):
+            self._counted += decisions
+        else:
+            self._decisions += decisions
 
     def try_out(self) -> None:
         """Observes and rewards two rows, in evaluation mode, and tries the budget; draws nothing from the run's random numbers."""
@@ -129,6 +133,11 @@ class PolicyAgent(Agent):
                     raise ValueError(f"{len(prices)} rows must earn a finite number each, got {reward.tolist()}")
             if (budget := learner.config.pricing.budget) is not None:
                 refuse_small_budget(learner, budget)
+
+    @property
+    def scores_as_task(self) -> bool:
+        """Whether `score` is the task's own, by which the network is measured."""
+        return type(self).score is PolicyAgent.score and self.config.score == "accuracy"
 
     def score(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """(B,), the score that the policy is rewarded for."""
@@ -230,4 +239,5 @@ class PolicyAgent(Agent):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.prices.load_state_dict(state["prices"])
-        self._decisions.fill_(state[ENV_STEPS])
+        self._counted = state[ENV_STEPS]
+        self._decisions.zero_()

@@ -222,7 +222,7 @@ class Ppo(PolicyAgent):
                 supervised, outputs = learner.network_loss(batch, rows, route.route)
             loss, metrics["train/supervised_loss"] = loss + supervised, supervised
         if loss.requires_grad:
-            metrics["train/grad_norm"] = learner.apply(loss)
+            metrics["train/grad_norm"] = learner.descent.apply(loss)
         metrics |= score_metric(learner.task, "rollout", outputs, batch.labels)
         score = self.score(outputs, batch.labels)
         self.prices.observe(route.compute.mean())

@@ -203,13 +203,14 @@ class Reinforce(PolicyAgent):
         metrics = learner.learn(update, rows, lambda part: self._exact_loss(part, part.of(prices), learner.joint_progress(update)))
         self.prices.observe(metrics["rollout/compute"])
         self.learned_from(len(rows) * (learner.stack.depth - 1))  # every decision after every layer but the last, of every row
-        return metrics | {"train/policy_grad_norm": learner.policy_grad_norm}
+        return metrics | {"train/policy_grad_norm": learner.descent.policy_grad_norm}
 
     def _exact_loss(self, part: Part, price: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         learner, batch = self.learner, part.batch
         exits = exit_pass(learner.stack, learner.policy, batch.inputs, price)
         leaves = leaving(learner.policy, exits.observations)
-        scores, shown = (exits.scores(score, batch.labels) for score in (self.score, learner.task.score))  # (B, L) each
+        scores = exits.scores(self.score, batch.labels)  # (B, L)
+        shown = scores if self.scores_as_task else exits.scores(learner.task.score, batch.labels)
         earned = self.prices.reward.total(scores, exits.compute, price.unsqueeze(1))  # (B, L)
         loss, expected = exact_loss(leaves, earned, entropy_weight(self.config, progress))
         metrics = exit_metrics(leaves, expected, shown, learner.task.score_name, exits.compute, price)
@@ -288,7 +289,7 @@ class Reinforce(PolicyAgent):
         metrics = learner.learn(update, rows, loss)
         self.prices.observe(metrics["rollout/compute"])
         self.learned_from((metrics["rollout/ep_len_mean"] * B * config.routes_per_input).round().long())  # those of all processes
-        return metrics | {"train/policy_grad_norm": learner.policy_grad_norm}
+        return metrics | {"train/policy_grad_norm": learner.descent.policy_grad_norm}
 
     def _routes_loss(self, part: Part, price: Tensor, chances: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """The policy's loss on sampled routes, its metrics, and the first route of each input.

@@ -1,6 +1,6 @@
 """What each process takes of a batch, in one pass or several, and how gradients and metrics of all are added up in one message."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +53,7 @@ def parts(train: Examples, rows: Tensor, passes: int) -> Iterator[Part]:
         yield Part(own, train.take(own), place, len(own) / len(rows))
 
 
-def add_up(parameters: Sequence[nn.Parameter], metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+def add_up(parameters: Iterable[nn.Parameter], metrics: dict[str, Tensor]) -> dict[str, Tensor]:
     """Sums the gradients of parameters over all processes, in place, and returns the sums of scalars, the same in all of them.
 
     One flat tensor holds the gradients of all parameters that learn, whether they have one, and the metrics. Which layers ran differs from process

@@ -4,22 +4,22 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from agents.options.config import TrainConfig
+from agents.run.descent import Descent, parameters_of
 from agents.run.gradients import PartLoss, add_up, parts
-from agents.run.moments import MOMENTS, load_moments
+from agents.run.moments import MOMENTS
 from agents.run.sharding import shard
-from agents.run.split_tensors import clip_gradient, is_split, split_state, whole_copy
-from agents.run.tuning import choose_parameters, heads_of, merge_adapters
+from agents.run.split_tensors import is_split, split_state, whole_copy
+from agents.run.tuning import choose_parameters, merge_adapters
 from rl_skip.core.batches import deployed, in_batches
 from rl_skip.core.devices import multiplies_bfloat16
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
-from rl_skip.core.finite import NotFinite, not_finite
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import lengths
 from rl_skip.core.measured_costs import MeasuredCosts
@@ -39,8 +39,6 @@ TEACHER_BATCH = 256
 LARGEST_TEACHER = 2**28
 """Numbers that a teacher's outputs of all training rows may hold, 1 GB; beyond, the readouts learn from the network's own full depth instead."""
 LOSS = "loss"
-SMALLEST_SCALE = 1.0
-"""Of the loss in float16: a gradient that is not finite at that is not too large for the number format alone."""
 SHARD_ROWS = 8
 """Training rows by which a network that is to be split gets to know its inputs."""
 BUCKET = 32
@@ -49,11 +47,6 @@ BUCKET = 32
 
 def _outputs(stack: LayerStack, route: Tensor, batch: Examples, _rows: Tensor) -> tuple[Tensor]:
     return (routed_forward(stack, route, batch.inputs).outputs,)
-
-
-def _parameters_of(optimizer: torch.optim.Optimizer, with_gradient: bool = False) -> list[Tensor]:
-    everything: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return [parameter for parameter in everything if parameter.grad is not None] if with_gradient else everything
 
 
 class Critic(nn.Module):
@@ -111,24 +104,15 @@ class Learner:
         reach = lengths(self.train.inputs)
         self.lengths = None if reach is None else reach.cpu()
         """(N,), of the training rows, where they are padded."""
-        self.trainable = [parameter for parameter in self.stack.parameters() if parameter.requires_grad]
-        """What of the network learns in the warm-up."""
         self.tunes = schedule.tune != "frozen"
         """Whether the network goes on learning once the policy has started."""
-        fused = config.options.pretrained  # with its large embeddings, an update takes a sixth less time
-        decay = schedule.weight_decay
-        self.network_optimizer = torch.optim.AdamW(self._parameter_groups(), lr=schedule.learning_rate, weight_decay=decay, fused=fused)
-        deciding = [*self.policy.parameters(), *self.critic.parameters()]
-        self.policy_optimizer = torch.optim.Adam(deciding, lr=schedule.policy_learning_rate)
-        self.policy_grad_norm = torch.zeros((), device=device)
-        """Of the policy's gradient in the last step, before it was clipped; 0 where the step was left out."""
         self.teacher: Tensor | None = None
         """(N, ...), what the network said of the training rows at full depth when the warm-up had ended, for readouts to learn from."""
         halves = schedule.precision == "bf16" or (schedule.precision == "auto" and multiplies_bfloat16(device))
         self.precision = torch.bfloat16 if halves else torch.float16 if schedule.precision == "fp16" else None
         """The number format of the network's updates; None: single precision."""
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
-        """Scales the loss up where gradients are in float16, which has no small numbers, and leaves out updates in which it was too much."""
+        scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
+        self.descent = Descent(self.stack, self.policy, self.critic, schedule, scaler, fused=config.options.pretrained)
         self.full_route = torch.ones(self.stack.depth, dtype=torch.bool, device=device)
         self.updates_per_epoch = max(len(self.train) // schedule.batch_size, 1)
         self.updates = (schedule.warmup_epochs + schedule.epochs) * self.updates_per_epoch
@@ -148,23 +132,6 @@ class Learner:
             if self.stack.readouts is None:
                 self.stack.add_readouts(example, plan=self.config.policy.readout_plan)
             self.stack.know_readouts(example)
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        """All parameters of the network; those of heads and readouts learn at a rate of their own where the options say so. Those that are split over
-        processes are apart from the others, in the same order: an optimiser takes no two kinds at once."""
-        groups = self._groups_by_rate()
-        if self.stack.split is None:
-            return groups
-        kinds = [(group, [p for p in group["params"] if is_split(p) == split]) for group in groups for split in (True, False)]
-        return [{**group, "params": kind} for group, kind in kinds if kind]
-
-    def _groups_by_rate(self) -> list[dict[str, Any]]:
-        factor = self.config.schedule.head_rate
-        if factor == 1:
-            return [{"params": list(self.stack.parameters())}]
-        heads = {id(parameter) for module in heads_of(self.stack) for parameter in module.parameters()}
-        parts = ([p for p in self.stack.parameters() if (id(p) in heads) == of_heads] for of_heads in (False, True))
-        return [{"params": part, "factor": rate} for part, rate in zip(parts, (1.0, factor), strict=True)]
 
     def _examples(self, split: Split) -> Examples:
         examples = self.task.load(split)
@@ -208,18 +175,16 @@ class Learner:
         schedule = self.config.schedule
         cosine = 0.5 * (1 + math.cos(math.pi * min(update / max(self.updates if self.tunes else self.warmup_updates, 1), 1.0)))
         rate = schedule.learning_rate * min(1.0, (update + 1) / RISE_UPDATES) * max(cosine, 0.01)
-        for group in self.network_optimizer.param_groups:
-            group["lr"] = rate * group.get("factor", 1.0)
-        for group in self.policy_optimizer.param_groups:
-            group["lr"] = schedule.policy_learning_rate * (1 - 0.9 * self.joint_progress(update))
+        self.descent.set_rates(rate, schedule.policy_learning_rate * (1 - 0.9 * self.joint_progress(update)))
         return rate
 
     def prepare(self, learns: bool) -> None:
         """Makes the network ready to learn, or to run as deployed: in evaluation mode and without gradients."""
         if self.stack.training != learns:
             self.stack.train(learns)
-        for parameter in self.trainable:
-            parameter.requires_grad_(learns)
+        for parameter in self.descent.trainable:
+            if parameter.requires_grad != learns:
+                parameter.requires_grad_(learns)
 
     def full_depth_loss(self, batch: Examples) -> tuple[Tensor, Tensor]:
         """Mean loss at full depth, a scalar, and the outputs there, (B, C)."""
@@ -288,7 +253,7 @@ class Learner:
         if readouts is None:
             return
         if self.new_readouts and not (self.rules.jumps and self.config.schedule.random_route_weight > 0):  # random routes have taught them
-            self._forget_gradient()  # which is no part of a copy
+            self.descent.forget()  # which is no part of a copy
             head = self.stack.make_readout(readouts.plan)
             readouts.begin_as((head if self.stack.split is None else whole_copy(head)).to(self.device))
             together().copy_first(readouts.parameters())  # of adapters a part is drawn at random
@@ -328,32 +293,17 @@ class Learner:
             NotFinite: before the step, if the gradient is not finite.
         """
         rate = self.set_learning_rates(update)
-        self._forget_gradient()
+        self.descent.forget()
         sums: dict[str, Tensor] = {}
         for part in parts(self.train, rows, self.config.schedule.accumulate):
             mean, metrics = loss(part)
-            self.scaler.scale(part.weight * mean).backward()
-            taken = {name: value.detach() if part.weight == 1 else part.weight * value.detach() for name, value in (metrics | {LOSS: mean}).items()}
+            self.descent.backward(mean if part.weight == 1 else part.weight * mean)
+            taken = {name: value.detach() if value.requires_grad else value for name, value in (metrics | {LOSS: mean}).items()}
+            taken = taken if part.weight == 1 else {name: part.weight * value for name, value in taken.items()}
             sums = {name: sums[name] + value for name, value in taken.items()} if sums else taken
-        sums = add_up([*self.stack.parameters(), *self.policy.parameters(), *self.critic.parameters()], sums)
+        sums = add_up(chain(self.descent.trainable, self.policy.parameters(), self.critic.parameters()), sums)
         together().copy_first(self._statistics())
-        return {"train/grad_norm": self._step(sums.pop(LOSS)), "train/learning_rate": torch.tensor(rate)} | sums
-
-    def apply(self, loss: Tensor, beside: torch.optim.Optimizer | None = None) -> Tensor:
-        """One step of both optimisers down the gradient of `loss`, in one process. Returns the norm of the network's gradient.
-
-        Args:
-            loss: a scalar.
-            beside: an optimiser of more that learns from it.
-
-        Raises:
-            NotFinite: before the step, if the gradient is not finite.
-        """
-        self._forget_gradient()
-        if beside is not None:
-            beside.zero_grad()
-        self.scaler.scale(loss).backward()
-        return self._step(loss, beside)
+        return {"train/grad_norm": self.descent.step(sums.pop(LOSS)), "train/learning_rate": torch.tensor(rate)} | sums
 
     def _statistics(self) -> Iterator[Tensor]:
         """What batch norm has counted of the rows that it saw, other ones in each process."""
@@ -361,46 +311,15 @@ class Learner:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 yield from module.buffers(recurse=False)
 
-    def _forget_gradient(self) -> None:
-        self.network_optimizer.zero_grad()
-        self.policy_optimizer.zero_grad()
-
-    def _step(self, loss: Tensor, beside: torch.optim.Optimizer | None = None) -> Tensor:
-        """Clips the gradient and steps; where scaling it up was too much, steps nothing. Returns the norm of the network's gradient, then 0."""
-        every = (self.network_optimizer, self.policy_optimizer, *([] if beside is None else [beside]))
-        optimizers = [optimizer for optimizer in every if _parameters_of(optimizer, with_gradient=True)]
-        for optimizer in optimizers:
-            self.scaler.unscale_(optimizer)
-        limit = self.config.schedule.max_grad_norm
-        norm = clip_gradient(self.stack.parameters(), limit)
-        deciding = [nn.utils.clip_grad_norm_(module.parameters(), limit) for module in (self.policy, self.critic)]
-        deciding += [] if beside is None else [nn.utils.clip_grad_norm_(_parameters_of(beside), limit)]
-        finite = bool(sum(deciding, norm).isfinite())
-        if not finite and not (self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE):
-            self._refuse_gradient(loss)
-        for optimizer in optimizers:
-            self.scaler.step(optimizer)
-        self.scaler.update()
-        self.policy_grad_norm = deciding[0] if finite else torch.zeros_like(deciding[0])
-        return norm if finite else torch.zeros_like(norm)
-
-    def _refuse_gradient(self, loss: Tensor) -> NoReturn:
-        parts = {"network": self.stack, "policy": self.policy, "critic": self.critic}
-        named = {f"{part}.{name}": weight.grad for part, module in parts.items() for name, weight in module.named_parameters()}
-        last = not_finite((name, gradient) for name, gradient in reversed(named.items()) if gradient is not None)  # it is taken backwards
-        raise NotFinite(f"the gradient of {last or 'what learns beside network and policy'} is not finite, and the loss is {loss.item():.4g}")
-
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""
         return {
             "stack": self.stack.state_dict(),
             "policy": self.policy.state_dict(),
             "critic": self.critic.state_dict(),
-            "network_optimizer": self.network_optimizer.state_dict(),
-            "policy_optimizer": self.policy_optimizer.state_dict(),
+            **self.descent.state_dict(),
             **({} if self.teacher is None else {"teacher": self.teacher}),
             **({"costs": self.stack.costs.to_json()} if isinstance(self.stack.costs, MeasuredCosts) else {}),
-            **({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}),
             "generator": self.generator.get_state(),
             **self.random_state(),
         }
@@ -410,20 +329,17 @@ class Learner:
         self.stack.load_state_dict(split_state(state["stack"], self.stack))
         for name in ("policy", "critic"):
             getattr(self, name).load_state_dict(state[name])
-        for name in ("network_optimizer", "policy_optimizer"):
-            load_moments(getattr(self, name), state[name])
+        self.descent.load_state_dict(state)
         self.teacher = self._checked_teacher(state["teacher"]) if "teacher" in state else None
         if "costs" in state:  # as the run began: another measurement would change what the policy learns
             self.stack.costs = MeasuredCosts.read(Fields(state["costs"], "the checkpoint"), self.stack.depth)
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"].cpu())
         self.load_random_state(state)
 
     def split_parts(self) -> dict[tuple[str | int, ...], Tensor]:
         """How tensors of the state are split over processes, by the keys that lead to them."""
         weights = {("stack", name): weight for name, weight in self.stack.state_dict().items() if is_split(weight)}
-        numbered = [(number, weight) for number, weight in enumerate(_parameters_of(self.network_optimizer)) if is_split(weight)]
+        numbered = [(number, weight) for number, weight in enumerate(parameters_of(self.descent.network_optimizer)) if is_split(weight)]
         return weights | {("network_optimizer", "state", number, moment): weight for number, weight in numbered for moment in MOMENTS - {"step"}}
 
     def random_state(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save as packed
 from torch import Tensor
 
+from agents.run.descent import parameters_of
 from agents.run.learner import Learner
 from agents.run.moments import load_moments
 from agents.run.split_tensors import gathered_state
@@ -41,7 +42,7 @@ def load_start(learner: Learner, file: Path) -> None:
     try:
         learner.stack.load_state_dict(weights)
         moments = _moments(learner, tensors)
-        load_moments(learner.network_optimizer, {**learner.network_optimizer.state_dict(), "state": moments})
+        load_moments(learner.descent.network_optimizer, {**learner.descent.network_optimizer.state_dict(), "state": moments})
         learner.generator.set_state(tensors["random.learner"])
         torch.set_rng_state(tensors["random.torch"])
     except (RuntimeError, KeyError, ValueError, IndexError, TypeError) as error:
@@ -57,7 +58,7 @@ def _moments(learner: Learner, tensors: dict[str, Tensor]) -> dict[int, dict[str
     Raises:
         ValueError, IndexError: if there is no such parameter, or it has another shape.
     """
-    parameters = [parameter for group in learner.network_optimizer.param_groups for parameter in group["params"]]
+    parameters = parameters_of(learner.descent.network_optimizer)
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if not name.startswith("optimizer."):
@@ -71,7 +72,7 @@ def _moments(learner: Learner, tensors: dict[str, Tensor]) -> dict[int, dict[str
 
 def _state(learner: Learner) -> dict[str, Tensor]:
     tensors = {f"stack.{name}": tensor for name, tensor in learner.stack.state_dict().items()}
-    for number, moments in learner.network_optimizer.state_dict()["state"].items():
+    for number, moments in learner.descent.network_optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     tensors |= {"random.learner": learner.generator.get_state(), "random.torch": torch.get_rng_state()}
     if learner.device.type == "cuda":

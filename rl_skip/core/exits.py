@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rl_skip.core.features import View
 from rl_skip.core.forward import routed_forward
@@ -42,7 +43,8 @@ class _Looks(View):
 
     @cached_property
     def position(self) -> Tensor:
-        return torch.arange(len(self.views), device=self.rows.device).repeat_interleave(self.answers.shape[1])
+        K, B = self.answers.shape[:2]
+        return torch.arange(K, device=self.rows.device).unsqueeze(1).expand(K, B).flatten()
 
     @cached_property
     def compute(self) -> Tensor:
@@ -53,8 +55,7 @@ class _Looks(View):
         return torch.softmax(self.answers.detach().flatten(0, 1).float(), dim=-1)
 
     def previous(self, name: str, value: Tensor) -> Tensor:
-        by_layer = value.view(len(self.views), -1, *value.shape[1:])
-        return torch.cat([torch.zeros_like(by_layer[:1]), by_layer[:-1]]).view_as(value)
+        return pad(value, (0, 0, self.answers.shape[1], 0))[: len(value)]  # none before the first layer
 
 
 class EveryExit(Router):
@@ -63,6 +64,8 @@ class EveryExit(Router):
     Args:
         policy: whose observations are made, and whose decisions are charged.
     """
+
+    looks = True
 
     def __init__(self, policy: JumpPolicy) -> None:
         self.rules = policy.rules
@@ -76,6 +79,9 @@ class EveryExit(Router):
         self.leaving: list[Tensor | float] = []
         """For each layer but the last, see `_answering`."""
 
+    def known(self, depth: int) -> range:
+        return range(depth)
+
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
         assert self.rules is not None
         if i == state.stack.depth - 1:
@@ -85,7 +91,8 @@ class EveryExit(Router):
         if self.at_once:
             self.said.append(state.said(rows))
             view = View(state, rows)
-            _ = view.hidden, view.memory, view.compute  # which are other ones after the next layer
+            with torch.no_grad():
+                _ = view.hidden, view.memory, view.compute  # which are other ones after the next layer
             self.views.append(view)
         else:
             self.observed.append(state.observe(rows))
@@ -103,8 +110,9 @@ class EveryExit(Router):
         assert self.rules is not None
         if not self.at_once:
             return torch.stack(self.observed, dim=1)
-        said = torch.stack(self.said)  # (L - 1, B, ...)
-        return self.rules.layout.read(_Looks(self.views, said)).view(*said.shape[:2], -1).transpose(0, 1)
+        with torch.no_grad():
+            said = torch.stack(self.said)  # (L - 1, B, ...)
+            return self.rules.layout.read(_Looks(self.views, said)).view(*said.shape[:2], -1).transpose(0, 1)
 
     def compute(self, spent: Tensor) -> Tensor:
         """(B, L), the relative compute of leaving after each layer, of what was spent at each, (B, L)."""

@@ -305,7 +305,8 @@ class Answer(Feature):
 
     def read(self, view: View) -> Tensor:
         each = torch.arange(1, 1 + self.classes, device=view.rows.device)
-        return torch.cat([(answers[:, 3:].unsqueeze(2) == each).float().mean(dim=1) for answers in view.confidence], dim=1)  # (R, C) each
+        given = (view.confidence_pairs[:, 3:].unsqueeze(3) == each).float()  # (R, T, 2, C)
+        return (given[:, 0] if given.shape[1] == 1 else given.mean(dim=1)).flatten(1)
 
 
 class Moved(Feature):

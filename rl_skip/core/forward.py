@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.policy import JumpPolicy
-from rl_skip.core.routers import FixedRoute, as_router, check_layout, next_layers
+from rl_skip.core.routers import as_router, check_layout, next_layers
 from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.tracing import PRUNE, refuse_tracing
@@ -49,7 +49,7 @@ class Rollout:
 
 
 class _Unlearned(Rollout):
-    """A rollout without gradients, whose decisions are laid out once somebody looks at them."""
+    """A rollout whose decisions carry no gradient: they are laid out once somebody looks at them."""
 
     LATE = ("jumps", "decided", "log_probs", "entropies", "values")
 
@@ -108,8 +108,8 @@ def _routed(stack: LayerStack, router: Router, inputs: Inputs, price: Tensor | f
     state = RoutingState(stack, router.rules, inputs, price)
     taken = _Decisions()
     # where weights are split over processes, each layer is gathered for all of them, whichever run it
-    if stack.split is None and type(router) is FixedRoute and router.layers is not None and router.route.shape[0] == stack.depth:
-        state.run_together(router.layers)
+    if stack.split is None and (layers := router.known(stack.depth)) is not None:
+        state.run_together(layers, router if router.looks else None)
     for i in range(stack.depth):
         rows = state.visit(i)
         if rows is None:
@@ -121,7 +121,7 @@ def _routed(stack: LayerStack, router: Router, inputs: Inputs, price: Tensor | f
         state.follow(rows, decision)
     if not state.ended:
         raise ValueError(f"{type(router).__name__} sent rows to layers that do not come after theirs, or beyond {stack.depth}; mend its decide")
-    if critic is None and not torch.is_grad_enabled():
+    if critic is None and not (torch.is_grad_enabled() and taken.rows):
         return _Unlearned(state.outputs(), state.route, state.spent, taken)
     outputs, jumps = state.outputs(), _jumps(state.route)
     return Rollout(outputs, state.route, jumps, spent=state.spent, **taken.dense(state.spent, critic))

@@ -36,6 +36,10 @@ class FixedRoute(Router):
         else:
             self.next_layers = next_layers(self.route).cpu()  # so that nobody waits for a device to say what was known before
 
+    def known(self, depth: int) -> list[int] | None:
+        # A subclass may decide otherwise, and a route of another depth is refused where it is followed.
+        return self.layers if type(self) is FixedRoute and self.route.shape[0] == depth else None
+
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
         shape = state.route.shape
         if self.route.shape not in (shape, shape[1:]):

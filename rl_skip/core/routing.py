@@ -58,6 +58,12 @@ class Router(ABC):
 
     rules: JumpRules | None = None
     """What the policy may do and see; None where no policy decides."""
+    looks: bool = False
+    """Of one that knows beforehand which layers all rows run: whether it is asked after each of them all the same, to see and to be charged."""
+
+    def known(self, depth: int) -> Sequence[int] | None:
+        """Which of L = `depth` layers all rows run, from 0 on, where that is known beforehand; None: `decide` says."""
+        return None
 
     @abstractmethod
     def decide(self, state: "RoutingState", i: int, rows: Tensor) -> Decision:
@@ -158,19 +164,29 @@ class RoutingState:
         self.ran(i, rows, counted)
         return rows
 
-    def run_together(self, layers: Sequence[int]) -> None:
-        """Runs all but the last of `layers`, 0 and later ones in order, on all rows, which no one decides about; the last is their next."""
-        stack, device, costs = self.stack, self.everyone.device, []
+    def run_together(self, layers: Sequence[int], looks: Router | None = None) -> None:
+        """Runs all but the last of `layers`, 0 and later ones in order, on all rows, which no one sends elsewhere; the last is their next.
+
+        Args:
+            layers: those that all rows run.
+            looks: who decides after each, as is known beforehand, and is charged for it; None: nobody looks.
+        """
+        stack, everyone, costs = self.stack, self.everyone, []
         marks = type(stack).on_jump is not LayerStack.on_jump
         for i, following in pairwise(layers):
-            with stack.computing(device):
+            with stack.computing(everyone.device):
                 counted = stack.run(i, self.carry, None)
-            costs.append(stack.costs.layer(i, counted.detach().float()))
+            if looks is None:
+                costs.append(stack.costs.layer(i, counted.detach().float()))
+            else:
+                self.ran(i, everyone, counted)
+                self._charge(everyone, looks.decide(self, i, everyone))
             if marks:
-                stack.on_jump(self.carry, self.everyone, torch.full_like(self.everyone, following - i - 1))
+                stack.on_jump(self.carry, everyone, torch.full_like(everyone, following - i - 1))
+        ran = list(layers[:-1])
         if costs:
-            ran = list(layers[:-1])
             self.spent[:, ran], self.route[:, ran] = torch.stack(costs, dim=1).to(self.spent.dtype), True
+        if ran:
             self._position = ran[-1]
             self._heading.send(None, layers[-1])
 
@@ -219,7 +235,9 @@ class RoutingState:
 
     def look(self, readout: nn.Module, rows: Tensor) -> Tensor:
         """(R, ..., C), what a policy sees of it."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.stack.looks_at_answers):  # what is an answer too is learned from
+        if self.stack.looks_at_answers:  # what is an answer too is learned from
+            return self._asked(self.stack.look, readout, rows)
+        with torch.no_grad():
             return self._asked(self.stack.look, readout, rows)
 
     def _asked(self, ask: Callable[[nn.Module, Carry, Tensor | None], Tensor], readout: nn.Module, rows: Tensor) -> Tensor:

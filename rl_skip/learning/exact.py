@@ -5,6 +5,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.task import score_key
@@ -55,8 +56,8 @@ def leaving(policy: JumpPolicy, observations: Tensor) -> Leaving:
     stay = log_probs[..., 0]  # (B, L - 1)
     place = (K - torch.arange(K, device=stay.device)).expand(B, K).unsqueeze(2)  # leaving after layer i is a jump of L - 1 - i
     leave = log_probs.gather(2, place).squeeze(2)  # (B, L - 1)
-    reached = torch.cat([torch.zeros_like(stay[:, :1]), stay.cumsum(dim=1)], dim=1)  # (B, L), log-probability to come to each layer
-    probability = (reached + torch.cat([leave, torch.zeros_like(leave[:, :1])], dim=1)).exp()
+    reached = pad(stay.cumsum(dim=1), (1, 0))  # (B, L), log-probability to come to each layer
+    probability = (reached + pad(leave, (0, 1))).exp()
     chance = reached[:, :-1].exp().detach()
     entropy = -(stay.exp() * stay + leave.exp() * leave)  # (B, L - 1)
     return Leaving(probability, (chance * entropy).sum(dim=1), chance.sum(dim=1))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 __all__ = ["distillation", "exits_loss", "taught_loss"]
@@ -13,7 +12,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def distillation(outputs: Tensor, teacher: Tensor) -> Tensor:
     """Mean cross-entropy of outputs (B, …, C) from the teacher's outputs, a scalar (Hinton et al. 2015, at temperature 1)."""
-    return -(teacher.softmax(dim=-1) * outputs.log_softmax(dim=-1)).sum(dim=-1).mean()
+    return _cross_entropy(outputs, teacher).mean()
+
+
+def _cross_entropy(outputs: Tensor, teacher: Tensor) -> Tensor:
+    """(..., B, …), of each row's outputs (..., B, …, C) from the teacher's, (B, …, C)."""
+    return -(teacher.softmax(dim=-1) * outputs.log_softmax(dim=-1)).sum(dim=-1)
 
 
 def taught_loss(loss: Loss, outputs: Tensor, labels: Tensor, teacher: Tensor | None, distillation_weight: float) -> Tensor:
@@ -38,11 +42,12 @@ def exits_loss(loss: Loss, answers: Tensor, labels: Tensor, teacher: Tensor | No
         exit_weight: of the loss of each exit but the last.
         distillation_weight: of what the teacher says, beside the labels.
     """
-    K, B = len(answers) - 1, answers.shape[1]
-    early = answers[:-1].flatten(0, 1)  # (K B, ...)
-    again = torch.arange(B, device=answers.device).repeat(K)  # (K B,), the batch once for each layer
-    last = taught_loss(loss, answers[-1], labels, teacher, distillation_weight)
-    lesson = taught_loss(loss, early, labels[again], None if teacher is None else teacher[again], distillation_weight)
-    if teacher is None and distillation_weight > 0:
-        lesson = lesson + distillation_weight * distillation(early, answers[-1].detach()[again])
-    return last + exit_weight * K * lesson
+    L, B = answers.shape[:2]
+    again = labels.repeat(L, *[1] * (labels.dim() - 1))  # (L B, ...), the labels once for each layer
+    lesson, last = (part.mean() for part in loss(answers.flatten(0, 1), again).split([(L - 1) * B, B]))
+    if distillation_weight > 0 and teacher is not None:
+        early, late = (part.mean() for part in _cross_entropy(answers, teacher).split([L - 1, 1]))
+        lesson, last = lesson + distillation_weight * early, last + distillation_weight * late
+    elif distillation_weight > 0:
+        lesson = lesson + distillation_weight * _cross_entropy(answers[:-1], answers[-1].detach()).mean()
+    return last + exit_weight * (L - 1) * lesson

@@ -68,7 +68,7 @@ def test_an_update_has_the_gradients_of_train_py(pricing: dict[str, float], fres
         gradients.update({f"policy.{name}": parameter.grad for name, parameter in learner.policy.named_parameters()})
         return torch.zeros(())
 
-    learner._step = keep  # type: ignore[assignment, method-assign]
+    learner.descent.step = keep  # type: ignore[assignment, method-assign]
     update = learner.warmup_updates
     metrics = agent.update(update)
 

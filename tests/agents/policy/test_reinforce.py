@@ -231,3 +231,15 @@ def test_a_short_run_ends_where_it_always_did(tiny_learner):
         (warm_up if update < learner.warmup_updates else agent).update(update)
     moved = {name: (_parameters(learner, name) - before).double().norm().item() for name, before in begun.items()}
     assert moved == pytest.approx({"stack": 0.380115, "policy": 1.060059, "critic": 0.0}, rel=1e-4)
+
+
+def test_steps_counted_here_and_on_a_device_add_up_and_are_kept(tiny_learner):
+    agent = Reinforce(tiny_learner())
+    agent.learned_from(5)
+    agent.learned_from(torch.tensor(3))
+    assert agent.env_steps == 8
+    other = Reinforce(tiny_learner())
+    other.learned_from(torch.tensor(2))
+    other.load_state_dict(agent.state_dict())
+    other.learned_from(1)
+    assert other.env_steps == 9

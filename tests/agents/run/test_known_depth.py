@@ -165,7 +165,7 @@ def test_a_frozen_run_goes_on_exactly_where_its_state_was_taken(agent: str) -> N
 def test_what_was_frozen_from_the_start_never_learns() -> None:
     learner = make(schedule=ScheduleConfig(warmup_epochs=1, epochs=3, batch_size=32))
     learner.stack.head.requires_grad_(False)
-    learner.trainable = [parameter for parameter in learner.stack.parameters() if parameter.requires_grad]
+    learner.descent.trainable = [parameter for parameter in learner.stack.parameters() if parameter.requires_grad]
     before = deepcopy(learner.stack.head.state_dict())
     warm_up_for(learner).update(0)
     agent_of(learner).update(5)

@@ -45,6 +45,6 @@ def test_a_gradient_that_is_not_finite_is_not_applied(tiny_learner) -> None:
     for bad in (math.nan, math.inf):
         name, weight = weights[3]
         with pytest.raises(NotFinite, match=f"the gradient of network.{name} is not finite, and the loss is"):
-            learner.apply(weight.sum() * bad)
+            learner.descent.apply(weight.sum() * bad)
     assert all(torch.equal(weight, before[name]) for name, weight in learner.stack.state_dict().items())
     assert found_in(learner.stack) is None

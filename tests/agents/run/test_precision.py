@@ -49,13 +49,13 @@ def test_matrices_are_multiplied_in_16_bits_while_agents_learn_and_nothing_else_
     learner, seen, losses = session.learner, set(), []
     linear = next(module for module in learner.stack.modules() if isinstance(module, nn.Linear))
     linear.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
-    scale = learner.scaler.scale
+    scale = learner.descent.scaler.scale
 
     def watched(loss: Tensor) -> Tensor:
         losses.append(loss.dtype)
         return scale(loss)
 
-    learner.scaler.scale = watched
+    learner.descent.scaler.scale = watched
     before = {name: weight.clone() for name, weight in learner.stack.named_parameters()}
     for update in (0, learner.warmup_updates):
         if update == learner.warmup_updates:
@@ -105,7 +105,7 @@ def test_the_step_in_float16_is_that_of_single_precision_whatever_the_scale() ->
         learner = Learner(config(precision=precision), load_task("digits"), CPU)
         before = learner.policy.fc_in.weight.detach().clone()
         weights = next(learner.stack.parameters())
-        norm = learner.apply((weights.sum() + learner.policy.fc_in.weight.square().sum()) * 1e-7)
+        norm = learner.descent.apply((weights.sum() + learner.policy.fc_in.weight.square().sum()) * 1e-7)
         steps.append((norm, weights.detach().clone(), learner.policy.fc_in.weight.detach() - before))
     torch.testing.assert_close(steps[0], steps[1])
 
@@ -115,14 +115,14 @@ def test_updates_that_overflow_float16_are_left_out_until_the_scale_is_small_eno
     weights = next(learner.stack.parameters())
     before, scales = weights.detach().clone(), []
     while torch.equal(weights, before):
-        scales.append(learner.scaler.get_scale())
-        norm = learner.apply(3 * weights.flatten()[0].half().float())  # float16 ends at 65,504
+        scales.append(learner.descent.scaler.get_scale())
+        norm = learner.descent.apply(3 * weights.flatten()[0].half().float())  # float16 ends at 65,504
         assert norm == (0 if torch.equal(weights, before) else 3)
     assert scales == [65536.0, 32768.0, 16384.0]
     with pytest.raises(UserError, match="the gradient of network.* is not finite"):
         for _ in range(20):
-            learner.apply(weights.flatten()[0] * float("inf"))
+            learner.descent.apply(weights.flatten()[0] * float("inf"))
     state = learner.state_dict()
     again = Learner(config(precision="fp16"), load_task("digits"), CPU)
     again.load_state_dict(state)
-    assert again.scaler.get_scale() == learner.scaler.get_scale() == 1.0
+    assert again.descent.scaler.get_scale() == learner.descent.scaler.get_scale() == 1.0

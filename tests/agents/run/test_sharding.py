@@ -162,7 +162,8 @@ def trained(case: str) -> dict[str, Any]:
             learner.end_warm_up()
         metrics.append((warm_up if update < learner.warmup_updates else agent).update(update))
     held = {True: 0, False: 0}
-    for tensor in (*learner.stack.parameters(), *(moment for moments in learner.network_optimizer.state.values() for moment in moments.values())):
+    moments = (moment for kept in learner.descent.network_optimizer.state.values() for moment in kept.values())
+    for tensor in (*learner.stack.parameters(), *moments):
         held[is_split(tensor)] += tensor.to_local().numel() if is_split(tensor) else tensor.numel()
     learner.merge_adapters()
     evaluated = agent.evaluate(learner.validation)
