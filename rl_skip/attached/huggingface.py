@@ -56,6 +56,7 @@ class _Reached(Exception):
 
 @dataclass
 class _ModelCarry(CalledCarry):
+    shared = False
     before: Recorded = field(default_factory=dict)
     """What the modules before layer 0 returned, by name, so that they need not run again to finish."""
     before_places: Callable[[], Places] = dict
