@@ -34,16 +34,17 @@ def compare(pack, rows, budgets):
             print(f"budget {budget:g}, batch {size}: {same} of {count} routes the same, logits within {off:.1e}, mean compute {compute.mean():.3f}")
 
 
-def medians(ways, batches, repeats):
-    """Seconds of each way for each batch, (N,); the ways take turns."""
+def medians(ways, batches, repeats, stretch):
+    """Seconds of each way for each batch, (N,); the ways take turns after so many batches, for what runs after another finds the caches cold."""
     taken = {name: np.zeros((repeats, len(batches))) for name in ways}
     for repeat in range(-1, repeats):  # the first round warms up
-        for n, batch in enumerate(batches):
+        for start in range(0, len(batches), stretch):
             for name, way in ways.items():
-                started = time.perf_counter()
-                way(batch)
-                if repeat >= 0:
-                    taken[name][repeat, n] = time.perf_counter() - started
+                for n, batch in enumerate(batches[start : start + stretch], start):
+                    started = time.perf_counter()
+                    way(batch)
+                    if repeat >= 0:
+                        taken[name][repeat, n] = time.perf_counter() - started
     return {name: np.median(times, axis=0) for name, times in taken.items()}
 
 
@@ -56,6 +57,7 @@ def main():
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rows", type=int, default=192)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--stretch", type=int, default=16, help="batches after which the ways take turns, as a process that serves runs one way alone")
     options = parser.parse_args()
     found = {name: importlib.util.find_spec(name) is not None for name in ("torch", "transformers", "rl_skip")}
     absent = ", ".join(name for name, there in found.items() if not there)
@@ -81,7 +83,7 @@ def main():
                 if size == 1:
                     ways[f"one {budget:g}"] = lambda batch, budget=budget, graph=one_row, at=prices: graph.run(None, {**batch, "price": at[budget]})
             timed = options.rows if size > 1 else max(options.rows // 3, 1)
-            times = medians(ways, [batch_of(rows, slice(at, at + size)) for at in range(0, timed, size)], options.repeats)
+            times = medians(ways, [batch_of(rows, slice(at, at + size)) for at in range(0, timed, size)], options.repeats, options.stretch)
             ratio = {name: f"{times['whole'].sum() / taken.sum():.2f} times as fast" for name, taken in times.items()}
             cells = [ratio.get(f"{way} {budget:g}", "") for budget in options.budgets for way in ("pack", "one")]
             print(f"| {threads} | {size} | {1e3 * times['whole'].mean():.1f} |", " | ".join(cells), "|", flush=True)

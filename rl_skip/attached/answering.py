@@ -181,6 +181,11 @@ class AnsweringStack(CalledStack):
             self.now.after = ChainTrace(shown, views=self.speaks)  # then one token
         return self.returned(i, CalledCarry(hidden=shown, full_flops=shown, calls={i: call}))
 
+    def look_modules(self) -> tuple[nn.Module, ...] | None:
+        inputs = self.now.inputs
+        chain = None if inputs is None or self.speaks else self._chains.get(self._kind(inputs))
+        return None if chain is None else tuple(self._model[0].get_submodule(name) for name in chain)
+
     def look(self, readout: nn.Module, carry: Carry, rows: Tensor | None) -> Tensor:
         now, B = self.now, carry.hidden.shape[0]
         if self.speaks:
@@ -195,7 +200,7 @@ class AnsweringStack(CalledStack):
             kept, mask = self.gathered(carry, rows)
             inputs = now.inputs
             hidden = readout(kept, mask) if isinstance(readout, Adapter) else kept
-        version, kind, copies = version_of(kept), (self._model[0].training, *map(_kind, inputs.items())), self._copies(readout)
+        version, kind, copies = version_of(kept), self._kind(inputs), self._copies(readout)
         chain = self._chains.get(kind)
         if chain is not None:
             logits = self._along(chain, hidden, copies)
@@ -247,6 +252,10 @@ class AnsweringStack(CalledStack):
                 now.traced = None
             self._found_before |= places_by_shape(now.before, traced, B, few.shape[0])
         return self._found_before
+
+    def _kind(self, inputs: dict[str, Any]) -> Hashable:
+        """What of a call of the model with these arguments can decide which modules it calls after its layers."""
+        return self._model[0].training, *map(_kind, inputs.items())
 
     def _along(self, chain: Sequence[str], hidden: Tensor, copies: dict[str, nn.Module]) -> Tensor:
         """What `_said` says, by the modules that the model calls in turn after its layers."""

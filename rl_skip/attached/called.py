@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.attached.calls import LayerCall, parameter_names, real_tokens
-from rl_skip.attached.flops import LayerFlops
+from rl_skip.attached.flops import LayerFlops, shares_of
 from rl_skip.attached.returns import HIDDEN, Form, blank, form_of, split_returned, spread
 from rl_skip.attached.rows import Places, RowPlaces, put_rows, rows_of
 from rl_skip.core.inputs import Inputs, map_inputs
@@ -27,7 +27,7 @@ class CalledCarry(Carry):
 
     shared = True
     spending: Tensor | None = None
-    """(B, L), operations of each layer for each row."""
+    """(B, L), the relative compute of each layer for each row."""
     calls: dict[int, LayerCall] = field(default_factory=dict)
     """How each layer is called, with all rows."""
     passed: dict[str, Any] = field(default_factory=dict)
@@ -106,10 +106,13 @@ class CalledStack(LayerStack):
         mask = real_tokens(call, hidden.shape[1]) if hidden.dim() == 3 else None
         B = call.row_count
         everything = hidden.shape[1] if hidden.dim() == 3 else 1
-        lengths = torch.full((B,), everything, device=hidden.device) if mask is None else mask.sum(dim=1)
-        lengths = lengths.clamp(min=1)  # a row without a real token counts as if it had one
-        spending = flops.of(lengths)  # (B, L)
-        return CalledCarry(hidden=hidden, full_flops=spending.sum(dim=1), mask=self.seen_tokens(hidden, mask), spending=spending, lengths=lengths)
+        if mask is None:
+            lengths = torch.full((B,), max(everything, 1), device=hidden.device)
+            spending, full = (each.expand(B, -1) for each in flops.of_one(max(everything, 1), hidden.device))
+        else:
+            lengths = mask.sum(dim=1).clamp(min=1)  # a row without a real token counts as if it had one
+            spending, full = shares_of(flops.of(lengths))
+        return CalledCarry(hidden=hidden, full_flops=full.squeeze(1), mask=self.seen_tokens(hidden, mask), spending=spending, lengths=lengths)
 
     def seen_tokens(self, hidden: Tensor, real: Tensor | None) -> Tensor | None:
         """(B, T) bool, true where a token may be looked at, of those that are `real` (B, T); None: all."""
@@ -151,7 +154,7 @@ class CalledStack(LayerStack):
     def ran(self, i: int, carry: CalledCarry, rows: Tensor | None, returned: Any) -> Tensor:
         """Writes what layer `i` returned for the named rows back to `carry`. Returns (R,), the relative compute that each spent."""
         assert carry.spending is not None
-        spent = carry.spending[:, i] / carry.full_flops
+        spent = carry.spending.select(1, i)
         if rows is None:
             if self.keep_returned(i, carry, returned) and i + 1 in carry.calls:  # some rows may be taken before a layer runs on some
                 self.settled(i + 1, carry.hidden, carry.calls[i + 1].given(carry.passed))

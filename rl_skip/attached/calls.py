@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from operator import is_
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 from rl_skip.attached.rows import Places, is_cache, put_rows, rows_of
 from rl_skip.core.errors import UserError
 
-__all__ = ["LayerCall", "parameter_names", "real_tokens"]
+__all__ = ["Given", "LayerCall", "alike", "parameter_names", "real_tokens"]
 
+Given = tuple[Sequence[str], tuple[Any, ...], dict[str, Any]]
+"""What a layer calls its parameters, and what it is given by position and by name."""
 EXTRA = "*"
 """The name of what a layer was given by position and does not name."""
 PADDING_MASKS = ("src_key_padding_mask", "key_padding_mask")
@@ -93,6 +96,18 @@ class LayerCall:
                 raise UserError('the mask of flex attention has no rows to take: load the model with attn_implementation="sdpa" or "eager"')
             if name.startswith(("cu_seq_lens", "cu_seqlens")) and value is not None:
                 raise UserError(f"{name} says that many texts are packed into one row, which has one route: pad them, one text to a row")
+
+
+def alike(call: Given, other: Given) -> bool:
+    """Whether two layers, which name their arguments alike, are called with the very same ones, but for the hidden state, given first."""
+    (names, args, kwargs), (other_names, other_args, other_kwargs) = call, other
+    return (
+        names == other_names
+        and 0 < len(args) == len(other_args)
+        and kwargs.keys() == other_kwargs.keys()
+        and all(map(is_, args[1:], other_args[1:]))
+        and all(value is other_kwargs[name] for name, value in kwargs.items())
+    )
 
 
 def real_tokens(call: LayerCall, tokens: int) -> Tensor | None:

@@ -12,7 +12,7 @@ from rl_skip.attached.returns import Form, split_returned
 from rl_skip.core.costs import attention_pair_flops, count_flops, counting, linear_flops
 from rl_skip.core.errors import UserError
 
-__all__ = ["LayerFlops", "counted_flops", "transformer_flops"]
+__all__ = ["LayerFlops", "counted_flops", "shares_of", "transformer_flops"]
 
 NOMINAL_TOKENS = 128
 
@@ -22,11 +22,19 @@ class LayerFlops:
 
     def __init__(self, per_token: list[float], per_pair: list[float], fixed: list[float]) -> None:
         self.terms = torch.tensor([fixed, per_token, per_pair], dtype=torch.float32).T  # (L, 3)
+        self._of_one: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def of(self, tokens: Tensor) -> Tensor:
         """(R, L), for rows of `tokens` (R,) real tokens each."""
         powers = tokens.float().unsqueeze(1) ** torch.arange(3, device=tokens.device)  # (R, 3)
         return powers @ self.terms.to(tokens.device).T
+
+    def of_one(self, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`shares_of` for one row of so many tokens, made once for each length."""
+        if (tokens, device) not in self._of_one:
+            with torch.inference_mode(False):  # in which it would serve no later call that learns
+                self._of_one[tokens, device] = shares_of(self.of(torch.tensor([tokens], device=device)))
+        return self._of_one[tokens, device]
 
     def shares(self) -> list[float]:
         """L shares of the layers in the operations of all, for a row of nominal length."""
@@ -36,6 +44,12 @@ class LayerFlops:
     def nominal(self) -> Tensor:
         """(L,), for a row of nominal length."""
         return self.of(torch.tensor([NOMINAL_TOKENS]))[0]
+
+
+def shares_of(flops: Tensor) -> tuple[Tensor, Tensor]:
+    """Operations (R, L) of the layers as (R, L) shares of all of a row's, and these, (R, 1)."""
+    full = flops.sum(dim=1, keepdim=True)
+    return flops / full, full
 
 
 def transformer_flops(config: Any, layers: Sequence[nn.Module], width: int) -> LayerFlops:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rl_skip.attached.attaching import check_layers
 from rl_skip.attached.called import CalledCarry, CalledStack, evaluating
-from rl_skip.attached.calls import LayerCall, real_tokens
+from rl_skip.attached.calls import Given, LayerCall, alike, real_tokens
 from rl_skip.attached.chain import ChainTrace
 from rl_skip.attached.finding import find_layers, layers_config, run_all_layers, width_of
 from rl_skip.attached.flops import transformer_flops
@@ -56,6 +56,7 @@ class _Reached(Exception):
 
 @dataclass
 class _ModelCarry(CalledCarry):
+    shared = False
     before: Recorded = field(default_factory=dict)
     """What the modules before layer 0 returned, by name, so that they need not run again to finish."""
     before_places: Callable[[], Places] = dict
@@ -140,7 +141,9 @@ class HuggingFaceStack(CalledStack):
         reached, calls, before = self._before_layers(inputs)
         calls[0].check()
         if not torch.compiler.is_exporting():  # where layers are recorded for all rows of a batch, and no rows are taken
-            calls = {i: self.settled(i, reached, call) for i, call in calls.items()}
+            each = {id(call): i for i, call in calls.items()}  # layers that are called alike have one call
+            settled = {one: self.settled(i, reached, calls[i]) for one, i in each.items()}
+            calls = {i: settled[id(call)] for i, call in calls.items()}
         carry = _ModelCarry(**vars(self.carry_of(reached, calls[0], self.flops)))
         if carry.mask is None and isinstance(inputs, dict) and "attention_mask" in inputs:
             carry.mask = carry.hidden.new_ones(carry.hidden.shape[:2], dtype=torch.bool)  # rows with padding may come to take its place
@@ -160,17 +163,24 @@ class HuggingFaceStack(CalledStack):
     def _before_layers(self, inputs: Inputs) -> tuple[Tensor, dict[int, LayerCall], Recorded]:
         """Calls the model up to its layers: the hidden state there, the calls of the layers, and what the modules before them returned."""
         calls: dict[int, LayerCall] = {}
+        given: dict[int, Given] = {}
         reached: list[Tensor] = []
 
         def record(i: int, *args: Any, **kwargs: Any) -> Any:
-            hidden, calls[i] = LayerCall.of(self.names[i], args, kwargs)
+            given[i] = self.names[i], args, kwargs
+            if reached and alike(given[i], given[i - 1]):
+                hidden, calls[i] = args[0], calls[i - 1]
+            else:
+                hidden, calls[i] = LayerCall.of(*given[i])
             reached.append(hidden)
             if i == self.depth - 1 and not torch.compiler.is_exporting():  # where the rest is dead code, and an exception would tear the trace
                 raise _Reached
-            return self.returned(i, CalledCarry(hidden=hidden, full_flops=hidden, calls=calls))
+            return hidden if self.forms[i] is None else self.returned(i, CalledCarry(hidden=hidden, full_flops=hidden, calls=calls))
 
         before: Recorded = {}
-        with self._recording(before, reached), standing_in(self.routed, [partial(record, i) for i in range(self.depth)]), suppress(_Reached):
+        known = self._chains.get(self.model.training) is not None  # then only those that come after the layers are called again
+        recording = nullcontext() if known else self._recording(before, reached)
+        with recording, standing_in(self.routed, [partial(record, i) for i in range(self.depth)]), suppress(_Reached):
             self._call(inputs)
         return reached[0], calls, before
 
@@ -183,16 +193,18 @@ class HuggingFaceStack(CalledStack):
         assert isinstance(carry, _ModelCarry) and carry.inputs is not None
         inputs = carry.inputs
         carry = replace(carry, hidden=readout(carry.hidden, carry.mask)) if isinstance(readout, Adapter) else carry
-        trace = ChainTrace(carry.hidden)
+        traces: list[ChainTrace] = []
 
         def pass_by(i: int, *args: Any, **kwargs: Any) -> Any:
+            if i == self.depth - 1:
+                traces.append(ChainTrace(carry.hidden))
             _, call = LayerCall.of(self.names[i], args, kwargs)
             return self.returned(i, CalledCarry(hidden=carry.hidden, full_flops=carry.full_flops, calls={i: call}))
 
         copies = _copies(readout)
         modules = [*self.routed, *(self.beside[name] for name in copies)]
         forwards: list[Callable[..., Any]] = [*(partial(pass_by, i) for i in range(self.depth)), *(copy.__call__ for copy in copies.values())]
-        with self._replaying(carry.before), standing_in(modules, forwards), self._tracing(trace, carry.before):
+        with self._replaying(carry.before), standing_in(modules, forwards), self._tracing(traces):
             outputs = self._call(inputs)
         if self.head is not None:
             mask = real_tokens(carry.calls[0], carry.hidden.shape[1])
@@ -201,13 +213,14 @@ class HuggingFaceStack(CalledStack):
         logits = getattr(outputs, "logits", None)
         if logits is None:
             raise UserError(f"{type(self.model).__name__} returns no logits: give the stack a head, or load the model with one")
-        self._chains[self.model.training] = trace.names(logits)
+        if not torch.compiler.is_compiling():
+            self._chains[self.model.training] = traces[0].names(logits)
         return logits
 
     def _along_chain(self, hidden: Tensor, mask: Tensor | None, readout: nn.Module) -> Tensor | None:
         """What `_answered` says, where the model has shown that it does no more after its layers than to call modules in turn; else None."""
         chain = self._chains.get(self.model.training)
-        if chain is None or torch.compiler.is_compiling():
+        if chain is None:
             return None
         copies = _copies(readout)
         hidden = readout(hidden, mask) if isinstance(readout, Adapter) else hidden
@@ -230,6 +243,12 @@ class HuggingFaceStack(CalledStack):
         hidden = self.last_seen(carry, rows)
         token = {str(self.model.main_input_name): torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)}  # any: no layer runs
         return self._answered(_ModelCarry(hidden=hidden, full_flops=carry.full_flops, inputs=token), readout).squeeze(1)
+
+    def look_modules(self) -> tuple[nn.Module, ...] | None:
+        chain = self._chains.get(self.model.training)
+        if self.head is not None:
+            return () if self.readouts is not None and not isinstance(self.readouts.each[0], Adapter) else None
+        return None if self.speaks or chain is None else tuple(self.beside[name] for name in chain)
 
     def plan_readouts(self, example: Inputs | None) -> dict[str, Any]:
         if self.head is not None:
@@ -335,14 +354,14 @@ class HuggingFaceStack(CalledStack):
                 hook.remove()
 
     @contextmanager
-    def _tracing(self, trace: ChainTrace, before: Recorded) -> Iterator[None]:
-        """Within it, `trace` is told of the modules beside the layers, but those before them."""
+    def _tracing(self, traces: Sequence[ChainTrace]) -> Iterator[None]:
+        """Within it, `traces` are told of the modules beside the layers; there is none until the layers are done."""
 
         def tell(name: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            trace.called(name, args, kwargs, output)
+            for trace in traces:
+                trace.called(name, args, kwargs, output)
 
-        after = {name: module for name, module in self.beside.items() if name not in before}
-        hooks = [module.register_forward_hook(partial(tell, name), with_kwargs=True) for name, module in after.items()]
+        hooks = [module.register_forward_hook(partial(tell, name), with_kwargs=True) for name, module in self.beside.items()]
         try:
             yield
         finally:

@@ -219,7 +219,7 @@ def standing_in(modules: Sequence[nn.Module], forwards: Sequence[Callable[..., A
     own = [vars(module).get("forward") for module in modules]
     try:
         for module, forward in zip(modules, forwards, strict=True):
-            module.forward = forward
+            vars(module)["forward"] = forward
         yield
     finally:
         for module, before in zip(modules, own, strict=True):

@@ -33,7 +33,7 @@ ROWS = 3
 """On which the function is recorded: PyTorch takes a size of 1 for a constant."""
 MOST_SAID = 300
 """Characters of what the compiler says, which can be pages."""
-HIDDEN, MASK = 2, 3
+HIDDEN, MASK, SAID = 2, 3, 5
 """Where these are in what a decision is made of, see `_Parts.forward`."""
 
 
@@ -99,7 +99,7 @@ class CompiledDecision:
         self.policy = policy
         self.functions: dict[tuple[Any, ...], _Function] = {}
         """Those that were compiled so far."""
-        self._latest: tuple[Callable[[], RoutingState | None], Any] = (lambda: None, None)
+        self._latest: tuple[Callable[[], RoutingState | None], bool, Any] = (lambda: None, False, None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of the policy decides without."""
@@ -114,10 +114,11 @@ class CompiledDecision:
         if torch.is_grad_enabled() or state.layer_of(rows) != i or state.looked:
             return None
         given = self._given(state, rows)
-        latest, function = self._latest
-        if latest() is not state:  # what the kind depends on stays as it is while a batch is on its way
+        heard = given[SAID] is not None
+        latest, as_heard, function = self._latest
+        if latest() is not state or as_heard != heard:  # what else the kind depends on stays as it is while a batch is on its way
             function = self._function(state.stack, given)
-            self._latest = ref(state), function
+            self._latest = ref(state), heard, function
         given += [state.remembered(name, rows, size) for name, size in function.sizes.items()]
         observation, logits, jumps, *found = function(i, given)
         if function.looks:
@@ -130,11 +131,18 @@ class CompiledDecision:
         """What a decision is made of beside memory: see `_Parts.forward`."""
         some, memory = state.some(rows), state.carry.memory
         hidden, mask = state.carry.some(some)
-        said = state.said(rows) if self.policy.rules.layout.reads and not state.stack.look_is_pure else None
+        said = self._said(state, rows)
         if some is None:
             return [state.spent, state.price, hidden, mask, memory, said]
         memory = None if memory is None else memory.index_select(0, some)
         return [state.spent.index_select(0, some), state.price.index_select(0, some), hidden, mask, memory, said]
+
+    def _said(self, state: RoutingState, rows: Tensor) -> Tensor | None:
+        """What the readout says, where it must be asked outside of the function; None where it is a part of it, or not looked at."""
+        if not self.policy.rules.layout.reads or state.stack.look_modules() is not None:
+            return None
+        said = state.said(rows)
+        return said if state.stack.look_modules() is None else None  # the first look may show what all of them call
 
     def _function(self, stack: LayerStack, given: list[Tensor | None]) -> "_Function":
         _, _, hidden, mask, memory, said = given
@@ -142,13 +150,14 @@ class CompiledDecision:
         shape, device = hidden.shape, hidden.device
         casting = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         heard = None if said is None else said.shape[1:]
-        kind = (stack, stack.autocast, casting, hidden.dtype, device, mask is None, memory is None, heard, len(shape), shape[2:])
+        looks = stack.look_modules() if said is None and self.policy.rules.layout.reads else None
+        kind = (stack, stack.autocast, casting, hidden.dtype, device, mask is None, memory is None, heard, looks, len(shape), shape[2:])
         found = self._kept(kind, shape)
         if found is None:
             with RECORDING:
                 found = self._kept(kind, shape)  # another thread may have made it meanwhile
                 if found is None:
-                    found = _Function(_Parts(self.policy, stack), given)
+                    found = _Function(_Parts(self.policy, stack, looks), given)
                     self.functions[kind if found.any_tokens else (*kind, shape[1])] = found
         return found
 
@@ -193,19 +202,25 @@ class _Seen:
 
 
 class _Parts(nn.Module):
-    """The modules that look and decide, and how."""
+    """The modules that look and decide, and how.
 
-    def __init__(self, policy: JumpPolicy, stack: LayerStack) -> None:
+    Args:
+        policy: who decides.
+        stack: whose rows.
+        beside: the modules beside the readout that a look calls, where it is a part too; None: it is not.
+    """
+
+    def __init__(self, policy: JumpPolicy, stack: LayerStack, beside: Sequence[nn.Module] | None) -> None:
         super().__init__()
         self.policy, self._stack = policy, (stack,)  # a tuple: of its modules only those below are a part
-        self.looks = policy.rules.layout.reads and stack.look_is_pure
+        self.looks = beside is not None
         """Whether the readout is asked here too."""
         self.sizes: dict[str, int] = {}
         """How many numbers of a row are remembered for the next look, by name; known after the first call."""
-        if self.looks:
+        if beside is not None:
             assert stack.readouts is not None
             self.readout = stack.readouts.each[0]
-            self.beside = nn.ModuleList(stack.head_modules())
+            self.beside = nn.ModuleList(beside)
 
     @property
     def stack(self) -> LayerStack:

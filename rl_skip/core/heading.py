@@ -26,7 +26,8 @@ class Heading:
         self._everyone, self._apart = everyone, apart(everyone.device)
         self._each: Tensor | int = 0  # of each row, or of all
         self._host: Tensor | None = None  # `each` where it is apart; None: it must be read
-        self._due = self._sent = everyone, torch.arange(everyone.shape[0])  # rows due last, and where some were sent, each there and on the host
+        on_host = torch.arange(everyone.shape[0]) if self._apart else everyone
+        self._due = self._sent = everyone, on_host  # rows due last, and where some were sent, each there and on the host
 
     @property
     def each(self) -> Tensor:

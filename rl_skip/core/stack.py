@@ -134,8 +134,6 @@ class LayerStack(nn.Module):
     """Where the D channels of the hidden state are."""
     looks_at_answers: bool = True
     """Whether what a policy sees of a readout is what the readout answers; else a look is another, cheaper call of it."""
-    look_is_pure: bool = False
-    """Whether `look` takes no more than the hidden state and the mask of a carry, the readout, and `head_modules`: then it can be compiled."""
     answers_late: bool = False
     """Whether rows that left are answered outside of the routing, by a model that goes on once its layers are done."""
     split: SplitWeights | None = None
@@ -237,6 +235,11 @@ class LayerStack(nn.Module):
     def look(self, readout: nn.Module, carry: Carry, rows: Tensor | None) -> Tensor:
         """(R, ..., C), the logits of a readout that a policy sees of the named rows (None: all); by default all that `read` answers."""
         return self.read(readout, carry, rows)
+
+    def look_modules(self) -> tuple[nn.Module, ...] | None:
+        """The modules beside the readout that `look` calls, where it takes no more than these and the hidden state and the mask of a carry: then it
+        can be compiled. None: it takes more, or is not known to do with less, which a look may show."""
+        return None
 
     def answer_flops(self, readouts: Readouts, carry: Carry, rows: Tensor, looked: bool) -> Tensor | float:
         """(R,) or one for all, operations of answering the named rows by a readout, beyond those of a look where they were `looked` at."""

@@ -37,8 +37,6 @@ class ModuleStack(LayerStack):
         [0.25, 0.25, 0.25, 0.25]
     """
 
-    look_is_pure = True
-
     def __init__(
         self,
         embed: nn.Module,
@@ -142,6 +140,9 @@ class ModuleStack(LayerStack):
 
     def readout(self) -> nn.Module:
         return self.head
+
+    def look_modules(self) -> tuple[nn.Module, ...]:
+        return (self.head,)
 
     def read(self, readout: nn.Module, carry: Carry, rows: Tensor | None) -> Tensor:
         hidden, mask = self.gathered(carry, rows)

@@ -1,5 +1,7 @@
 """A model from transformers as a stack: the routed forward pass gives what the attached model gives, and costs are those that PyTorch counts."""
 
+import inspect
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -35,6 +37,32 @@ def test_a_routed_forward_gives_what_the_attached_model_gives(family: str) -> No
         torch.testing.assert_close(routed_forward(stack, torch.ones(DEPTH), inputs).outputs, bare, atol=1e-6, rtol=1e-6)
         assert model(**inputs, **options).logits.equal(bare)
     assert list(model.state_dict()) == names and not any("forward" in vars(part) for part in model.modules())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_layer_is_called_as_its_model_calls_it(family: str) -> None:
+    model = build(family)
+    inputs, stack = batch(model), HuggingFaceStack(model)
+    given: list[dict[str, object]] = []
+
+    def watch(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        given.append(inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments)
+
+    with torch.no_grad():
+        calls = stack.begin(inputs).calls
+        hooks = [layer.register_forward_pre_hook(watch, with_kwargs=True) for layer in stack.routed]
+        stack._call(inputs)
+        for hook in hooks:
+            hook.remove()
+    for i, expected in enumerate(given):
+        hidden, kwargs = list(expected)[1], expected.pop("kwargs", {})
+        found = calls[i].arguments
+        assert found.keys() == {*expected, *kwargs} - {"self", hidden}  # type: ignore[misc]
+        for name, value in {**expected, **kwargs}.items():  # type: ignore[dict-item]
+            if isinstance(value, Tensor) and name not in (hidden, "position_bias"):  # which the layer before makes of the one that it is given
+                torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+    assert family != "bert" or len({id(call.arguments) for call in calls.values()}) == 1
+    assert family not in ("modernbert", "gemma2") or len({id(call.arguments) for call in calls.values()}) > 1  # near and far attention
 
 
 @pytest.mark.parametrize("scope", ["state", "input"])

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 import rl_skip
-from rl_skip import HuggingFaceStack, JumpPolicy, JumpRules, ObservationLayout, UserError
+from rl_skip import HuggingFaceStack, JumpPolicy, JumpRules, ObservationLayout, UserError, routed_forward
+from rl_skip.core.compiled_decision import compile_policy
 from rl_skip.core.features import CONFIDENCES, HiddenState
+from rl_skip.core.routing import RoutingState
 from tests.rl_skip.huggingface_models import DEPTH, WIDTH, batch, build
 from tests.rl_skip.recorded import record
 
@@ -43,6 +45,37 @@ def test_routes_and_answers_are_those_without(monkeypatch: pytest.MonkeyPatch, f
     assert len(recorded) == 2 == len({kind[5] for kind in policy.compiled.functions})  # for batches with padding, and without
     handle.compile(layers=True)
     assert all(layer._compiled_call_impl is not None for layer in handle.stack.routed)
+
+
+@pytest.mark.parametrize("plan", [None, {"rank": 3}, {"rank": 3, "pools": True}])
+def test_a_look_is_a_part_of_what_is_compiled_once_the_model_has_shown_what_it_calls(
+    monkeypatch: pytest.MonkeyPatch, plan: dict[str, object] | None
+) -> None:
+    recorded, model = record(monkeypatch), build("bert").eval()
+    stack, inputs = HuggingFaceStack(model), batch(model)
+    readouts = stack.add_readouts(inputs, plan=plan)
+    for weight in (*readouts.parameters(), *model.classifier.parameters()):
+        nn.init.normal_(weight, std=0.5)
+    layout = ObservationLayout(WIDTH, DEPTH, features=CONFIDENCES, readout_flops=readouts.flops)
+    torch.manual_seed(1)
+    policy = JumpPolicy(JumpRules.reaching(layout, allow_exit=True, jumps=False, hidden=16)).eval()
+    policy.fc_out.weight.data.normal_(std=2.0)
+    with torch.no_grad():
+        state = RoutingState(stack, policy.rules, inputs, 0.1)
+        logits = policy(state.observe(state.visit(0)))
+        policy.fc_out.bias[0] -= (logits[:, 0] - logits[:, -1]).median() + 1e-3  # some rows leave at once
+        expected = routed_forward(stack, policy, inputs, price=0.1)
+        stack._chains.clear()
+        compile_policy(policy, stack, layers=False)
+        looked: list[nn.Module] = []
+        monkeypatch.setattr(stack, "look", lambda readout, *args, look=stack.look: looked.append(readout) or look(readout, *args))
+        runs = [routed_forward(stack, policy, inputs, price=0.1)]
+        first = len(looked)
+        runs.append(routed_forward(stack, policy, inputs, price=0.1))
+    assert len(recorded) == 1 and len(looked) == first  # nothing is asked outside of the function any more
+    for run in runs:
+        assert run.route.equal(expected.route) and len(run.route.unique(dim=0)) > 1
+        torch.testing.assert_close(run.outputs, expected.outputs, atol=1e-5, rtol=1e-5)
 
 
 def test_there_must_be_a_policy() -> None:
