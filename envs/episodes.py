@@ -1,5 +1,6 @@
 """The routing state of an environment: every row is at a layer of its own, and where each is, is known on the host."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from torch import Tensor
 from rl_skip.core.heading import WAITING
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.policy import JumpRules
+from rl_skip.core.routers import only_way
 from rl_skip.core.routing import RoutingState
-from rl_skip.core.stack import LayerStack
+from rl_skip.core.stack import Carry, LayerStack
 
 __all__ = ["Episodes", "on_device"]
 
@@ -25,8 +27,8 @@ def on_device(numbers: NDArray[Any], device: torch.device) -> Tensor:
 class Episodes(RoutingState):
     """N examples on their way through a stack, each at a layer of its own.
 
-    Jumps come from the host, so the host knows which rows run which layer: nobody searches for them on the device. What the layers of a
-    step cost is written once, by `note`, and the first layer of a new example runs before it takes its place among the others.
+    Jumps come from the host, so the host knows which rows run which layer: nobody searches for them on the device. What the decisions and layers
+    of a step cost is written once, by `note`.
 
     Args:
         stack: the layers.
@@ -44,7 +46,7 @@ class Episodes(RoutingState):
         """(N,), the layer that each runs next; L: it left."""
         self._everyone = np.arange(rows)
         self._found = self.everyone, self._everyone  # the rows that were due last, on the device and on the host
-        self._unwritten: list[tuple[NDArray[np.int64], Tensor]] = []  # of layers that ran since `note`: row · L + layer, and their costs
+        self._unwritten: list[tuple[NDArray[np.int64], Tensor]] = []  # costs since `note`, and where: row · L + layer, no place twice
         self._position_now: Tensor | None = None
 
     @property
@@ -65,29 +67,80 @@ class Episodes(RoutingState):
         return self._found[0]
 
     def ran(self, i: int, rows: Tensor, counted: Tensor) -> None:
-        host = self._on_host(rows)
-        self._unwritten.append((host * self.stack.depth + i, self.stack.costs.layer(i, counted.detach().float())))
-        self.at[host], self.heading[host] = i, WAITING
-        self._visited, self._said, self._looked, self._position_now = (i, rows), None, {}, None
+        self._ran(i, self._on_host(rows), counted)
+        self._visited, self._said, self._looked = (i, rows), None, {}
+
+    def advance(self) -> None:
+        """Runs the layers that rows head for, in order, until each row waits for a decision or has left."""
+        if self.carry.splits and (self.heading != self.heading[0]).any():
+            self._advance_in_parts()
+            return
+        for i in range(1, self.stack.depth):
+            arrived = self.visit(i)
+            if arrived is not None and not self.rules.choices[i]:
+                self.follow(arrived, only_way(self.rules, i, arrived))
+
+    def _advance_in_parts(self) -> None:
+        """The same where rows that head for one layer are put side by side, once for all layers: none gathers rows, or writes them back."""
+        depth, choices, marks = self.stack.depth, self.rules.choices, type(self.stack).on_jump is not LayerStack.on_jump
+        order, counts = self.heading.argsort(kind="stable"), np.bincount(self.heading, minlength=depth + 1)
+        parts, ends = self.carry.take(self._on_device(order)).split(counts.tolist()), counts.cumsum()
+        done: list[tuple[NDArray[np.int64], Carry]] = []
+        onward: list[tuple[NDArray[np.int64], Carry]] = []  # those that had no choice after the layer before
+        for i in range(1, depth + 1):
+            here, onward = onward + [(order[ends[i] - counts[i] : ends[i]], parts[i])] * bool(counts[i]), []
+            if i == depth or not here:
+                done += here
+                continue
+            rows, part = here[0] if len(here) == 1 else (np.concatenate([rows for rows, _ in here]), Carry.joined([part for _, part in here]))
+            with self.stack.computing(self.everyone.device):
+                self._ran(i, rows, self.stack.run(i, part, None))
+            if choices[i]:
+                done.append((rows, part))
+                continue
+            self.heading[rows] = i + 1  # the only way
+            if marks:
+                some = self.everyone[: len(rows)]
+                self.stack.on_jump(part, some, torch.zeros_like(some))
+            onward = [(rows, part)]
+        back = np.concatenate([rows for rows, _ in done]).argsort()
+        self.carry = Carry.joined([part for _, part in done]).take(self._on_device(back))
+        self._visited, self._said, self._looked = None, None, {}
+
+    def _ran(self, i: int, rows: NDArray[np.int64], counted: Tensor) -> None:
+        """Notes that layer `i` ran on `rows` (R,), at the relative compute `counted` (R,); they wait for a decision."""
+        self._unwritten.append((rows * self.stack.depth + i, self.stack.costs.layer(i, counted.detach().float())))
+        self.at[rows], self.heading[rows], self._position_now = i, WAITING, None
 
     def note(self) -> None:
-        """Writes down which layers have run since the last time, and what they cost."""
+        """Writes down which layers have run since the last time, and what they and the decisions cost."""
         if not self._unwritten:
             return
         places, costs = zip(*self._unwritten, strict=True)
         self._unwritten = []
         where = self._on_device(np.concatenate(places))
-        self.spent.view(-1).index_copy_(0, where, torch.cat(costs).to(self.spent.dtype))
+        self.spent.view(-1).index_add_(0, where, torch.cat(costs).to(self.spent.dtype))
         self.route.view(-1).index_fill_(0, where, True)
 
-    def begin(self, rows: NDArray[np.int64], inputs: Inputs, price: Tensor) -> None:
-        """Replaces `rows` (R,) by new examples, of which layer 0 has run."""
-        fresh = RoutingState(self.stack, self.rules, inputs, price)
-        fresh.visit(0)
-        where = self._on_device(rows)
-        self.replace(where, fresh)
+    def begin(self, rows: NDArray[np.int64], fresh: RoutingState, places: Tensor | None) -> None:
+        """Replaces `rows` (R,) by new examples of which layer 0 has run: those at `places` (R,) of `fresh` or, None, all."""
+        self.replace(self._on_device(rows), fresh, places)
         self.at[rows], self.heading[rows] = 0, WAITING
-        self._visited, self._said, self._position_now = (0, where), None, None
+        self._visited, self._said, self._position_now = None, None, None
+
+    def _spend(self, rows: Tensor, cost: Tensor) -> None:
+        self.note()
+        host = self._on_host(rows)
+        self._unwritten.append((host * self.stack.depth + self.at[host], cost))
+
+    def _after(self, rows: Tensor, ask: Callable[[int, Tensor], Tensor]) -> Tensor:
+        if self.layer_of(rows) is not None:
+            return super()._after(rows, ask)
+        at = self.at[self._on_host(rows)]
+        order, counts = at.argsort(kind="stable"), np.bincount(at)
+        groups = rows.index_select(0, self._on_device(order)).split(counts.tolist())
+        said = torch.cat([ask(i, groups[i]) for i in np.flatnonzero(counts).tolist()])
+        return said.index_select(0, self._on_device(order.argsort()))
 
     def _send(self, rows: Tensor, following: Tensor | int) -> Tensor | int:
         self.heading[self._on_host(rows)] = following.cpu().numpy() if isinstance(following, Tensor) else following

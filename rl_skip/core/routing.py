@@ -310,13 +310,18 @@ class RoutingState:
         """Adds the cost of a decision to what `rows` (R,) have spent."""
         if not isinstance(decision.flops, Tensor) and decision.flops <= 0:
             return
-        some, at = self.some(rows), self._at(rows)
+        some = self.some(rows)
         if isinstance(decision.flops, Tensor):
             full = self.carry.full_flops if some is None else self.carry.full_flops.index_select(0, rows)
             cost = self.stack.costs.part(decision.part, decision.flops / full)
         else:
             cost = self._cost(decision.part, decision.flops)
             cost = cost if some is None else cost.index_select(0, rows)
+        self._spend(rows, cost)
+
+    def _spend(self, rows: Tensor, cost: Tensor) -> None:
+        """Adds `cost` (R,) to what `rows` (R,) have spent at the last layer of each."""
+        some, at = self.some(rows), self._at(rows)
         if not isinstance(at, int):
             self.spent[rows, at] += cost
         elif some is None:
@@ -386,19 +391,31 @@ class RoutingState:
         self._heading.begin(rows, fresh._heading)
         self.position[rows] = fresh.position
 
-    def replace(self, rows: Tensor, fresh: "RoutingState") -> None:
-        """Puts all that is known of the rows of another state in the place of `rows`, but where they are."""
+    def replace(self, rows: Tensor, fresh: "RoutingState", places: Tensor | None = None) -> None:
+        """Puts all that is known of R rows of another state, those at `places` (R,) or, None, all, in the place of `rows`, but where they are."""
+
+        def chosen(values: Tensor) -> Tensor:
+            return values if places is None else values.index_select(0, places)
+
         self._any_waits, self._costs, self._company, self._cheap = True, {}, None, None
-        self.carry.put(rows, fresh.carry)
-        for name in ("price", "route", "spent", "answered"):
-            getattr(self, name).index_copy_(0, rows, getattr(fresh, name))
+        self.carry.put(rows, fresh.carry if places is None else fresh.carry.take(places))
+        for name in ("price", "route", "spent"):
+            getattr(self, name).index_copy_(0, rows, chosen(getattr(fresh, name)))
+        if self.answers is not None:  # else nobody has one
+            self.answered.index_copy_(0, rows, chosen(fresh.answered))
         # Not in place: a working memory may still be the parameter it began as, seen by every row.
         if self._known and not fresh._known and self.rules is not None:
             fresh._know(self.rules)
-        self._known = {name: values.index_copy(0, rows, fresh._known[name]) for name, values in self._known.items()}
+        self._known = {name: values.index_copy(0, rows, chosen(fresh._known[name])) for name, values in self._known.items()}
         self._looked = {}
-        for seen in self._looks.values():
-            seen.forget(rows)
+        for name, seen in fresh._looks.items():
+            if name not in self._looks:
+                self._looks[name] = seen.alike(self.price.shape[0])
+        for name, seen in self._looks.items():
+            if name in fresh._looks:
+                seen.put(rows, fresh._looks[name], places)
+            else:
+                seen.forget(rows)
 
     @property
     def looked(self) -> bool:
@@ -438,7 +455,7 @@ class RoutingState:
         assert self.stack.readouts is not None
         flops = self.stack.answer_flops(self.stack.readouts, self.carry, left, decision.read)
         if isinstance(flops, Tensor) or flops > 0:
-            self.spent[left, self.position[left]] += self.stack.costs.part("readout", flops / self.carry.full_flops[left])
+            self._spend(left, self.stack.costs.part("readout", flops / self.carry.full_flops[left]))
         if self.stack.answers_late:
             return
         visited = self._visited
@@ -464,7 +481,9 @@ class RoutingState:
     def _at(self, rows: Tensor) -> Tensor | int:
         """The last layer that `rows` (R,) have run: one number where it has just been visited with them, else (R,)."""
         layer = self.layer_of(rows)
-        return self.position[rows] if layer is None else layer
+        if layer is not None:
+            return layer
+        return self.position if self.some(rows) is None else self.position[rows]
 
     def some(self, rows: Tensor) -> Tensor | None:
         """The rows to gather; None where they are all rows."""
