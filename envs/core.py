@@ -13,7 +13,6 @@ from torch import Tensor
 
 from envs.draws import Streams
 from envs.episodes import Episodes, on_device
-from envs.upcoming import Upcoming
 from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs, take_rows
 from rl_skip.core.policy import JumpRules
@@ -141,7 +140,6 @@ class SkipCore:
         self.num_envs, self.autoreset_mode = num_envs, autoreset_mode
         self.score, self.price, self.reward = score, price, reward
         self.streams = Streams(seed, num_envs, len(examples))
-        self.upcoming = Upcoming(self.stack, rules, examples.inputs, self.streams, num_envs)
         self.legal: NDArray[np.bool_] = rules.legal.numpy()  # (L, J + 1)
         self.following = rules.next_layer(torch.arange(stack.depth).unsqueeze(1), torch.arange(rules.max_jump + 1)).numpy()  # (L, J + 1)
         self.everyone = torch.arange(num_envs, device=examples.labels.device)
@@ -224,8 +222,7 @@ class SkipCore:
             if seed is not None:
                 self.streams[i] = np.random.default_rng(seed)
         if beginning.rows is None:
-            prices = on_device(self._draw(everyone, beginning), self.everyone.device)
-            self.state = Episodes(self.stack, self.rules, take_rows(self.examples.inputs, self.drawn), prices)
+            self.state = Episodes(self.stack, self.rules, *self._draw(everyone, beginning))
             self.state.visit(0)  # after layer 0 there always is a choice: rules without one are refused
             self.state.note()
             self.paid = torch.zeros_like(self.state.price)  # (N,), the penalty in earlier rewards
@@ -254,17 +251,16 @@ class SkipCore:
         rewards, self.paid = self.paid - penalty, penalty
         if len(resting) > 0:
             rewards[resting] = 0.0
-        observations = state.observe(self.everyone)
         terminated = (state.heading == self.stack.depth) & ~self.over
         ended, ends = terminated.nonzero()[0], None
         if len(ended) > 0:
-            ends = self._end(ended, compute, observations)
+            ends = self._end(ended, compute)
             rewards[ends.rows] += self.reward.gain(ends.scores)
             self.over[ended] = True
         begins = ended if self.autoreset_mode == AutoresetMode.SAME_STEP else resting
         if len(begins) > 0:
-            observations.index_copy_(0, on_device(begins, device), self._begin(begins, Beginning()))
-        return Step(observations, rewards, on_device(terminated, device), ends)
+            self._begin(begins, Beginning())
+        return Step(state.observe(self.everyone), rewards, on_device(terminated, device), ends)
 
     def masks(self) -> Tensor:
         """(N, J + 1) bool, the jumps that are legal now; where an episode is over as after the last layer."""
@@ -287,23 +283,20 @@ class SkipCore:
         state.advance()
         state.note()
 
-    def _begin(self, rows: NDArray[np.int64], beginning: Beginning) -> Tensor:
-        """Lets the next episode begin in `rows` (R,). Returns their observations, (R, S)."""
-        prices = self._draw(rows, beginning)
-        fresh = self.upcoming.begin(rows, self.shown[rows], prices, self._prices)
-        self._begun().begin(rows, fresh.state, fresh.places)
+    def _begin(self, rows: NDArray[np.int64], beginning: Beginning) -> None:
+        """Lets the next episode begin in `rows` (R,)."""
+        self._begun().begin(rows, *self._draw(rows, beginning))
         self.paid.index_fill_(0, on_device(rows, self.paid.device), 0.0)
         self.over[rows] = False
-        return fresh.observations if fresh.places is None else fresh.observations.index_select(0, fresh.places)
 
-    def _end(self, ended: NDArray[np.int64], compute: Tensor, observations: Tensor) -> Ends:
-        """The episodes that ended in rows (R,), whose `compute` and `observations` are among those of all, (N,) and (N, S)."""
+    def _end(self, ended: NDArray[np.int64], compute: Tensor) -> Ends:
+        """The episodes that ended in rows (R,), whose `compute` is among that of all, (N,)."""
         state, rows = self._begun(), on_device(ended, self.everyone.device)
         examples = on_device(self.shown[ended], rows.device)
         outputs, labels = state.outputs_of(rows), self.examples.labels.index_select(0, examples)
         return Ends(
             rows=rows,
-            observations=observations.index_select(0, rows),
+            observations=state.observe(rows),
             route=state.route.index_select(0, rows),
             compute=compute.index_select(0, rows),
             scores=self.score(outputs, labels).float(),
@@ -314,16 +307,16 @@ class SkipCore:
             confidence=outputs.float().softmax(dim=-1).amax(dim=-1).view(len(rows), -1).mean(dim=1) if self.watched else None,
         )
 
-    def _draw(self, rows: NDArray[np.int64], beginning: Beginning) -> NDArray[np.float32]:
-        """Draws new examples for `rows` (R,), each from its own stream, and returns prices; the stream goes on alike where one of them is given."""
-        chosen, chances = self.streams.draw(rows)
+    def _draw(self, rows: NDArray[np.int64], beginning: Beginning) -> tuple[Inputs, Tensor]:
+        """New examples and prices for `rows`, each from its own stream, which goes on in the same way where one of them is given."""
+        device, (chosen, chances) = self.everyone.device, self.streams.draw(rows)
         self.shown[rows] = chosen if beginning.examples is None else beginning.examples.cpu().numpy()
-        return self._prices(chances) if beginning.prices is None else beginning.prices.cpu().numpy()
-
-    def _prices(self, chances: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Prices of numbers that are even in [0, 1), of any shape: log-uniform, or the one that is set."""
+        inputs = take_rows(self.examples.inputs, on_device(self.shown[rows], device))
+        if beginning.prices is not None:
+            return inputs, beginning.prices.to(device)
         low, high = self.price if isinstance(self.price, tuple) else (self.price, self.price)
-        return (low * (high / low) ** chances if low < high else np.full(chances.shape, low)).astype(np.float32)
+        prices = low * (high / low) ** chances if low < high else np.full(len(rows), low)  # log-uniform
+        return inputs, on_device(prices.astype(np.float32), device)
 
     def _begun(self) -> Episodes:
         if self.state is None:

@@ -37,25 +37,9 @@ class Streams:
 
     def draw(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[Any]]:
         """What the next episode of each of `rows` (R,) shows: (R,), a row of the examples, and (R,), a number even in [0, 1)."""
-        self._draw_ahead(rows)
-        used = self._used[rows]
-        self._used[rows] += 1
-        return self._examples[rows, used], self._chances[rows, used]
-
-    def ahead(self, turns: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.bool_]]:
-        """What later episodes will show, (N, K) as `draw` gives it, and which of them are drawn already; of the others it says nothing.
-
-        Args:
-            turns: (N, K), after how many other episodes of its environment each comes.
-        """
-        self._draw_ahead(np.arange(len(self._used)))
-        places = self._used[:, None] + turns
-        drawn = places < AHEAD
-        each, places = np.arange(len(places))[:, None], np.minimum(places, AHEAD - 1)
-        return self._examples[each, places], self._chances[each, places], drawn
-
-    def _draw_ahead(self, rows: NDArray[np.int64]) -> None:
-        """Draws a block for those of `rows` (R,) that have used theirs up."""
         for i in rows[self._used[rows] == AHEAD].tolist():
             stream = self._streams[i]
             self._examples[i], self._chances[i], self._used[i] = stream.integers(self._count, size=AHEAD), stream.random(AHEAD), 0
+        used = self._used[rows]
+        self._used[rows] += 1
+        return self._examples[rows, used], self._chances[rows, used]

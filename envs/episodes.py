@@ -13,7 +13,7 @@ from rl_skip.core.inputs import Inputs
 from rl_skip.core.policy import JumpRules
 from rl_skip.core.routers import only_way
 from rl_skip.core.routing import RoutingState
-from rl_skip.core.stack import Carry, LayerStack
+from rl_skip.core.stack import LayerStack
 
 __all__ = ["Episodes", "on_device"]
 
@@ -67,50 +67,17 @@ class Episodes(RoutingState):
         return self._found[0]
 
     def ran(self, i: int, rows: Tensor, counted: Tensor) -> None:
-        self._ran(i, self._on_host(rows), counted)
-        self._visited, self._said, self._looked = (i, rows), None, {}
+        host = self._on_host(rows)
+        self._unwritten.append((host * self.stack.depth + i, self.stack.costs.layer(i, counted.float())))
+        self.at[host], self.heading[host] = i, WAITING
+        self._visited, self._said, self._looked, self._position_now = (i, rows), None, {}, None
 
     def advance(self) -> None:
         """Runs the layers that rows head for, in order, until each row waits for a decision or has left."""
-        if self.carry.splits and (self.heading != self.heading[0]).any():
-            self._advance_in_parts()
-            return
         for i in range(1, self.stack.depth):
             arrived = self.visit(i)
             if arrived is not None and not self.rules.choices[i]:
                 self.follow(arrived, only_way(self.rules, i, arrived))
-
-    def _advance_in_parts(self) -> None:
-        """The same where rows that head for one layer are put side by side, once for all layers: none gathers rows, or writes them back."""
-        depth, choices, marks = self.stack.depth, self.rules.choices, type(self.stack).on_jump is not LayerStack.on_jump
-        order, counts = self.heading.argsort(kind="stable"), np.bincount(self.heading, minlength=depth + 1)
-        parts, ends = self.carry.take(self._on_device(order)).split(counts.tolist()), counts.cumsum()
-        done: list[tuple[NDArray[np.int64], Carry]] = []
-        onward: list[tuple[NDArray[np.int64], Carry]] = []  # those that had no choice after the layer before
-        for i in range(1, depth + 1):
-            here, onward = onward + [(order[ends[i] - counts[i] : ends[i]], parts[i])] * bool(counts[i]), []
-            if i == depth or not here:
-                done += here
-                continue
-            rows, part = here[0] if len(here) == 1 else (np.concatenate([rows for rows, _ in here]), Carry.joined([part for _, part in here]))
-            with self.stack.computing(self.everyone.device):
-                self._ran(i, rows, self.stack.run(i, part, None))
-            if choices[i]:
-                done.append((rows, part))
-                continue
-            self.heading[rows] = i + 1  # the only way
-            if marks:
-                some = self.everyone[: len(rows)]
-                self.stack.on_jump(part, some, torch.zeros_like(some))
-            onward = [(rows, part)]
-        back = np.concatenate([rows for rows, _ in done]).argsort()
-        self.carry = Carry.joined([part for _, part in done]).take(self._on_device(back))
-        self._visited, self._said, self._looked = None, None, {}
-
-    def _ran(self, i: int, rows: NDArray[np.int64], counted: Tensor) -> None:
-        """Notes that layer `i` ran on `rows` (R,), at the relative compute `counted` (R,); they wait for a decision."""
-        self._unwritten.append((rows * self.stack.depth + i, self.stack.costs.layer(i, counted.detach().float())))
-        self.at[rows], self.heading[rows], self._position_now = i, WAITING, None
 
     def note(self) -> None:
         """Writes down which layers have run since the last time, and what they and the decisions cost."""
@@ -122,9 +89,12 @@ class Episodes(RoutingState):
         self.spent.view(-1).index_add_(0, where, torch.cat(costs).to(self.spent.dtype))
         self.route.view(-1).index_fill_(0, where, True)
 
-    def begin(self, rows: NDArray[np.int64], fresh: RoutingState, places: Tensor | None) -> None:
-        """Replaces `rows` (R,) by new examples of which layer 0 has run: those at `places` (R,) of `fresh` or, None, all."""
-        self.replace(self._on_device(rows), fresh, places)
+    def begin(self, rows: NDArray[np.int64], inputs: Inputs, price: Tensor) -> None:
+        """Replaces `rows` (R,) by new examples, of which layer 0 has run."""
+        fresh = RoutingState(self.stack, self.rules, inputs, price)
+        fresh.visit(0)
+        where = self._on_device(rows)
+        self.replace(where, fresh)
         self.at[rows], self.heading[rows] = 0, WAITING
         self._visited, self._said, self._position_now = None, None, None
 

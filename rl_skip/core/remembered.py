@@ -56,18 +56,6 @@ class Remembered:
         self._now, self._before = (values.index_fill(0, rows, 0.0) for values in (self._now, self._before))
         self._at[rows] = NEVER
 
-    def put(self, rows: Tensor, other: "Remembered", places: Tensor | None) -> None:
-        """The named rows have seen what those at `places` (R,) of another, or, None, all of its R rows have."""
-        self._write()
-        other._write()
-        now, before, at = ((values if places is None else values.index_select(0, places)) for values in (other._now, other._before, other._at))
-        self._now, self._before = self._now.index_copy(0, rows, now), self._before.index_copy(0, rows, before)
-        self._at.index_copy_(0, rows, at)
-
-    def alike(self, rows: int) -> "Remembered":
-        """One for so many rows that were never looked at."""
-        return Remembered(self._now, rows)
-
     def fork(self) -> "Remembered":
         """A copy that can take other looks."""
         self._write()

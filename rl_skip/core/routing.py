@@ -391,31 +391,19 @@ class RoutingState:
         self._heading.begin(rows, fresh._heading)
         self.position[rows] = fresh.position
 
-    def replace(self, rows: Tensor, fresh: "RoutingState", places: Tensor | None = None) -> None:
-        """Puts all that is known of R rows of another state, those at `places` (R,) or, None, all, in the place of `rows`, but where they are."""
-
-        def chosen(values: Tensor) -> Tensor:
-            return values if places is None else values.index_select(0, places)
-
+    def replace(self, rows: Tensor, fresh: "RoutingState") -> None:
+        """Puts all that is known of the rows of another state in the place of `rows`, but where they are."""
         self._any_waits, self._costs, self._company, self._cheap = True, {}, None, None
-        self.carry.put(rows, fresh.carry if places is None else fresh.carry.take(places))
-        for name in ("price", "route", "spent"):
-            getattr(self, name).index_copy_(0, rows, chosen(getattr(fresh, name)))
-        if self.answers is not None:  # else nobody has one
-            self.answered.index_copy_(0, rows, chosen(fresh.answered))
+        self.carry.put(rows, fresh.carry)
+        for name in ("price", "route", "spent") if self.answers is None else ("price", "route", "spent", "answered"):
+            getattr(self, name).index_copy_(0, rows, getattr(fresh, name))
         # Not in place: a working memory may still be the parameter it began as, seen by every row.
         if self._known and not fresh._known and self.rules is not None:
             fresh._know(self.rules)
-        self._known = {name: values.index_copy(0, rows, chosen(fresh._known[name])) for name, values in self._known.items()}
+        self._known = {name: values.index_copy(0, rows, fresh._known[name]) for name, values in self._known.items()}
         self._looked = {}
-        for name, seen in fresh._looks.items():
-            if name not in self._looks:
-                self._looks[name] = seen.alike(self.price.shape[0])
-        for name, seen in self._looks.items():
-            if name in fresh._looks:
-                seen.put(rows, fresh._looks[name], places)
-            else:
-                seen.forget(rows)
+        for seen in self._looks.values():
+            seen.forget(rows)
 
     @property
     def looked(self) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -79,38 +79,22 @@ class Carry:
 
     def take(self, rows: Tensor) -> "Carry":
         """A carry of the named rows alone."""
-        return replace(self, **{name: tensor.index_select(0, rows) for name, tensor in self._tensors().items()})
+        return self._holding({name: tensor.index_select(0, rows) for name, tensor in self._tensors().items()})
 
     def put(self, rows: Tensor, other: "Carry") -> None:
         """Overwrites the named rows with those of `other`, which has exactly these rows, in order."""
         for name, tensor in self._tensors().items():
             setattr(self, name, tensor.index_copy(0, rows, getattr(other, name).to(tensor.dtype)))
 
-    @property
-    def splits(self) -> bool:
-        """Whether all that it holds are tensors with the rows first, so that it can be cut into carries of some rows each."""
-        return type(self).take is Carry.take and type(self).put is Carry.put
-
-    def split(self, sizes: Sequence[int]) -> list["Carry"]:
-        """Carries of the first rows, the next ones and so on, so many each, which share its memory; of none where there are no rows."""
-        parts = [copy(self) for _ in sizes]
-        for name, tensor in self._tensors().items():
-            for part, some in zip(parts, tensor.split(list(sizes)), strict=True):
-                setattr(part, name, some)
-        return parts
-
-    @staticmethod
-    def joined(carries: Sequence["Carry"]) -> "Carry":
-        """The rows of all carries of one stack, in order."""
-        if len(carries) == 1:
-            return carries[0]
-        whole = copy(carries[0])
-        for name in whole._tensors():
-            setattr(whole, name, torch.cat([getattr(carry, name) for carry in carries]))
-        return whole
-
     def _tensors(self) -> dict[str, Tensor]:
-        return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)}
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def _holding(self, tensors: dict[str, Tensor]) -> "Carry":
+        """The same with other tensors, of other rows."""
+        other = copy(self)
+        vars(other).update(tensors)
+        other.packed = None
+        return other
 
 
 def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
