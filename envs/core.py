@@ -17,6 +17,7 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs, take_rows
 from rl_skip.core.policy import JumpRules
 from rl_skip.core.reward import LINEAR, Reward, as_reward
+from rl_skip.core.routers import only_way
 from rl_skip.core.routing import Decision
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples
@@ -280,7 +281,10 @@ class SkipCore:
         following = self.following[state.at, jumps.cpu().numpy().clip(0, longest)]  # (N,)
         sent = on_device(following, rows.device)
         state.follow(rows, Decision(sent if rows is self.everyone else sent[rows], rules.decision_flops, read=rules.layout.reads))
-        state.advance()
+        for i in range(1, self.stack.depth):
+            arrived = state.visit(i)
+            if arrived is not None and not rules.choices[i]:
+                state.follow(arrived, only_way(rules, i, arrived))
         state.note()
 
     def _begin(self, rows: NDArray[np.int64], beginning: Beginning) -> None:

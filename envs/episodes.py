@@ -11,7 +11,6 @@ from torch import Tensor
 from rl_skip.core.heading import WAITING
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.policy import JumpRules
-from rl_skip.core.routers import only_way
 from rl_skip.core.routing import RoutingState
 from rl_skip.core.stack import LayerStack
 
@@ -72,13 +71,6 @@ class Episodes(RoutingState):
         self.at[host], self.heading[host] = i, WAITING
         self._visited, self._said, self._looked, self._position_now = (i, rows), None, {}, None
 
-    def advance(self) -> None:
-        """Runs the layers that rows head for, in order, until each row waits for a decision or has left."""
-        for i in range(1, self.stack.depth):
-            arrived = self.visit(i)
-            if arrived is not None and not self.rules.choices[i]:
-                self.follow(arrived, only_way(self.rules, i, arrived))
-
     def note(self) -> None:
         """Writes down which layers have run since the last time, and what they and the decisions cost."""
         if not self._unwritten:
@@ -99,7 +91,7 @@ class Episodes(RoutingState):
         self._visited, self._said, self._position_now = None, None, None
 
     def _spend(self, rows: Tensor, cost: Tensor) -> None:
-        self.note()
+        self.note()  # what waits to be written names no place twice
         host = self._on_host(rows)
         self._unwritten.append((host * self.stack.depth + self.at[host], cost))
 

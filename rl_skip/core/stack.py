@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -79,7 +78,7 @@ class Carry:
 
     def take(self, rows: Tensor) -> "Carry":
         """A carry of the named rows alone."""
-        return self._holding({name: tensor.index_select(0, rows) for name, tensor in self._tensors().items()})
+        return replace(self, **{name: tensor.index_select(0, rows) for name, tensor in self._tensors().items()})
 
     def put(self, rows: Tensor, other: "Carry") -> None:
         """Overwrites the named rows with those of `other`, which has exactly these rows, in order."""
@@ -87,14 +86,7 @@ class Carry:
             setattr(self, name, tensor.index_copy(0, rows, getattr(other, name).to(tensor.dtype)))
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-
-    def _holding(self, tensors: dict[str, Tensor]) -> "Carry":
-        """The same with other tensors, of other rows."""
-        other = copy(self)
-        vars(other).update(tensors)
-        other.packed = None
-        return other
+        return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)}
 
 
 def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
