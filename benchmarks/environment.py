@@ -7,12 +7,14 @@ environment that answers after every step: rows of different age need different 
 `benchmarks/turns.py`; ratios are taken within a round, and their median and quartiles are printed.
 
     python benchmarks/environment.py [--networks digits wide] [--num-envs 64 1024] [--dummy 64] [--clock processor]
+    python benchmarks/environment.py --parts                      # where the time of a step goes
     python benchmarks/environment.py --memory                     # what 64 single environments of one run hold
 """
 
 import argparse
 import resource
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,68 @@ def bare(stack: LayerStack, hidden: Tensor, calls: list[Call]) -> None:
         stack.layers[i](hidden[:rows], None)  # type: ignore[operator, index]
 
 
+class Parts:
+    """Time on the processor that calls take, by the name of a part, each without the calls of other parts within it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._within = [0.0]
+
+    def time(self, owner: Any, method: str, part: str) -> None:
+        """From here on the calls of a method belong to a part."""
+        call = getattr(owner, method)
+        self.seconds.setdefault(part, 0.0)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begun = time.process_time()
+            self._within.append(0.0)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                taken, within = time.process_time() - begun, self._within.pop()
+                self._within[-1] += taken
+                self.seconds[part] += taken - within
+
+        setattr(owner, method, timed)
+
+
+def parts_of(env: LayerSkipVectorEnv, chosen: RandomLegal, count: int) -> dict[str, float]:
+    """Microseconds of a step, by part, in so many steps. The timers' own time is in them."""
+    core, parts = env.core, Parts()
+    assert core.state is not None
+    for layer in core.stack.layers:  # type: ignore[union-attr]
+        parts.time(layer, "forward", "layers")
+    for owner, method, part in (
+        (core.stack, "begin", "embedding"),
+        (core.stack, "finish", "head"),
+        (core.stack, "run", "rows of a layer gathered and written back"),
+        (core, "_run", "where rows go, and what they spend"),
+        (core.state, "observe", "observations"),
+        (core, "_begin", "new episodes"),
+        (core, "_end", "scores and routes of ends"),
+        (core, "step", "rewards"),
+        (env, "step", "actions and infos"),
+    ):
+        parts.time(owner, method, part)
+    steps(env, chosen, count)
+    return {part: 1e6 * seconds / count for part, seconds in parts.seconds.items()}
+
+
+def parts_lines(network: str, num_envs: int, options: argparse.Namespace) -> None:
+    """Prints where the time of a step goes, over the time of as many row-layers in the bare layers at N rows."""
+    env = LayerSkipVectorEnv(num_envs, **options_of(network, options))
+    env.reset(seed=0)
+    chosen, stack = RandomLegal(env.core.rules, num_envs), env.core.stack
+    row_layers = sum(rows for _, rows in calls_of(env, chosen, options.counted)) / options.counted
+    with torch.no_grad():
+        hidden = stack.begin(env.core.examples.take(torch.arange(num_envs) % len(env.core.examples)).inputs).hidden
+    at_once = [(i, num_envs) for i in range(stack.depth)]
+    taken = in_turns({FULL: partial(bare, stack, hidden, at_once)}, 1, options.rounds, options.seconds, "processor")[FULL]
+    of_bare = 1e3 * taken.milliseconds / (stack.depth * num_envs) * row_layers  # microseconds of one step's
+    for part, microseconds in parts_of(env, chosen, options.counted).items():
+        print(f"| {network} | {num_envs} | {part} | {microseconds:.0f} | {microseconds / of_bare:.2f} |", flush=True)
+
+
 def lines_of(network: str, num_envs: int, options: argparse.Namespace) -> None:
     """Prints the rows of the table for one network and one number of environments."""
     made = options_of(network, options)
@@ -171,12 +235,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.2, help="that each way is timed at least in a round")
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="processor: on a machine that does other work too")
+    parser.add_argument("--parts", action="store_true", help="in place of speed: where the time of a step goes, by the processor clock")
     parser.add_argument("--memory", action="store_true", help="in place of speed: what single environments hold")
     parser.add_argument("--run", help="of the run in this folder, with --memory")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.memory:
         memory_line(options)
+        return
+    if options.parts:
+        print("| network | N | part | µs of a step | over the bare layers at N rows |\n| --- | ---: | --- | ---: | ---: |")
+        for network in options.networks:
+            for num_envs in options.num_envs:
+                parts_lines(network, num_envs, options)
         return
     print(f"PyTorch {torch.__version__}, one thread, {options.rounds} rounds, {options.clock} clock\n")
     print("| network | N | way | µs for each row and layer | over the bare layers at N rows (quartiles) | steps of one environment in a second |")

@@ -81,15 +81,15 @@ def to_numpy(tensor: Tensor) -> Array:
 
 def end_columns(ends: Ends, core: SkipCore) -> dict[str, Array]:
     """What is known of R episodes that ended in a core, (R, ...) each by name; the action mask is that after the last layer."""
-    score = to_numpy(ends.scores.double())
+    score = to_numpy(ends.scores).astype(np.float64)
     return {
         "route": to_numpy(ends.route),
-        "compute": to_numpy(ends.compute.double()),
+        "compute": to_numpy(ends.compute).astype(np.float64),
         "score": score,
         "label": _column(ends.labels),
         "prediction": _column(ends.predictions),
         "is_success": score > 0.5,
-        "price": to_numpy(ends.prices.double()),
+        "price": to_numpy(ends.prices).astype(np.float64),
         "example": to_numpy(ends.examples),
         "action_mask": np.repeat(core.legal[-1:], len(score), axis=0),
     }

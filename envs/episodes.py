@@ -1,5 +1,6 @@
 """The routing state of an environment: every row is at a layer of its own, and where each is, is known on the host."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,8 @@ def on_device(numbers: NDArray[Any], device: torch.device) -> Tensor:
 class Episodes(RoutingState):
     """N examples on their way through a stack, each at a layer of its own.
 
-    Jumps come from the host, so the host knows which rows run which layer: nobody searches for them on the device. What the layers of a
-    step cost is written once, by `note`, and the first layer of a new example runs before it takes its place among the others.
+    Jumps come from the host, so the host knows which rows run which layer: nobody searches for them on the device. What the decisions and layers
+    of a step cost is written once, by `note`.
 
     Args:
         stack: the layers.
@@ -44,7 +45,7 @@ class Episodes(RoutingState):
         """(N,), the layer that each runs next; L: it left."""
         self._everyone = np.arange(rows)
         self._found = self.everyone, self._everyone  # the rows that were due last, on the device and on the host
-        self._unwritten: list[tuple[NDArray[np.int64], Tensor]] = []  # of layers that ran since `note`: row · L + layer, and their costs
+        self._unwritten: list[tuple[NDArray[np.int64], Tensor]] = []  # costs since `note`, and where: row · L + layer, no place twice
         self._position_now: Tensor | None = None
 
     @property
@@ -66,18 +67,18 @@ class Episodes(RoutingState):
 
     def ran(self, i: int, rows: Tensor, counted: Tensor) -> None:
         host = self._on_host(rows)
-        self._unwritten.append((host * self.stack.depth + i, self.stack.costs.layer(i, counted.detach().float())))
+        self._unwritten.append((host * self.stack.depth + i, self.stack.costs.layer(i, counted.float())))
         self.at[host], self.heading[host] = i, WAITING
         self._visited, self._said, self._looked, self._position_now = (i, rows), None, {}, None
 
     def note(self) -> None:
-        """Writes down which layers have run since the last time, and what they cost."""
+        """Writes down which layers have run since the last time, and what they and the decisions cost."""
         if not self._unwritten:
             return
         places, costs = zip(*self._unwritten, strict=True)
         self._unwritten = []
         where = self._on_device(np.concatenate(places))
-        self.spent.view(-1).index_copy_(0, where, torch.cat(costs).to(self.spent.dtype))
+        self.spent.view(-1).index_add_(0, where, torch.cat(costs).to(self.spent.dtype))
         self.route.view(-1).index_fill_(0, where, True)
 
     def begin(self, rows: NDArray[np.int64], inputs: Inputs, price: Tensor) -> None:
@@ -87,7 +88,21 @@ class Episodes(RoutingState):
         where = self._on_device(rows)
         self.replace(where, fresh)
         self.at[rows], self.heading[rows] = 0, WAITING
-        self._visited, self._said, self._position_now = (0, where), None, None
+        self._visited, self._said, self._position_now = None, None, None
+
+    def _spend(self, rows: Tensor, cost: Tensor) -> None:
+        self.note()  # what waits to be written names no place twice
+        host = self._on_host(rows)
+        self._unwritten.append((host * self.stack.depth + self.at[host], cost))
+
+    def _after(self, rows: Tensor, ask: Callable[[int, Tensor], Tensor]) -> Tensor:
+        if self.layer_of(rows) is not None:
+            return super()._after(rows, ask)
+        at = self.at[self._on_host(rows)]
+        order, counts = at.argsort(kind="stable"), np.bincount(at)
+        groups = rows.index_select(0, self._on_device(order)).split(counts.tolist())
+        said = torch.cat([ask(i, groups[i]) for i in np.flatnonzero(counts).tolist()])
+        return said.index_select(0, self._on_device(order.argsort()))
 
     def _send(self, rows: Tensor, following: Tensor | int) -> Tensor | int:
         self.heading[self._on_host(rows)] = following.cpu().numpy() if isinstance(following, Tensor) else following

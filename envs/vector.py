@@ -88,7 +88,7 @@ class LayerSkipVectorEnv(Settings, VectorEnv[NDArray[np.float32], NDArray[np.int
         infos = self._under_way(np.ones_like(terminated) if same_step else ~terminated)
         if step.ends is not None:
             infos = self._with_ends(step.ends, infos)
-        return to_numpy(step.observations), to_numpy(step.rewards.double()), terminated, np.zeros_like(terminated), infos
+        return to_numpy(step.observations), to_numpy(step.rewards).astype(np.float64), terminated, np.zeros_like(terminated), infos
 
     def action_masks(self) -> Array:
         """(N, J + 1) bool, the jumps that are legal now."""
@@ -133,13 +133,10 @@ class LayerSkipVectorEnv(Settings, VectorEnv[NDArray[np.float32], NDArray[np.int
         """The infos of environments `there`, (N,), in which an episode goes on."""
         if not there.any():
             return {}
-        masks, shown = self.action_masks(), self.core.shown
-        return {
-            "action_mask": masks & there[:, None],
-            "_action_mask": there,
-            "example": np.where(there, shown, 0),
-            "_example": there.copy(),
-        }
+        masks, shown = self.action_masks(), self.core.shown.copy()
+        if not there.all():
+            masks[~there], shown[~there] = False, 0
+        return {"action_mask": masks, "_action_mask": there, "example": shown, "_example": there.copy()}
 
     def _with_ends(self, ends: Ends, infos: dict[str, Any]) -> dict[str, Any]:
         """Besides, the episodes that ended: as infos of their own where others have begun, else among those of the environments."""
@@ -148,9 +145,11 @@ class LayerSkipVectorEnv(Settings, VectorEnv[NDArray[np.float32], NDArray[np.int
         follows = self.autoreset_mode == AutoresetMode.SAME_STEP
         last: dict[str, Any] = {} if follows else infos
         for name, values in end_columns(ends, self.core).items():
-            if name not in last:
+            if name in last:
+                last[f"_{name}"][rows] = True
+            else:
                 last[name], last[f"_{name}"] = np.zeros((self.num_envs, *values.shape[1:]), dtype=values.dtype), ended.copy()
-            last[name][rows], last[f"_{name}"][rows] = values, True
+            last[name][rows] = values
         if not follows:
             return last
         observations = np.full(self.num_envs, None, dtype=object)

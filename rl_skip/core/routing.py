@@ -328,13 +328,18 @@ class RoutingState:
         """Adds the cost of a decision to what `rows` (R,) have spent."""
         if not isinstance(decision.flops, Tensor) and decision.flops <= 0:
             return
-        some, at = self.some(rows), self._at(rows)
+        some = self.some(rows)
         if isinstance(decision.flops, Tensor):
             full = self.carry.full_flops if some is None else self.carry.full_flops.index_select(0, rows)
             cost = self.stack.costs.part(decision.part, decision.flops / full)
         else:
             cost = self._cost(decision.part, decision.flops)
             cost = cost if some is None else cost.index_select(0, rows)
+        self._spend(rows, cost)
+
+    def _spend(self, rows: Tensor, cost: Tensor) -> None:
+        """Adds `cost` (R,) to what `rows` (R,) have spent at the last layer of each."""
+        some, at = self.some(rows), self._at(rows)
         if not isinstance(at, int):
             self.spent[rows, at] += cost
         elif some is None:
@@ -408,7 +413,7 @@ class RoutingState:
         """Puts all that is known of the rows of another state in the place of `rows`, but where they are."""
         self._any_waits, self._costs, self._company, self._cheap = True, {}, None, None
         self.carry.put(rows, fresh.carry)
-        for name in ("price", "route", "spent", "answered"):
+        for name in ("price", "route", "spent") if self.answers is None else ("price", "route", "spent", "answered"):
             getattr(self, name).index_copy_(0, rows, getattr(fresh, name))
         # Not in place: a working memory may still be the parameter it began as, seen by every row.
         if self._known and not fresh._known and self.rules is not None:
@@ -456,7 +461,7 @@ class RoutingState:
         assert self.stack.readouts is not None
         flops = self.stack.answer_flops(self.stack.readouts, self.carry, left, decision.read)
         if isinstance(flops, Tensor) or flops > 0:
-            self.spent[left, self.position[left]] += self.stack.costs.part("readout", flops / self.carry.full_flops[left])
+            self._spend(left, self.stack.costs.part("readout", flops / self.carry.full_flops[left]))
         if self.stack.answers_late:
             return
         visited = self._visited
@@ -482,7 +487,9 @@ class RoutingState:
     def _at(self, rows: Tensor) -> Tensor | int:
         """The last layer that `rows` (R,) have run: one number where it has just been visited with them, else (R,)."""
         layer = self.layer_of(rows)
-        return self.position[rows] if layer is None else layer
+        if layer is not None:
+            return layer
+        return self.position if self.some(rows) is None else self.position[rows]
 
     def some(self, rows: Tensor) -> Tensor | None:
         """The rows to gather; None where they are all rows."""

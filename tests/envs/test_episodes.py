@@ -17,14 +17,15 @@ def jumps_of(core: Any, steps: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("jumps", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_host_knows_where_each_row_is(kind: str, mode: AutoresetMode) -> None:
-    core = core_of(kind, allow_exit=True)
+def test_the_host_knows_where_each_row_is(kind: str, jumps: bool, mode: AutoresetMode) -> None:
+    core = core_of(kind, allow_exit=True, jumps=jumps)
     core.autoreset_mode = mode
     core.reset()
     layers = torch.arange(core.stack.depth)
-    for jumps in jumps_of(core, 25):
-        core.step(jumps)
+    for chosen in jumps_of(core, 25):
+        core.step(chosen)
         state = core.state
         assert state is not None
         last = (state.route * layers).amax(dim=1)  # the last layer that ran
@@ -46,3 +47,23 @@ def test_the_same_jumps_give_the_same_to_the_last_bit(kind: str, mode: Autoreset
             said += [step.observations, step.rewards, step.terminated, core.drawn, core.masks()]
         played.append(said)
     assert all(torch.equal(one, other) for one, other in zip(*played, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_at_different_layers_are_each_asked_by_the_readout_of_their_own(kind: str) -> None:
+    core = core_of(kind, allow_exit=True)
+    stack = core.stack
+    stack.add_readouts()
+    assert stack.readouts is not None
+    with torch.no_grad():
+        for i, readout in enumerate(stack.readouts.each):
+            readout.linear.bias.fill_(float(i))  # type: ignore[union-attr, operator]
+    core.reset()
+    core.step(torch.tensor([0, 2, 1, 0, 2, 0, 1]))  # after layers 1, 3, 2, 1, …
+    state = core.state
+    assert state is not None
+    rows = torch.tensor([4, 0, 2, 6])
+    with torch.no_grad():
+        said = state.said(rows)
+        alone = [stack.read(stack.readouts.each[i], state.carry, rows[n : n + 1]) for n, i in enumerate([3, 1, 2, 2])]
+    torch.testing.assert_close(said, torch.cat(alone))
