@@ -1,20 +1,19 @@
-"""Routing: where the rows of a batch are in a stack, and what a router decides after each layer."""
+"""Routing: where the rows of a batch are in a stack, where a router sends them after each layer, and what they have spent."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rl_skip.core.devices import uploaded
-from rl_skip.core.features import View
 from rl_skip.core.heading import WAITING, Heading
 from rl_skip.core.inputs import Inputs, device_of, row_count
-from rl_skip.core.policy import JumpRules, ObservationLayout
-from rl_skip.core.remembered import Remembered
+from rl_skip.core.policy import JumpRules
+from rl_skip.core.sight import Sight
 from rl_skip.core.stack import Carry, LayerStack
 
 __all__ = ["Decision", "Router", "RoutingState"]
@@ -70,7 +69,7 @@ class Router(ABC):
         """Called after layer `i` ran on the R `rows`."""
 
 
-class RoutingState:
+class RoutingState(Sight):
     """A batch on its way through a stack: where each row is, and what it has spent.
 
     `visit(i)` runs layer i on exactly the rows whose next layer it is; `follow` sends rows on as a decision says. The routed
@@ -86,15 +85,11 @@ class RoutingState:
     """
 
     def __init__(self, stack: LayerStack, rules: JumpRules | None, inputs: Inputs, price: Tensor | float, carry: Carry | None = None) -> None:
-        self.stack, self.rules = stack, rules
         if carry is None:
             with stack.computing(device_of(inputs)):
                 carry = stack.begin(inputs)
-        self.carry = carry
-        B, L, device = row_count(inputs), stack.depth, self.carry.hidden.device
-        self.price = torch.as_tensor(price, dtype=torch.float32, device=device).expand(B).clone()  # (B,)
-        self._cheap = 0 < price < rules.layout.price_low if rules is not None and isinstance(price, int | float) else None
-        self.everyone = torch.arange(B, device=device)
+        super().__init__(stack, rules, carry, price, row_count(inputs))
+        B, L, device = row_count(inputs), stack.depth, carry.hidden.device
         self._heading = Heading(self.everyone)
         self._position: Tensor | int = 0  # last layer run
         self.route = torch.zeros(B, L, dtype=torch.bool, device=device)
@@ -104,32 +99,9 @@ class RoutingState:
         self.answered = torch.zeros(B, dtype=torch.bool, device=device)
         self._any_waits = True  # for `finish`; False once all rows were answered at once
         self._company: tuple[int, Tensor] | None = None  # where all rows that have not left run the same layer next: which, and the rows
-        self._visited: tuple[int, Tensor] | None = None  # the layer that ran last, and the rows that it ran on
-        self._said: tuple[Tensor, Tensor] | None = None  # the rows whose readouts were asked last, and what they said
         self._costs: dict[tuple[str, float], Tensor] = {}
-        self._looks: dict[str, Remembered] = {}
-        self._looked: dict[str, Tensor] = {}  # since the last visit, by name: what was given before
-        self._known: dict[str, Tensor] = {}  # features that stay as they are, (B, size) each by name
         if rules is not None and rules.scope == "input":
             self._know(rules)
-
-    @property
-    def layout(self) -> ObservationLayout:
-        """What an observation holds.
-
-        Raises:
-            ValueError: if there is no policy.
-        """
-        if self.rules is None:
-            raise ValueError("cannot observe: this forward pass has no policy")
-        return self.rules.layout
-
-    @property
-    def cheap(self) -> bool:
-        """Whether compute costs some row less than an observation can show, see `JumpPolicy.likeliest`."""
-        if self._cheap is None:
-            self._cheap = bool(((self.price > 0) & (self.price < self.layout.price_low)).any())
-        return self._cheap
 
     @property
     def compute(self) -> Tensor:
@@ -214,66 +186,6 @@ class RoutingState:
             self.position.index_fill_(0, rows, i)
         self._heading.send(self.some(rows), WAITING)
         self._visited, self._said, self._looked = (i, rows), None, {}
-
-    def said(self, rows: Tensor) -> Tensor:
-        """(R, ..., C), what a policy sees of what the network would answer rows that wait for a decision, by the readout after their last layer.
-
-        Raises:
-            ValueError: if the stack has no readouts.
-        """
-        if self._said is None or self._said[0] is not rows:
-            self._said = rows, self._after(rows, self._look)
-        return self._said[1]
-
-    def answer(self, rows: Tensor) -> Tensor:
-        """(R, ...), what rows that wait for a decision are answered where they leave now."""
-        return self.said(rows) if self.stack.looks_at_answers else self._after(rows, self._read)
-
-    def read(self, readout: nn.Module, rows: Tensor) -> Tensor:
-        """(R, ...), what a readout answers the named rows as they are."""
-        return self._asked(self.stack.read, readout, rows)
-
-    def look(self, readout: nn.Module, rows: Tensor) -> Tensor:
-        """(R, ..., C), what a policy sees of it."""
-        if self.stack.looks_at_answers:  # what is an answer too is learned from
-            return self._asked(self.stack.look, readout, rows)
-        with torch.no_grad():
-            return self._asked(self.stack.look, readout, rows)
-
-    def _asked(self, ask: Callable[[nn.Module, Carry, Tensor | None], Tensor], readout: nn.Module, rows: Tensor) -> Tensor:
-        with self.stack.computing(rows.device):
-            said = ask(readout, self.carry, self.some(rows))
-        return said if self.stack.autocast is None else said.float()
-
-    def _after(self, rows: Tensor, ask: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """What `ask(i, rows)` says of rows that wait, each after its last layer i."""
-        if self._visited is not None and self._visited[1] is rows:
-            return ask(self._visited[0], rows)
-        position = self.position[rows]  # the rows of an environment are at different layers
-        parts = [(there, ask(i, rows[there])) for i in position.unique().tolist() for there in ((position == i).nonzero().squeeze(1),)]
-        order = torch.cat([there for there, _ in parts]).argsort()
-        return torch.cat([logits for _, logits in parts])[order]
-
-    def _read(self, i: int, rows: Tensor) -> Tensor:
-        return self.finish(rows) if i == self.stack.depth - 1 else self.read(self._readout(i), rows)
-
-    def _look(self, i: int, rows: Tensor) -> Tensor:
-        if i < self.stack.depth - 1:
-            return self.look(self._readout(i), rows)
-        return self.finish(rows) if self.stack.looks_at_answers else self.look(nn.Identity(), rows)  # the stack's own head, as it is
-
-    def _readout(self, i: int) -> nn.Module:
-        if self.stack.readouts is None:
-            raise ValueError("the stack has no readouts: call its add_readouts() first")
-        return self.stack.readouts.each[i]
-
-    def observe(self, rows: Tensor) -> Tensor:
-        """(R, S), what the policy sees of rows that wait for a decision."""
-        layout, some = self.layout, self.some(rows)
-        if not self._known:
-            self._know(self.rules)  # type: ignore[arg-type]
-        known = self._known if some is None else {name: values.index_select(0, some) for name, values in self._known.items()}
-        return layout.read(View(self, rows), known)
 
     def follow(self, rows: Tensor, decision: Decision) -> None:
         """Adds the cost of a decision to what `rows` (R,) have spent, and sends them on as it says.
@@ -374,16 +286,6 @@ class RoutingState:
         outputs, rest = self.answers[rows], (~answered).nonzero().squeeze(1)
         return outputs if rest.shape[0] == 0 else outputs.index_copy(0, rest, self.finish(rows[rest]).to(outputs.dtype))
 
-    def finish(self, rows: Tensor) -> Tensor:
-        """(R, ...), the stack's outputs for the named rows as they are."""
-        some = self.some(rows)
-        return self._finish(self.carry if some is None else self.carry.take(some))
-
-    def _finish(self, carry: Carry) -> Tensor:
-        with self.stack.computing(carry.hidden.device):
-            outputs = self.stack.finish(carry)
-        return outputs if self.stack.autocast is None else outputs.float()
-
     def hidden(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """The hidden state (R, T, D) of the named rows, and which of their tokens are real, (R, T); None where all are."""
         return self.stack.gathered(self.carry, self.some(rows))
@@ -423,36 +325,6 @@ class RoutingState:
         for seen in self._looks.values():
             seen.forget(rows)
 
-    @property
-    def looked(self) -> bool:
-        """Whether some of the rows that the last layer ran on were looked at already."""
-        return self._said is not None or bool(self._looked)
-
-    def hear(self, rows: Tensor, said: Tensor) -> None:
-        """Notes what the readout after their last layer said of `rows` (R,), (R, ..., C), where somebody else has asked it: see `said`."""
-        self._said = rows, said
-
-    def remembered(self, name: str, rows: Tensor, size: int) -> Tensor:
-        """(R, size), what `previous` will give by that name to `rows` (R,), which have run a layer together and were not looked at since."""
-        if name not in self._looks:
-            self._looks[name] = Remembered(self.price.new_zeros(1, size), self.price.shape[0])
-        return self._looks[name].last(self.some(rows))
-
-    def previous(self, name: str, rows: Tensor, value: Tensor) -> Tensor:
-        """See `View.previous`."""
-        if name not in self._looks:
-            self._looks[name] = Remembered(value, self.price.shape[0])
-        value, layer = value.detach() if value.requires_grad else value, self.layer_of(rows)
-        if layer is None:
-            return self._looks[name].look(rows, self.position[rows], value)
-        if name not in self._looked:
-            self._looked[name] = self._looks[name].look_together(self.some(rows), layer, value)
-        return self._looked[name]
-
-    def layer_of(self, rows: Tensor) -> int | None:
-        """The layer that the named rows have all just run; None where they are at different ones, or that is not known without looking."""
-        return self._visited[0] if self._visited is not None and self._visited[1] is rows else None
-
     def _leave(self, rows: Tensor, left: Tensor, leaving: Tensor | None, decision: Decision) -> None:
         """Answers `left`, those of `rows` (R,) at the places `leaving` or, None, all, by the decision's answers or by their readouts."""
         if decision.answers is not None:
@@ -478,19 +350,9 @@ class RoutingState:
             self.answers = before.index_copy(0, rows, answers)
         self.answered.index_fill_(0, rows, True)
 
-    def _know(self, rules: JumpRules) -> None:
-        """Reads the features that are the same after every layer: the price, and with the scope "input" those of the hidden state."""
-        view, layout = View(self, self.everyone), rules.layout
-        parts = [part for part in layout.parts if part.stays or (part.of_state and rules.scope == "input")]
-        self._known = {part.name: layout.read_feature(part, view) for part in parts}
-
     def _at(self, rows: Tensor) -> Tensor | int:
         """The last layer that `rows` (R,) have run: one number where it has just been visited with them, else (R,)."""
         layer = self.layer_of(rows)
         if layer is not None:
             return layer
         return self.position if self.some(rows) is None else self.position[rows]
-
-    def some(self, rows: Tensor) -> Tensor | None:
-        """The rows to gather; None where they are all rows."""
-        return None if rows.shape[0] == self.price.shape[0] else rows
