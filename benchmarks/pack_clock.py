@@ -57,7 +57,7 @@ def main():
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rows", type=int, default=192)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--stretch", type=int, default=16, help="batches after which the ways take turns, as a process that serves runs one way alone")
+    parser.add_argument("--stretch", type=int, default=16, help="batches after which the ways take turns; a process runs one way alone")
     options = parser.parse_args()
     found = {name: importlib.util.find_spec(name) is not None for name in ("torch", "transformers", "rl_skip")}
     absent = ", ".join(name for name, there in found.items() if not there)
