@@ -156,17 +156,18 @@ class HuggingFaceStack(CalledStack):
         if B > 1 and not self._found_before.keys() >= places_by_shape(before, {}, B, B).keys():
             few = few_rows(B, device=self._device())
             with torch.no_grad(), evaluating(self.model):
-                again = self._before_layers(map_inputs(inputs, lambda tensor: tensor.index_select(0, few.to(tensor.device))))[2]
+                again = self._before_layers(map_inputs(inputs, lambda tensor: tensor.index_select(0, few.to(tensor.device))), record=True)[2]
             self._found_before |= places_by_shape(before, again, B, few.shape[0])
         return self._found_before
 
-    def _before_layers(self, inputs: Inputs) -> tuple[Tensor, dict[int, LayerCall], Recorded]:
-        """Calls the model up to its layers: the hidden state there, the calls of the layers, and what the modules before them returned."""
+    def _before_layers(self, inputs: Inputs, record: bool = False) -> tuple[Tensor, dict[int, LayerCall], Recorded]:
+        """Calls the model up to its layers: the hidden state there, the calls of the layers, and what the modules before them returned: nothing where
+        no one will ask for it, unless it is to `record` them all the same."""
         calls: dict[int, LayerCall] = {}
         given: dict[int, Given] = {}
         reached: list[Tensor] = []
 
-        def record(i: int, *args: Any, **kwargs: Any) -> Any:
+        def called(i: int, *args: Any, **kwargs: Any) -> Any:
             given[i] = self.names[i], args, kwargs
             if reached and alike(given[i], given[i - 1]):
                 hidden, calls[i] = args[0], calls[i - 1]
@@ -179,8 +180,8 @@ class HuggingFaceStack(CalledStack):
 
         before: Recorded = {}
         known = self._chains.get(self.model.training) is not None  # then only those that come after the layers are called again
-        recording = nullcontext() if known else self._recording(before, reached)
-        with recording, standing_in(self.routed, [partial(record, i) for i in range(self.depth)]), suppress(_Reached):
+        recording = nullcontext() if known and not record else self._recording(before, reached)
+        with recording, standing_in(self.routed, [partial(called, i) for i in range(self.depth)]), suppress(_Reached):
             self._call(inputs)
         return reached[0], calls, before
 

@@ -79,8 +79,8 @@ class EveryExit(Router):
         self.leaving: list[Tensor | float] = []
         """For each layer but the last, see `_answering`."""
 
-    def known(self, depth: int) -> range:
-        return range(depth)
+    def known(self, depth: int) -> range | None:
+        return range(depth) if type(self) is EveryExit else None  # a subclass may decide otherwise
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
         assert self.rules is not None
