@@ -11,6 +11,8 @@ __all__ = ["MOMENTS", "load_moments"]
 
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
 """What Adam and AdamW (Kingma & Ba 2015, Loshchilov & Hutter 2019) keep of a parameter."""
+CALLS = {"foreach", "fused"}
+"""Settings that say in how many calls an optimiser steps, and not where to: they stay its own."""
 
 
 def load_moments(optimizer: Optimizer, state: dict[str, Any]) -> None:
@@ -20,7 +22,7 @@ def load_moments(optimizer: Optimizer, state: dict[str, Any]) -> None:
         ValueError: if a moment is missing or has another shape, or a setting is of another type.
     """
     for own, given in zip(optimizer.state_dict()["param_groups"], state["param_groups"], strict=True):
-        other = next((name for name in own if name not in given or not _alike(given[name], own[name])), None)
+        other = next((name for name in own if name not in CALLS and (name not in given or not _alike(given[name], own[name]))), None)
         if other is not None or given["params"] != own["params"]:
             raise ValueError(f"the optimiser's {other or 'params'} is missing or of another kind")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -33,7 +35,9 @@ def load_moments(optimizer: Optimizer, state: dict[str, Any]) -> None:
             if not isinstance(moment, Tensor) or moment.shape != shape or not moment.is_floating_point():
                 raise ValueError(f"{name} of parameter {number} is no tensor of shape {tuple(shape)}")
         fitting[number] = {name: split_like(moment, parameters[number]) for name, moment in moments.items()}
-    optimizer.load_state_dict({**state, "state": fitting})
+    calls = [{name: group[name] for name in CALLS & group.keys()} for group in optimizer.param_groups]
+    groups = [group | own for group, own in zip(state["param_groups"], calls, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups, "state": fitting})
 
 
 def _alike(given: object, own: object) -> bool:
