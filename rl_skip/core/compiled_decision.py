@@ -151,7 +151,7 @@ class CompiledDecision:
         casting = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         heard = None if said is None else said.shape[1:]
         looks = stack.look_modules() if said is None and self.policy.rules.layout.reads else None
-        asked = () if looks is None else (stack.readouts, *looks)
+        asked = () if looks is None or stack.readouts is None else (stack.readouts, *looks)
         modes = tuple(module.training for module in (self.policy, *asked))  # dropout is a part of what is compiled, or is not
         kind = (stack, stack.autocast, casting, hidden.dtype, device, mask is None, memory is None, heard, looks, modes, len(shape), shape[2:])
         found = self._kept(kind, shape)
