@@ -37,7 +37,7 @@ class AttentionBlock(nn.Module):
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.project_in, self.project_out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, mlp_ratio * width), nn.GELU(), nn.Linear(mlp_ratio * width, width))
-        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         return hidden + self.update(hidden, mask)
@@ -46,25 +46,25 @@ class AttentionBlock(nn.Module):
         """What the block adds to the hidden state, (B, T, D): nothing at padding, whose projections and MLP are not computed."""
         B, T, D = hidden.shape
         real = None if mask is None else mask.flatten().nonzero().squeeze(1)  # (N,)
-        tokens = _pack(hidden, real)  # (N, D), or all of them as they are, (B, T, D)
+        tokens = _pack(hidden, real)  # (N, D)
         heads = _unpack(self.project_in(self.norm_attention(tokens)), real, (B, T)).view(B, T, 3, self.heads, D // self.heads)
-        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind()  # each (B, heads, T, D / heads)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / heads)
         attended = scaled_dot_product_attention(query, key, value, attn_mask=_attention_mask(mask))
         attention = self.dropout(self.project_out(_pack(attended.transpose(1, 2), real)))
         return _unpack(attention + self.dropout(self.mlp(self.norm_mlp(tokens + attention))), real, (B, T))
 
 
 def _pack(hidden: Tensor, real: Tensor | None) -> Tensor:
-    """The tokens of (B, T, ...) that `real` numbers, (N, D); None: all of them, (B, T, D)."""
-    flat = hidden.flatten(2)
-    return flat if real is None else flat.flatten(0, 1).index_select(0, real)
+    """The tokens of (B, T, ...) that `real` numbers, (N, D); None: all of them."""
+    flat = hidden.flatten(2).flatten(0, 1)
+    return flat if real is None else flat.index_select(0, real)
 
 
 def _unpack(tokens: Tensor, real: Tensor | None, shape: tuple[int, int]) -> Tensor:
     """The inverse of `_pack`, with zeros where a token is not real."""
-    if real is None:
-        return tokens
-    return tokens.new_zeros(shape[0] * shape[1], tokens.shape[1]).index_copy(0, real, tokens).view(*shape, -1)
+    if real is not None:
+        tokens = tokens.new_zeros(shape[0] * shape[1], tokens.shape[1]).index_copy(0, real, tokens)
+    return tokens.view(*shape, -1)
 
 
 def _attention_mask(mask: Tensor | None) -> Tensor | None:
