@@ -52,7 +52,8 @@ class ReinforceConfig(PolicyAgentConfig):
     """"exact": of the expected reward over all exits, from one pass, where a row goes on or leaves (--readouts --no-jumps); "sampled": from routes
     that were drawn. Default: exact where it can be: not with a critic, imitation, or an advantage of one's own."""
     policy_epochs: int = 60
-    """With the exact gradient: passes of the policy alone over what the finished network says of the training rows; they take seconds."""
+    """With the exact gradient: passes of the policy alone over what the finished network says of the training rows. They take
+    seconds, and the network's own pass over the rows before them as long as a validation of so many."""
 
     def __post_init__(self) -> None:
         if self.policy_epochs < 0:

@@ -85,7 +85,7 @@ class Descent:
         return self.step(loss, beside)
 
     def step(self, loss: Tensor, beside: torch.optim.Optimizer | None = None) -> Tensor:
-        """Cuts the gradient and steps; where scaling it up was too much, steps nothing. Returns the norm of the network's gradient, then 0.
+        """Cuts the gradient and steps; where scaling it up was too much, steps nothing. Returns the norm of the network's gradient, or then 0.
 
         Args:
             loss: whose gradient it is, for the message.
@@ -104,7 +104,7 @@ class Descent:
         finite = bool(sum(deciding, norm).isfinite())
         if not finite and not (self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE):
             self._refuse_gradient(loss)
-        for optimizer in optimizers:
+        for optimizer in optimizers if finite else ():  # the scaler by itself would leave out those alone whose own gradient is too large
             self.scaler.step(optimizer)
         self.scaler.update()
         self.policy_grad_norm = deciding[0] if finite else torch.zeros_like(deciding[0])

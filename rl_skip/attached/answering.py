@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rl_skip.attached.called import CalledCarry, CalledStack, evaluating
 from rl_skip.attached.calls import LayerCall
 from rl_skip.attached.chain import ChainTrace
-from rl_skip.attached.rows import Places, RowPlaces, few_rows, is_cache, leaves, places_by_shape, rows_of
+from rl_skip.attached.rows import Places, RowPlaces, few_rows, having_rows, is_cache, leaves, places_by_shape, rows_of
 from rl_skip.attached.stand_in import Attached, StandIn
 from rl_skip.attached.tail import Recorded, Tail, copied, modules_beside, speaks, taken
 from rl_skip.core.errors import UserError
@@ -97,7 +97,7 @@ class AnsweringStack(CalledStack):
         if missing := [name for name in self._tail if name not in beside]:
             raise UserError(f"the readouts copy {missing[0]}, which is not called after {path}; attach to the layers that they were trained with")
         self._chains: dict[Hashable, tuple[str, ...] | None] = {}  # by mode and kind of the call, the modules that alone answer a look
-        self._found_before: dict[tuple[str, int], int | None] = {}
+        self._found_before: dict[frozenset[str], Places] = {}  # by which of the arguments have rows
         self._tail_places = {name: RowPlaces() for name in self._tail}
         self._watched = {name: module for name, module in beside.items() if looks or name in self._tail}
 
@@ -241,17 +241,20 @@ class AnsweringStack(CalledStack):
     def _places_before(self, hidden: Tensor) -> Places:
         """Where the rows are in what the modules before the layers returned, found by calling them for a few rows."""
         now, B = self.now, hidden.shape[0]
-        if B > 1 and not self._found_before.keys() >= places_by_shape(now.before, {}, B, B).keys():
+        assert now.inputs is not None
+        kind = having_rows(now.inputs, B)
+        found = self._found_before.get(kind, {})
+        if B > 1 and not found.keys() >= places_by_shape(now.before, {}, B, B).keys():
             few, traced = few_rows(B, device=hidden.device), Recorded()
-            assert now.inputs is not None
             now.traced = traced
             try:
                 with torch.no_grad(), evaluating(self._model[0]):
                     self._said(hidden.index_select(0, few), {}, _some(now.inputs, few, B), {})
             finally:
                 now.traced = None
-            self._found_before |= places_by_shape(now.before, traced, B, few.shape[0])
-        return self._found_before
+            found = {**found, **places_by_shape(now.before, traced, B, few.shape[0])}
+            self._found_before[kind] = found
+        return found
 
     def _kind(self, inputs: dict[str, Any]) -> Hashable:
         """What of a call of the model with these arguments can decide which modules it calls after its layers."""

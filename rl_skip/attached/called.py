@@ -47,7 +47,7 @@ class CalledCarry(Carry):
         taken.calls = {i: call.take(rows) for i, call in self.calls.items()}
         B, taken.parts = self.hidden.shape[0], ()
         taken.passed = {name: rows_of(value, rows, B, name, self._places) for name, value in self.passed.items()}
-        taken.inputs = None if self.inputs is None else map_inputs(self.inputs, lambda tensor: tensor.index_select(0, rows))
+        taken.inputs = None if self.inputs is None else inputs_of(self.inputs, rows, B)
         return taken
 
     def put(self, rows: Tensor, other: Carry) -> None:
@@ -57,13 +57,21 @@ class CalledCarry(Carry):
             self.passed = {**self.passed, name: put_rows(self.passed[name], other.passed[name], rows, self.hidden.shape[0], name, self._places)}
         self.calls = {i: call.put(rows, other.calls[i], self.causal) for i, call in self.calls.items()}
         if isinstance(self.inputs, dict) and isinstance(other.inputs, dict):
-            self.inputs = {name: tensor.index_copy(0, rows, other.inputs[name]) for name, tensor in self.inputs.items()}
+            B, others = self.hidden.shape[0], other.inputs
+            self.inputs = {
+                name: tensor.index_copy(0, rows, others[name]) if tensor.shape[0] == B else tensor for name, tensor in self.inputs.items()
+            }
         elif isinstance(self.inputs, Tensor) and isinstance(other.inputs, Tensor):
             self.inputs = self.inputs.index_copy(0, rows, other.inputs)
 
     @property
     def _places(self) -> Places:
         return next(iter(self.calls.values())).places if self.calls else {}
+
+
+def inputs_of(inputs: Inputs, rows: Tensor, B: int) -> Inputs:
+    """The named rows of a batch of B; what all rows share, such as positions (1, T), stays as it is."""
+    return map_inputs(inputs, lambda tensor: tensor.index_select(0, rows.to(tensor.device)) if tensor.shape[0] == B else tensor)
 
 
 class CalledStack(LayerStack):

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.attached.attaching import check_layers
-from rl_skip.attached.called import CalledCarry, CalledStack, evaluating
+from rl_skip.attached.called import CalledCarry, CalledStack, evaluating, inputs_of
 from rl_skip.attached.calls import Given, LayerCall, alike, real_tokens
 from rl_skip.attached.chain import ChainTrace
 from rl_skip.attached.finding import find_layers, layers_config, run_all_layers, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.identity import DIGEST, digest, identity
 from rl_skip.attached.library import quiet, require
-from rl_skip.attached.rows import Places, few_rows, places_by_shape, put_rows
+from rl_skip.attached.rows import Places, few_rows, having_rows, places_by_shape, put_rows
 from rl_skip.attached.tail import (
     Recorded,
     Tail,
@@ -36,7 +36,7 @@ from rl_skip.attached.tail import (
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_replace
 from rl_skip.core.finite import refuse_not_finite
-from rl_skip.core.inputs import Inputs, map_inputs
+from rl_skip.core.inputs import Inputs
 from rl_skip.core.readouts import Adapter, Readouts
 from rl_skip.core.seal import seal
 from rl_skip.core.stack import Carry, masked_mean
@@ -128,7 +128,7 @@ class HuggingFaceStack(CalledStack):
         parameters = inspect.signature(model.forward).parameters
         self.options = {name: value for name, value in (("use_cache", False), ("return_dict", True)) if name in parameters}
         self.beside = modules_beside(model, path)
-        self._found_before: dict[tuple[str, int], int | None] = {}
+        self._found_before: dict[frozenset[str], Places] = {}  # by which of the inputs have rows
         self._chains: dict[bool, tuple[str, ...] | None] = {}  # by whether the model trains, what it calls after its layers
         run_all_layers(model)
 
@@ -138,6 +138,7 @@ class HuggingFaceStack(CalledStack):
     def begin(self, inputs: Inputs) -> Carry:
         refuse_tracing("a HuggingFaceStack calls its model in parts: record its model itself, stack.model or the folder that rl-skip prune writes")
         inputs = inputs if self.prepare is None else self.prepare(inputs)
+        self._know_modules()
         reached, calls, before = self._before_layers(inputs)
         calls[0].check()
         if not torch.compiler.is_exporting():  # where layers are recorded for all rows of a batch, and no rows are taken
@@ -151,14 +152,25 @@ class HuggingFaceStack(CalledStack):
         carry.before_places = partial(self._places_before, before, inputs, calls[0].row_count)
         return carry
 
+    def _know_modules(self) -> None:
+        """Looks for the modules beside the layers anew where one of those that come after them was replaced, such as the head."""
+        known = self._chains.get(self.model.training) or self.beside
+        if any(self.model.get_submodule(name) is not self.beside[name] for name in known):
+            self.beside = modules_beside(self.model, self.path)
+            self._chains.clear()
+            self._found_before.clear()
+
     def _places_before(self, before: Recorded, inputs: Inputs, B: int) -> Places:
         """Where the rows are in what the modules before the layers returned for `inputs`, found by calling them for a few rows."""
-        if B > 1 and not self._found_before.keys() >= places_by_shape(before, {}, B, B).keys():
+        kind = having_rows(inputs, B) if isinstance(inputs, dict) else frozenset()
+        found = self._found_before.get(kind, {})
+        if B > 1 and not found.keys() >= places_by_shape(before, {}, B, B).keys():
             few = few_rows(B, device=self._device())
             with torch.no_grad(), evaluating(self.model):
-                again = self._before_layers(map_inputs(inputs, lambda tensor: tensor.index_select(0, few.to(tensor.device))), record=True)[2]
-            self._found_before |= places_by_shape(before, again, B, few.shape[0])
-        return self._found_before
+                again = self._before_layers(inputs_of(inputs, few, B), record=True)[2]
+            found = {**found, **places_by_shape(before, again, B, few.shape[0])}
+            self._found_before[kind] = found
+        return found
 
     def _before_layers(self, inputs: Inputs, record: bool = False) -> tuple[Tensor, dict[int, LayerCall], Recorded]:
         """Calls the model up to its layers: the hidden state there, the calls of the layers, and what the modules before them returned: nothing where

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rl_skip.core.errors import UserError
 
-__all__ = ["Places", "RowPlaces", "few_rows", "is_cache", "leaves", "places_by_shape", "put_rows", "rows_of"]
+__all__ = ["Places", "RowPlaces", "few_rows", "having_rows", "is_cache", "leaves", "places_by_shape", "put_rows", "rows_of"]
 
 Key = tuple[str, int]
 """An argument, or a part of one such as "position_embeddings.0", and how many dimensions it has."""
@@ -137,6 +137,11 @@ def few_rows(row_count: int, others: Collection[int] = (), device: torch.device 
     """Some rows of a batch, last first: as few as are neither one, nor as many as there are, nor as long as one of the `others`."""
     count = next(count for count in itertools.count(2) if count != row_count and count not in others)
     return torch.arange(row_count - 1, row_count - 1 - count, -1, device=device) % row_count
+
+
+def having_rows(inputs: Mapping[str, Any], row_count: int) -> frozenset[str]:
+    """Which arguments have rows, as their sizes say: of positions (1, T) and (B, T) a module makes values with rows in other places."""
+    return frozenset(name for name, value in inputs.items() if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == row_count)
 
 
 def places_by_shape(whole: Mapping[str, Any], few: Mapping[str, Any], row_count: int, few_count: int) -> dict[Key, int | None]:

@@ -42,6 +42,7 @@ __all__ = ["Parser", "carry_out", "compare_parser", "compare_runs", "console", "
 
 Report = dict[str, Any]
 COMPARE = "set a policy beside full depth, fixed routes, trained baselines and the oracle, and advise what to use"
+BUDGET = "the mean compute allowed, in (0, 1], or more where compute is measured time; looks the price up in the policy's table"
 DESCRIBED = "a run, an exported policy, a pruned network, or a folder of graphs"
 OTHER_KINDS = {
     "pruned network": (pruned.DESCRIPTION, pruned.FORMAT_VERSION),
@@ -117,7 +118,7 @@ def _parser() -> Parser:
     dial = measure.add_mutually_exclusive_group()
     text = "the price λ, in score per unit of relative compute; higher skips more (default: the policy's operating price)"
     dial.add_argument("--price", type=price, help=text)
-    dial.add_argument("--budget", type=budget_of_table, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
+    dial.add_argument("--budget", type=budget_of_table, help=BUDGET)
     text = "the smallest compute that loses at most so much score against full depth (0.01: one point), found on validation data"
     dial.add_argument("--guarantee", type=tolerance, metavar="TOLERANCE", help=text)
     text = "confidence: kept for all but one draw of validation rows in twenty; expectation: kept on average, with fewer rows (default: confidence)"
@@ -161,7 +162,7 @@ def _parser() -> Parser:
     turned = continuing.add_mutually_exclusive_group()
     text = "the price λ, in score per unit of relative compute (default: the policy's operating price)"
     turned.add_argument("--price", type=price, help=text)
-    turned.add_argument("--budget", type=budget_of_table, help="the mean compute allowed, in (0, 1]; looks the price up in the policy's table")
+    turned.add_argument("--budget", type=budget_of_table, help=BUDGET)
     continuing.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to run (default: %(default)s)")
 
     describe = _command(commands, "info", _info, f"describe {DESCRIBED}")

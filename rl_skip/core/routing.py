@@ -61,7 +61,10 @@ class Router(ABC):
     """Of one that knows beforehand which layers all rows run: whether it is asked after each of them all the same, to see and to be charged."""
 
     def known(self, depth: int) -> Sequence[int] | None:
-        """Which of L = `depth` layers all rows run, from 0 on, where that is known beforehand; None: `decide` says."""
+        """Which of L = `depth` layers all rows run, from 0 on, where that is known beforehand; None: `decide` says.
+
+        Of a decision that is asked for all the same, only the cost counts then.
+        """
         return None
 
     @abstractmethod
@@ -74,7 +77,7 @@ class RoutingState(Sight):
 
     `visit(i)` runs layer i on exactly the rows whose next layer it is; `follow` sends rows on as a decision says. The routed
     forward visits the layers in order and lets a router decide after each; an environment visits them after each of its
-    steps. Every pass with routes goes through this class, and only its methods write its fields.
+    steps. Every pass with routes goes through this class.
 
     Args:
         stack: the layers.

@@ -11,7 +11,7 @@ __all__ = ["Looked", "View"]
 
 
 class Looked(Protocol):
-    """What a view looks at: the state of a batch on its way through a stack, `RoutingState`."""
+    """What a view looks at: a batch on its way through a stack, `Sight`, or what a graph is traced with."""
 
     stack: Any
     carry: Any

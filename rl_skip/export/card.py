@@ -15,11 +15,14 @@ def model_card(description: Description, weights: bool) -> str:
         weights: whether the network's weights are in the export too.
     """
     rules, layout = description.rules, description.rules.layout
-    leaves = "; it may leave before the last layer" if rules.allow_exit else ""
+    if rules.jumps:
+        does = f"jumps over up to {rules.max_jump} layers at a time" + ("; it may leave before the last layer" if rules.allow_exit else "")
+    else:
+        does = "goes on to the next layer or leaves" + (", answered by the readout of that depth" if description.readouts is not None else "")
     parts = [
         "# A jump policy",
         f"A policy that decides, for each input, which of a network's {layout.depth} layers (width {layout.width}) to run. It looks "
-        f"{SCOPES[rules.scope]} and jumps over up to {rules.max_jump} layers at a time{leaves}. "
+        f"{SCOPES[rules.scope]} and {does}. "
         + ("The network's weights are in `model.safetensors`." if weights else "The network's weights are not part of this folder."),
         "## Trained on",
         "\n".join(f"- {name}: {value}" for name, value in description.trained_on.items()) or "Not recorded.",

@@ -55,10 +55,14 @@ class Pack:
         about, depth = self.about, self.about["policy"]["depth"]
         inputs = {name: np.asarray(inputs[name], dtype=kind) for name, kind in about["inputs"].items()}
         rows = len(next(iter(inputs.values())))
+        if budget is not None and price is not None:
+            raise ValueError("a price and a budget exclude each other; give one of them")
         price = self.price_for(budget) if budget is not None else self.price if price is None else price
         state = self.run("begin.onnx", inputs)
         shared = {name: state.pop(name) for name in about["shared"]}  # by all rows
         state |= {"row": np.arange(rows), "price": np.full(rows, price, dtype=np.float32)}
+        if not (np.isfinite(state["price"]) & (state["price"] >= 0)).all():
+            raise ValueError(f"a price is a finite number of at least 0, got {price}")
         routes, compute, answers = np.zeros((rows, depth), dtype=bool), np.zeros(rows, dtype=np.float32), None
         arriving = {0: [state]}  # by layer, groups of rows
         for i in range(depth):

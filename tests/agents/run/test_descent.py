@@ -1,4 +1,5 @@
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -49,3 +50,17 @@ def test_what_has_no_gradient_stays_as_it_is(tiny_learner):
 
 def _whole(module: torch.nn.Module) -> Tensor:
     return torch.stack([parameter.sum() for parameter in module.parameters()]).sum()
+
+
+def test_a_state_goes_on_whichever_call_of_the_optimiser_wrote_it(tiny_learner):
+    """In one call for all tensors, or one for each: earlier versions wrote the latter."""
+    learners = [tiny_learner() for _ in range(2)]
+    for learner in learners:
+        learner.descent.apply(sum(parameter.sum() for parameter in learner.stack.parameters()))
+    state = deepcopy(learners[0].descent.state_dict())
+    for group in state["network_optimizer"]["param_groups"]:
+        group["foreach"] = None
+    learners[1].descent.load_state_dict(state)
+    for learner in learners:
+        learner.descent.apply(sum(parameter.square().sum() for parameter in learner.stack.parameters()))
+    torch.testing.assert_close(*(_parameters(learner.stack) for learner in learners), rtol=0, atol=0)

@@ -112,12 +112,13 @@ def test_the_step_in_float16_is_that_of_single_precision_whatever_the_scale() ->
 
 def test_updates_that_overflow_float16_are_left_out_until_the_scale_is_small_enough() -> None:
     learner = Learner(config(precision="fp16"), load_task("digits"), CPU)
-    weights = next(learner.stack.parameters())
-    before, scales = weights.detach().clone(), []
+    weights, decides = next(learner.stack.parameters()), learner.policy.fc_in.weight
+    before, decided, scales = weights.detach().clone(), decides.detach().clone(), []
     while torch.equal(weights, before):
         scales.append(learner.descent.scaler.get_scale())
-        norm = learner.descent.apply(3 * weights.flatten()[0].half().float())  # float16 ends at 65,504
+        norm = learner.descent.apply(3 * weights.flatten()[0].half().float() + 1e-3 * decides.sum())  # float16 ends at 65,504
         assert norm == (0 if torch.equal(weights, before) else 3)
+        assert torch.equal(decides, decided) == torch.equal(weights, before)  # whose own gradient was never too large
     assert scales == [65536.0, 32768.0, 16384.0]
     with pytest.raises(UserError, match="the gradient of network.* is not finite"):
         for _ in range(20):

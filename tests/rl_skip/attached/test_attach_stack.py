@@ -181,3 +181,51 @@ def test_padding_is_known_from_the_masks_of_the_layers(family: str, attention: s
         assert carry.mask.equal(inputs["attention_mask"].bool())
     else:
         assert carry.mask is None
+
+
+def test_rows_part_while_the_model_learns_after_all_of_them_were_measured_together() -> None:
+    model = build("bert").eval()
+    stack, inputs = HuggingFaceStack(model), batch(model)
+    stack.add_readouts(inputs, plan={"rank": 3})
+    B = len(inputs["attention_mask"])
+    route = torch.ones(B, DEPTH, dtype=torch.bool)
+    for row in range(B):
+        route[row, 1 + row % DEPTH :] = False
+    with torch.no_grad():
+        expected = routed_forward(stack, route, inputs).outputs
+        fresh = HuggingFaceStack(model)
+        fresh.readouts = stack.readouts
+        routed_forward(fresh, torch.ones(DEPTH, dtype=torch.bool), inputs)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    fresh.train()
+    torch.testing.assert_close(routed_forward(fresh, route, inputs).outputs, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_positions_may_be_those_of_all_rows_or_of_each(family: str) -> None:
+    model = build(family)
+    stack, ids = HuggingFaceStack(model), torch.randint(3, 60, (4, 5))
+    route = torch.ones(4, DEPTH, dtype=torch.bool)
+    route[0, 1:3] = route[2, 2] = False
+    for positions in (None, torch.arange(2, 7).expand(4, 5), torch.arange(2, 7).unsqueeze(0), None):
+        inputs = {"input_ids": ids} if positions is None else {"input_ids": ids, "position_ids": positions}
+        with torch.no_grad():
+            outputs = routed_forward(stack, route, inputs).outputs
+            for row in range(4):
+                one = {name: values[row : row + 1] if len(values) == 4 else values for name, values in inputs.items()}
+                alone = routed_forward(stack, route[row : row + 1], one).outputs
+                torch.testing.assert_close(outputs[row : row + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_head_that_takes_the_place_of_another_answers() -> None:
+    model = build("bert").eval()
+    stack, inputs = HuggingFaceStack(model), batch(model)
+    everything = torch.ones(DEPTH, dtype=torch.bool)
+    with torch.no_grad():
+        before = routed_forward(stack, everything, inputs).outputs
+        model.classifier = nn.Linear(WIDTH, model.classifier.out_features)
+        after = routed_forward(stack, everything, inputs).outputs
+        torch.testing.assert_close(after, model(**inputs).logits, atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(after, before)

@@ -81,3 +81,27 @@ def test_a_look_is_a_part_of_what_is_compiled_once_the_model_has_shown_what_it_c
 def test_there_must_be_a_policy() -> None:
     with pytest.raises(UserError, match=r"there is no policy to compile: attach\(model, policy\)"):
         rl_skip.attach(build("bert").eval()).compile()
+
+
+@pytest.mark.parametrize("plan", [None, {"rank": 3}])
+def test_what_was_compiled_while_the_model_learned_is_not_what_decides_when_it_runs(
+    monkeypatch: pytest.MonkeyPatch, plan: dict[str, object] | None
+) -> None:
+    record(monkeypatch)
+    model = build("bert").eval()
+    stack, inputs = HuggingFaceStack(model), batch(model)
+    readouts = stack.add_readouts(inputs, plan=plan)
+    for module in (*model.modules(), *readouts.modules()):
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    layout = ObservationLayout(WIDTH, DEPTH, features=CONFIDENCES, readout_flops=readouts.flops)
+    policy = JumpPolicy(JumpRules.reaching(layout, allow_exit=True, jumps=False, hidden=16)).eval()
+    with torch.no_grad():
+        expected = routed_forward(stack, policy, inputs, price=0.1)
+        compile_policy(policy, stack, layers=False)
+        stack.train()
+        for _ in range(2):
+            routed_forward(stack, policy, inputs, price=0.1)
+        stack.eval()
+        for _ in range(2):
+            torch.testing.assert_close(routed_forward(stack, policy, inputs, price=0.1).outputs, expected.outputs, atol=1e-5, rtol=1e-5)

@@ -1,5 +1,7 @@
 """A pass of all rows through all layers, whose layers are known beforehand, against one that decides after each."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from rl_skip import JumpPolicy, JumpRules, LayerStack, ModuleStack, ObservationL
 from rl_skip.core.exits import EveryExit
 from rl_skip.core.features import CONFIDENCES, Feature, View
 from rl_skip.core.forward import Rollout, routed_forward
+from rl_skip.core.routing import Decision, RoutingState
 
 WIDTH, DEPTH, CLASSES, ROWS = 6, 4, 3, 5
 
@@ -56,3 +59,19 @@ def test_what_is_known_beforehand_is_what_comes_of_it(make, features) -> None:  
     assert torch.equal(saw.observations(), expected.observations())
     assert torch.equal(torch.stack(saw.answers), torch.stack(expected.answers))
     assert torch.equal(saw.compute(known.spent), expected.compute(decided.spent))
+
+
+class Early(EveryExit):
+    """One that sends the even rows away after layer 1."""
+
+    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
+        decision = super().decide(state, i, rows)
+        return replace(decision, next_layer=torch.where(rows % 2 == 0, DEPTH, i + 1)) if i == 1 else decision
+
+
+def test_one_of_ones_own_that_decides_otherwise_is_asked() -> None:
+    stack, x = modules(), torch.randn(ROWS, 3, WIDTH)
+    readouts = stack.add_readouts(x[:2])
+    policy = JumpPolicy(JumpRules.reaching(ObservationLayout(WIDTH, DEPTH, 0.01, 1.0, CONFIDENCES, readouts.flops), allow_exit=True, jumps=False))
+    route = routed_forward(stack, Early(policy), x).route
+    assert route.sum(dim=1).tolist() == [2 if row % 2 == 0 else DEPTH for row in range(ROWS)]

@@ -245,6 +245,7 @@ def test_the_folder_holds_no_pickle_and_its_json_has_the_documented_fields(expor
 
 def test_the_card_tells_the_trade_off_and_how_to_load(export):
     card = (export / "README.md").read_text()
+    assert "looks after every layer and jumps over up to " in card
     assert "| 0.01 | 0.900 | 0.9500 |" in card
     assert "- task: digits" in card
     assert 'rl_skip.load("path/to/this/folder")' in card

@@ -193,6 +193,10 @@ def test_a_budget_is_turned_into_the_price_that_the_dial_has_for_it(digits):
         pack.price_for(0.3)
     batch = take_rows(digits.inputs, slice(0, 5))
     assert pack(batch.numpy(), budget=0.6)[1].tolist() == pack(batch.numpy(), price=table.price_for(0.6))[1].tolist()
+    with pytest.raises(ValueError, match="exclude each other"):
+        pack(batch.numpy(), budget=0.6, price=0.1)
+    with pytest.raises(ValueError, match="a price is a finite number of at least 0, got -1"):
+        pack(batch.numpy(), price=-1)
 
 
 def test_the_runner_needs_neither_torch_nor_transformers_nor_rl_skip(bert, tmp_path):
