@@ -1,12 +1,13 @@
 """Trains a network with a jump policy, `python train.py --help` lists every option; `python train.py compare` sets finished runs beside baselines."""
 
+import difflib
 import io
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
 
 import tyro
@@ -71,7 +72,16 @@ def _parsed(arguments: Sequence[str], default: TrainConfig) -> TrainConfig:
             raise
         parts = [part for part in FRAME.split(said.getvalue().replace(EDGE, " ")) if part.strip()]
         reason = " ".join(" ".join(parts[1:2] or parts).split())
-        raise UserError(f"{reason[:LONGEST_REASON].rstrip('.')}; python train.py --help lists the options") from None
+        raise UserError(f"{reason[:LONGEST_REASON].rstrip('.')}; {_nearest(arguments, default)}python train.py --help lists the options") from None
+
+
+def _nearest(arguments: Sequence[str], default: TrainConfig) -> str:
+    """Which flag may have been meant by the first that there is not; nothing where all are known, or none is near."""
+    groups = [group for group in vars(default).values() if is_dataclass(group)]
+    known = {option.name for group in (default, *groups) for option in fields(group)}
+    unknown = next((name for name in given_on(arguments) if name not in known and name.removeprefix("no_") not in known), "")
+    near = difflib.get_close_matches(unknown, known, 1)
+    return f"is --{near[0].replace('_', '-')} meant? " if near else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

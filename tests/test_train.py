@@ -62,6 +62,8 @@ def option_names(kind: type) -> list[str]:
         (["--out", "a-run", "--overwrite"], "a-run is not a run folder, so it is not replaced"),
         (["--out", "no-run", "--overwrite"], "no-run is not a run folder, so it is not replaced"),
         (["--out", "file", "--overwrite"], "file is not a run folder, so it is not replaced"),
+        (["--agnet", "ppo"], "is --agent meant? python train.py --help"),
+        (["--policy-layers", "2"], "python train.py --help lists the options"),
         (["--resume", "no-run"], "no-run is no run folder, it has no config.json"),
         (["--resume", "nowhere"], "nowhere is no run folder, it has no config.json"),
     ],

@@ -134,17 +134,19 @@ class Handle(RoutedCalls):
         Below the size at which asking it for each row after every layer pays, it is asked after every other layer, or once for the batch, or
         everything runs: whichever is fastest. No way passes over more layers at once than the policy would for any row of the batch. What is found
         is saved with the policy, and its model card says it; batches of other sizes follow the largest tuned size that is not larger, or else the
-        smallest. `handle.tuned = ()` forgets it.
+        smallest. A way that passes over fewer layers spends more than the budget. `handle.tuned = ()` forgets it.
 
         Args:
             example: the model's arguments by name, or its first, for as many rows as will be run together.
             repeats: timed calls of each way.
 
         Raises:
-            UserError: if no policy is attached, or the handle is disabled.
+            UserError: if no policy is attached, the handle is disabled, or the example is no tensor and no mapping.
         """
         if self.policy is None or not self._enabled:
             raise UserError("there is no policy to tune: attach(model, policy), and call handle.tune outside of handle.disabled()")
+        if not isinstance(example, Tensor | Mapping):
+            raise UserError(f"an example is the model's arguments by name, or its first, a tensor; got a {type(example).__name__}")
 
         def run(router: Router) -> Tensor:
             self._tried = router

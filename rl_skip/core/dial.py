@@ -40,9 +40,13 @@ def checked_price(price: float) -> float:
     Raises:
         UserError: unless it is finite and at least 0.
     """
-    if not (math.isfinite(price) and price >= 0):
+    try:
+        number = float(price)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
         raise UserError(f"a price is a finite number of at least 0, got {price}; set --price, or price=")
-    return float(price)
+    return number
 
 
 def checked_tolerance(tolerance: float) -> float:

@@ -1,13 +1,35 @@
 """Inputs of a network: one tensor, or a dictionary of tensors, rows first."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-__all__ = ["Inputs", "by_length", "device_of", "lengths", "map_inputs", "row_count", "take_rows", "trimmed"]
+from rl_skip.core.errors import UserError
+
+__all__ = ["Inputs", "as_inputs", "by_length", "device_of", "lengths", "map_inputs", "row_count", "take_rows", "trimmed"]
 
 Inputs = Tensor | dict[str, Tensor]
+
+
+def as_inputs(given: object) -> Inputs:
+    """What a person gave, as inputs; of a mapping that is no dictionary, such as what a tokenizer returns, the dictionary.
+
+    Raises:
+        UserError: if it is neither a tensor nor a mapping of tensors.
+    """
+    if isinstance(given, Tensor):
+        return given
+    if isinstance(given, Mapping) and given and all(isinstance(value, Tensor) for value in given.values()):
+        return dict(given)
+    raise UserError(f"inputs are one tensor, rows first, or tensors by their names, got {_in_words(given)}; make tensors of it, torch.as_tensor(…)")
+
+
+def _in_words(given: object) -> str:
+    if not isinstance(given, Mapping):
+        return f"a {type(given).__name__}"
+    others = [f"{name!r} of type {type(value).__name__}" for name, value in given.items() if not isinstance(value, Tensor)]
+    return f"a {type(given).__name__} with {others[0] if others else 'nothing in it'}"
 
 
 def map_inputs(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:

@@ -19,7 +19,7 @@ from rl_skip.core.fields import is_ours
 from rl_skip.core.files import atomic_replace
 from rl_skip.core.finite import refuse_not_finite
 from rl_skip.core.forward import Rollout, routed_forward
-from rl_skip.core.inputs import Inputs, device_of, row_count
+from rl_skip.core.inputs import Inputs, as_inputs, device_of, row_count
 from rl_skip.core.kinds import kind_of
 from rl_skip.core.measured_costs import MeasuredCosts
 from rl_skip.core.policy import JumpPolicy, JumpRules
@@ -102,7 +102,7 @@ class SkipModel(Dial, nn.Module):
         return self.policy.rules
 
     def forward(self, inputs: Inputs | Mapping[str, Tensor]) -> Tensor:
-        rows = inputs if isinstance(inputs, Tensor) else dict(inputs)  # what a tokenizer returns is a mapping, and no dictionary
+        rows = as_inputs(inputs)
         rollout = routed_forward(self.stack, router_for(self.policy, self.tuned, row_count(rows)), rows, price=self.price)
         self.last = rollout.kept()
         return rollout.outputs
@@ -122,15 +122,19 @@ class SkipModel(Dial, nn.Module):
 
         compile_policy(self.policy, self.stack, layers)
 
-    def tune(self, inputs: Inputs, *, repeats: int = REPEATS) -> Tuned:
+    def tune(self, inputs: Inputs | Mapping[str, Tensor], *, repeats: int = REPEATS) -> Tuned:
         """Measures on a batch, at the price that is set, whether the policy had better be asked less often at this size, and does so from now on.
 
         Args:
             inputs: of as many rows as will be run together.
             repeats: timed calls of each way to decide.
+
+        Raises:
+            UserError: if the inputs are neither a tensor nor a mapping of tensors.
         """
+        rows = as_inputs(inputs)
         with deployed(self):
-            found = tune(self.policy, lambda router: routed_forward(self.stack, router, inputs, price=self.price).route, device_of(inputs), repeats)
+            found = tune(self.policy, lambda router: routed_forward(self.stack, router, rows, price=self.price).route, device_of(rows), repeats)
         self.tuned = retuned(self.tuned, found)
         return found
 

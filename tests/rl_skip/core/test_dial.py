@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from rl_skip.core.dial import LARGEST_BIAS, Dial, PricePoint, PriceTable, price_grid, prices_below
+from rl_skip.core.dial import LARGEST_BIAS, Dial, PricePoint, PriceTable, checked_price, price_grid, prices_below
 from rl_skip.core.errors import UserError
 
 TABLE = PriceTable((PricePoint(1.0, 0.2, 0.9), PricePoint(0.1, 0.4, 0.95), PricePoint(0.01, 0.8, 0.95)))
@@ -31,6 +31,12 @@ def test_a_price_of_zero_has_no_logarithm_and_still_interpolates():
     assert table.price_for(0.3) == pytest.approx(0.3)
     assert table.compute_for(0.1) == pytest.approx(0.5)
     assert table.price_for(1.0) == 0.0
+
+
+@pytest.mark.parametrize("price", [-0.1, math.nan, math.inf, "dear", None])
+def test_a_price_is_a_number(price):
+    with pytest.raises(UserError, match=f"a price is a finite number of at least 0, got {price}"):
+        checked_price(price)
 
 
 @pytest.mark.parametrize("budget", [0.0, -0.1, 1.01, math.nan, math.inf])
