@@ -58,7 +58,10 @@ def main():
     parser.add_argument("--rows", type=int, default=192)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--stretch", type=int, default=16, help="batches after which the ways take turns; a process runs one way alone")
+    parser.add_argument("--one-pool", action="store_true", help="all graphs of the process share one pool of threads; with one number of threads")
     options = parser.parse_args()
+    if options.one_pool and len(options.threads) != 1:
+        raise SystemExit("a process has one pool: set --threads N")
     found = {name: importlib.util.find_spec(name) is not None for name in ("torch", "transformers", "rl_skip")}
     absent = ", ".join(name for name, there in found.items() if not there)
     print(f"Python {sys.version.split()[0]}, onnxruntime {onnxruntime.__version__}, NumPy {np.__version__}; not installed: {absent}")
@@ -66,15 +69,20 @@ def main():
     from run_pack import Pack
 
     rows = dict(np.load(options.out / "rows.npz"))
-    compare(Pack(options.out / "pack"), rows, options.budgets)
+    if not options.one_pool:
+        compare(Pack(options.out / "pack"), rows, options.budgets)
     print("\n| threads | rows in a batch | whole network, ms |", " | ".join(f"pack at {b:g} | one graph at {b:g}" for b in options.budgets), "|")
     print("| ---: | ---: | ---: |" + " ---: | ---: |" * len(options.budgets))
     for threads in options.threads:
         settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads
+        if options.one_pool:
+            pack = Pack(options.out / "pack", threads, one_pool=True)  # before any other session
+            settings.use_per_session_threads = False
+        else:
+            pack = Pack(options.out / "pack", threads)
+            settings.intra_op_num_threads = threads
         whole = onnxruntime.InferenceSession(options.out / "whole" / "whole.onnx", settings)
         one_row = onnxruntime.InferenceSession(options.out / "one_row" / "one_row.onnx", settings)
-        pack = Pack(options.out / "pack", threads)
         prices = {budget: np.array([pack.price_for(budget)], dtype=np.float32) for budget in options.budgets}
         for size in options.batches:
             ways = {"whole": lambda batch, whole=whole: whole.run(None, batch)}

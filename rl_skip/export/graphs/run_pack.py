@@ -16,9 +16,15 @@ import onnxruntime
 
 
 class Pack:
-    """A routed network. `threads`: those of one operator. `price`: in score per unit of compute; higher skips more."""
+    """A routed network. `threads`: those of one operator. `price`: in score per unit of compute; higher skips more.
 
-    def __init__(self, folder: Path | str, threads: int = 1) -> None:
+    `one_pool`: the graphs share their threads, which is faster with several. Every other session of the process must then share them too, with
+    `use_per_session_threads = False`, and the first pack says how many there are.
+    """
+
+    has_pool = False
+
+    def __init__(self, folder: Path | str, threads: int = 1, one_pool: bool = False) -> None:
         folder = Path(folder)
         self.about = json.loads((folder / "pack.json").read_text(encoding="utf-8"))
         for name, digest in self.about["files"].items():
@@ -27,8 +33,14 @@ class Pack:
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
                 raise ValueError(f"{folder / name} is not the file that was exported with this pack; export it anew")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # or the threads of one layer would disturb the next
+        if one_pool:
+            if not Pack.has_pool:
+                onnxruntime.set_global_thread_pool_sizes(threads, 1)
+                Pack.has_pool = True
+            options.use_per_session_threads = False
+        else:
+            options.intra_op_num_threads = threads
+            options.add_session_config_entry("session.force_spinning_stop", "1")  # or the threads of one layer would disturb the next
         graphs = {name: onnxruntime.InferenceSession(folder / name, options) for name in self.about["files"] if name.endswith(".onnx")}
         wanted = {name: [value.name for value in graph.get_inputs()] for name, graph in graphs.items()}
         given = {name: [value.name.removeprefix("new.") for value in graph.get_outputs()] for name, graph in graphs.items()}

@@ -185,6 +185,22 @@ def test_rows_of_one_batch_may_have_prices_of_their_own(digits):
     check_rows(*Pack(digits.folder)(batch.numpy(), price=prices), rollout)
 
 
+def test_graphs_may_share_their_threads(digits, tmp_path):
+    batch = take_rows(digits.inputs, slice(0, 12))
+    np.savez(tmp_path / "rows.npz", inputs=batch.numpy())
+    code = f"""
+import numpy as np
+from run_pack import Pack
+rows = np.load({str(tmp_path / "rows.npz")!r})["inputs"]
+first, second = (Pack({str(digits.folder)!r}, threads=2, one_pool=True) for _ in range(2))
+np.savez({str(tmp_path / "said.npz")!r}, *first(rows, price={PRICES[1]}), *second(rows, price={PRICES[1]}))
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=digits.folder, check=True)  # of its own: a pool is the process's
+    said = list(np.load(tmp_path / "said.npz").values())
+    for start in (0, 3):
+        check_rows(*said[start : start + 3], digits.expected(batch, PRICES[1]))
+
+
 def test_a_budget_is_turned_into_the_price_that_the_dial_has_for_it(digits):
     pack, table = Pack(digits.folder), digits.model.table
     for budget in (0.4, 0.47, 0.6, 0.75, 0.9, 1.0):
