@@ -227,7 +227,7 @@ class HuggingFaceStack(CalledStack):
         if logits is None:
             raise UserError(f"{type(self.model).__name__} returns no logits: give the stack a head, or load the model with one")
         if not torch.compiler.is_compiling():
-            self._chains[self.model.training] = traces[0].names(logits)
+            self._chains[self.model.training] = traces[0].names(logits) if traces else None  # a model may end before its last layer
         return logits
 
     def _along_chain(self, hidden: Tensor, mask: Tensor | None, readout: nn.Module) -> Tensor | None:
