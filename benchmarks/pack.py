@@ -1,6 +1,6 @@
 """A routed network outside of PyTorch: the same routes and answers for every test row, and how fast beside the whole network in onnxruntime.
 
-Writes the pack of a finished run, its graph for one row, and the whole network without a policy, all by the same exporter; runs every test row
+Writes the pack of a finished run, and the whole network without a policy, by the same exporter; runs every test row
 through PyTorch; then measures with onnxruntime and NumPy alone, in an environment that it makes in OUT (`pack_clock.py`). Tokens are made once.
 
     python benchmarks/pack.py RUN OUT [--budgets 0.5 0.33] [--batches 1 32] [--threads 1 2]
@@ -21,8 +21,8 @@ import torch
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import row_count, take_rows, trimmed
 from rl_skip.export.graphs.folder import About, numpy_inputs
-from rl_skip.export.graphs.one_row import write_one_row
-from rl_skip.export.graphs.pack import Graphs, write_pack
+from rl_skip.export.graphs.layer_graphs import Graphs
+from rl_skip.export.graphs.pack import write_pack
 from rl_skip.export.graphs.routes import write_routes
 from rl_skip.export.policy_folder import SkipModel, read_description
 from rl_skip.measure.runs import load_run, read_run
@@ -32,13 +32,11 @@ CHECKED = 32
 
 
 def export(options: argparse.Namespace, model: SkipModel, inputs: dict[str, torch.Tensor]) -> None:
-    """Writes the three forms into OUT, unless they are there."""
+    """Writes both into OUT, unless they are there."""
     run = read_run(options.run)
     about = About(read_description(run.policy, run.features), ())
     if not (options.out / "whole").is_dir():
-        graphs = Graphs(model, inputs)
-        write_pack(options.out / "pack", graphs, inputs, about)
-        write_one_row(options.out / "one_row", graphs, inputs, about)
+        write_pack(options.out / "pack", Graphs(model, inputs), inputs, about)
         write_routes(options.out / "whole", model.stack, inputs, {"whole": range(model.stack.depth)}, "onnx", about)
 
 

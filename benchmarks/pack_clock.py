@@ -71,8 +71,8 @@ def main():
     rows = dict(np.load(options.out / "rows.npz"))
     if not options.one_pool:
         compare(Pack(options.out / "pack"), rows, options.budgets)
-    print("\n| threads | rows in a batch | whole network, ms |", " | ".join(f"pack at {b:g} | one graph at {b:g}" for b in options.budgets), "|")
-    print("| ---: | ---: | ---: |" + " ---: | ---: |" * len(options.budgets))
+    print("\n| threads | rows in a batch | whole network, ms |", " | ".join(f"pack at {b:g}" for b in options.budgets), "|")
+    print("| ---: | ---: | ---: |" + " ---: |" * len(options.budgets))
     for threads in options.threads:
         settings = onnxruntime.SessionOptions()
         if options.one_pool:
@@ -82,18 +82,13 @@ def main():
             pack = Pack(options.out / "pack", threads)
             settings.intra_op_num_threads = threads
         whole = onnxruntime.InferenceSession(options.out / "whole" / "whole.onnx", settings)
-        one_row = onnxruntime.InferenceSession(options.out / "one_row" / "one_row.onnx", settings)
-        prices = {budget: np.array([pack.price_for(budget)], dtype=np.float32) for budget in options.budgets}
         for size in options.batches:
             ways = {"whole": lambda batch, whole=whole: whole.run(None, batch)}
             for budget in options.budgets:
                 ways[f"pack {budget:g}"] = lambda batch, budget=budget, pack=pack: pack(batch, budget=budget)
-                if size == 1:
-                    ways[f"one {budget:g}"] = lambda batch, budget=budget, graph=one_row, at=prices: graph.run(None, {**batch, "price": at[budget]})
             timed = options.rows if size > 1 else max(options.rows // 3, 1)
             times = medians(ways, [batch_of(rows, slice(at, at + size)) for at in range(0, timed, size)], options.repeats, options.stretch)
-            ratio = {name: f"{times['whole'].sum() / taken.sum():.2f} times as fast" for name, taken in times.items()}
-            cells = [ratio.get(f"{way} {budget:g}", "") for budget in options.budgets for way in ("pack", "one")]
+            cells = [f"{times['whole'].sum() / times[f'pack {budget:g}'].sum():.2f} times as fast" for budget in options.budgets]
             print(f"| {threads} | {size} | {1e3 * times['whole'].mean():.1f} |", " | ".join(cells), "|", flush=True)
 
 

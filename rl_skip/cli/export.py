@@ -6,8 +6,9 @@ from typing import Any
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import refuse_links
 from rl_skip.export.graphs.folder import About
+from rl_skip.export.graphs.layer_graphs import Graphs
 from rl_skip.export.graphs.one_row import write_one_row
-from rl_skip.export.graphs.pack import Graphs, write_pack
+from rl_skip.export.graphs.pack import write_pack
 from rl_skip.export.graphs.routes import GraphFormat, every_exit, write_routes
 from rl_skip.export.policy_folder import copy_export, read_description
 from rl_skip.measure.runs import MODEL, load_run, read_run

@@ -13,15 +13,28 @@ from torch import Tensor
 
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_replace
+from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import Inputs, map_inputs, take_rows, trimmed
 from rl_skip.export.description import Description
 from rl_skip.export.graphs.carried import moving_axes
+from rl_skip.export.policy_folder import SkipModel
 
-__all__ = ["TOLERANCE", "About", "checked_batches", "difference", "moving_inputs", "names_of", "numpy_inputs", "write_folder"]
+__all__ = [
+    "TOLERANCE",
+    "About",
+    "checked_batches",
+    "difference",
+    "moving_inputs",
+    "names_of",
+    "numpy_inputs",
+    "same_routes",
+    "single_rows",
+    "write_folder",
+]
 
 FORMAT_VERSION = 1
 TOLERANCE = 1e-4
-CHECKED_ROWS = 33
+CHECKED_ROWS, CHECKED_ALONE = 33, 9
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,11 @@ def checked_batches(inputs: Inputs) -> list[Inputs]:
     return [trimmed(take_rows(inputs, slice(0, rows))) for rows in (1, CHECKED_ROWS)]
 
 
+def single_rows(inputs: Inputs) -> list[Inputs]:
+    """Batches of one row, on which a graph for one row must answer as the network does."""
+    return [trimmed(take_rows(inputs, slice(n, n + 1))) for n in range(CHECKED_ALONE)]
+
+
 def difference(what: str, answers: Any, expected: Tensor) -> float:
     """By how much a graph's answers differ at most from the network's.
 
@@ -69,6 +87,28 @@ def difference(what: str, answers: Any, expected: Tensor) -> float:
     largest = float((torch.as_tensor(answers) - expected).abs().max())
     if not largest <= TOLERANCE:
         raise UserError(f"the answers of {what} differ by {largest:.2g} from the network's, more than {TOLERANCE:g}, so it is not written")
+    return largest
+
+
+def same_routes(model: SkipModel, run: Callable[[dict[str, Any], float], tuple[Any, Any]], batches: Sequence[Inputs]) -> float:
+    """By how much answers differ at most from the network's, at its operating price and at the ends of its table.
+
+    Args:
+        run: arrays by name and a price → answers (B, ...) and routes (B, L).
+
+    Raises:
+        UserError: if they differ by more than rounding explains, or a row takes another route.
+    """
+    largest = 0.0
+    ends = (*model.table.points[:1], *model.table.points[-1:])
+    for price in sorted({model.price, *(point.price for point in ends)}):
+        for rows in batches:
+            with torch.no_grad():
+                rollout = routed_forward(model.stack, model.policy, rows, price=price)
+            answers, routes = run(numpy_inputs(rows), price)
+            if not torch.equal(torch.as_tensor(routes), rollout.route):
+                raise UserError(f"at a price of {price:g} the graphs send rows other ways than the network does, so they are not written")
+            largest = max(largest, difference("the graphs", answers, rollout.outputs))
     return largest
 
 

@@ -6,21 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rl_skip.core.inputs import Inputs, take_rows, trimmed
-from rl_skip.export.graphs.folder import About, write_folder
+from rl_skip.core.inputs import Inputs
+from rl_skip.export.graphs.folder import About, same_routes, single_rows, write_folder
+from rl_skip.export.graphs.layer_graphs import BEGIN, LAYER, NEW, Graphs
 from rl_skip.export.graphs.modules import ANSWERS, NEXT, PRICE, SPENT
-from rl_skip.export.graphs.pack import BEGIN, LAYER, NEW, Graphs, same_routes
 from rl_skip.export.graphs.routes import DESCRIPTION
 from rl_skip.export.graphs.trace import require
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
-__all__ = ["one_row_graph", "write_one_row"]
+__all__ = ["ONE_ROW", "one_row_graph", "write_one_row"]
 
-FILE = "one_row.onnx"
+ONE_ROW = "one_row.onnx"
 ROUTE, COMPUTE = "route", "compute"
-CHECKED_ROWS = 9
 
 
 def write_one_row(folder: Path, graphs: Graphs, inputs: Inputs, about: About) -> dict[str, Any]:
@@ -38,19 +37,21 @@ def write_one_row(folder: Path, graphs: Graphs, inputs: Inputs, about: About) ->
     runtime = require("onnxruntime")
 
     def check(new: Path) -> float:
-        graph = runtime.InferenceSession(new / FILE)
+        graph = runtime.InferenceSession(new / ONE_ROW)
 
         def run(rows: dict[str, Any], price: float) -> tuple[Any, Any]:
             answers, route, _ = graph.run([ANSWERS, ROUTE, COMPUTE], {**rows, PRICE: torch.tensor([price]).numpy()})
             return answers, route
 
-        return same_routes(graphs.model, run, [trimmed(take_rows(inputs, slice(n, n + 1))) for n in range(CHECKED_ROWS)])
+        return same_routes(graphs.model, run, single_rows(inputs))
 
-    return write_folder(folder, DESCRIPTION, {FILE: one_row_graph(graphs).SerializeToString()}, graphs.first, about, {"format": "onnx"}, check)
+    alone = one_row_graph(graphs)
+    graphs.weights.put_back(alone)
+    return write_folder(folder, DESCRIPTION, {ONE_ROW: alone.SerializeToString()}, graphs.first, about, {"format": "onnx"}, check)
 
 
 def one_row_graph(graphs: Graphs) -> "ModelProto":
-    """The graphs of a routed network as one, for one row at a time."""
+    """The graphs of a routed network as one, for one row at a time, which refers to their weights."""
     onnx = require("onnx")
     helper, begin, depth = onnx.helper, graphs.by_file[BEGIN], graphs.stack.depth
     here = _Placed("begin/", begin, {})

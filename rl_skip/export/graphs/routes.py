@@ -12,6 +12,7 @@ from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.stack import LayerStack
 from rl_skip.export.graphs.carried import probes
+from rl_skip.export.graphs.external import WEIGHTS, ExternalWeights
 from rl_skip.export.graphs.folder import About, checked_batches, difference, moving_inputs, names_of, numpy_inputs, write_folder
 from rl_skip.export.graphs.modules import ANSWERS, RouteGraph
 from rl_skip.export.graphs.trace import require, to_onnx, traced
@@ -38,7 +39,7 @@ def write_routes(
         stack: the network, in evaluation mode on the CPU.
         inputs: rows of its data, on which it is traced and checked.
         routes: the layers of each, ascending, by the names of their graphs.
-        form: "torch-export" writes `NAME.pt2`, for `torch.export.load`; "onnx" `NAME.onnx`.
+        form: "torch-export" writes `NAME.pt2`, for `torch.export.load`; "onnx" `NAME.onnx`, and where there are several `weights.data`.
         about: what stands in the description.
 
     Raises:
@@ -47,12 +48,12 @@ def write_routes(
     if type(stack).on_jump is not LayerStack.on_jump or stack.has_memory:
         raise UserError(f"a {type(stack).__name__} has a working memory or marks its jumps, which no graph here can hold; prune it: rl-skip prune")
     first, second = probes(inputs)
-    moving, files = moving_inputs(first, second), {}
+    moving = moving_inputs(first, second)
     programs: dict[str, torch.export.ExportedProgram] = {}
     for name, layers in routes.items():
         graph = RouteGraph(stack, checked_layers(layers, stack.depth))
         programs[name] = traced(graph, first, moving, f"the route {','.join(map(str, layers))}")
-        files[f"{name}.{'onnx' if form == 'onnx' else 'pt2'}"] = _written(programs[name], names_of(first), form)
+    files = _onnx_files(programs, names_of(first)) if form == "onnx" else {f"{name}.pt2": _saved(program) for name, program in programs.items()}
 
     def check(new: Path) -> float:
         largest = 0.0
@@ -70,10 +71,19 @@ def write_routes(
     return write_folder(folder, DESCRIPTION, files, first, about, more, check)
 
 
-def _written(program: torch.export.ExportedProgram, inputs: Sequence[str], form: GraphFormat) -> bytes:
-    if form == "onnx":
-        require("onnxruntime")
-        return to_onnx(program, inputs, [ANSWERS]).SerializeToString()
+def _onnx_files(programs: Mapping[str, torch.export.ExportedProgram], inputs: Sequence[str]) -> dict[str, bytes]:
+    """The graphs; where there are several, their weights, which most of them have in common, lie in a file beside them."""
+    require("onnxruntime")
+    protos = {f"{name}.onnx": to_onnx(program, inputs, [ANSWERS]) for name, program in programs.items()}
+    weights = ExternalWeights()
+    if len(protos) > 1:
+        for proto in protos.values():
+            weights.take(proto)
+    files = {name: proto.SerializeToString() for name, proto in protos.items()}
+    return {**files, WEIGHTS: bytes(weights.content)} if weights.content else files
+
+
+def _saved(program: torch.export.ExportedProgram) -> bytes:
     opened = BytesIO()
     torch.export.save(program, opened)
     return opened.getvalue()

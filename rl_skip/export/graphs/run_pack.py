@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+WEIGHTS, ONE_ROW = "weights.data", "one_row.onnx"
+"""What all graphs refer to, and the graph of everything, for a row alone; the others are for batches."""
+
 
 class Pack:
     """A routed network. `threads`: those of one operator. `price`: in score per unit of compute; higher skips more.
@@ -32,16 +35,21 @@ class Pack:
                 raise ValueError(f"{folder / 'pack.json'} names {name!r}, which is no file in its folder; export it anew")
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
                 raise ValueError(f"{folder / name} is not the file that was exported with this pack; export it anew")
-        options = onnxruntime.SessionOptions()
-        if one_pool:
-            if not Pack.has_pool:
-                onnxruntime.set_global_thread_pool_sizes(threads, 1)
-                Pack.has_pool = True
-            options.use_per_session_threads = False
-        else:
-            options.intra_op_num_threads = threads
-            options.add_session_config_entry("session.force_spinning_stop", "1")  # or the threads of one layer would disturb the next
-        graphs = {name: onnxruntime.InferenceSession(folder / name, options) for name in self.about["files"] if name.endswith(".onnx")}
+        if (folder / WEIGHTS).is_symlink():
+            raise ValueError(f"{folder / WEIGHTS} is a link, through which onnxruntime reads nothing; copy the pack with 'cp -rL'")
+        if one_pool and not Pack.has_pool:
+            onnxruntime.set_global_thread_pool_sizes(threads, 1)
+            Pack.has_pool = True
+        graphs = {}
+        for name in [name for name in self.about["files"] if name.endswith(".onnx")]:
+            options = onnxruntime.SessionOptions()
+            if one_pool:
+                options.use_per_session_threads = False
+            else:
+                options.intra_op_num_threads = threads
+                if name != ONE_ROW:  # or the threads of one layer would disturb the next
+                    options.add_session_config_entry("session.force_spinning_stop", "1")
+            graphs[name] = onnxruntime.InferenceSession(folder / name, options)
         wanted = {name: [value.name for value in graph.get_inputs()] for name, graph in graphs.items()}
         given = {name: [value.name.removeprefix("new.") for value in graph.get_outputs()] for name, graph in graphs.items()}
         self.run = lambda name, state: dict(zip(given[name], graphs[name].run(None, {key: state[key] for key in wanted[name]}), strict=True))
@@ -70,11 +78,15 @@ class Pack:
         if budget is not None and price is not None:
             raise ValueError("a price and a budget exclude each other; give one of them")
         price = self.price_for(budget) if budget is not None else self.price if price is None else price
+        prices = np.full(rows, price, dtype=np.float32)
+        if not (np.isfinite(prices) & (prices >= 0)).all():
+            raise ValueError(f"a price is a finite number of at least 0, got {price}")
+        if rows == 1:
+            said = self.run(ONE_ROW, inputs | {"price": prices})
+            return said["answers"], said["route"], said["compute"]
         state = self.run("begin.onnx", inputs)
         shared = {name: state.pop(name) for name in about["shared"]}  # by all rows
-        state |= {"row": np.arange(rows), "price": np.full(rows, price, dtype=np.float32)}
-        if not (np.isfinite(state["price"]) & (state["price"] >= 0)).all():
-            raise ValueError(f"a price is a finite number of at least 0, got {price}")
+        state |= {"row": np.arange(rows), "price": prices}
         routes, compute, answers = np.zeros((rows, depth), dtype=bool), np.zeros(rows, dtype=np.float32), None
         arriving = {0: [state]}  # by layer, groups of rows
         for i in range(depth):

@@ -27,8 +27,9 @@ from rl_skip.core.forward import routed_forward
 from rl_skip.core.inputs import take_rows, trimmed
 from rl_skip.export.graphs.carried import probes
 from rl_skip.export.graphs.folder import About, numpy_inputs
+from rl_skip.export.graphs.layer_graphs import Graphs
 from rl_skip.export.graphs.one_row import write_one_row
-from rl_skip.export.graphs.pack import Graphs, write_pack
+from rl_skip.export.graphs.pack import write_pack
 from rl_skip.export.graphs.routes import every_exit, write_routes
 from rl_skip.export.policy_folder import SkipModel, read_description
 from rl_skip.nets.network import NetworkConfig, build_network
@@ -178,6 +179,35 @@ def test_a_pack_takes_each_row_its_own_way_and_answers_as_pytorch_does(request, 
         check_rows(*pack(numpy_inputs(batch), price=price), made.expected(batch, price))
 
 
+def test_a_row_alone_is_answered_by_the_graph_for_one_row(bert, monkeypatch):
+    pack, ran = Pack(bert.folder), []
+    run = pack.run
+    monkeypatch.setattr(pack, "run", lambda name, state: ran.append(name) or run(name, state))
+    pack(numpy_inputs(trimmed(take_rows(bert.inputs, slice(5, 6)))))
+    assert ran == ["one_row.onnx"]
+    pack(numpy_inputs(trimmed(take_rows(bert.inputs, slice(5, 7)))))
+    assert ran[1:3] == ["begin.onnx", "layer_0.onnx"]
+
+
+def test_every_weight_lies_in_a_pack_once(bert):
+    """Were they in the graphs, those of the layers would lie there twice."""
+    sizes = {file.name: file.stat().st_size for file in bert.folder.iterdir()}
+    large = [tensor.nbytes for tensor in bert.model.stack.state_dict().values() if tensor.nbytes >= 1024]
+    assert sum(large) <= sizes["weights.data"] + 4096 <= sum(large) + 4096 * (len(large) + 2)  # each begins at a page
+
+
+def test_a_link_to_a_pack_is_followed_and_weights_that_are_a_link_are_refused(bert, tmp_path):
+    """As caches of downloads keep files; onnxruntime reads no weights through a link."""
+    (tmp_path / "link").symlink_to(bert.folder)
+    row = trimmed(take_rows(bert.inputs, slice(5, 6)))
+    check_rows(*Pack(tmp_path / "link")(numpy_inputs(row), price=PRICES[1]), bert.expected(row, PRICES[1]))
+    (tmp_path / "cache").mkdir()
+    for file in bert.folder.iterdir():
+        (tmp_path / "cache" / file.name).symlink_to(file)
+    with pytest.raises(ValueError, match="weights.data is a link, through which onnxruntime reads nothing; copy the pack with 'cp -rL'"):
+        Pack(tmp_path / "cache")
+
+
 def test_rows_of_one_batch_may_have_prices_of_their_own(digits):
     prices = [PRICES[n % 3] for n in range(12)]
     batch = take_rows(digits.inputs, slice(0, 12))
@@ -244,7 +274,7 @@ def test_the_lines_of_the_page(bert, tmp_path, monkeypatch):
     check_rows(names["answers"], names["routes"], names["compute"], bert.expected(batch, price))
 
 
-@pytest.mark.parametrize("name", ["layer_1.onnx", "run_pack.py"])
+@pytest.mark.parametrize("name", ["layer_1.onnx", "weights.data", "run_pack.py"])
 def test_a_file_that_was_changed_is_refused_by_name(digits, tmp_path, name):
     folder = shutil.copytree(digits.folder, tmp_path / "pack")
     with (folder / name).open("ab") as opened:
@@ -300,6 +330,15 @@ def test_a_route_that_all_rows_share_is_answered_by_the_readout_of_its_last_laye
         else:
             answers = torch.export.load(tmp_path / "routes" / f"{name}.pt2").module()(batch).detach().numpy()
         assert np.abs(answers - expected.numpy()).max() < 1e-4, name
+    written = {file.name for file in (tmp_path / "routes").iterdir()} - {"exit_1.pt2", "route.pt2", "graphs.json"}
+    assert written == ({"exit_1.onnx", "route.onnx", "weights.data"} if form == "onnx" else set())
+
+
+def test_a_single_graph_stands_alone(tmp_path, bert):
+    write_routes(tmp_path / "route", bert.model.stack, bert.inputs, {"route": (0, 2)}, "onnx", bert.about)
+    for file in (tmp_path / "route" / "route.onnx", bert.one_row):
+        assert {other.name for other in file.parent.iterdir()} == {file.name, "graphs.json"}
+        onnxruntime.InferenceSession(file.read_bytes())  # of bytes that lie nowhere
 
 
 def test_working_memories_and_features_of_ones_own_are_refused():
