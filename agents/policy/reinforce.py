@@ -301,16 +301,15 @@ class Reinforce(PolicyAgent):
             chances: (b, G, L), of the routes.
             progress: how much of the joint training has passed, 0 to 1.
         """
-        learner, config, (b, G, _) = self.learner, self.config, chances.shape
-        routes = part.batch.take(torch.arange(b, device=learner.device).repeat_interleave(G))  # b G rows
-        price = price.repeat_interleave(G)  # (b G,)
+        learner, config, G = self.learner, self.config, chances.shape[1]
+        price, labels = price.repeat_interleave(G), part.batch.labels.repeat_interleave(G, dim=0)  # (b G,), (b G, ...)
         router = PolicyRouter(learner.policy, chances=chances.flatten(0, 1))
-        rollout = routed_forward(learner.stack, router, routes.inputs, price=price, critic=self.critic)
-        score = self.score(rollout.outputs, routes.labels)
+        rollout = routed_forward(learner.stack, router, part.batch.inputs, price=price, critic=self.critic, copies=G)
+        score = self.score(rollout.outputs, labels)
         losses = reinforce_loss(rollout, score, price, self.advantage, self.prices.reward)
         loss = losses.policy - entropy_weight(config, progress) * losses.entropy
         metrics = rollout_metrics(rollout, score, price, self.prices.reward, learner.rules.max_jump)
-        metrics |= score_metric(learner.task, "rollout", rollout.outputs, routes.labels) | {"train/policy_loss": losses.policy}
+        metrics |= score_metric(learner.task, "rollout", rollout.outputs, labels) | {"train/policy_loss": losses.policy}
         metrics["train/value_loss"] = torch.zeros((), device=learner.device)  # without a critic there is nothing to miss
         if self.critic is not None:
             loss, metrics["train/value_loss"] = loss + config.value_weight * losses.value, losses.value

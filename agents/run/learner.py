@@ -17,6 +17,7 @@ from agents.run.sharding import shard
 from agents.run.split_tensors import is_split, split_state, whole_copy
 from agents.run.tuning import choose_parameters, merge_adapters
 from rl_skip.core.batches import deployed, in_batches
+from rl_skip.core.beside import routed_beside_full
 from rl_skip.core.devices import multiplies_bfloat16
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
@@ -204,16 +205,17 @@ class Learner:
             route: (B, L) bool.
         """
         schedule = self.config.schedule
-        outputs = routed_forward(self.stack, route, batch.inputs).outputs
-        loss = self.taught_loss(outputs, batch, rows)
-        from_itself = schedule.distillation_weight > 0 and self.teacher is None
-        if schedule.full_depth_weight == 0 and not from_itself:
-            return loss, outputs
-        with torch.set_grad_enabled(schedule.full_depth_weight > 0):
-            full = routed_forward(self.stack, self.full_route, batch.inputs).outputs
+        from_itself, full = schedule.distillation_weight > 0 and self.teacher is None, None
         if schedule.full_depth_weight > 0:
+            outputs, full = routed_beside_full(self.stack, route, batch.inputs)
+        else:
+            outputs = routed_forward(self.stack, route, batch.inputs).outputs
+        loss = self.taught_loss(outputs, batch, rows)
+        if full is not None:
             loss = loss + schedule.full_depth_weight * self.taught_loss(full, batch, rows)
         if from_itself:
+            with torch.no_grad():
+                full = routed_forward(self.stack, self.full_route, batch.inputs).outputs if full is None else full
             loss = loss + schedule.distillation_weight * distillation(outputs, full.detach())
         return loss, outputs
 

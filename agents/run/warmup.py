@@ -8,7 +8,7 @@ from agents.run.gradients import Part
 from agents.run.known_depth import KnownDepth
 from agents.run.learner import Learner
 from agents.run.telemetry import score_metric
-from rl_skip.core.forward import routed_forward
+from rl_skip.core.beside import routed_beside_full
 
 __all__ = ["RandomRoutes", "WarmUp", "warm_up_for"]
 
@@ -46,10 +46,12 @@ class RandomRoutes:
         routes = learner.random_routes(len(rows)) if weight > 0 else None  # (B, L)
 
         def loss(part: Part) -> tuple[Tensor, dict[str, Tensor]]:
-            mean, full = learner.full_depth_loss(part.batch)
-            if routes is not None:
-                outputs = routed_forward(learner.stack, part.of(routes), part.batch.inputs).outputs
-                mean = mean + weight * learner.task.loss(outputs, part.batch.labels).mean()
+            if routes is None:
+                mean, full = learner.full_depth_loss(part.batch)
+            else:
+                outputs, full = routed_beside_full(learner.stack, part.of(routes), part.batch.inputs)
+                of_full, of_routes = (learner.task.loss(said, part.batch.labels).mean() for said in (full, outputs))
+                mean = of_full + weight * of_routes
             return mean, {"train/supervised_loss": mean} | score_metric(learner.task, "warmup", full, part.batch.labels)
 
         learner.prepare(learns=True)

@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rl_skip.core.inputs import Inputs
-from rl_skip.core.policy import JumpPolicy
+from rl_skip.core.inputs import Inputs, device_of, row_count, take_rows
+from rl_skip.core.policy import JumpPolicy, JumpRules
 from rl_skip.core.routers import as_router, check_layout, next_layers
 from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.core.stack import LayerStack
@@ -69,7 +69,13 @@ class _Unlearned(Rollout):
 
 
 def routed_forward(
-    stack: LayerStack, router: Router | JumpPolicy | Tensor, inputs: Inputs, *, price: Tensor | float = 0.0, critic: nn.Module | None = None
+    stack: LayerStack,
+    router: Router | JumpPolicy | Tensor,
+    inputs: Inputs,
+    *,
+    price: Tensor | float = 0.0,
+    critic: nn.Module | None = None,
+    copies: int = 1,
 ) -> Rollout:
     """Takes a batch from `begin` to `finish`, each row on its own route, each layer called at most once.
 
@@ -79,6 +85,8 @@ def routed_forward(
         inputs: B rows.
         price: the price λ, in score per unit of relative compute, one for all rows or (B,); a policy sees it.
         critic: observation (N, S) → value (N,), called once for all decisions.
+        copies: G, how many routes each input takes, side by side: all rows are B · G then, of which everything up to layer 0, where no route has
+            parted yet, is run once for each input.
 
     Raises:
         ValueError: if policy or route do not fit the stack, or the route is one that the policy's rules do not allow.
@@ -95,23 +103,23 @@ def routed_forward(
     if torch.compiler.is_dynamo_compiling():
         from rl_skip.core.compiled import eager
 
-        return eager(routed_forward)(stack, router, inputs, price=price, critic=critic)
+        return eager(routed_forward)(stack, router, inputs, price=price, critic=critic, copies=copies)
     router = as_router(router)
     if router.rules is not None:
         check_layout(router.rules.layout, stack)
     if stack.split is None:
-        return _routed(stack, router, inputs, price, critic)
-    return stack.split.passed(partial(_routed, stack, router, inputs, price, critic))
+        return _routed(stack, router, inputs, price, critic, copies)
+    return stack.split.passed(partial(_routed, stack, router, inputs, price, critic, copies))
 
 
-def _routed(stack: LayerStack, router: Router, inputs: Inputs, price: Tensor | float, critic: nn.Module | None) -> Rollout:
-    state = RoutingState(stack, router.rules, inputs, price)
+def _routed(stack: LayerStack, router: Router, inputs: Inputs, price: Tensor | float, critic: nn.Module | None, copies: int) -> Rollout:
+    state, ran = _begun(stack, router.rules, inputs, price, copies)
     taken = _Decisions()
     # where weights are split over processes, each layer is gathered for all of them, whichever run it
-    if stack.split is None and (layers := router.known(stack.depth)) is not None:
+    if stack.split is None and ran == 0 and (layers := router.known(stack.depth)) is not None:
         state.run_together(layers, router if router.looks else None)
     for i in range(stack.depth):
-        rows = state.visit(i)
+        rows = state.everyone if i < ran else state.visit(i)
         if rows is None:
             if stack.split is not None:
                 stack.split.passed_over(i)
@@ -125,6 +133,21 @@ def _routed(stack: LayerStack, router: Router, inputs: Inputs, price: Tensor | f
         return _Unlearned(state.outputs(), state.route, state.spent, taken)
     outputs, jumps = state.outputs(), _jumps(state.route)
     return Rollout(outputs, state.route, jumps, spent=state.spent, **taken.dense(state.spent, critic))
+
+
+def _begun(stack: LayerStack, rules: JumpRules | None, inputs: Inputs, price: Tensor | float, copies: int) -> tuple[RoutingState, int]:
+    """The state of B · G rows, G = `copies` of each input side by side, and how many layers have run: layer 0, unless a policy looks before it."""
+    if copies == 1:
+        return RoutingState(stack, rules, inputs, price), 0
+    rows, device = torch.arange(row_count(inputs), device=device_of(inputs)).repeat_interleave(copies), device_of(inputs)
+    ran = 0 if rules is not None and rules.scope == "input" else 1
+    with stack.computing(device):
+        carry = stack.begin(inputs)
+        counted = stack.run(0, carry, None) if ran else None
+    state = RoutingState(stack, rules, take_rows(inputs, rows), price, carry=carry.take(rows))
+    if counted is not None:
+        state.ran(0, state.everyone, counted.index_select(0, rows))
+    return state, ran
 
 
 def _jumps(route: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from agents.options.config import PriceConfig, ScheduleConfig
 from agents.policy.reinforce import Advantage, Reinforce, ReinforceConfig, estimated_advantage, leave_one_out_advantage, reinforce_loss
 from agents.run.learner import Learner
 from agents.run.warmup import warm_up_for
+from rl_skip.core.beside import routed_beside_full
 from rl_skip.core.forward import Rollout, routed_forward
 from rl_skip.core.policy import JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.core.reward import Reward
@@ -205,16 +206,20 @@ def test_the_policy_learns_from_routes_as_they_are_deployed_and_the_network_from
     learner = tiny_learner(agent_config=ReinforceConfig(routes_per_input=3))
     seen: list[tuple[str, bool, bool, Tensor]] = []
 
-    def watched(stack, router, inputs, **options):
+    def sampled(stack, router, inputs, **options):
         rollout = routed_forward(stack, router, inputs, **options)
-        who = "full" if router is learner.full_route else "network" if isinstance(router, Tensor) else "policy"
-        seen.append((who, stack.training, rollout.outputs.requires_grad, rollout.route))
+        seen.append(("policy", stack.training, rollout.outputs.requires_grad, rollout.route))
         return rollout
 
-    monkeypatch.setattr(agents.policy.reinforce, "routed_forward", watched)
-    monkeypatch.setattr(agents.run.learner, "routed_forward", watched)
+    def learned(stack, route, inputs):
+        outputs, full = routed_beside_full(stack, route, inputs)
+        seen.append(("network", stack.training, outputs.requires_grad and full.requires_grad, route))
+        return outputs, full
+
+    monkeypatch.setattr(agents.policy.reinforce, "routed_forward", sampled)
+    monkeypatch.setattr(agents.run.learner, "routed_beside_full", learned)
     Reinforce(learner, FixedPrice(0.1)).update(learner.warmup_updates)
-    assert [call[:3] for call in seen] == [("policy", False, False), ("network", True, True), ("full", True, True)]
+    assert [call[:3] for call in seen] == [("policy", False, False), ("network", True, True)]
     assert torch.equal(seen[1][3], seen[0][3][::3])
 
 

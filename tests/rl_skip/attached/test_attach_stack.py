@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import rl_skip
 from rl_skip import HuggingFaceStack
+from rl_skip.core.beside import routed_beside_full
 from rl_skip.core.costs import count_flops, counting
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.routing import Decision, RoutingState
@@ -37,6 +38,20 @@ def test_a_routed_forward_gives_what_the_attached_model_gives(family: str) -> No
         torch.testing.assert_close(routed_forward(stack, torch.ones(DEPTH), inputs).outputs, bare, atol=1e-6, rtol=1e-6)
         assert model(**inputs, **options).logits.equal(bare)
     assert list(model.state_dict()) == names and not any("forward" in vars(part) for part in model.modules())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_routes_have_in_common_runs_once(family: str) -> None:
+    model = build(family)
+    stack, inputs, routes = HuggingFaceStack(model), batch(model), torch.cat([ROUTES, ROUTES.flip(0)])
+    with torch.no_grad():
+        expected = [routed_forward(stack, route, inputs).outputs for route in (ROUTES, torch.ones(DEPTH))]
+        for one, other in zip(routed_beside_full(stack, ROUTES, inputs), expected, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+        copied = routed_forward(stack, routes, inputs, copies=2)
+        given = routed_forward(stack, routes, {name: x.repeat_interleave(2, dim=0) for name, x in inputs.items()})
+        torch.testing.assert_close(copied.outputs, given.outputs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(copied.compute, given.compute)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
