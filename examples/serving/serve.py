@@ -50,13 +50,19 @@ class Batcher:
             while len(taken) < LARGEST_BATCH and not self.waiting.empty():
                 taken.append(self.waiting.get())
             try:
-                said = self.answers([ids for ids, _, _ in taken], [price for _, price, _ in taken])
-            except Exception as error:  # whatever it is, those who wait must hear of it
-                for _, _, answer in taken:
-                    answer.set_exception(error)
-                continue
-            for (_, _, answer), one in zip(taken, said, strict=True):
-                answer.set_result(one)
+                self.settle(taken)
+            except Exception:  # one row can spoil the others' batch
+                for one in taken:
+                    try:
+                        self.settle([one])
+                    except Exception as error:  # whatever it is, who waits must hear of it
+                        one[2].set_exception(error)
+
+    def settle(self, taken: list[tuple[list[int], float, Future]]) -> None:
+        """Answers rows in one batch."""
+        said = self.answers([ids for ids, _, _ in taken], [price for _, price, _ in taken])
+        for (_, _, answer), one in zip(taken, said, strict=True):
+            answer.set_result(one)
 
     def answers(self, rows: list[list[int]], prices: list[float]) -> list[dict]:
         """Class, probability, layers and compute of each row of tokens."""
@@ -66,7 +72,7 @@ class Batcher:
         logits, routes, compute = self.pack({"input_ids": padded, "attention_mask": mask}, price=prices)
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
-        classes = self.pack.about["classes"]
+        classes = self.pack.about["classes"] or [str(number) for number in range(logits.shape[1])]
         return [
             {"class": classes[share.argmax()], "probability": float(share.max()), "layers": np.flatnonzero(route).tolist(), "compute": float(spent)}
             for share, route, spent in zip(shares, routes, compute, strict=True)
@@ -84,6 +90,8 @@ def serve(folder: Path, port: int) -> ThreadingHTTPServer:
                 code, said = 200, batcher.ask(asked["text"], asked.get("budget"))
             except (KeyError, TypeError, ValueError) as error:
                 code, said = 400, {"error": str(error)}
+            except Exception as error:  # of the runtime
+                code, said = 500, {"error": str(error)}
             body = json.dumps(said).encode()
             self.send_response(code)
             self.send_header("Content-Type", "application/json")
@@ -94,7 +102,10 @@ def serve(folder: Path, port: int) -> ThreadingHTTPServer:
         def log_message(self, *_: object) -> None:
             """Says nothing."""
 
-    return ThreadingHTTPServer(("localhost", port), Handler)
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128
+
+    return Server(("localhost", port), Handler)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ __all__ = [
     "write_folder",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Which `run_pack.py` must read."""
 TOLERANCE = 1e-4
 CHECKED_ROWS, CHECKED_ALONE = 33, 9
 
@@ -149,7 +150,12 @@ def write_folder(
             "files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(new.iterdir())},
         }
         (new / name).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        differences.append(check(new))
+        try:
+            differences.append(check(new))
+        except UserError:
+            raise
+        except Exception as error:  # a runtime's own, of which it has many
+            raise UserError(f"the graphs were made, and cannot be run, so they are not written: {' '.join(str(error).split())[:300]}") from error
 
     atomic_replace(folder, fill)
     return {"folder": str(folder), "files": sorted(file.name for file in folder.iterdir()), "largest_difference": differences[0]}

@@ -14,7 +14,7 @@ from rl_skip.export.graphs.routes import DESCRIPTION
 from rl_skip.export.graphs.trace import require
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 __all__ = ["ONE_ROW", "one_row_graph", "write_one_row"]
 
@@ -67,7 +67,7 @@ def one_row_graph(graphs: Graphs) -> "ModelProto":
         asked = f"asked/{i}"
         nodes.append(helper.make_node("Equal", [state[NEXT], f"layer/{i}"], [asked]))  # (1,)
         after = {name: f"after/{i}/{name}" for name in changing}
-        branches = {"then_branch": _layer(graphs, i, state, changing), "else_branch": _unchanged(f"passed/{i}/", state, changing)}
+        branches = {"then_branch": _layer(graphs, i, state, changing, weights), "else_branch": _unchanged(f"passed/{i}/", state, changing)}
         nodes.append(helper.make_node("If", [asked], list(after.values()), **branches))
         state |= after
     nodes.append(helper.make_node("Concat", [f"asked/{i}" for i in range(depth)], ["asked"], axis=0))
@@ -82,16 +82,21 @@ def one_row_graph(graphs: Graphs) -> "ModelProto":
     return helper.make_model(graph, opset_imports=begin.opset_import, ir_version=begin.ir_version)
 
 
-def _layer(graphs: Graphs, i: int, state: Mapping[str, str], changing: Sequence[str]) -> Any:
-    """The branch that runs layer `i`, and where rows that leave are answered by a graph of its own, that one in a branch within."""
+def _layer(graphs: Graphs, i: int, state: Mapping[str, str], changing: Sequence[str], outer: "list[TensorProto]") -> Any:
+    """The branch that runs layer `i`, and where rows that leave are answered by a graph of its own, that one in a branch within.
+
+    Its weights are added to those of the `outer` graph, which branches see: in a branch a runtime takes none that lie elsewhere.
+    """
     helper, name = require("onnx").helper, LAYER.format(i)
     placed = _Placed(f"{name}/", graphs.by_file[name], state)
-    nodes, weights, after = placed.nodes, placed.weights, {**state, **placed.outputs}
+    nodes, after = placed.nodes, {**state, **placed.outputs}
+    outer += placed.weights
     file = graphs.answers[i]
     if file is not None:
         answered = _Placed(f"{name}/{file}/", graphs.by_file[file], after)
         names = [ANSWERS, SPENT]
-        then = _branch(answered.nodes, answered.weights, [answered.outputs[name] for name in names])
+        outer += answered.weights
+        then = _branch(answered.nodes, [answered.outputs[name] for name in names])
         nodes.append(helper.make_node("Equal", [after[NEXT], f"layer/{graphs.stack.depth}"], [f"{name}/left"]))
         said = {key: f"{name}/answered/{key}" for key in names}
         branches = {"then_branch": then, "else_branch": _unchanged(f"{name}/stays/", after, names)}
@@ -100,18 +105,18 @@ def _layer(graphs: Graphs, i: int, state: Mapping[str, str], changing: Sequence[
     passed = [(key, f"{name}/kept/{key}") for key in changing if after[key] == state[key]]  # a branch returns no outer tensor as it is
     nodes += [helper.make_node("Identity", [state[key]], [kept]) for key, kept in passed]
     after |= dict(passed)
-    return _branch(nodes, weights, [after[key] for key in changing])
+    return _branch(nodes, [after[key] for key in changing])
 
 
 def _unchanged(prefix: str, state: Mapping[str, str], names: Sequence[str]) -> Any:
     nodes = [require("onnx").helper.make_node("Identity", [state[name]], [prefix + name]) for name in names]
-    return _branch(nodes, [], [prefix + name for name in names])
+    return _branch(nodes, [prefix + name for name in names])
 
 
-def _branch(nodes: "Sequence[NodeProto]", weights: "Sequence[TensorProto]", outputs: Sequence[str]) -> Any:
+def _branch(nodes: "Sequence[NodeProto]", outputs: Sequence[str]) -> Any:
     onnx = require("onnx")
     values = [onnx.ValueInfoProto(name=name) for name in outputs]  # of types that are found by inference
-    return onnx.helper.make_graph(nodes, "branch", [], values, weights)
+    return onnx.helper.make_graph(nodes, "branch", [], values)
 
 
 def _outputs(proto: "ModelProto") -> list[str]:
@@ -127,20 +132,24 @@ class _Placed:
     """
 
     def __init__(self, prefix: str, proto: "ModelProto", given: Mapping[str, str]) -> None:
-        inputs = {value.name: given.get(value.name, value.name) for value in proto.graph.input}
-        self.nodes, self.weights = [], []
-        for node in proto.graph.node:
-            copy = type(node)()
-            copy.CopyFrom(node)
-            copy.name = prefix + node.name
-            for names in (copy.input, copy.output):
-                renamed = [inputs.get(name, prefix + name) if name else name for name in names]
-                del names[:]
-                names.extend(renamed)
-            self.nodes.append(copy)
-        for weight in proto.graph.initializer:
-            own = type(weight)()
-            own.CopyFrom(weight)
-            own.name = prefix + weight.name
-            self.weights.append(own)
+        self._prefix, self._inputs = prefix, {value.name: given.get(value.name, value.name) for value in proto.graph.input}
+        graph = type(proto.graph)()
+        graph.CopyFrom(proto.graph)
+        self._rename(graph)
+        self.nodes, self.weights = list(graph.node), list(graph.initializer)
         self.outputs = {value.name.removeprefix(NEW): prefix + value.name for value in proto.graph.output}
+
+    def _named(self, name: str) -> str:
+        return self._inputs.get(name, self._prefix + name) if name else name
+
+    def _rename(self, graph: "GraphProto") -> None:
+        """Renames all that a graph names, and the graphs within it, which see its tensors."""
+        for named in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+            named.name = self._named(named.name)
+        for node in graph.node:
+            node.name = self._prefix + node.name
+            for names in (node.input, node.output):
+                names[:] = [self._named(name) for name in names]
+            for attribute in node.attribute:
+                for within in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                    self._rename(within)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["OPSET", "require", "to_onnx", "traced"]
 
 OPSET = 18
-"""Of the ONNX operators that are used; onnxruntime 1.14 and newer run it."""
+"""Of the ONNX operators that are used; with it onnxruntime 1.18 and newer run what is written."""
 EXTRA = "pip install 'rl-skip[onnx]'"
 
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,8 @@ from tests.pages import TOP, blocks
 
 WANTED = "pip install 'rl-skip[onnx]'"
 np, onnxruntime, *_ = (pytest.importorskip(name, reason=WANTED) for name in ("numpy", "onnxruntime", "onnx", "onnxscript"))
-Pack = pytest.importorskip("rl_skip.export.graphs.run_pack").Pack
+run_pack = pytest.importorskip("rl_skip.export.graphs.run_pack")
+Pack = run_pack.Pack
 
 SERVER = Path(__file__).resolve().parents[3] / "examples" / "serving" / "serve.py"
 LAYERS, WIDTH = 3, 16
@@ -196,16 +198,81 @@ def test_every_weight_lies_in_a_pack_once(bert):
     assert sum(large) <= sizes["weights.data"] + 4096 <= sum(large) + 4096 * (len(large) + 2)  # each begins at a page
 
 
-def test_a_link_to_a_pack_is_followed_and_weights_that_are_a_link_are_refused(bert, tmp_path):
-    """As caches of downloads keep files; onnxruntime reads no weights through a link."""
-    (tmp_path / "link").symlink_to(bert.folder)
-    row = trimmed(take_rows(bert.inputs, slice(5, 6)))
-    check_rows(*Pack(tmp_path / "link")(numpy_inputs(row), price=PRICES[1]), bert.expected(row, PRICES[1]))
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_pack_may_be_a_link_or_hold_links(bert, tmp_path, link):
+    """As caches of downloads and backups keep files."""
     (tmp_path / "cache").mkdir()
     for file in bert.folder.iterdir():
-        (tmp_path / "cache" / file.name).symlink_to(file)
-    with pytest.raises(ValueError, match="weights.data is a link, through which onnxruntime reads nothing; copy the pack with 'cp -rL'"):
-        Pack(tmp_path / "cache")
+        link(file, tmp_path / "cache" / file.name)
+    (tmp_path / "link").symlink_to(tmp_path / "cache")
+    for rows in (1, 4):
+        batch = trimmed(take_rows(bert.inputs, slice(5, 5 + rows)))
+        check_rows(*Pack(tmp_path / "link")(numpy_inputs(batch), price=PRICES[1]), bert.expected(batch, PRICES[1]))
+
+
+def test_a_pack_of_another_format_is_refused(digits, tmp_path):
+    folder = shutil.copytree(digits.folder, tmp_path / "pack")
+    about = json.loads((folder / "pack.json").read_text())
+    assert about["format_version"] == run_pack.FORMAT
+    (folder / "pack.json").write_text(json.dumps(about | {"format_version": 1}))
+    with pytest.raises(ValueError, match="is a pack of format 1, this runner reads 2; take the run_pack.py that lies in it"):
+        Pack(folder)
+
+
+@pytest.mark.parametrize("name", ["weights.data", "one_row.onnx", "layer_2.onnx"])
+def test_a_file_that_has_no_digest_is_refused(bert, tmp_path, name):
+    folder = shutil.copytree(bert.folder, tmp_path / "pack")
+    about = json.loads((folder / "pack.json").read_text())
+    del about["files"][name]
+    (folder / "pack.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=f"names '{name}', which is no file in its folder"):
+        Pack(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"attention_mask": np.ones((3, 6))}, "do not fit the network or one another, got shapes input_ids .4, 6., attention_mask .3, 6."),
+        ({"attention_mask": np.ones((4, 7))}, "do not fit the network or one another, got shapes input_ids .4, 6., attention_mask .4, 7."),
+        ({"attention_mask": np.ones(4)}, "do not fit the network or one another"),
+        ({"attention_mask": None}, "the network takes input_ids, attention_mask, and attention_mask was not given"),
+        ({"input_ids": np.ones((0, 6)), "attention_mask": np.ones((0, 6))}, "at least one row"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(bert, changes, complaint):
+    inputs = {"input_ids": np.ones((4, 6)), "attention_mask": np.ones((4, 6))} | changes
+    with pytest.raises(ValueError, match=complaint):
+        Pack(bert.folder)({name: array for name, array in inputs.items() if array is not None})
+
+
+class _Branching(nn.Module):
+    """A layer with a graph within its graph."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden, mask=None):
+        hidden = self.layer(hidden, mask)
+        return torch.cond(hidden.abs().mean() > 1e3, lambda x: x * 2, lambda x: x + 1.5, (hidden,))
+
+
+def test_a_layer_may_hold_a_graph_within_its_graph(tmp_path):
+    stack, inputs = digits_stack(readouts=True)
+    stack.layers[1] = _Branching(stack.layers[1])
+    made = exported(tmp_path, model_of(stack, inputs, jumps=False), inputs, map(str, range(10)))
+    for rows in (1, 6):
+        batch = inputs[FEW][:rows]
+        check_rows(*Pack(made.folder)(batch.numpy(), price=PRICES[1]), made.expected(batch, PRICES[1]))
+
+
+def test_what_a_runtime_refuses_is_said_in_one_line(tmp_path, monkeypatch):
+    stack, inputs = digits_stack(readouts=True)
+    model = model_of(stack, inputs, jumps=False)
+    monkeypatch.setattr(run_pack.Pack, "__init__", lambda *_: 1 / 0)
+    with pytest.raises(UserError, match="the graphs were made, and cannot be run, so they are not written: division by zero"):
+        exported(tmp_path, model, inputs, map(str, range(10)))
+    assert not (tmp_path / "pack").exists()
 
 
 def test_rows_of_one_batch_may_have_prices_of_their_own(digits):
@@ -220,8 +287,10 @@ def test_graphs_may_share_their_threads(digits, tmp_path):
     np.savez(tmp_path / "rows.npz", inputs=batch.numpy())
     code = f"""
 import numpy as np
+import onnxruntime
 from run_pack import Pack
 rows = np.load({str(tmp_path / "rows.npz")!r})["inputs"]
+onnxruntime.set_global_thread_pool_sizes(2, 1)  # of another part of the process
 first, second = (Pack({str(digits.folder)!r}, threads=2, one_pool=True) for _ in range(2))
 np.savez({str(tmp_path / "said.npz")!r}, *first(rows, price={PRICES[1]}), *second(rows, price={PRICES[1]}))
 """
@@ -243,6 +312,8 @@ def test_a_budget_is_turned_into_the_price_that_the_dial_has_for_it(digits):
         pack(batch.numpy(), budget=0.6, price=0.1)
     with pytest.raises(ValueError, match="a price is a finite number of at least 0, got -1"):
         pack(batch.numpy(), price=-1)
+    with pytest.raises(ValueError, match="one number or one for each of 5 rows, got shape .4,."):
+        pack(batch.numpy(), price=[0.1] * 4)
 
 
 def test_the_runner_needs_neither_torch_nor_transformers_nor_rl_skip(bert, tmp_path):
@@ -387,6 +458,10 @@ def test_the_server_answers_texts_each_at_its_own_budget(bert, tmp_path):
             assert said["compute"] == pytest.approx(float(rollout.compute), abs=1e-5)
         with pytest.raises(urllib.error.HTTPError, match="400"):
             ask(text="word3", budget=0.01)
+        with futures.ThreadPoolExecutor(40) as clients:  # one of them longer than the network has positions for
+            texts = ["word3 " * (30 if n == 7 else 4) for n in range(80)]
+            said = [clients.submit(ask, text=text, budget=0.9) for text in texts]
+        assert [n for n, one in enumerate(said) if one.exception() is not None] == [7] and said[7].exception().code == 500
     finally:
         server.shutdown()
 
