@@ -19,7 +19,7 @@ from rl_skip.attached.finding import depth_of
 from rl_skip.attached.flops import LayerFlops, counted_flops
 from rl_skip.attached.returns import Form
 from rl_skip.attached.stand_in import StandIn, install, remove
-from rl_skip.attached.standing import Way, check_depth, check_device, check_layers_stand, check_width, why_no_route
+from rl_skip.attached.standing import Way, check_called, check_depth, check_device, check_layers_stand, check_width, why_no_route
 from rl_skip.core.dial import Dial
 from rl_skip.core.errors import UserError
 from rl_skip.core.policy import JumpPolicy
@@ -190,8 +190,10 @@ class RoutedCalls(Dial):
         Generation with n beams has n rows for each input: give it `route.repeat_interleave(n, dim=0)`.
 
         Raises:
-            UserError: if it is not a route of so many layers.
+            UserError: if it is not a route of so many layers, or the policy was detached.
         """
+        if not self._attached:
+            raise UserError(f"the policy was detached from {self.path}, so its calls take no route: attach again")
         before = self._forced, self._fixed
         self._forced = self._checked(route)
         self._fixed = tuple(self._forced.tolist()) if self._forced.dim() == 1 else None
@@ -242,6 +244,7 @@ class RoutedCalls(Dial):
         assert isinstance(carry, CalledCarry)
         carry.hidden, carry.calls = hidden, {i: call}
         if i > progress.at + 1:  # the model left layers out by itself, such as wav2vec2 when it trains
+            check_called(self._stand_ins[progress.at + 1 : i])
             state.pass_over(i)
         progress.at = i
         progress.collected.begin()
@@ -351,6 +354,8 @@ class RoutedCalls(Dial):
     def _last(self, recorded: Tensor | None) -> Tensor:
         if self._attached:
             self._check_layers()  # a model all of whose layers were replaced calls none that would have said so
+            if self._progress.state is not None:  # the call ended early, or its last layers are not asked
+                check_called(self._stand_ins[self._progress.at + 1 : self.stack.depth])
         if recorded is None:
             raise UserError("no call was routed yet: call the model first, with a policy or within handle.forced(route)")
         return recorded.detach().clone()

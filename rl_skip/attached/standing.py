@@ -10,7 +10,18 @@ from rl_skip.attached.finding import depth_of
 from rl_skip.attached.stand_in import StandIn
 from rl_skip.core.errors import UserError
 
-__all__ = ["HOOKS", "Way", "any_hooked", "check_depth", "check_device", "check_layers_stand", "check_width", "hooks_of", "why_no_route"]
+__all__ = [
+    "HOOKS",
+    "Way",
+    "any_hooked",
+    "check_called",
+    "check_depth",
+    "check_device",
+    "check_layers_stand",
+    "check_width",
+    "hooks_of",
+    "why_no_route",
+]
 
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -71,6 +82,13 @@ def check_layers_stand(model: nn.Module, path: str, stack: CalledStack) -> Way |
         if one is not routed and all(module is not routed for module in one.modules()):  # it may have been wrapped
             raise UserError(f"layer {i} of {path} was replaced after the policy was attached: {attach_again}")
     return Way(model, path)
+
+
+def check_called(passed_over: Iterable[StandIn]) -> None:
+    """Refuses layers that the model was thought to leave out, and which ran for all rows as another `forward` has it."""
+    for one in passed_over:
+        if not one.stands:
+            raise UserError(f"the forward of {one.name} was replaced after the policy was attached, and no longer asks it: undo that")
 
 
 def check_depth(model: nn.Module, path: str, stack: CalledStack, configured_depth: int | None) -> None:

@@ -193,6 +193,32 @@ def test_routes_of_an_attached_model_are_not_those_of_layers_that_it_no_longer_h
             read()
 
 
+def test_a_layer_whose_forward_no_longer_asks_the_policy_is_refused() -> None:
+    model = build("bert")
+    inputs, layer = batch(model), model.bert.encoder.layer[2]
+    handle = rl_skip.attach(model)
+    stand_in = layer.forward
+    with handle.forced(torch.tensor([True, True, False, False, True])), torch.no_grad():
+        expected = model(**inputs).logits
+        layer.forward = lambda *args, **kwargs: stand_in(*args, **kwargs)  # as hooks of accelerate do
+        assert model(**inputs).logits.equal(expected)
+        del layer.forward
+        with pytest.raises(UserError, match="forward of layer 2 was replaced after the policy was attached, and no longer asks it"):
+            model(**inputs)
+        layer.forward = stand_in
+        del model.bert.encoder.layer[-1].forward
+        model(**inputs)
+    with pytest.raises(UserError, match="forward of layer 4 was replaced"):
+        _ = handle.last_routes
+
+
+def test_no_route_is_forced_on_a_model_that_was_detached() -> None:
+    handle = rl_skip.attach(build("bert"))
+    handle.detach()
+    with pytest.raises(UserError, match="was detached from bert.encoder.layer, so its calls take no route: attach again"), handle.forced(EVERYTHING):
+        pass
+
+
 def _looking(hooked: bool) -> tuple[nn.Module, dict[str, Tensor], rl_skip.HuggingFaceStack, JumpPolicy]:
     """BERT, inputs, a stack of it with copies of its head as readouts, and a policy that looks at them and leaves."""
     model = build("bert")
