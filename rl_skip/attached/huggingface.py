@@ -84,6 +84,7 @@ class HuggingFaceStack(CalledStack):
 
     `begin` calls the model up to its layers and keeps the arguments that it calls them with; `finish` calls it once more, with
     the hidden state that the routes led to in the place of the layers. LayerDrop is off: the policy decides which layers run.
+    Meanwhile the model is not itself, so one thread at a time calls the stack; an attached model takes calls of several.
 
     Args:
         model: the model; inputs are a dictionary of its arguments, or one tensor, its first.
