@@ -22,6 +22,7 @@ from rl_skip.attached.calls import LayerCall
 from rl_skip.attached.chain import ChainTrace
 from rl_skip.attached.rows import Places, RowPlaces, few_rows, having_rows, is_cache, leaves, places_by_shape, rows_of
 from rl_skip.attached.stand_in import Attached, StandIn
+from rl_skip.attached.standing import Way, hooks_of
 from rl_skip.attached.tail import Recorded, Tail, copied, modules_beside, speaks, taken
 from rl_skip.core.errors import UserError
 from rl_skip.core.readouts import Adapter, Readouts
@@ -96,6 +97,8 @@ class AnsweringStack(CalledStack):
         beside = modules_beside(model, path)
         if missing := [name for name in self._tail if name not in beside]:
             raise UserError(f"the readouts copy {missing[0]}, which is not called after {path}; attach to the layers that they were trained with")
+        self._between = (*Way(model, path).modules[1:], self.routed[-1])  # modules whose hooks may change what a look shows
+        self._hooks: tuple[Hashable, ...] = ()
         self._chains: dict[Hashable, tuple[str, ...] | None] = {}  # by mode and kind of the call, the modules that alone answer a look
         self._found_before: dict[frozenset[str], Places] = {}  # by which of the arguments have rows
         self._tail_places = {name: RowPlaces() for name in self._tail}
@@ -128,10 +131,12 @@ class AnsweringStack(CalledStack):
 
     def adopt(self, hidden: Tensor) -> None:
         """Called at the first layer of a call: the readouts follow the model to its device and number format."""
+        if (hooks := hooks_of(self._between)) != self._hooks:
+            self._chains.clear()
+            self._hooks = hooks
         in_autocast = torch.is_autocast_enabled(hidden.device.type)
         self.now.autocast = torch.get_autocast_dtype(hidden.device.type) if in_autocast else None
-        assert self.readouts is not None
-        self.readouts.to(hidden.device, None if in_autocast else hidden.dtype)
+        self.readouts.to(hidden.device, None if in_autocast else hidden.dtype)  # type: ignore[union-attr]
 
     def call_model(self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls the model for its user."""
@@ -292,7 +297,6 @@ class AnsweringStack(CalledStack):
         if kind is not None and after is not None:
             self._chains[kind] = after.names(logits)
         return logits
-
 
     def _copies(self, readout: nn.Module) -> dict[str, nn.Module]:
         return {self._prefix + name: copy for name, copy in readout.by_name().items()} if isinstance(readout, Tail) else {}

@@ -95,16 +95,20 @@ class CalledStack(LayerStack):
         form: Form | None = None,
     ) -> None:
         super().__init__()
+        self._hold(layers, forwards, form)
+        self.depth, self.width, self.channel_dim = len(self.routed), width, channel_dim
+        self.prompt_tokens: int | None = None
+        self.speaks = False
+        """Whether the outputs are what may follow each token (B, T, V): then a look is at the last token that may be seen, not at all of them."""
+
+    def _hold(self, layers: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]] | None = None, form: Form | None = None) -> None:
+        """Takes these for its layers."""
         self.routed = tuple(layers)  # a tuple: the layers are the model's, and are not registered a second time
         self.forwards = self.routed if forwards is None else tuple(forwards)
         self.names = [parameter_names(layer) for layer in layers]
         self.forms = [form_of(layer) if form is None else form for layer in layers]
         self.places = RowPlaces(named=type(layers[0]).__module__.startswith("transformers."))
-        self.depth, self.width, self.channel_dim = len(self.routed), width, channel_dim
-        self.prompt_tokens: int | None = None
         self.causal = any(getattr(module, "is_causal", False) for module in self.routed[0].modules())
-        self.speaks = False
-        """Whether the outputs are what may follow each token (B, T, V): then a look is at the last token that may be seen, not at all of them."""
 
     def layer_modules(self) -> list[nn.Module]:
         return list(self.routed)

@@ -1,14 +1,16 @@
 """What a model does after its layers, where it is no more than modules one after the other: then these alone answer, without a call of the model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rl_skip.core.stack import version_of
 
-__all__ = ["ChainTrace"]
+__all__ = ["ChainTrace", "tracing_calls"]
 
 SAME = (Tensor.data_ptr, Tensor.size, Tensor.stride, Tensor.type)
 """In what a view of all of a tensor is like it."""
@@ -49,3 +51,19 @@ class ChainTrace:
         """The modules in their order, where they alone make the `logits` of the hidden state; None where they do not."""
         alone = self._unbroken and self._names and self._is_handed(logits) and not torch.compiler.is_compiling()
         return tuple(self._names) if alone else None
+
+
+@contextmanager
+def tracing_calls(beside: Mapping[str, nn.Module], traces: Sequence[ChainTrace]) -> Iterator[None]:
+    """Within it, `traces` are told of calls of the modules beside the layers; there is none until the layers are done."""
+
+    def tell(name: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        for trace in traces:
+            trace.called(name, args, kwargs, output)
+
+    hooks = [module.register_forward_hook(partial(tell, name), with_kwargs=True) for name, module in beside.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

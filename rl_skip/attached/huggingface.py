@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from rl_skip.attached.attaching import check_layers
 from rl_skip.attached.called import CalledCarry, CalledStack, evaluating, inputs_of
 from rl_skip.attached.calls import Given, LayerCall, alike, real_tokens
-from rl_skip.attached.chain import ChainTrace
-from rl_skip.attached.finding import find_layers, layers_config, run_all_layers, width_of
+from rl_skip.attached.chain import ChainTrace, tracing_calls
+from rl_skip.attached.finding import configured, find_layers, layers_config, run_all_layers, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.identity import DIGEST, digest, identity
 from rl_skip.attached.library import quiet, require
 from rl_skip.attached.rows import Places, few_rows, having_rows, places_by_shape, put_rows
+from rl_skip.attached.standing import Way, any_hooked
 from rl_skip.attached.tail import (
     Recorded,
     Tail,
@@ -29,6 +30,7 @@ from rl_skip.attached.tail import (
     modules_beside,
     readout_plan,
     reads_one_token,
+    recording_calls,
     speaks,
     standing_in,
     taken,
@@ -82,6 +84,7 @@ class HuggingFaceStack(CalledStack):
 
     `begin` calls the model up to its layers and keeps the arguments that it calls them with; `finish` calls it once more, with
     the hidden state that the routes led to in the place of the layers. LayerDrop is off: the policy decides which layers run.
+    Meanwhile the model is not itself, so one thread at a time calls the stack; an attached model takes calls of several.
 
     Args:
         model: the model; inputs are a dictionary of its arguments, or one tensor, its first.
@@ -117,6 +120,11 @@ class HuggingFaceStack(CalledStack):
     ) -> None:
         path, routed = find_layers(model, layers)
         check_layers(path, routed)
+        if configured(model, "use_weighted_layer_sum"):
+            raise UserError(
+                f"the head of {type(model).__name__} reads the hidden states after all layers (use_weighted_layer_sum of its configuration), of "
+                "which a HuggingFaceStack keeps the last: rl_skip.attach(model) keeps them all"
+            )
         width = width_of(model, path)
         if width is None:
             raise UserError(f"{type(model).__name__} has no configuration with a hidden_size; build a ModuleStack from its parts instead")
@@ -127,7 +135,7 @@ class HuggingFaceStack(CalledStack):
         self.speaks = head is None and speaks(model, self.causal)
         parameters = inspect.signature(model.forward).parameters
         self.options = {name: value for name, value in (("use_cache", False), ("return_dict", True)) if name in parameters}
-        self.beside = modules_beside(model, path)
+        self.beside, self._way = modules_beside(model, path), Way(model, path)
         self._found_before: dict[frozenset[str], Places] = {}  # by which of the inputs have rows
         self._chains: dict[bool, tuple[str, ...] | None] = {}  # by whether the model trains, what it calls after its layers
         run_all_layers(model)
@@ -153,12 +161,33 @@ class HuggingFaceStack(CalledStack):
         return carry
 
     def _know_modules(self) -> None:
-        """Looks for the modules beside the layers anew where one of those that come after them was replaced, such as the head."""
-        known = self._chains.get(self.model.training) or self.beside
-        if any(self.model.get_submodule(name) is not self.beside[name] for name in known):
-            self.beside = modules_beside(self.model, self.path)
+        """Looks for the layers and the modules beside them anew where one was replaced; where hooks await its calls, the model is called."""
+        if not self._way.stands:
+            self._look_again()
+        chain = self._chains.get(self.model.training)
+        if chain is not None and self._awaited(chain):
             self._chains.clear()
-            self._found_before.clear()
+
+    def _look_again(self) -> None:
+        """Looks for the layers, and the modules beside them, as they are now."""
+        path, routed = find_layers(self.model, self.path)
+        if len(routed) != self.depth:
+            raise UserError(f"{path} has {len(routed)} layers, and had {self.depth} when the stack was made: make a HuggingFaceStack of what is left")
+        if any(one is not known for one, known in zip(routed, self.routed, strict=True)):
+            if self.split is not None:
+                raise UserError(f"a layer of {path} was replaced after its weights were split over processes: replace it before")
+            check_layers(path, routed)
+            self._hold(routed)
+            with torch.inference_mode(False):  # in which they would serve no later call that learns
+                self.flops = transformer_flops(layers_config(self.model, path), routed, self.width)
+                self.layer_flops = self.flops.nominal().to(self.layer_flops.device)
+        self.beside, self._way = modules_beside(self.model, path), Way(self.model, path)
+        self._chains.clear()
+        self._found_before.clear()
+
+    def _awaited(self, chain: Sequence[str]) -> bool:
+        """Whether hooks await calls that a chain of modules steps around, or of these modules, for whose copies the chain would not call them."""
+        return self._way.watched or any_hooked(self.beside[name] for name in chain)
 
     def _places_before(self, before: Recorded, inputs: Inputs, B: int) -> Places:
         """Where the rows are in what the modules before the layers returned for `inputs`, found by calling them for a few rows."""
@@ -192,8 +221,8 @@ class HuggingFaceStack(CalledStack):
 
         before: Recorded = {}
         known = self._chains.get(self.model.training) is not None  # then only those that come after the layers are called again
-        recording = nullcontext() if known and not record else self._recording(before, reached)
-        with recording, standing_in(self.routed, [partial(called, i) for i in range(self.depth)]), suppress(_Reached):
+        recording = nullcontext() if known and not record else recording_calls(self.beside, before, reached)
+        with recording, standing_in(self.routed, [partial(called, i) for i in range(self.depth)], hooks=False), suppress(_Reached):
             self._call(inputs)
         return reached[0], calls, before
 
@@ -201,8 +230,9 @@ class HuggingFaceStack(CalledStack):
         along = self._along_chain(carry.hidden, carry.mask, nn.Identity())
         return self._answered(carry, nn.Identity()) if along is None else along
 
-    def _answered(self, carry: Carry, readout: nn.Module) -> Tensor:
-        """The model's outputs with the hidden state of the carry in the place of its layers; by copies of its modules where `readout` has some."""
+    def _answered(self, carry: Carry, readout: nn.Module, hooks: bool = False) -> Tensor:
+        """The model's outputs with the hidden state of the carry in the place of its layers, whose `hooks` were called with them; by copies of
+        modules where `readout` has some."""
         assert isinstance(carry, _ModelCarry) and carry.inputs is not None
         inputs = carry.inputs
         carry = replace(carry, hidden=readout(carry.hidden, carry.mask)) if isinstance(readout, Adapter) else carry
@@ -215,9 +245,9 @@ class HuggingFaceStack(CalledStack):
             return self.returned(i, CalledCarry(hidden=carry.hidden, full_flops=carry.full_flops, calls={i: call}))
 
         copies = _copies(readout)
-        modules = [*self.routed, *(self.beside[name] for name in copies)]
-        forwards: list[Callable[..., Any]] = [*(partial(pass_by, i) for i in range(self.depth)), *(copy.__call__ for copy in copies.values())]
-        with self._replaying(carry.before), standing_in(modules, forwards), self._tracing(traces):
+        passing = standing_in(self.routed, [partial(pass_by, i) for i in range(self.depth)], hooks)
+        answering = standing_in([self.beside[name] for name in copies], [copy.__call__ for copy in copies.values()])
+        with self._replaying(carry.before), passing, answering, tracing_calls(self.beside, traces):
             outputs = self._call(inputs)
         if self.head is not None:
             mask = real_tokens(carry.calls[0], carry.hidden.shape[1])
@@ -227,7 +257,8 @@ class HuggingFaceStack(CalledStack):
         if logits is None:
             raise UserError(f"{type(self.model).__name__} returns no logits: give the stack a head, or load the model with one")
         if not torch.compiler.is_compiling():
-            self._chains[self.model.training] = traces[0].names(logits) if traces else None  # a model may end before its last layer
+            chain = traces[0].names(logits) if traces else None  # a model may end before its last layer
+            self._chains[self.model.training] = None if chain is None or self._awaited(chain) else chain
         return logits
 
     def _along_chain(self, hidden: Tensor, mask: Tensor | None, readout: nn.Module) -> Tensor | None:
@@ -270,7 +301,7 @@ class HuggingFaceStack(CalledStack):
             raise ValueError("which modules come after the layers is found on an example: add_readouts(example), or give a plan")
         with torch.no_grad():
             carry = self.begin(example)
-            whole = partial(self._answered, carry, nn.Identity())  # the model itself: what is looked for is how it calls its modules
+            whole = partial(self._answered, carry, nn.Identity(), hooks=True)  # the model itself: what is looked for is how it calls its modules
             names = called_after(whole, self.routed[-1], self.beside)
             one_token = not self.speaks and reads_one_token(whole, self.routed[-1])
         return readout_plan(self.model, names, self.depth, self.fresh, one_token)
@@ -350,36 +381,6 @@ class HuggingFaceStack(CalledStack):
 
     def _call(self, inputs: Inputs) -> Any:
         return self.model(inputs, **self.options) if isinstance(inputs, Tensor) else self.model(**inputs, **self.options)
-
-    @contextmanager
-    def _recording(self, before: Recorded, reached: list[Tensor]) -> Iterator[None]:
-        """Within it, `before` gets what the modules beside the layers return until layer 0 is called."""
-
-        def keep(name: str, _module: nn.Module, _args: Any, output: Any) -> None:
-            if not reached:
-                before.setdefault(name, []).append(output)
-
-        hooks = [module.register_forward_hook(partial(keep, name)) for name, module in self.beside.items()]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    @contextmanager
-    def _tracing(self, traces: Sequence[ChainTrace]) -> Iterator[None]:
-        """Within it, `traces` are told of the modules beside the layers; there is none until the layers are done."""
-
-        def tell(name: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            for trace in traces:
-                trace.called(name, args, kwargs, output)
-
-        hooks = [module.register_forward_hook(partial(tell, name), with_kwargs=True) for name, module in self.beside.items()]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     @contextmanager
     def _replaying(self, before: Recorded) -> Iterator[None]:

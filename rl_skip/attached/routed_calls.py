@@ -19,7 +19,7 @@ from rl_skip.attached.finding import depth_of
 from rl_skip.attached.flops import LayerFlops, counted_flops
 from rl_skip.attached.returns import Form
 from rl_skip.attached.stand_in import StandIn, install, remove
-from rl_skip.attached.standing import check_device, check_unchanged, check_width, why_no_route
+from rl_skip.attached.standing import Way, check_called, check_depth, check_device, check_layers_stand, check_width, why_no_route
 from rl_skip.core.dial import Dial
 from rl_skip.core.errors import UserError
 from rl_skip.core.policy import JumpPolicy
@@ -124,6 +124,7 @@ class RoutedCalls(Dial):
     ) -> None:
         self.model, self.path, self.policy, self.flops = model, path, policy, flops
         self._configured_depth = depth_of(model, path)
+        self._way: Way | None = None  # on which the layers were found to be those that the policy was attached to
         routed = [RoutedForward(self, i, layer) for i, layer in enumerate(layers)]
         options: dict[str, Any] = {"width": width or 0, "forwards": [one.run for one in routed], "channel_dim": channel_dim, "form": form}
         self._stand_ins: list[StandIn] = [*routed]
@@ -146,8 +147,8 @@ class RoutedCalls(Dial):
         install(self._stand_ins)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy is not in the middle of a call."""
-        return {name: value for name, value in vars(self).items() if name != "_progress"}
+        """A copy is not in the middle of a call, and looks for its layers itself."""
+        return {name: value for name, value in vars(self).items() if name != "_progress"} | {"_way": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -189,8 +190,10 @@ class RoutedCalls(Dial):
         Generation with n beams has n rows for each input: give it `route.repeat_interleave(n, dim=0)`.
 
         Raises:
-            UserError: if it is not a route of so many layers.
+            UserError: if it is not a route of so many layers, or the policy was detached.
         """
+        if not self._attached:
+            raise UserError(f"the policy was detached from {self.path}, so its calls take no route: attach again")
         before = self._forced, self._fixed
         self._forced = self._checked(route)
         self._fixed = tuple(self._forced.tolist()) if self._forced.dim() == 1 else None
@@ -241,6 +244,7 @@ class RoutedCalls(Dial):
         assert isinstance(carry, CalledCarry)
         carry.hidden, carry.calls = hidden, {i: call}
         if i > progress.at + 1:  # the model left layers out by itself, such as wav2vec2 when it trains
+            check_called(self._stand_ins[progress.at + 1 : i])
             state.pass_over(i)
         progress.at = i
         progress.collected.begin()
@@ -292,7 +296,8 @@ class RoutedCalls(Dial):
 
     def _begin(self, hidden: Tensor, call: LayerCall) -> RoutingState:
         """A new call of the model."""
-        check_unchanged(self.model, self.path, self.stack, self._configured_depth)
+        self._check_layers()
+        check_depth(self.model, self.path, self.stack, self._configured_depth)
         route = kept_route(call, why_no_route(self.model, self.stack.depth, self._broken_off()))
         if self._forced is not None:
             check_forced(self._forced, route)
@@ -342,7 +347,15 @@ class RoutedCalls(Dial):
             raise UserError("layer 0 always runs, and the route leaves it out")
         return checked.bool()
 
+    def _check_layers(self) -> None:
+        if self._way is None or not self._way.stands:
+            self._way = check_layers_stand(self.model, self.path, self.stack)
+
     def _last(self, recorded: Tensor | None) -> Tensor:
+        if self._attached:
+            self._check_layers()  # a model all of whose layers were replaced calls none that would have said so
+            if self._progress.state is not None:  # the call ended early, or its last layers are not asked
+                check_called(self._stand_ins[self._progress.at + 1 : self.stack.depth])
         if recorded is None:
             raise UserError("no call was routed yet: call the model first, with a policy or within handle.forced(route)")
         return recorded.detach().clone()

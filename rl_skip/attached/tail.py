@@ -1,8 +1,10 @@
 """What a model does after its layers, for readouts: its modules found and copied, and the modules that lie beside the way to its layers."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from rl_skip.attached.finding import configured
 from rl_skip.attached.rows import Places, rows_of
+from rl_skip.attached.standing import HOOKS, any_hooked
 from rl_skip.core.errors import UserError
 from rl_skip.core.readouts import POOLING_RANK, RANK, too_large
 
@@ -23,6 +26,7 @@ __all__ = [
     "modules_beside",
     "readout_plan",
     "reads_one_token",
+    "recording_calls",
     "shares_weights",
     "speaks",
     "standing_in",
@@ -51,10 +55,12 @@ class Tail(nn.Module):
         self.copies = nn.ModuleDict()
         for name in names:
             try:
-                self.copies[name.replace(".", "/")] = _without_adapters(model.get_submodule(name))
+                copy = _without_adapters(model.get_submodule(name))
             except AttributeError:
                 advice = "load the model that they were saved for"
                 raise UserError(f"the readouts copy a module {name}, which {type(model).__name__} lacks; {advice}") from None
+            copy._forward_hooks.clear()  # those of what it stands in for are called around it
+            self.copies[name.replace(".", "/")] = copy
 
     def by_name(self) -> dict[str, nn.Module]:
         """The copies by the paths of what they are copies of."""
@@ -214,10 +220,36 @@ def copied(output: Any) -> Any:
 
 
 @contextmanager
-def standing_in(modules: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
-    """Within it, each module runs the forward given for it."""
-    own = [vars(module).get("forward") for module in modules]
+def recording_calls(beside: Mapping[str, nn.Module], before: Recorded, reached: Sequence[Tensor]) -> Iterator[None]:
+    """Within it, `before` gets what the modules beside the layers return until a layer is `reached`, as it is before hooks of others change it: where
+    it is replayed they do so again."""
+
+    def keep(name: str, _module: nn.Module, _args: Any, output: Any) -> None:
+        if not reached:
+            before.setdefault(name, []).append(output)
+
+    hooks = [module.register_forward_hook(partial(keep, name), prepend=True) for name, module in beside.items()]
     try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def standing_in(modules: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]], hooks: bool = True) -> Iterator[None]:
+    """Within it, each module runs the forward given for it.
+
+    Args:
+        modules: the modules.
+        forwards: for each what it runs.
+        hooks: whether its hooks are called around that as around its own forward.
+    """
+    own = [vars(module).get("forward") for module in modules]
+    unhooked = [] if hooks else [(module, {name: vars(module)[name] for name in HOOKS}) for module in modules if any_hooked((module,))]
+    try:
+        for module, _ in unhooked:
+            vars(module).update({name: OrderedDict() for name in HOOKS})
         for module, forward in zip(modules, forwards, strict=True):
             vars(module)["forward"] = forward
         yield
@@ -226,3 +258,5 @@ def standing_in(modules: Sequence[nn.Module], forwards: Sequence[Callable[..., A
             vars(module).pop("forward", None)
             if before is not None:
                 module.forward = before
+        for module, kept in unhooked:
+            vars(module).update(kept)

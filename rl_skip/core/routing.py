@@ -63,7 +63,7 @@ class Router(ABC):
     def known(self, depth: int) -> Sequence[int] | None:
         """Which of L = `depth` layers all rows run, from 0 on, where that is known beforehand; None: `decide` says.
 
-        Of a decision that is asked for all the same, only the cost counts then.
+        Of a decision that is asked for all the same, only the cost counts then: one number that is another layer is refused, a tensor is not read.
         """
         return None
 
@@ -145,7 +145,13 @@ class RoutingState(Sight):
         Args:
             layers: those that all rows run.
             looks: who decides after each, as is known beforehand, and is charged for it; None: nobody looks.
+
+        Raises:
+            ValueError: if these are no layers in order from 0 on, or a decision names one other layer for all rows.
         """
+        layers = list(layers)
+        if layers != sorted({0, *layers}) or layers[0] != 0 or layers[-1] >= self.stack.depth:
+            raise ValueError(f"the layers known beforehand are {layers}, expected ascending ones of {self.stack.depth}, from 0 on; mend known()")
         stack, everyone, costs = self.stack, self.everyone, []
         marks = type(stack).on_jump is not LayerStack.on_jump
         for i, following in pairwise(layers):
@@ -155,10 +161,14 @@ class RoutingState(Sight):
                 costs.append(stack.costs.layer(i, counted.detach().float()))
             else:
                 self.ran(i, everyone, counted)
-                self._charge(everyone, looks.decide(self, i, everyone))
+                decision = looks.decide(self, i, everyone)
+                if isinstance(decision.next_layer, int) and decision.next_layer != following:
+                    said = f"{type(looks).__name__} sends all rows from layer {i} to {decision.next_layer}"
+                    raise ValueError(f"{said}, and knew beforehand that they run {following}; mend its known() or its decide()")
+                self._charge(everyone, decision)
             if marks:
                 stack.on_jump(self.carry, everyone, torch.full_like(everyone, following - i - 1))
-        ran = list(layers[:-1])
+        ran = layers[:-1]
         if costs:
             self.spent[:, ran], self.route[:, ran] = torch.stack(costs, dim=1).to(self.spent.dtype), True
         if ran:

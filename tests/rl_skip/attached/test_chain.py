@@ -34,7 +34,7 @@ def test_the_modules_alone_say_what_the_model_says() -> None:
     alone = answers(stack, inputs)
     assert stack._chains[False] is not None
     calls: list[str] = []
-    model.register_forward_pre_hook(lambda *_: calls.append("model"))
+    model.bert.embeddings.register_forward_pre_hook(lambda *_: calls.append("model"))
     again = answers(stack, inputs)
     assert len(calls) == len(again)  # to reach the layers, and not once to answer
     stack._chains.clear()

@@ -11,7 +11,7 @@ from rl_skip.core.forward import Rollout, routed_forward
 from rl_skip.core.policy import JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.core.reward import Reward
 from rl_skip.core.routers import PolicyRouter, next_layers
-from rl_skip.core.routing import RoutingState
+from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.nets.blocks import AttentionBlock, ClassifierHead
 from rl_skip.nets.module_stack import ModuleStack
 
@@ -299,6 +299,35 @@ def test_policy_gradient_does_not_reach_the_network() -> None:
 def test_routes_that_do_not_fit_are_refused(route: list[int], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         routed_forward(_stack(), PolicyRouter(_policy(2), route=torch.tensor(route, dtype=torch.bool)), _inputs(3, False))
+
+
+class _Knows(Router):
+    """Says beforehand that all rows run some layers, and is asked all the same."""
+
+    def __init__(self, layers: list[int], *sent: Tensor | int, looks: bool = True) -> None:
+        self.layers, self.sent, self.looks = layers, sent, looks
+
+    def known(self, depth: int) -> list[int]:
+        return self.layers
+
+    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
+        return Decision(self.sent[i], flops=1e3)
+
+
+def test_a_router_that_decides_otherwise_than_it_knew_is_refused() -> None:
+    stack, inputs = _stack(), _inputs(3, False)
+    with torch.no_grad():
+        routed = routed_forward(stack, _Knows([0, 2, 3], 2, 9, 3, DEPTH), inputs)
+        assert routed.route.tolist() == [[True, False, True, True, False, False]] * 3
+        for sent, words in (((1, 9, 3), "layer 0 to 1, and knew beforehand that they run 2"), ((2, 9, DEPTH), "layer 2 to 6, .* they run 3")):
+            with pytest.raises(ValueError, match=rf"_Knows sends all rows from {words}; mend its known\(\) or its decide"):
+                routed_forward(stack, _Knows([0, 2, 3], *sent), inputs)
+
+
+@pytest.mark.parametrize("layers", [[], [1, 2], [0, 3, 2], [0, 2, 2], [-1, 0, 1], [0, DEPTH]])
+def test_layers_known_beforehand_ascend_from_the_first(layers: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"known beforehand are \[.*expected ascending ones of 6, from 0 on; mend known\(\)"):
+        routed_forward(_stack(), _Knows(layers, *range(1, DEPTH + 1), looks=False), _inputs(3, False))
 
 
 def test_a_policy_must_fit_the_stack() -> None:
