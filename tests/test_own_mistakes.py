@@ -237,7 +237,7 @@ def test_a_fork_goes_its_own_way() -> None:
             state.observe(everyone)
         other = forked.fork()
         advanced(other, 2)
-        other.restart(torch.tensor([0]), x[:1], 9.0)
+        other.replace(torch.tensor([0]), RoutingState(stack, rules, x[:1], 9.0))
         assert torch.equal(advanced(forked, 1), advanced(alone, 1)) and torch.equal(forked.price, alone.price)
 
 

@@ -46,7 +46,7 @@ BUDGET_ALONE = ("budget_price", "budget_integral", "budget_proportional", "budge
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Trains a network and its jump policy together."""
+    """Trains a network and its policy together."""
 
     task: str = "digits"
     """digits, hops, hops-16, speech, images, text, language, or file.py:function for a task of your own. Some bring options of their own."""

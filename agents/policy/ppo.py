@@ -226,7 +226,7 @@ class Ppo(PolicyAgent):
         metrics |= score_metric(learner.task, "rollout", outputs, batch.labels)
         score = self.score(outputs, batch.labels)
         self.prices.observe(route.compute.mean())
-        return rollout_metrics(route, score.detach(), price, self.prices.reward, learner.rules.max_jump) | metrics
+        return rollout_metrics(route, score.detach(), price, self.prices.reward, learner.rules) | metrics
 
     def state_dict(self) -> dict[str, Any]:
         """What PPO needs beside the learner to go on: its optimiser and its count of updates."""

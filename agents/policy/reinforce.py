@@ -308,7 +308,7 @@ class Reinforce(PolicyAgent):
         score = self.score(rollout.outputs, labels)
         losses = reinforce_loss(rollout, score, price, self.advantage, self.prices.reward)
         loss = losses.policy - entropy_weight(config, progress) * losses.entropy
-        metrics = rollout_metrics(rollout, score, price, self.prices.reward, learner.rules.max_jump)
+        metrics = rollout_metrics(rollout, score, price, self.prices.reward, learner.rules)
         metrics |= score_metric(learner.task, "rollout", rollout.outputs, labels) | {"train/policy_loss": losses.policy}
         metrics["train/value_loss"] = torch.zeros((), device=learner.device)  # without a critic there is nothing to miss
         if self.critic is not None:

@@ -18,6 +18,7 @@ from rl_skip.core.bounded import read_bytes
 from rl_skip.core.errors import UserError
 from rl_skip.core.files import atomic_write, unwritable
 from rl_skip.core.forward import Rollout
+from rl_skip.core.policy import JumpRules
 from rl_skip.core.reward import Reward
 from rl_skip.core.task import Task, score_key
 from rl_skip.measure.evaluation import Evaluation
@@ -49,8 +50,15 @@ def score_metric(task: Task, stage: str, outputs: Tensor, labels: Tensor) -> dic
     return {f"{stage}/{score_key(task.score_name)}": task.score(outputs, labels).mean()}
 
 
-def rollout_metrics(rollout: Rollout, score: Tensor, price: Tensor, reward: Reward, max_jump: int) -> dict[str, Tensor]:
-    """Metrics of one batch of episodes, as scalars on the device. `score` and `price` are (B,); `reward` is the one that is optimised."""
+def rollout_metrics(rollout: Rollout, score: Tensor, price: Tensor, reward: Reward, rules: JumpRules) -> dict[str, Tensor]:
+    """Metrics of one batch of episodes, as scalars on the device.
+
+    Args:
+        score: (B,), of the answers.
+        price: (B,), of each row.
+        reward: the one that is optimised.
+        rules: what the policy may do: without jumps it is said how often rows go on and leave, with them how often each jump is taken.
+    """
     decided = rollout.decided.float()
     decisions = decided.sum().clamp(min=1.0)
     taken = rollout.jumps[rollout.decided]
@@ -61,8 +69,11 @@ def rollout_metrics(rollout: Rollout, score: Tensor, price: Tensor, reward: Rewa
         "policy/entropy": rollout.entropies.detach().sum() / decisions,
         "price": price.mean(),
     }
-    shares = torch.bincount(taken, minlength=max_jump + 1).float() / decisions
-    metrics |= {f"policy/jump_{a}": shares[a] for a in range(max_jump + 1)}
+    shares = torch.bincount(taken, minlength=rules.max_jump + 1).float() / decisions
+    if rules.jumps:
+        metrics |= {f"policy/jump_{a}": shares[a] for a in range(rules.max_jump + 1)}
+    else:
+        metrics |= {"policy/go_on": shares[0], "policy/leave": shares[1:].sum()}
     return metrics | {f"{RUN_RATE}{i}": rate for i, rate in enumerate(rollout.route.float().mean(dim=0))}
 
 

@@ -82,10 +82,6 @@ class Heading:
         """Moves rows whose next layer lies before `i` on to `i`."""
         self._each, self._host = self.each.clamp(min=i), None
 
-    def begin(self, rows: Tensor, other: "Heading") -> None:
-        """Gives `rows` (R,) what another says of its R rows."""
-        self.each[rows], self._host = other.each, None
-
     def fork(self) -> "Heading":
         """A copy that can go elsewhere."""
         other = copy(self)

@@ -96,7 +96,6 @@ class RoutingState(Sight):
         self._heading = Heading(self.everyone)
         self._position: Tensor | int = 0  # last layer run
         self.route = torch.zeros(B, L, dtype=torch.bool, device=device)
-        self.spent = torch.zeros(B, L, device=device)
         self.answers: Tensor | None = None
         """(B, ...), of the rows that left with an answer of their own."""
         self.answered = torch.zeros(B, dtype=torch.bool, device=device)
@@ -299,10 +298,6 @@ class RoutingState(Sight):
         outputs, rest = self.answers[rows], (~answered).nonzero().squeeze(1)
         return outputs if rest.shape[0] == 0 else outputs.index_copy(0, rest, self.finish(rows[rest]).to(outputs.dtype))
 
-    def hidden(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The hidden state (R, T, D) of the named rows, and which of their tokens are real, (R, T); None where all are."""
-        return self.stack.gathered(self.carry, self.some(rows))
-
     def fork(self) -> "RoutingState":
         """A copy of the state, which can take another route."""
         other = copy(self)
@@ -314,18 +309,11 @@ class RoutingState(Sight):
             setattr(other, name, getattr(self, name).clone())
         return other
 
-    def restart(self, rows: Tensor, inputs: Inputs, price: Tensor | float) -> None:
-        """Replaces the inputs of `rows` by new ones; layer 0 is their next.
-
-        The inputs must have the shapes of the old ones: an environment takes both from the same examples.
-        """
-        fresh = RoutingState(self.stack, self.rules, inputs, price)
-        self.replace(rows, fresh)
-        self._heading.begin(rows, fresh._heading)
-        self.position[rows] = fresh.position
-
     def replace(self, rows: Tensor, fresh: "RoutingState") -> None:
-        """Puts all that is known of the rows of another state in the place of `rows`, but where they are."""
+        """Puts all that is known of the rows of another state in the place of `rows`, but where they are.
+
+        The inputs of both must have the same shapes: an environment takes them from the same examples.
+        """
         self._any_waits, self._costs, self._company, self._cheap = True, {}, None, None
         self.carry.put(rows, fresh.carry)
         for name in ("price", "route", "spent") if self.answers is None else ("price", "route", "spent", "answered"):

@@ -1,5 +1,6 @@
 """What there is to see of rows on their way through a stack: the hidden state, what readouts say, what was seen before; and the observation of it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -13,7 +14,7 @@ from rl_skip.core.stack import Carry, LayerStack
 __all__ = ["Sight"]
 
 
-class Sight:
+class Sight(ABC):
     """What a policy, and whoever asks a readout, sees of the B rows of a batch.
 
     Args:
@@ -24,13 +25,12 @@ class Sight:
         rows: B.
     """
 
-    spent: Tensor
-    """(B, L), the relative compute that each row spent at each layer, decisions included."""
-
     def __init__(self, stack: LayerStack, rules: JumpRules | None, carry: Carry, price: Tensor | float, rows: int) -> None:
         self.stack, self.rules, self.carry = stack, rules, carry
         device = carry.hidden.device
         self.price = torch.as_tensor(price, dtype=torch.float32, device=device).expand(rows).clone()  # (B,)
+        self.spent = torch.zeros(rows, stack.depth, device=device)
+        """(B, L), the relative compute that each row spent at each layer, decisions included."""
         self._cheap = 0 < price < rules.layout.price_low if rules is not None and isinstance(price, int | float) else None
         self.everyone = torch.arange(rows, device=device)
         self._visited: tuple[int, Tensor] | None = None  # the layer that ran last, and the rows that it ran on
@@ -40,9 +40,9 @@ class Sight:
         self._known: dict[str, Tensor] = {}  # features that stay as they are, (B, size) each by name
 
     @property
+    @abstractmethod
     def position(self) -> Tensor:
         """(B,) long, the last layer that each row has run; 0 before any."""
-        raise NotImplementedError(f"{type(self).__name__} does not say where its rows are")
 
     @property
     def layout(self) -> ObservationLayout:

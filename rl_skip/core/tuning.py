@@ -23,10 +23,16 @@ SAME = "the same routes, given"
 AS_FAST = 1.02
 """Times that differ by less are taken for the same."""
 WORDS = {
-    "rows": "the policy decides for each row",
+    "rows": "the policy decides for each row after every layer",
     "other layers": "the policy decides for each row after every other layer",
-    "batch": "the policy decides for the batch as a whole, which passes over a layer where each of its rows would",
-    "everything": "every layer runs",
+    "batch": "the policy decides for all rows together, and skips a layer only where it would for each of them",
+    "everything": "the policy is not asked, and every layer runs",
+}
+TIMED = {
+    "rows": "deciding for each row after every layer",
+    "other layers": "for each row after every other layer",
+    "batch": "for all rows together",
+    "everything": "without the policy, every layer run",
 }
 
 
@@ -63,10 +69,11 @@ class Tuned:
     """The share of the layers up to which deciding for each row is faster than running everything, 0 to 1."""
 
     def in_words(self) -> str:
-        """One sentence, for a model card."""
-        times = ", ".join(f"{mode} {taken:.3g}" for mode, taken in zip(MODES, self.milliseconds, strict=True))
+        """Two sentences, for a model card."""
+        times = ", ".join(f"{taken:.3g} ms {TIMED[mode]}" for mode, taken in zip(MODES, self.milliseconds, strict=True))
         rows = f"{self.batch_size} row{'s' * (self.batch_size > 1)}"
-        return f"At {rows} {WORDS[self.mode]}: measured in ms, {times}; deciding for each row pays up to a compute of {self.break_even:.2f}."
+        chosen = f"In batches of {rows} {WORDS[self.mode]}, which was the fastest where it was measured: a batch took {times}."
+        return f"{chosen} Deciding for each row is faster than running every layer up to a compute of {self.break_even:.2f}."
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, from which `read` makes the same."""

@@ -20,7 +20,7 @@ def model_card(description: Description, weights: bool) -> str:
     else:
         does = "goes on to the next layer or leaves" + (", answered by the readout of that depth" if description.readouts is not None else "")
     parts = [
-        "# A jump policy",
+        "# A policy that skips layers",
         f"A policy that decides, for each input, which of a network's {layout.depth} layers (width {layout.width}) to run. It looks "
         f"{SCOPES[rules.scope]} and {does}. "
         + ("The network's weights are in `model.safetensors`." if weights else "The network's weights are not part of this folder."),

@@ -180,7 +180,7 @@ def _card(description: dict[str, Any], removed: list[int], takes_stack: bool, sc
     parts = [
         "# A pruned network",
         f"A network of {description['depth']} layers (width {description['width']}) on one fixed route: layers {kept} run for every input, "
-        f"{left_out}. It has no jump policy and no routing. Layers are numbered from 0, as in the whole network.",
+        f"{left_out}. It has no policy and no routing. Layers are numbered from 0, as in the whole network.",
         "## Trained on",
         "\n".join(f"- {name}: {value}" for name, value in description["trained_on"].items()) or "Not recorded.",
         f"## {score_name.capitalize()} and compute",
@@ -191,7 +191,7 @@ def _card(description: dict[str, Any], removed: list[int], takes_stack: bool, sc
                 "| --- | --- | --- |",
                 f"| this network | {measured[key]:.4f} | {measured['compute']:.3f} |",
                 f"| every layer | {measured[f'full_depth_{key}']:.4f} | {measured['full_depth_compute']:.3f} |",
-                f"| the jump policy | {measured[f'policy_{key}']:.4f} | {measured['policy_compute']:.3f} |",
+                f"| the policy | {measured[f'policy_{key}']:.4f} | {measured['policy_compute']:.3f} |",
             ]
         ),
         "## Use",

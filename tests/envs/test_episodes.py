@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
+from torch import nn
 
+from envs.episodes import Episodes
+from rl_skip import JumpRules, ModuleStack, ObservationLayout, RoutingState
 from tests.envs.test_core import KINDS, core_of
 
 MODES = [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP]
@@ -67,3 +71,28 @@ def test_rows_at_different_layers_are_each_asked_by_the_readout_of_their_own(kin
         said = state.said(rows)
         alone = [stack.read(stack.readouts.each[i], state.carry, rows[n : n + 1]) for n, i in enumerate([3, 1, 2, 2])]
     torch.testing.assert_close(said, torch.cat(alone))
+
+
+@pytest.mark.parametrize("scope", ["state", "input"])
+def test_rows_of_a_new_episode_go_on_as_if_all_had_begun_there(scope: str) -> None:
+    core = core_of("padded", scope=scope)
+    core.reset()
+    core.step(torch.ones(core.num_envs, dtype=torch.long))
+    state, rows, others = core.state, torch.tensor([1, 4]), torch.tensor([0, 2, 3, 5, 6])
+    assert state is not None
+    untouched, new = state.observe(others), core.examples.take(slice(20, 22)).inputs
+    with torch.no_grad():
+        state.begin(rows.numpy(), new, torch.full((2,), 0.1))
+        fresh = RoutingState(core.stack, core.rules, new, 0.1)
+        fresh.visit(0)
+        torch.testing.assert_close(state.observe(rows), fresh.observe(torch.arange(2)))
+    assert torch.equal(state.observe(others), untouched) and state.next_layer[rows].tolist() == fresh.next_layer.tolist()
+
+
+def test_a_new_episode_leaves_the_inputs_of_the_last_alone() -> None:
+    stack = ModuleStack(nn.Identity(), [nn.Linear(8, 8) for _ in range(4)], nn.Identity(), width=8, layer_flops=[1e3] * 4)
+    rules, x = JumpRules.reaching(ObservationLayout(8, 4), scope="input"), torch.randn(3, 8)
+    kept = x.clone()
+    with torch.no_grad():
+        Episodes(stack, rules, x, torch.zeros(3)).begin(np.array([1]), torch.zeros(1, 8), torch.zeros(1))
+    assert torch.equal(x, kept)

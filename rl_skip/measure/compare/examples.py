@@ -1,4 +1,4 @@
-"""Inputs that the policy finds easy and hard, each with its route drawn beside it."""
+"""Inputs on which the policy spends least and most, each with its route drawn beside it."""
 
 import textwrap
 from typing import TYPE_CHECKING
@@ -9,13 +9,13 @@ from torch import Tensor
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.task import Examples, Task
 from rl_skip.measure.compare.result import RoutesTaken
-from rl_skip.measure.compare.style import BLUE, GREY, INK, VERMILLION, new_figure, title
+from rl_skip.measure.compare.style import BLUE, GREY, INK, NOTE_CHARACTERS, VERMILLION, new_figure, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_examples", "easiest_and_hardest", "right_and_wrong"]
+__all__ = ["cheapest_and_dearest", "draw_examples", "highest_and_lowest", "right_and_wrong"]
 
 SHOWN = 6
 """Rows of each kind."""
@@ -23,22 +23,36 @@ FRAMES_A_SECOND = 100
 LINE = 38
 """Characters of a text in one line."""
 LONGEST_TEXT = 150
+LONGEST_CLASS = 32
+SHORT_CLASSES = 12
+"""Characters of two names of classes that stand in one line."""
+DECIMALS = 2
+"""Of a compute, as it is shown."""
 
 
-def easiest_and_hardest(taken: RoutesTaken, count: int) -> tuple[Tensor, Tensor]:
-    """The rows whose routes cost least and most, no row in both.
+def cheapest_and_dearest(taken: RoutesTaken, count: int) -> tuple[Tensor, Tensor]:
+    """The rows that cost least and most, no row in both.
 
-    Of rows that cost the same, each class is shown once before any is shown twice.
+    Of rows that cost the same, as far as the figure shows it, each class is shown once before any is shown twice.
 
     Returns:
-        Row numbers, (≤ count,) each, in the order of their compute.
+        Row numbers, (≤ count,) each, from the cheapest on and from the dearest on.
     """
-    turn = _turns(taken.labels)
-    compute = (taken.compute * 1e6).round().tolist()
-    order = sorted(range(len(turn)), key=lambda row: (compute[row], turn[row]))
-    easy = order[: min(count, (len(order) + 1) // 2)]
-    dearest = sorted(set(order) - set(easy), key=lambda row: (-compute[row], turn[row]))
-    return torch.tensor(easy, dtype=torch.long), torch.tensor(dearest[:count], dtype=torch.long)
+    return _both_ends(taken.compute.round(decimals=DECIMALS), taken.labels, count)
+
+
+def highest_and_lowest(taken: RoutesTaken, count: int) -> tuple[Tensor, Tensor]:
+    """The rows of the highest score and of the lowest, (≤ count,) each, likewise."""
+    return _both_ends(-taken.correct, taken.labels, count)
+
+
+def _both_ends(value: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The rows of the least `value` (N,) and those of the greatest, (≤ count,) each, no row in both."""
+    turn, values = _turns(labels), value.tolist()
+    order = sorted(range(len(turn)), key=lambda row: (values[row], turn[row]))
+    least = order[: min(count, (len(order) + 1) // 2)]
+    greatest = sorted(set(order) - set(least), key=lambda row: (-values[row], turn[row]))
+    return torch.tensor(least, dtype=torch.long), torch.tensor(greatest[:count], dtype=torch.long)
 
 
 def right_and_wrong(taken: RoutesTaken, count: int) -> tuple[Tensor, Tensor]:
@@ -61,21 +75,26 @@ def _turns(labels: Tensor) -> list[int]:
 
 
 def draw_examples(taken: RoutesTaken, task: Task, test: Examples) -> "Figure":
-    """The inputs with the cheapest routes on the left, those with the dearest on the right.
+    """The inputs that cost least on the left, those that cost most on the right.
 
-    A policy that takes one route for all has neither: then rows that were right on the left, rows that were wrong on the right.
+    Where all cost the same there are neither: then rows that were right on the left, rows that were wrong on the right, or, where the score is
+    not one or the other, those of the highest and of the lowest score.
     """
     depth = taken.route.shape[1]
-    one_route = len(taken.route.unique(dim=0)) == 1
-    columns = (right_and_wrong if one_route else easiest_and_hardest)(taken, SHOWN)
-    headings = ("right", "wrong") if one_route else ("easy: the cheapest routes", "hard: the dearest routes")
-    note = "filled: the layer ran; empty: it was jumped over and not computed"
-    if one_route:
-        note += "\nThe policy takes one and the same route for every row, so none is easier to it than another."
+    headings, columns = ("least compute", "most compute"), cheapest_and_dearest(taken, SHOWN)
+    note = "filled: the layer ran; empty: it was not computed"
+    if len(taken.compute.round(decimals=DECIMALS).unique()) == 1:
+        note += "\nThe policy spends the same on every row, so none is cheaper than another."
+        if _is_graded(taken):
+            headings, columns = (f"highest {task.score_name}", f"lowest {task.score_name}"), highest_and_lowest(taken, SHOWN)
+        else:
+            headings, columns = ("right", "wrong"), right_and_wrong(taken, SHOWN)
     texts = _in_words(task, test)
     if texts is None and _is_sound(test.inputs):
         note += "\nSounds: time to the right, one second in all; pitch upwards; brighter is louder."
-    route_width = max(1.6, 0.24 * depth)
+    verdicts = {row: _verdict(taken, task, row) for rows in columns for row in rows.tolist()}
+    longest = max(len(line) for words, _ in verdicts.values() for line in words.splitlines())
+    route_width = max(1.6, 0.24 * depth, longest / NOTE_CHARACTERS)
     picture_width = 1.1 if texts is None and _is_image(test.inputs) else 2.4
     figure = new_figure(2 * (picture_width + route_width) + 0.6, 1.4 + 0.85 * SHOWN)
     axes = figure.subplots(SHOWN, 4, squeeze=False, width_ratios=[picture_width, route_width] * 2)
@@ -89,11 +108,11 @@ def draw_examples(taken: RoutesTaken, task: Task, test: Examples) -> "Figure":
             if place < len(rows):
                 row = int(rows[place])
                 _draw_input(left, test.inputs, row, texts)
-                _draw_route(right, taken, task, row, numbered=place == 0)
+                _draw_route(right, taken, row, verdicts[row], numbered=place == 0)
     return figure
 
 
-def _draw_route(axes: "Axes", taken: RoutesTaken, task: Task, row: int, numbered: bool) -> None:
+def _draw_route(axes: "Axes", taken: RoutesTaken, row: int, verdict: tuple[str, str], numbered: bool) -> None:
     depth = taken.route.shape[1]
     ran = taken.route[row].tolist()
     colours = [BLUE if run else "white" for run in ran]
@@ -102,13 +121,29 @@ def _draw_route(axes: "Axes", taken: RoutesTaken, task: Task, row: int, numbered
         for layer in range(depth):
             axes.text(layer, 0.62, str(layer), ha="center", va="bottom", fontsize=7, color=INK)
         axes.text(-0.6, 1.35, "layer", fontsize=7, color=INK)
-    label, predicted = (task.classes[int(column[row])] for column in (taken.labels, taken.prediction))
-    right = bool(taken.correct[row])
-    verdict = f"label {label}: right" if right else f"label {label}: wrong, predicted {predicted}"
-    if len(task.classes) == 1:
-        verdict = f"{task.score_name} {taken.correct[row]:.3f}"
-    axes.text(-0.6, -0.7, f"compute {taken.compute[row]:.2f}\n{verdict}", va="top", fontsize=8, color=INK if right else VERMILLION)
+    words, colour = verdict
+    spent = f"compute {taken.compute[row]:.{DECIMALS}f}"
+    axes.text(-0.6, -0.7, f"{spent}\n{words}", va="top", fontsize=8, color=colour, in_layout=False)
     axes.set(xlim=(-0.7, depth - 0.3), ylim=(-2.2, 2.0))
+
+
+def _is_graded(taken: RoutesTaken) -> bool:
+    """Whether rows are more or less right, and not right or wrong."""
+    return bool(((taken.correct != 0) & (taken.correct != 1)).any())
+
+
+def _verdict(taken: RoutesTaken, task: Task, row: int) -> tuple[str, str]:
+    """How good an answer was, in a line or two, and their colour."""
+    score = f"{task.score_name} {taken.correct[row]:.3f}"
+    if len(task.classes) == 1:
+        return score, INK
+    label, predicted = (_cut(task.classes[int(column[row])], LONGEST_CLASS) for column in (taken.labels, taken.prediction))
+    if _is_graded(taken):
+        return f"{score}, label {label},\npredicted {predicted}", INK
+    if taken.correct[row]:
+        return f"label {label}: right", INK
+    apart = "\n" if len(label) + len(predicted) > SHORT_CLASSES else " "
+    return f"label {label}: wrong,{apart}predicted {predicted}", VERMILLION
 
 
 def _in_words(task: Task, test: Examples) -> list[str] | None:
@@ -134,7 +169,7 @@ def _is_sound(inputs: Inputs) -> bool:
 
 def _draw_input(axes: "Axes", inputs: Inputs, row: int, texts: list[str] | None) -> None:
     if texts is not None:
-        axes.text(0, 0.52, _shortened(texts[row]), va="center", fontsize=8, color=INK, transform=axes.transAxes)
+        axes.text(0, 0.52, _shortened(texts[row]), va="center", fontsize=8, color=INK, transform=axes.transAxes, in_layout=False)
     elif isinstance(inputs, Tensor):
         axes.imshow(_image(inputs[row]).numpy(), cmap="gray", interpolation="nearest")
     else:
@@ -146,12 +181,12 @@ def _draw_input(axes: "Axes", inputs: Inputs, row: int, texts: list[str] | None)
 
 def _shortened(text: str) -> str:
     """The beginning of a text, or of both texts of a pair, in lines that fit beside a route."""
-    lines = text.splitlines()
+    lines = text.strip().splitlines()
     if len(lines) == 2:  # a pair: a long text leaves the other at least half of the room
         rooms = [LONGEST_TEXT - min(len(other), LONGEST_TEXT // 2) for other in reversed(lines)]
         lines = [_cut(line, room) for line, room in zip(lines, rooms, strict=True)]
     else:
-        lines = _cut(text, LONGEST_TEXT).splitlines()
+        lines = _cut(text.strip(), LONGEST_TEXT).splitlines()
     return "\n".join(part for line in lines for part in textwrap.wrap(line, LINE))
 
 

@@ -24,9 +24,9 @@ CELL_TEXT = 26
 LABEL_GAP = 0.058
 """Distance of two labels beside a panel, as a share of its height."""
 ARC_HEIGHT = 0.36
-"""Height of a jump's arc for each layer that it is long, where two layers are 1 apart."""
+"""Height of an arc for each layer that it is long, where two layers are 1 apart."""
 SMALL_FLOW = 0.03
-"""Share of rows below which a jump is drawn without a number."""
+"""Share of rows below which a way is drawn without a number."""
 
 
 def draw_all(comparison: Comparison, folder: Path, task: Task, test: Examples) -> list[Path]:
@@ -39,7 +39,7 @@ def draw_all(comparison: Comparison, folder: Path, task: Task, test: Examples) -
         test: the N rows that `comparison.taken` speaks of, in the same order.
 
     Returns:
-        The files: score over compute, run rate of layers and classes, jumps from layer to layer, inputs with their routes.
+        The files: score over compute, run rate of layers and classes, where rows go after each layer, inputs with their routes.
 
     Raises:
         UserError: if matplotlib is missing.
@@ -185,7 +185,7 @@ def _cells(rates: Tensor) -> list[tuple[int, int]]:
 
 
 def draw_flow(taken: RoutesTaken, task: Task) -> "Figure":
-    """Layers in a row, with an arc for each jump: as thick as there are rows that take it."""
+    """Layers in a row, with a line to the next one and an arc to each other place, each as thick as there are rows that take it."""
     rows, depth = taken.route.shape
     flow = taken.flow().double() / rows  # (L, L + 1)
     leaving = bool(flow[:-1, depth].sum() > 0)
@@ -193,8 +193,8 @@ def draw_flow(taken: RoutesTaken, task: Task) -> "Figure":
     bottom, top = -1.0, ARC_HEIGHT * longest + 0.6
     figure = new_figure(min(2.0 + 0.95 * (depth + 1), 15), min(1.2 + 0.8 * (top - bottom), 4.6))
     axes = figure.subplots()
-    subtitle = f"thickness and numbers: share of the {rows} test rows; straight: the very next layer; arc: the layers below it are not computed"
-    title(figure, f"Where the policy jumps, from layer to layer: {task.name}", subtitle)
+    subtitle = f"thickness and numbers: share of the {rows} test rows; straight: the very next layer{_arcs_in_words(flow)}"
+    title(figure, f"Where rows go after each layer: {task.name}", subtitle)
     for i, j in flow.nonzero().tolist():
         share = float(flow[i, j])
         if j == depth and not leaving:
@@ -215,6 +215,16 @@ def draw_flow(taken: RoutesTaken, task: Task) -> "Figure":
     axes.set(xlim=(-1.7, depth + 0.6), ylim=(bottom, top))
     axes.axis("off")
     return figure
+
+
+def _arcs_in_words(flow: Tensor) -> str:
+    """What the arcs are that a figure of `flow` (L, L + 1) has; nothing where it has none."""
+    depth = len(flow)
+    ends = {j == depth for i, j in flow.nonzero().tolist() if j > i + 1}
+    if not ends:
+        return ""
+    rows = "rows leave or jump" if len(ends) == 2 else "rows leave" if True in ends else "rows jump"
+    return f"; arc: {rows}, and the layers below it are not computed"
 
 
 def _thickness(share: float) -> float:

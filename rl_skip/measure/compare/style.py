@@ -10,13 +10,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "GREEN", "GREY", "INK", "OLIVE", "ORANGE", "PURPLE", "SKY", "VERMILLION", "WINE", "new_figure", "plain", "save", "title"]
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "INK",
+    "NOTE_CHARACTERS",
+    "OLIVE",
+    "ORANGE",
+    "PURPLE",
+    "SKY",
+    "VERMILLION",
+    "WINE",
+    "new_figure",
+    "plain",
+    "save",
+    "title",
+]
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"  # Okabe and Ito
 INK, GREY, WINE, OLIVE = "#1a1a1a", "#808080", "#882255", "#999933"  # from Tol's muted scheme: Okabe and Ito's yellow is too pale on white
 DPI = 150
 NOTE_CHARACTERS = 15.5
-"""Characters of the note below a figure that fit into an inch."""
+"""Characters of the note below a figure, or of another text of 8 points, that fit into an inch."""
 
 
 def new_figure(width: float, height: float) -> "Figure":

@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, TENSORS, EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from agents.options.config import TrainConfig
+from agents.options.config import PolicyConfig, TrainConfig
+from agents.run.learner import Learner
 from agents.run.pictures import show_run_rates
-from agents.run.telemetry import RunRates, Telemetry
+from agents.run.telemetry import RunRates, Telemetry, rollout_metrics
 from benchmarks.kill import points
 from rl_skip.core.errors import UserError
+from rl_skip.core.forward import routed_forward
+from rl_skip.core.reward import LINEAR
+from rl_skip.core.routers import PolicyRouter
 from rl_skip.learning.averages import Averages
 
 LAYERS, LONGEST_JUMP = 4, 2
@@ -83,6 +88,18 @@ def test_the_shares_of_jumps_sum_to_one(jumping_run: Any) -> None:
     for step in jumps[0]:
         assert sum(jump[step] for jump in jumps) == pytest.approx(1, abs=1e-5)
         assert rates[0][step] == 1 and all(0 <= rate[step] <= 1 for rate in rates)
+
+
+def test_rows_that_cannot_jump_go_on_or_leave(tiny_learner: Callable[..., Learner]) -> None:
+    learner = tiny_learner(policy=PolicyConfig(readouts=True, jumps=False))
+    rollout = routed_forward(learner.stack, PolicyRouter(learner.policy, sample=True), learner.train.inputs, price=0.1)
+    found = rollout_metrics(rollout, torch.ones(len(learner.train)), torch.ones(len(learner.train)), LINEAR, learner.rules)
+    last = rollout.route.sum(dim=1)  # how many layers each row ran, from the first on
+    decisions, left = int(last.clamp(max=LAYERS - 1).sum()), int((last < LAYERS).sum())
+    assert 0 < left < decisions
+    assert {name: value.item() for name, value in found.items() if name.startswith("policy/") and name != "policy/entropy"} == pytest.approx(
+        {"policy/leave": left / decisions, "policy/go_on": 1 - left / decisions}
+    )
 
 
 def test_where_rows_can_but_leave_no_layer_runs_more_often_than_those_before(finished_run: Any) -> None:

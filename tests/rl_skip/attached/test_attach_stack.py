@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import rl_skip
-from rl_skip import HuggingFaceStack
+from envs.episodes import Episodes
+from rl_skip import HuggingFaceStack, JumpRules, ObservationLayout
 from rl_skip.core.beside import routed_beside_full
 from rl_skip.core.costs import count_flops, counting
 from rl_skip.core.forward import routed_forward
@@ -133,19 +134,20 @@ def test_new_rows_take_the_place_of_others_in_mid_route(family: str) -> None:
     inputs = batch(model)
     whole = {name: torch.ones_like(x) if name == "attention_mask" else x for name, x in inputs.items()}  # without padding
     whole = {name: x.clamp(min=3) if name == "input_ids" else x for name, x in whole.items()}
-    rows = torch.tensor([1, 3])
+    rows, rules = torch.tensor([1, 3]), JumpRules.reaching(ObservationLayout(stack.width, DEPTH))
     for first, second in ((inputs, whole), (whole, inputs)):  # masks are left out where nothing is padding
         both = {name: x.index_copy(0, rows, second[name][rows]) for name, x in first.items()}
         with torch.no_grad():
-            state = RoutingState(stack, None, first, 0.0)
+            state = Episodes(stack, rules, first, torch.zeros(len(ROUTES)))
             for i in (0, 2):
                 everyone = state.visit(i)
                 state.follow(everyone, Decision(torch.full_like(everyone, i + 2)))
-            state.restart(rows, {name: x[rows] for name, x in second.items()}, 0.0)
-            for i in range(DEPTH):
+            state.begin(rows.numpy(), {name: x[rows] for name, x in second.items()}, torch.zeros(2))
+            state.follow(rows, Decision(torch.ones_like(rows)))
+            for i in range(1, DEPTH):
                 arrived = state.visit(i)
-                if arrived is not None:
-                    state.follow(arrived, Decision(torch.full_like(arrived, i + 1)))
+                state.follow(arrived, Decision(torch.full_like(arrived, i + 1)))
+            state.note()
             route = torch.tensor([[1, 0, 1, 0, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)[[0, 1, 0, 1]]
             expected = routed_forward(stack, route, both)
             assert state.route.equal(route)

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import rl_skip
+from envs.episodes import Episodes
 from examples.own_feature import ChangeNorm
 from rl_skip import Feature, JumpPolicy, JumpRules, ModuleStack, ObservationLayout, PolicyRouter, RoutingState, UserError, View, routed_forward
 from rl_skip.core.features import ALWAYS as ALWAYS_SEEN
@@ -68,20 +70,21 @@ def test_an_own_feature_reads_the_change_since_the_last_look_on_every_route() ->
     assert compared > ROWS
 
 
-def test_looking_twice_after_a_layer_gives_the_same_and_a_restarted_row_begins_anew() -> None:
+def test_looking_twice_after_a_layer_gives_the_same_and_a_row_of_a_new_episode_begins_anew() -> None:
     stack, policy, x = make_stack(), make_policy(ChangeNorm()), torch.randn(ROWS, WIDTH)
     everyone = torch.arange(ROWS)
     with torch.no_grad():
-        state = RoutingState(stack, policy.rules, x, 0.1)
+        state = Episodes(stack, policy.rules, x, torch.full((ROWS,), 0.1))
         state.visit(0)
+        state.note()
         first = state.observe(everyone)
         assert torch.equal(state.observe(everyone), first)
         state.follow(everyone, rl_skip.Decision(torch.ones(ROWS, dtype=torch.long)))
         state.visit(1)
+        state.note()
         second = state.observe(everyone)
         assert torch.equal(state.observe(everyone), second) and not torch.equal(second[:, 0], first[:, 0])
-        state.restart(torch.tensor([2, 5]), x[[2, 5]], 0.1)
-        state.visit(0)
+        state.begin(np.array([2, 5]), x[[2, 5]], torch.full((2,), 0.1))
         torch.testing.assert_close(state.observe(torch.tensor([2, 5])), first[[2, 5]])
         assert torch.equal(state.observe(everyone)[[0, 1, 3]], second[[0, 1, 3]])
 

@@ -334,29 +334,3 @@ def test_a_policy_must_fit_the_stack() -> None:
     other = JumpPolicy(JumpRules.reaching(ObservationLayout(WIDTH, DEPTH + 1)))
     with pytest.raises(ValueError, match=f"{DEPTH + 1} layers.*the stack has {DEPTH}"):
         routed_forward(_stack(), other, _inputs(2, False))
-
-
-@pytest.mark.usefixtures("apart")
-@pytest.mark.parametrize("scope", ["state", "input"])
-def test_restarted_rows_go_on_as_if_they_had_begun_there(scope: str) -> None:
-    torch.manual_seed(10)
-    stack, rules = _stack(), _policy(scope=scope).rules
-    old, new, rows = _inputs(5, True), _inputs(2, True), torch.tensor([1, 4])
-    state, fresh = RoutingState(stack, rules, old, 0.5), RoutingState(stack, rules, new, 0.1)
-    state.visit(0)
-    state.restart(rows, new, 0.1)
-    untouched = state.observe(torch.tensor([0, 2, 3]))
-    assert state.visit(0).tolist() == [1, 4]
-    fresh.visit(0)
-    torch.testing.assert_close(state.observe(rows), fresh.observe(torch.arange(2)))
-    assert torch.equal(state.observe(torch.tensor([0, 2, 3])), untouched)
-
-
-def test_restarting_leaves_the_inputs_alone() -> None:
-    stack = ModuleStack(nn.Identity(), [nn.Linear(WIDTH, WIDTH) for _ in range(DEPTH)], nn.Identity(), width=WIDTH, layer_flops=FLOPS)
-    x = torch.randn(3, WIDTH)
-    kept = x.clone()
-    with torch.no_grad():
-        state = RoutingState(stack, _policy(scope="input").rules, x, 0.0)
-        state.restart(torch.tensor([1]), torch.zeros(1, WIDTH), 0.0)
-    assert torch.equal(x, kept)

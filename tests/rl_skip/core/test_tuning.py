@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rl_skip.core.forward import routed_forward
-from rl_skip.core.tuning import SAME, CoarsePolicy, Tuned, router_for
+from rl_skip.core.tuning import MODES, SAME, CoarsePolicy, Tuned, router_for
 from rl_skip.export.policy_folder import SkipModel
 from tests.rl_skip.timed import WIDTH, Clock, LeavingAfter, measured_clock, timed_stack
 
@@ -69,3 +69,13 @@ def test_other_batch_sizes_follow_the_nearest_below() -> None:
     kinds = [type(router_for(policy, tuned, rows)).__name__ for rows in (1, 2, 7, 8, 31, 32, 500)]
     assert kinds == ["FixedRoute"] * 3 + ["CoarsePolicy"] * 2 + ["PolicyRouter"] * 2
     assert type(router_for(policy, (), 1)).__name__ == "PolicyRouter"
+
+
+def test_what_was_found_is_said_in_words_that_a_card_s_reader_knows() -> None:
+    assert Tuned(8, "other layers", (27.0, 24.0, 27.5, 36.04), 0.5).in_words() == (
+        "In batches of 8 rows the policy decides for each row after every other layer, which was the fastest where it was measured: a batch took "
+        "27 ms deciding for each row after every layer, 24 ms for each row after every other layer, 27.5 ms for all rows together, "
+        "36 ms without the policy, every layer run. Deciding for each row is faster than running every layer up to a compute of 0.50."
+    )
+    beginnings = [Tuned(1, mode, (1.0,) * 4, 0.5).in_words().partition(", which was")[0] for mode in MODES]
+    assert len(set(beginnings)) == len(MODES) and all(said.startswith("In batches of 1 row the policy ") for said in beginnings)

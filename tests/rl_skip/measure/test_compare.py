@@ -14,6 +14,7 @@ from rl_skip.core.forward import routed_forward
 from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.core.stack import Carry
 from rl_skip.core.task import Examples, Split, Task
+from rl_skip.core.view import View
 from rl_skip.export.policy_folder import SkipModel
 from rl_skip.measure.compare import book
 from rl_skip.measure.compare.baseline import BaselineRecord
@@ -171,7 +172,7 @@ class AsKindsAsk(Router):
     """Three layers for each row, those that its kind needs, without asking anybody."""
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
-        kind = state.hidden(rows)[0][:, 1].long()
+        kind = View(state, rows).hidden[:, 1].long()
         return Decision(1 + kind if i == 0 else torch.full_like(rows, DEPTH - 1 if i < DEPTH - 1 else DEPTH))
 
 

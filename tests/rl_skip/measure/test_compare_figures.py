@@ -15,7 +15,7 @@ from agents.baselines.training import TRAINED
 from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.task import Examples, Task
-from rl_skip.measure.compare.examples import draw_examples, easiest_and_hardest, right_and_wrong
+from rl_skip.measure.compare.examples import cheapest_and_dearest, draw_examples, right_and_wrong
 from rl_skip.measure.compare.figures import draw_all, draw_curve, draw_flow, draw_run_rate
 from rl_skip.measure.compare.measure import THE_POLICY
 from rl_skip.measure.compare.measured import BASELINES
@@ -112,6 +112,25 @@ def test_an_arc_for_each_jump_with_its_share(exits: bool) -> None:
     assert sorted(text for text in texts(figure) if text.endswith("%")) == sorted(shares + running)
 
 
+LEFT = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
+JUMPED = [[1, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("routes", "says"),
+    [(LEFT, "arc: rows leave,"), (JUMPED, "arc: rows jump,"), (LEFT + JUMPED, "arc: rows leave or jump,"), ([[1, 1, 1, 1]], None)],
+    ids=["leaves", "jumps", "both", "neither"],
+)
+def test_the_flow_says_what_the_policy_did(routes: list[list[int]], says: str | None) -> None:
+    route = torch.tensor(routes).bool()
+    none = torch.zeros(len(route))
+    figure = draw_flow(RoutesTaken(route, none.long(), none, none, none.long()), task())
+    note = figure.get_supxlabel().replace("\n", " ")
+    assert "jump" not in figure.get_suptitle()
+    assert (says in note) if says else "arc" not in note
+    assert ("jump" in note) == ("jump" in (says or ""))
+
+
 def test_a_narrow_figure_holds_its_whole_note() -> None:
     for depth in (3, DEPTH):
         rows = taken()
@@ -121,14 +140,42 @@ def test_a_narrow_figure_holds_its_whole_note() -> None:
         assert note.get_window_extent().x1 <= figure.bbox.x1
 
 
-def test_easy_rows_cost_less_than_all_others_and_hard_rows_more() -> None:
+def test_no_row_costs_less_than_the_cheapest_or_more_than_the_dearest() -> None:
     rows = taken()
-    easy, hard = easiest_and_hardest(rows, 6)
-    others = [n for n in range(ROWS) if n not in [*easy.tolist(), *hard.tolist()]]
-    assert len({*easy.tolist(), *hard.tolist()}) == 12
-    assert rows.compute[easy].max() <= rows.compute[others].min() and rows.compute[hard].min() >= rows.compute[others].max()
+    cheap, dear = cheapest_and_dearest(rows, 6)
+    others = [n for n in range(ROWS) if n not in [*cheap.tolist(), *dear.tolist()]]
+    assert len({*cheap.tolist(), *dear.tolist()}) == 12
+    assert rows.compute[cheap].max() <= rows.compute[others].min() and rows.compute[dear].min() >= rows.compute[others].max()
     few = RoutesTaken(*(getattr(rows, name)[:3] for name in ("route", "prediction", "correct", "compute", "labels")))
-    assert sorted([*easiest_and_hardest(few, 6)[0].tolist(), *easiest_and_hardest(few, 6)[1].tolist()]) == [0, 1, 2]
+    assert sorted([*cheapest_and_dearest(few, 6)[0].tolist(), *cheapest_and_dearest(few, 6)[1].tolist()]) == [0, 1, 2]
+
+
+def headings(figure: Figure) -> set[str]:
+    return {axes.get_title(loc="left") for axes in figure.axes} - {""}
+
+
+def test_columns_are_called_what_they_are() -> None:
+    """By what rows spend; by what was right where all spend the same, as far as is shown; by the score where none is right or wrong."""
+    rows = taken()
+    test = Examples(torch.rand(ROWS, 5, 5), rows.labels)
+    assert headings(draw_examples(rows, task(), test)) == {"least compute", "most compute"}
+    level = replace(rows, compute=0.5 + 1e-3 * rows.compute)  # what deciding takes of short and of long rows
+    assert headings(draw_examples(level, task(), test)) == {"right", "wrong"}
+    graded = replace(level, correct=torch.linspace(0.001, 0.999, ROWS))
+    figure = draw_examples(graded, replace(task(), score_name="likelihood", classes=("text",)), test)
+    assert headings(figure) == {"highest likelihood", "lowest likelihood"}
+    shown = {text.splitlines()[1] for text in texts(figure) if text.startswith("compute")}
+    assert shown == {f"likelihood {graded.correct[n]:.3f}" for n in [*range(6), *range(ROWS - 6, ROWS)]}
+
+
+def test_long_names_of_classes_stay_beside_their_row() -> None:
+    rows, names = taken(), tuple(f"{name}_{'of_a_kind_' * 8}" for name in CLASSES)
+    figure = draw_examples(rows, replace(task(["a text"] * ROWS), classes=names), Examples(torch.zeros(ROWS, 4).long(), rows.labels))
+    figure.draw_without_rendering()
+    for left, right in zip(figure.axes[::2], figure.axes[1::2], strict=True):
+        (verdict,) = (text for text in right.texts if text.get_text().startswith("compute"))
+        begin, end = left.get_window_extent().x1, right.get_window_extent().x1
+        assert begin <= verdict.get_window_extent().x0 and verdict.get_window_extent().x1 <= end + 0.02 * figure.bbox.width
 
 
 def test_rows_of_one_route_are_told_apart_by_what_was_right() -> None:
@@ -140,7 +187,7 @@ def test_rows_of_one_route_are_told_apart_by_what_was_right() -> None:
     route[:, 0] = True
     same = RoutesTaken(route, rows.prediction, rows.correct, torch.full((ROWS,), 1 / DEPTH), rows.labels)
     figure = draw_examples(same, task(), Examples(torch.rand(ROWS, 5, 5), same.labels))
-    assert {axes.get_title(loc="left") for axes in figure.axes} == {"right", "wrong", ""}
+    assert headings(figure) == {"right", "wrong"}
 
 
 def task(words: list[str] | None = None) -> Task:
@@ -177,12 +224,12 @@ def test_all_kinds_of_inputs_are_drawn(tmp_path: Path, inputs: Inputs, words: li
             assert len(image.convert("L").getcolors() or range(1000)) > 20, "an empty picture"
     figure = draw_examples(found.taken, task(words), test)
     assert sum(len(axes.images) for axes in figure.axes) == pictures
-    easy, hard = easiest_and_hardest(found.taken, 6)
+    cheap, dear = cheapest_and_dearest(found.taken, 6)
     if pictures == 0:
-        expected = [" ".join(str(int(value)) for value in inputs[n]) if words is None else f"row {n}," for n in [*easy, *hard]]
+        expected = [" ".join(str(int(value)) for value in inputs[n]) if words is None else f"row {n}," for n in [*cheap, *dear]]
         assert all(any(text.startswith(start) for text in texts(figure)) for start in expected)
     computes = sorted(text.splitlines()[0] for text in texts(figure) if text.startswith("compute"))
-    assert computes == sorted(f"compute {found.taken.compute[n]:.2f}" for n in [*easy, *hard])
+    assert computes == sorted(f"compute {found.taken.compute[n]:.2f}" for n in [*cheap, *dear])
 
 
 def test_of_a_pair_both_texts_are_shown() -> None:
