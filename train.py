@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from agents.agent import AgentConfig
 from agents.baselines.compare import main as compare
@@ -19,6 +21,7 @@ from agents.run.checkpoints import Stopped
 from agents.run.launch import accelerate_defaults, joined, launched, leave
 from agents.run.session import train
 from rl_skip.cli.streams import check_words, outlasting_readers
+from rl_skip.cli.values import plain
 from rl_skip.core.errors import UserError
 from rl_skip.core.processes import ALONE, LostProcess, Processes
 from rl_skip.tasks import defaults_of
@@ -26,6 +29,23 @@ from rl_skip.tasks import defaults_of
 FRAME, EDGE = re.compile(r"[─╭╮╰╯-]{3,}"), "│"
 """What tyro draws between the parts of a message, and at their sides."""
 LONGEST_REASON = 300
+NUMBERS = ConstructorRegistry()
+"""How tyro reads what is given for an option."""
+
+
+@NUMBERS.primitive_rule
+def _number(option: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Numbers are read as by `rl-skip`: Python's int and float take digits of every script, and underscores."""
+    kind = option.type
+    if kind not in (int, float):
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=kind.__name__.upper(),
+        instance_from_str=lambda words: kind(plain(words[0])),
+        is_instance=lambda value: isinstance(value, int | float if kind is float else int),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def given_on(arguments: Sequence[str]) -> dict[str, str]:
@@ -65,7 +85,7 @@ def _parsed(arguments: Sequence[str], default: TrainConfig) -> TrainConfig:
     """The options; what cannot be read is one line, where tyro draws a frame around several."""
     said = io.StringIO()
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(said), NUMBERS:
             return tyro.cli(TrainConfig, args=arguments, default=default, config=(tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction))
     except SystemExit as done:
         if done.code != 2:

@@ -72,7 +72,7 @@ def batches(folder: Path) -> list[dict[str, Any]]:
 def test_the_python_of_a_page_runs(page: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a page share their names, as for someone who copies them one after another."""
     monkeypatch.chdir(home)
-    for folder in ("my-policy", "loop-policy"):  # another page's
+    for folder in ("my-policy", "loop"):  # another page's
         shutil.rmtree(folder, ignore_errors=True)
     torch.manual_seed(0)
     names: dict[str, Any] = {"__name__": page.stem}
@@ -98,13 +98,16 @@ def a_policy_at_a_budget(names: dict[str, Any]) -> None:
 
 
 def a_policy_of_ones_own_loop(names: dict[str, Any]) -> None:
-    """What was saved routes a model of the same kind."""
-    pretrained = pytest.importorskip("transformers").AutoModelForSequenceClassification.from_pretrained("path/to/checkpoint")
-    handle = rl_skip.attach(pretrained.eval(), "loop-policy")
+    """The model that was saved is bare and trained, and the policy that was saved routes it."""
+    classifier = pytest.importorskip("transformers").AutoModelForSequenceClassification
+    weights, begun = (classifier.from_pretrained(folder).state_dict() for folder in ("loop/model", "path/to/checkpoint"))
+    assert weights.keys() == begun.keys() and not all(torch.equal(weights[name], begun[name]) for name in begun)
+    assert not hasattr(names["model"], "rl_skip")
+    handle = rl_skip.from_pretrained("loop")
     (batch, *_) = names["validation"]
-    pretrained(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    handle.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     assert handle.last_routes.shape == (len(batch["labels"]), 4) and handle.last_compute.max() < 1.5
-    assert not Path("loop-policy").joinpath("model.safetensors").exists()
+    assert not Path("loop", "policy", "model.safetensors").exists()
 
 
 def an_attached_policy(names: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from rl_skip.cli.export import export_graphs, export_policy
 from rl_skip.cli.generate import generate
 from rl_skip.cli.passes import showing_progress
 from rl_skip.cli.streams import check_words, outlasting_readers
-from rl_skip.cli.values import budget, budget_of_table, count, layers, price, tolerance
+from rl_skip.cli.values import budget, budget_of_table, count, layers, price, seed, tolerance
 from rl_skip.core.devices import pick_device
 from rl_skip.core.dial import GuaranteeKind
 from rl_skip.core.errors import UserError
@@ -158,7 +158,7 @@ def _parser() -> Parser:
     continuing.add_argument("--tokens", type=count, default=200, help="how many follow (default: %(default)s)")
     text = "0 takes the likeliest token each time, 1 draws from the model's distribution (default: %(default)s)"
     continuing.add_argument("--temperature", type=price, default=0.8, help=text)
-    continuing.add_argument("--seed", type=int, default=0, help="of the drawing (default: %(default)s)")
+    continuing.add_argument("--seed", type=seed, default=0, help="of the drawing (default: %(default)s)")
     turned = continuing.add_mutually_exclusive_group()
     text = "the price λ, in score per unit of relative compute (default: the policy's operating price)"
     turned.add_argument("--price", type=price, help=text)

@@ -6,15 +6,26 @@ from argparse import ArgumentTypeError
 
 from rl_skip.core.bounded import LEAST_BUDGET
 
-__all__ = ["budget", "budget_of_table", "count", "layers", "price", "tolerance"]
+__all__ = ["budget", "budget_of_table", "count", "layers", "plain", "price", "seed", "tolerance"]
 
 MOST = 10**9
 """Of a whole number on the command line."""
 
 
+def plain(text: str) -> str:
+    """The text of a number, as it was given.
+
+    Raises:
+        ValueError: if it has digits of another script or underscores, which Python would read.
+    """
+    if not text.isascii() or "_" in text:
+        raise ValueError(f"a number is written in the digits 0 to 9, got {reprlib.repr(text)}")
+    return text
+
+
 def _number(text: str) -> float:
     try:
-        return float(text)
+        return float(plain(text))
     except ValueError:
         return math.nan
 
@@ -47,6 +58,14 @@ def tolerance(text: str) -> float:
     if not 0 < given < 1:
         raise ArgumentTypeError(f"a guarantee is a loss of score in (0, 1), 0.01 being one point, got {text!r}")
     return given
+
+
+def seed(text: str) -> int:
+    """A whole number of any sign."""
+    try:
+        return int(plain(text))
+    except ValueError:
+        raise ArgumentTypeError(f"a seed is a whole number, got {reprlib.repr(text)}") from None
 
 
 def count(text: str) -> int:
