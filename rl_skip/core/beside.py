@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rl_skip.core.devices import uploaded
 from rl_skip.core.forward import routed_forward
-from rl_skip.core.inputs import Inputs
+from rl_skip.core.inputs import Inputs, row_count
 from rl_skip.core.routers import FixedRoute
 from rl_skip.core.routing import Decision, RoutingState
 from rl_skip.core.stack import LayerStack
@@ -19,7 +19,8 @@ def routed_beside_full(stack: LayerStack, route: Tensor, inputs: Inputs) -> tupl
     """The outputs of rows on their routes, (B, ...), and at full depth, (B, ...), with the gradients of both.
 
     Args:
-        stack: the layers. Of drop-out in layers that are run once for both, both see the same.
+        stack: the layers. Those that are run once for both see all rows once: drop-out is the same for both there, and statistics of a batch are
+            kept once.
         route: (L,) or (B, L) bool, where all rows or each of them go.
         inputs: B rows.
 
@@ -28,8 +29,10 @@ def routed_beside_full(stack: LayerStack, route: Tensor, inputs: Inputs) -> tupl
     """
     if stack.split is not None:  # whose layers all processes gather together, once in a pass
         return routed_forward(stack, route, inputs).outputs, routed_forward(stack, torch.ones_like(route), inputs).outputs
-    full, depth = RoutingState(stack, None, inputs, 0.0), stack.depth
-    router = FixedRoute(route.expand(full.route.shape))
+    shape, depth = (row_count(inputs), stack.depth), stack.depth
+    if route.shape not in (shape, shape[1:]):
+        raise ValueError(f"a route must have shape {shape[1:]} or {shape}, got {tuple(route.shape)}")
+    router, full = FixedRoute(route.expand(shape)), RoutingState(stack, None, inputs, 0.0)
     full.visit(0)
     own = RoutingState(stack, None, inputs, 0.0, carry=copy(full.carry))  # with what layer 0 hands on to later ones
     part, everyone = partings(router.next_layers), full.everyone

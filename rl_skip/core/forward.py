@@ -85,11 +85,11 @@ def routed_forward(
         inputs: B rows.
         price: the price λ, in score per unit of relative compute, one for all rows or (B,); a policy sees it.
         critic: observation (N, S) → value (N,), called once for all decisions.
-        copies: G, how many routes each input takes, side by side: all rows are B · G then, of which everything up to layer 0, where no route has
-            parted yet, is run once for each input.
+        copies: G, how many routes each input takes, side by side: routes, prices and what is returned are of B · G rows then, of which everything
+            up to layer 0, where no route has parted yet, is run once for each input.
 
     Raises:
-        ValueError: if policy or route do not fit the stack, or the route is one that the policy's rules do not allow.
+        ValueError: if policy, route or prices do not fit, there are to be no copies, or the route is one that the policy's rules do not allow.
         UserError: where the operations are recorded as a whole, to be run on other rows. `torch.compile` leaves the call as it is, and compiles
             the layers where each was compiled by itself, `layer.compile()`.
 
@@ -107,6 +107,10 @@ def routed_forward(
     router = as_router(router)
     if router.rules is not None:
         check_layout(router.rules.layout, stack)
+    if copies < 1:
+        raise ValueError(f"copies must be at least 1, got {copies}")
+    if isinstance(price, Tensor) and price.numel() != 1 and price.shape != (rows := row_count(inputs) * copies,):
+        raise ValueError(f"a price is one number or one for each of {rows} rows, got shape {tuple(price.shape)}")
     if stack.split is None:
         return _routed(stack, router, inputs, price, critic, copies)
     return stack.split.passed(partial(_routed, stack, router, inputs, price, critic, copies))

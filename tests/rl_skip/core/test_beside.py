@@ -123,3 +123,18 @@ def test_layer_0_runs_once_for_all_copies(monkeypatch: pytest.MonkeyPatch) -> No
     given = routed_forward(stack, route, inputs.repeat_interleave(3, dim=0))
     torch.testing.assert_close(copied.outputs, given.outputs, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(copied.compute, given.compute)
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (3, 6), (4, 6, 1)])
+def test_routes_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"a route must have shape \(6,\) or \(4, 6\), got"):
+        routed_beside_full(_stack(), torch.ones(shape, dtype=torch.bool), _inputs(4, padded=False))
+
+
+def test_copies_and_prices_that_do_not_fit_are_refused() -> None:
+    stack, policy, inputs = _stack(), _policy(), _inputs(4, padded=False)
+    for copies in (0, -1):
+        with pytest.raises(ValueError, match=f"copies must be at least 1, got {copies}"):
+            routed_forward(stack, policy, inputs, copies=copies)
+    with pytest.raises(ValueError, match=r"one for each of 8 rows, got shape \(4,\)"):
+        routed_forward(stack, policy, inputs, price=torch.rand(4), copies=2)
