@@ -1,13 +1,12 @@
 """The large weights of graphs, each once, in one file beside them. ONNX calls it external data."""
 
 import hashlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rl_skip.export.graphs.trace import require
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, TensorProto
+    from onnx import ModelProto
 
 __all__ = ["WEIGHTS", "ExternalWeights"]
 
@@ -28,8 +27,8 @@ class ExternalWeights:
         """Where each weight begins, by its digest."""
 
     def take(self, proto: "ModelProto") -> None:
-        """Takes the large weights out of a graph, which refers to the file from now on."""
-        for tensor in _weights(proto.graph):
+        """Takes the large weights out of a graph, which refers to the file from now on; not those in branches, where runtimes want them inside."""
+        for tensor in proto.graph.initializer:
             weight = tensor.raw_data
             if len(weight) < LARGE:
                 continue
@@ -43,19 +42,10 @@ class ExternalWeights:
 
     def put_back(self, proto: "ModelProto") -> None:
         """Puts the weights that were taken back into a graph, so that it stands alone."""
-        for tensor in _weights(proto.graph):
+        for tensor in proto.graph.initializer:
             place = {entry.key: entry.value for entry in tensor.external_data}
             if place:
                 start = int(place["offset"])
                 tensor.raw_data = bytes(self.content[start : start + int(place["length"])])
                 tensor.ClearField("external_data")
                 tensor.ClearField("data_location")
-
-
-def _weights(graph: "GraphProto") -> "Iterator[TensorProto]":
-    """The weights of a graph and of the branches within it."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _weights(attribute.g)
