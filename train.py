@@ -4,12 +4,14 @@ import difflib
 import io
 import os
 import re
+import reprlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -35,17 +37,37 @@ NUMBERS = ConstructorRegistry()
 
 @NUMBERS.primitive_rule
 def _number(option: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Numbers are read as by `rl-skip`: Python's int and float take digits of every script, and underscores."""
-    kind = option.type
-    if kind not in (int, float):
+    """Numbers, also pairs and those that may be left open, are read as by `rl-skip`: Python takes digits of every script, and underscores."""
+    kinds = get_args(option.type) or (option.type,)
+    kind, pair, open_to_none = kinds[0], get_origin(option.type) is tuple and kinds == (float, float), kinds[1:] == (NoneType,)
+    if kind not in (int, float) or not (len(kinds) == 1 or pair or open_to_none):
         return None
+
+    def read(words: list[str]) -> Any:
+        if open_to_none and words == [str(None)]:
+            return None
+        values = [_as_number(kind, word) for word in words]
+        return tuple(values) if pair else values[0]
+
+    def is_one(value: Any) -> bool:
+        return isinstance(value, int | float if kind is float else int)
+
     return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=kind.__name__.upper(),
-        instance_from_str=lambda words: kind(plain(words[0])),
-        is_instance=lambda value: isinstance(value, int | float if kind is float else int),
-        str_from_instance=lambda value: [str(value)],
+        nargs=2 if pair else 1,
+        metavar=" ".join([kind.__name__.upper()] * (2 if pair else 1)) if not open_to_none else f"{{None}}|{kind.__name__.upper()}",
+        instance_from_str=read,
+        is_instance=lambda value: (
+            isinstance(value, tuple) and len(value) == 2 and all(map(is_one, value)) if pair else is_one(value) or (open_to_none and value is None)
+        ),
+        str_from_instance=lambda value: [str(part) for part in (value if pair else (value,))],
     )
+
+
+def _as_number(kind: type[int] | type[float], word: str) -> int | float:
+    try:
+        return kind(plain(word))
+    except ValueError:
+        raise ValueError(f"expected a {'whole ' if kind is int else ''}number in the digits 0 to 9, got {reprlib.repr(word)}") from None
 
 
 def given_on(arguments: Sequence[str]) -> dict[str, str]:
@@ -91,7 +113,7 @@ def _parsed(arguments: Sequence[str], default: TrainConfig) -> TrainConfig:
         if done.code != 2:
             raise
         parts = [part for part in FRAME.split(said.getvalue().replace(EDGE, " ")) if part.strip()]
-        reason = " ".join(" ".join(parts[1:2] or parts).split())
+        reason = " ".join(" ".join(parts[1:2] or parts).split()).removeprefix("Error parsing ")
         raise UserError(f"{reason[:LONGEST_REASON].rstrip('.')}; {_nearest(arguments, default)}python train.py --help lists the options") from None
 
 
