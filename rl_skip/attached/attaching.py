@@ -11,7 +11,7 @@ from rl_skip.attached.answering import HEAD_BESIDE
 from rl_skip.attached.finding import UNROUTABLE, configured, find_layers, fits, layers_config, uncompiled, width_of
 from rl_skip.attached.flops import transformer_flops
 from rl_skip.attached.handle import Handle
-from rl_skip.attached.identity import check_identity, saved_identity
+from rl_skip.attached.identity import WEIGHTS, check_identity, saved_identity
 from rl_skip.attached.learning import LearningHandle
 from rl_skip.attached.returns import Form, check_form, form_of, returned_parts, unknown_parts
 from rl_skip.attached.routed_calls import RoutedForward
@@ -126,6 +126,7 @@ def attach(
         form=form,
         readouts=readouts,
         prefix=prefix,
+        learned_with=identity.get(WEIGHTS),
         **({} if saved is None else saved.settings),
     )
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rl_skip.attached.flops import LayerFlops
 from rl_skip.attached.hub import push
-from rl_skip.attached.identity import identity
+from rl_skip.attached.identity import identity, learned_identity, mark_of
 from rl_skip.attached.returns import Form
 from rl_skip.attached.routed_calls import RoutedCalls
 from rl_skip.core.batches import deployed
@@ -51,6 +51,7 @@ class Handle(RoutedCalls):
         reward: what it was rewarded for, in words.
         costs: by which compute is a share of time; None: it is one of operations.
         tuned: how often the policy is asked, by batch size.
+        learned_with: a few numbers of each weight of the model that the policy learned with, as its identity has them.
     """
 
     processor: Any = None
@@ -76,6 +77,7 @@ class Handle(RoutedCalls):
         reward: str = LINEAR.formula,
         costs: MeasuredCosts | None = None,
         tuned: Sequence[Tuned] = (),
+        learned_with: dict[str, list[float]] | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -97,6 +99,7 @@ class Handle(RoutedCalls):
         if costs is not None:
             self.stack.costs = costs
         self.tuned = tuple(tuned)
+        self._learned_with, self._mark = learned_with, mark_of(model)
         self.install()
 
     def save_pretrained(self, folder: Path | str, *, overwrite: bool = False) -> None:
@@ -119,7 +122,7 @@ class Handle(RoutedCalls):
             self.policy,
             stack=self.stack,
             weights=False,
-            network=identity(self.model, self.path.removeprefix(self.prefix), self.stack.channel_dim, self.stack.prompt_tokens, self.form),
+            network=self._identity(),
             price=self.price,
             price_table=self.table,
             trained_on=self.trained_on,
@@ -127,6 +130,16 @@ class Handle(RoutedCalls):
             tuned=self.tuned,
             overwrite=overwrite,
         )
+
+    def _identity(self) -> dict[str, Any]:
+        """Which model the policy is saved for."""
+        found = identity(self.model, self.path.removeprefix(self.prefix), self.stack.channel_dim, self.stack.prompt_tokens, self.form)
+        samples = self._samples()
+        return found if samples is None else learned_identity(found, samples, self._mark)
+
+    def _samples(self) -> dict[str, list[float]] | None:
+        """Of the weights that the policy learned with; None: it did not learn with a model that learned too."""
+        return self._learned_with
 
     def tune(self, example: Mapping[str, Any] | Tensor, *, repeats: int = REPEATS) -> Tuned:
         """Measures on a batch, at the price that is set, whether the policy had better be asked less often at this size, and does so from now on.

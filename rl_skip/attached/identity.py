@@ -12,11 +12,24 @@ from torch import nn
 
 from rl_skip.attached.finding import configured
 from rl_skip.attached.returns import check_form
+from rl_skip.attached.sampled import check_samples, differing, sampled
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.export.description import Description
 
-__all__ = ["DIGEST", "check_described", "check_identity", "digest", "identity", "marked", "saved_identity"]
+__all__ = [
+    "DIGEST",
+    "WEIGHTS",
+    "check_described",
+    "check_identity",
+    "digest",
+    "identity",
+    "learned_identity",
+    "mark_of",
+    "marked",
+    "saved_identity",
+    "weights_of",
+]
 
 VOLATILE = {
     "architectures",
@@ -44,6 +57,8 @@ VOLATILE = {
 COST_TOLERANCE = 1e-4
 DIGEST = "rl_skip_weights"
 """A field in the configuration of a model that was trained here, by which a policy distinguishes it from the model that it was made of."""
+WEIGHTS = "weights"
+"""Of the identity of a model that its user trains and writes: a few numbers of each weight, see `sampled`. Its name says only where it came from."""
 
 
 def identity(
@@ -66,6 +81,33 @@ def identity(
     }
 
 
+def learned_identity(found: dict[str, Any], samples: dict[str, list[float]], mark: str | None) -> dict[str, Any]:
+    """The identity of a model that learned with its policy: it is no longer the one that it was made of, and will lie where its user puts it.
+
+    Args:
+        found: of `identity`.
+        samples: of `weights_of`.
+        mark: the digest that its configuration had before it learned; None: it had none.
+    """
+    found = found | {WEIGHTS: samples}
+    if mark is None or (found["config"] or {}).get(DIGEST) != mark:
+        return found
+    config = {name: value for name, value in found["config"].items() if name != DIGEST}
+    return found | {"config": config, "config_hash": _hash(config)}
+
+
+def weights_of(model: nn.Module, beside: str) -> dict[str, list[float]]:
+    """A few numbers of each of a model's weights, but those of the part `beside`, which it got with the policy."""
+    weights = {name: weight for name, weight in _without_adapters(model).state_dict().items() if not name.startswith(f"{beside}.")}
+    return sampled(weights, configured(model, "vocab_size"))
+
+
+def mark_of(model: nn.Module) -> str | None:
+    """The digest in a model's configuration; None: there is none."""
+    mark = configured(_without_adapters(model), DIGEST)
+    return mark if isinstance(mark, str) else None
+
+
 def check_described(fields: Fields, _width: int, _depth: int) -> None:
     """Refuses what `identity` cannot have written, field by field."""
     for name in ("model_class", "layers"):
@@ -75,6 +117,8 @@ def check_described(fields: Fields, _width: int, _depth: int) -> None:
     fields.integer("channel_dim", -1)
     if fields.values.get("config") is not None:  # older files do not know it
         fields.object("config")
+    if WEIGHTS in fields.values:
+        check_samples(fields, WEIGHTS)
     if fields.values.get("prompt_tokens") is not None:
         fields.integer("prompt_tokens")
     if fields.values.get("returns") is not None:
@@ -101,7 +145,9 @@ def check_identity(description: Description, model: nn.Module, path: str, layer_
     saved = saved_identity(description, file)
     given = identity(model, path, saved["channel_dim"])
     advice = "load the model that the policy was saved for"
-    for name in ("model_class", "config_hash", "base_model", "revision"):
+    if WEIGHTS in saved and given["config"] is not None and DIGEST not in (saved.get("config") or {}):
+        given["config"].pop(DIGEST, None)  # of what it was before it learned with this policy
+    for name in ("model_class", "config_hash") if WEIGHTS in saved else ("model_class", "config_hash", "base_model", "revision"):
         expected, actual = saved[name], given[name]
         if name == "config_hash" and saved.get("config") is not None and given["config"] is not None:
             _check_config(saved["config"], given["config"], file)
@@ -110,6 +156,8 @@ def check_identity(description: Description, model: nn.Module, path: str, layer_
             expected, actual = (None if value is None else Path(value).name for value in (expected, actual))
         if expected is not None and actual is not None and expected != actual:
             raise UserError(f"{file}: {name} is {saved[name]}, the given model's is {given[name]}; {advice}")
+    if (other := differing(saved.get(WEIGHTS, {}), _without_adapters(model).state_dict())) is not None:
+        raise UserError(f"{file}: the policy learned with other weights than the given model's {other}; {advice}")
     for i, (expected, actual) in enumerate(zip(description.layer_costs, layer_costs or description.layer_costs, strict=True)):
         if not abs(expected - actual) <= COST_TOLERANCE:
             raise UserError(

@@ -18,6 +18,7 @@ from rl_skip.attached.finding import run_all_layers
 from rl_skip.attached.flops import LayerFlops
 from rl_skip.attached.fresh_readouts import CountsReadout, after_layers, check_model, fresh_after, new_readouts, tried
 from rl_skip.attached.handle import Handle
+from rl_skip.attached.identity import weights_of
 from rl_skip.attached.skip_config import SkipConfig
 from rl_skip.attached.stand_in import StandIn
 from rl_skip.attached.tail import head_modules, modules_beside
@@ -158,6 +159,9 @@ class LearningHandle(Handle):
 
     def model_weights(self) -> dict[str, Any]:
         return {name: tensor for name, tensor in super().model_weights().items() if not name.startswith(f"{PART}.")}
+
+    def _samples(self) -> dict[str, list[float]]:
+        return weights_of(self.model, PART)
 
     def parameter_groups(self, learning_rate: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """Groups for an optimiser: the model at this learning rate, head and readouts faster, the policy at its own; as `train.py` has them.

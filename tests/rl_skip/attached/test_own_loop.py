@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 import rl_skip
 from rl_skip.attached.learning import LearningHandle
 from rl_skip.attached.pretrained import load_model
+from rl_skip.core.errors import UserError
 from rl_skip.core.exits import exit_pass
 from rl_skip.core.readouts import POOLING_RANK
 from tests.rl_skip.attached.plain_network import Mlp
@@ -308,10 +309,81 @@ def test_adapters_of_peft_learn_with_the_policy_and_the_merged_model_takes_it(tm
     handle.save_pretrained(tmp_path / "policy")
     handle.detach()
     merged = wrapped.merge_and_unload()
-    again = rl_skip.attach(merged, tmp_path / "policy")
-    with torch.no_grad():
-        torch.testing.assert_close(merged(**inputs).logits, expected)
-    assert again.last_routes.equal(handle.last_routes)
+    merged.save_pretrained(tmp_path / "merged")
+    for model in (merged, type(merged).from_pretrained(tmp_path / "merged")):
+        again = rl_skip.attach(model, tmp_path / "policy")
+        with torch.no_grad():
+            torch.testing.assert_close(model(**inputs).logits, expected)
+        assert again.last_routes.equal(handle.last_routes)
+
+
+@pytest.mark.parametrize("first", ["policy", "model"])
+def test_a_policy_knows_the_model_that_learned_with_it_from_the_one_that_it_was_made_of(tmp_path: Any, first: str) -> None:
+    """Whichever is written first, twice in one loop, wherever they lie, and saved again by another handle."""
+    build("bert").save_pretrained(tmp_path / "base")
+    kind = type(build("bert"))
+    model, inputs = kind.from_pretrained(tmp_path / "base"), batch(build("bert"))
+    _without_chance(model)
+    handle = rl_skip.attach(model, rl_skip.SkipConfig(price=PRICE), example=inputs)
+    optimizer, expected = torch.optim.AdamW(handle.parameter_groups(1e-2)), {}
+    for pair in ("first", "second"):
+        optimizer.zero_grad()
+        handle.loss(model.train()(**inputs), LABELS).backward()
+        optimizer.step()
+        for part in ("policy", "model") if first == "policy" else ("model", "policy"):
+            if part == "policy":
+                handle.save_pretrained(tmp_path / pair / "policy")
+            else:
+                model.save_pretrained(tmp_path / pair / f"trained-{pair}", state_dict=handle.model_weights())
+        with torch.no_grad():
+            expected[pair] = model.eval()(**inputs).logits
+    for pair, other in (("first", "second"), ("second", "first")):
+        loaded = kind.from_pretrained(tmp_path / pair / f"trained-{pair}").eval()
+        again = rl_skip.attach(loaded, tmp_path / pair / "policy")
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(**inputs).logits, expected[pair])
+        again.save_pretrained(tmp_path / pair / "again" / "policy")
+        again.detach()
+        loaded.save_pretrained(tmp_path / pair / "again" / "model")
+        assert rl_skip.from_pretrained(tmp_path / pair / "again").policy is not None
+        for dtype in (torch.bfloat16, torch.float16, torch.float64):
+            rl_skip.attach(kind.from_pretrained(tmp_path / pair / f"trained-{pair}", dtype=dtype), tmp_path / pair / "again" / "policy")
+        for wrong in (tmp_path / "base", tmp_path / other / f"trained-{other}"):
+            for policy in ("policy", "again/policy"):
+                with pytest.raises(UserError, match=r"the policy learned with other weights than the given model's bert\.\S+; load the model that"):
+                    rl_skip.attach(kind.from_pretrained(wrong), tmp_path / pair / policy)
+
+
+def test_a_policy_that_learned_beside_a_frozen_model_takes_it_wherever_it_lies(tmp_path: Any) -> None:
+    build("bert").save_pretrained(tmp_path / "base")
+    kind = type(build("bert"))
+    model, inputs = kind.from_pretrained(tmp_path / "base").requires_grad_(False), batch(build("bert"))
+    handle = rl_skip.attach(model, rl_skip.SkipConfig(price=PRICE), example=inputs)
+    handle.loss(model.train()(**inputs), LABELS).backward()
+    handle.save_pretrained(tmp_path / "policy")
+    handle.detach()
+    model.save_pretrained(tmp_path / "elsewhere")
+    for name in ("base", "elsewhere"):
+        rl_skip.attach(kind.from_pretrained(tmp_path / name), tmp_path / "policy")
+
+
+def test_a_model_that_was_trained_here_and_learns_on_is_known_by_its_new_weights(tmp_path: Any) -> None:
+    """What it was before, and the policy of that time, do not go with it."""
+    model, inputs = build("bert"), batch(build("bert"))
+    model.config.rl_skip_weights = "0123456789abcdef"  # as a run writes it
+    handle = rl_skip.attach(model, rl_skip.SkipConfig(price=PRICE), example=inputs)
+    optimizer = torch.optim.AdamW(handle.parameter_groups(1e-2))
+    handle.loss(model.train()(**inputs), LABELS).backward()
+    optimizer.step()
+    handle.save_pretrained(tmp_path / "pair" / "policy")
+    handle.detach()
+    model.save_pretrained(tmp_path / "pair" / "model")
+    rl_skip.attach(type(model).from_pretrained(tmp_path / "pair" / "model"), tmp_path / "pair" / "policy")
+    assert rl_skip.from_pretrained(tmp_path / "pair").policy is not None
+    before = build("bert")
+    before.config.rl_skip_weights = "0123456789abcdef"
+    with pytest.raises(UserError, match="the policy learned with other weights"):
+        rl_skip.attach(before, tmp_path / "pair" / "policy")
 
 
 def test_a_copy_learns_on_by_itself() -> None:
