@@ -10,6 +10,7 @@ from typing import Any, NoReturn, get_args
 
 import torch
 
+from rl_skip.attached.identity import WEIGHTS
 from rl_skip.cli.export import export_graphs, export_policy
 from rl_skip.cli.generate import generate
 from rl_skip.cli.passes import showing_progress
@@ -342,10 +343,19 @@ def _data(folder: Path) -> Report:
 
 
 def _print_table(report: Report) -> None:
-    rows = list(_flat(report, ""))
+    rows = list(_flat(_in_short(report), ""))
     widest = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{widest}}  {value}")
+
+
+def _in_short(report: Report) -> Report:
+    """The report, but for the numbers by which a policy knows its model: how many weights they are of."""
+    policy = report.get("policy")
+    network = policy.get("network") if isinstance(policy, dict) else None
+    if not (isinstance(policy, dict) and isinstance(network, dict) and WEIGHTS in network):
+        return report
+    return report | {"policy": policy | {"network": network | {WEIGHTS: f"a few numbers of each of {len(network[WEIGHTS])}"}}}
 
 
 def _flat(value: Any, name: str) -> Any:

@@ -11,7 +11,7 @@ from torch import nn
 
 import rl_skip
 from rl_skip import JumpPolicy, JumpRules, ObservationLayout
-from rl_skip.cli.main import main
+from rl_skip.cli.main import _flat, _in_short, main
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.seal import seal
 from rl_skip.nets.network import NetworkConfig, build_network, network_to_json
@@ -318,3 +318,13 @@ def test_the_process_leaves_with_code_2_and_no_traceback(run, tmp_path):
     assert done.stderr.startswith("error: there is no folder") and done.stderr.count("\n") == 1
     done = call("info", run, "--json", "--threads", 1)
     assert done.returncode == 0 and json.loads(done.stdout)["kind"] == "run" and done.stderr == ""
+
+
+def test_info_counts_the_weights_by_which_a_policy_knows_its_model() -> None:
+    policy = {"network": {"kind": "attached", "weights": {"a": [0.5, 1.0], "b": [2.0]}}, "depth": 4}
+    assert list(_flat(_in_short({"policy": policy}), "")) == [
+        ("policy.network.kind", "attached"),
+        ("policy.network.weights", "a few numbers of each of 2"),
+        ("policy.depth", "4"),
+    ]
+    assert _in_short({"kind": "run"}) == {"kind": "run"}
