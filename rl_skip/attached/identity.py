@@ -156,7 +156,7 @@ def check_identity(description: Description, model: nn.Module, path: str, layer_
             expected, actual = (None if value is None else Path(value).name for value in (expected, actual))
         if expected is not None and actual is not None and expected != actual:
             raise UserError(f"{file}: {name} is {saved[name]}, the given model's is {given[name]}; {advice}")
-    if (other := differing(saved.get(WEIGHTS, {}), _without_adapters(model).state_dict())) is not None:
+    if WEIGHTS in saved and (other := differing(saved[WEIGHTS], _without_adapters(model).state_dict())) is not None:
         raise UserError(f"{file}: the policy learned with other weights than the given model's {other}; {advice}")
     for i, (expected, actual) in enumerate(zip(description.layer_costs, layer_costs or description.layer_costs, strict=True)):
         if not abs(expected - actual) <= COST_TOLERANCE:

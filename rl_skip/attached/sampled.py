@@ -1,6 +1,6 @@
 """A few numbers of each weight of a model, by which a policy distinguishes the model that learned with it from one that has other weights.
 
-They are the same, but for rounding, in whatever precision the model is loaded, and do not depend on what its folder or its layers are called in it.
+They are the same, but for rounding, in whatever precision the model is loaded, and wherever it lies. Weights are compared by their names in the model.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,8 @@ __all__ = ["check_samples", "differing", "sampled"]
 
 NUMBERS = 4
 """Of each weight."""
-WEIGHTS = 256
-"""At most; of a model with more, some are left out, evenly."""
+MOST = 256
+"""Weights of which numbers are kept; of a model with more, some are left out, evenly."""
 TOLERANCE = 0.01
 """Relative; bfloat16 rounds by 0.004, and training moves most weights by more."""
 FLOOR = 1e-6
@@ -32,7 +32,7 @@ def sampled(weights: Mapping[str, Tensor], vocabulary: int | None = None) -> dic
         vocabulary: size of those that are left out too, since words may be added.
     """
     names = sorted(name for name, weight in weights.items() if weight.is_floating_point() and weight.numel() > 0 and vocabulary not in weight.shape)
-    stride = max(1, -(-len(names) // WEIGHTS))
+    stride = max(1, -(-len(names) // MOST))
     return {name: list(_numbers(weights[name])) for name in names[::stride]}
 
 
@@ -53,9 +53,9 @@ def check_samples(fields: Fields, name: str) -> None:
     """Refuses what `sampled` cannot have returned."""
     given: Any = fields.get(name)
     values: list[Any] = list(given.values()) if isinstance(given, dict) else [None]
-    lists = len(values) <= WEIGHTS and all(isinstance(numbers, list) and len(numbers) <= NUMBERS for numbers in values)
+    lists = len(values) <= MOST and all(isinstance(numbers, list) and len(numbers) <= NUMBERS for numbers in values)
     if not lists or not all(type(number) in (int, float) for numbers in values for number in numbers):
-        raise fields.wrong(name, f"{NUMBERS} numbers each for at most {WEIGHTS} weights")
+        raise fields.wrong(name, f"{NUMBERS} numbers each for at most {MOST} weights")
 
 
 def _numbers(weight: Tensor) -> Iterator[float]:

@@ -364,7 +364,14 @@ def test_a_policy_that_learned_beside_a_frozen_model_takes_it_wherever_it_lies(t
     handle.detach()
     model.save_pretrained(tmp_path / "elsewhere")
     for name in ("base", "elsewhere"):
-        rl_skip.attach(kind.from_pretrained(tmp_path / name), tmp_path / "policy")
+        again = rl_skip.attach(kind.from_pretrained(tmp_path / name), tmp_path / "policy")
+        assert again.policy is not None and handle.policy is not None
+        assert again.policy.fc_in.weight.equal(handle.policy.fc_in.weight)
+    changed = kind.from_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        changed.classifier.weight.mul_(2)
+    with pytest.raises(UserError, match="the policy learned with other weights than the given model's classifier.weight"):
+        rl_skip.attach(changed, tmp_path / "policy")
 
 
 def test_a_model_that_was_trained_here_and_learns_on_is_known_by_its_new_weights(tmp_path: Any) -> None:

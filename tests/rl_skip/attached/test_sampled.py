@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl_skip.attached.sampled import WEIGHTS, check_samples, differing, sampled
+from rl_skip.attached.sampled import MOST, check_samples, differing, sampled
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 
@@ -46,7 +46,7 @@ def test_what_has_other_names_or_whole_numbers_is_not_compared() -> None:
 def test_of_many_weights_some_are_left_out() -> None:
     many = {f"w{i:04d}": torch.randn(2) for i in range(1000)}
     saved = sampled(many)
-    assert WEIGHTS / 2 < len(saved) <= WEIGHTS
+    assert MOST / 2 < len(saved) <= MOST
     check_samples(Fields({"weights": saved}, "a file"), "weights")
 
 
