@@ -1,6 +1,6 @@
 """A few numbers of each weight of a model, by which a policy distinguishes the model that learned with it from one that has other weights.
 
-They are the same, but for rounding, in whatever precision the model is loaded, and wherever it lies. Weights are compared by their names in the model.
+They are the same, but for rounding, in whatever precision the model is loaded, and wherever it lies. They are compared by the names of the weights.
 """
 
 from collections.abc import Iterator, Mapping
