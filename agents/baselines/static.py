@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from agents.agent import AGENTS
-from agents.baselines.baseline import Baseline, Setting
+from agents.baselines.baseline import Baseline, Setting, Unsuited
 from agents.run.learner import Learner
 from agents.run.report import SEARCH_ROWS
 from rl_skip.core.routers import FixedRoute
@@ -36,6 +36,8 @@ class Static(Baseline):
 
     def __init__(self, learner: Learner) -> None:
         super().__init__(learner)
+        if learner.begins_untaught:
+            raise Unsuited("of layers that have learned nothing the first are as good as any; set --agent shallow, or --warmup-epochs")
         self.route = learner.full_route
         """(L,) bool; every layer until it is searched."""
 

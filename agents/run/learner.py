@@ -74,9 +74,12 @@ class Learner:
         task: what is learned.
         device: where.
         stack: a network of one's own in place of the one that the options describe.
+        made_anew: whether the network has learned nothing yet.
     """
 
-    def __init__(self, config: TrainConfig, task: Task, device: torch.device, stack: LayerStack | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, task: Task, device: torch.device, stack: LayerStack | None = None, made_anew: bool = False
+    ) -> None:
         self.config, self.task, self.device = config, task, device
         torch.manual_seed(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -119,6 +122,8 @@ class Learner:
         self.updates = (schedule.warmup_epochs + schedule.epochs) * self.updates_per_epoch
         warms_up = config.agent_class.warms_up or config.policy.readouts  # whose teacher it makes
         self.warmup_updates = schedule.warmup_epochs * self.updates_per_epoch if warms_up else 0
+        self.begins_untaught = made_anew and self.tunes and self.warmup_updates == 0
+        """Whether what follows the warm-up begins with a network that has learned nothing."""
         if (least := min(schedule.batch_size, len(self.train))) < (count := together().count * schedule.accumulate):
             raise UserError(f"a batch of {least} rows does not divide into {count} parts, for each process and pass one; raise --batch-size")
 

@@ -140,7 +140,7 @@ class Session:
 
     def __init__(self, config: TrainConfig, task: Task, device: torch.device, stack: LayerStack | None = None, built: bool = True) -> None:
         self.config, self.task, self.built = config, task, built
-        self.learner = Learner(config, task, device, stack)
+        self.learner = Learner(config, task, device, stack, made_anew=built and not config.options.pretrained)
         self.agent = config.agent_class(self.learner)
         self.warm_up = warm_up_for(self.learner)
         if config.shard and not (self.agent.runs_all_layers and isinstance(self.warm_up, RandomRoutes)):

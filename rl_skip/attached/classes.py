@@ -10,7 +10,7 @@ from rl_skip.core.errors import UserError
 __all__ = ["Head", "has_classifier", "name_classes", "order_of_model"]
 
 CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification", "ForAudioClassification")
-Head = Literal["standard", "mean"]
+Head = Literal["standard", "mean", "attention"]
 """What a model without a classifier gets."""
 SHOWN = 6
 """Names of classes in a message."""

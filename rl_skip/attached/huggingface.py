@@ -17,6 +17,7 @@ from rl_skip.attached.calls import Given, LayerCall, alike, real_tokens
 from rl_skip.attached.chain import ChainTrace, tracing_calls
 from rl_skip.attached.finding import configured, find_layers, layers_config, run_all_layers, width_of
 from rl_skip.attached.flops import transformer_flops
+from rl_skip.attached.heads import answer
 from rl_skip.attached.identity import DIGEST, digest, identity
 from rl_skip.attached.library import quiet, require
 from rl_skip.attached.rows import Places, few_rows, having_rows, places_by_shape, put_rows
@@ -41,7 +42,7 @@ from rl_skip.core.finite import refuse_not_finite
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.readouts import Adapter, Readouts
 from rl_skip.core.seal import seal
-from rl_skip.core.stack import Carry, masked_mean
+from rl_skip.core.stack import Carry
 from rl_skip.core.tracing import refuse_tracing
 from rl_skip.export.weights import save_weights
 
@@ -88,8 +89,8 @@ class HuggingFaceStack(CalledStack):
 
     Args:
         model: the model; inputs are a dictionary of its arguments, or one tensor, its first.
-        head: hidden state averaged over the real tokens (B, D) → outputs, for a backbone without a head of its own.
-            None: the outputs are the model's logits.
+        head: hidden state averaged over the real tokens (B, D) → outputs, or an `AttentionHead`, for a backbone without a head of its
+            own. None: the outputs are the model's logits.
         layers: the path of the layers in the model; "auto" finds them.
         prompt_tokens: how many real tokens, from the first, the policy may look at; None: all. A causal model that is
             scored on its tokens must not let it look at those.
@@ -252,7 +253,7 @@ class HuggingFaceStack(CalledStack):
         if self.head is not None:
             mask = real_tokens(carry.calls[0], carry.hidden.shape[1])
             hidden = outputs.last_hidden_state
-            return self.head(masked_mean(hidden, None if mask is None else mask[:, : hidden.shape[1]]))  # Longformer pads for its layers alone
+            return answer(self.head, hidden, None if mask is None else mask[:, : hidden.shape[1]])  # Longformer pads for its layers alone
         logits = getattr(outputs, "logits", None)
         if logits is None:
             raise UserError(f"{type(self.model).__name__} returns no logits: give the stack a head, or load the model with one")
@@ -277,7 +278,7 @@ class HuggingFaceStack(CalledStack):
 
     def read(self, readout: nn.Module, carry: Carry, rows: Tensor | None) -> Tensor:
         if self.head is not None and not isinstance(readout, Adapter):
-            return readout(masked_mean(*self.gathered(carry, rows)))
+            return answer(readout, *self.gathered(carry, rows))
         along = self._along_chain(*carry.some(rows), readout)
         return self._answered(carry if rows is None else carry.take(rows), readout) if along is None else along
 

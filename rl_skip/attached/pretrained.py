@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from rl_skip.attached.classes import Head, has_classifier, name_classes
 from rl_skip.attached.finding import configured, find_layers, width_of
+from rl_skip.attached.heads import AttentionHead, mean_head
 from rl_skip.attached.huggingface import HEAD, HuggingFaceStack
 from rl_skip.attached.identity import DIGEST, check_described, check_identity
 from rl_skip.attached.library import quiet, require
@@ -106,7 +108,8 @@ def load_model(
         folder: what `save_pretrained` wrote, or `HuggingFaceStack.write_model`.
         classes: the names of the classes in the model's order, with which a backbone gets its head; None: a head must be there, if one is needed.
         head: what a backbone gets. "standard": the classifier that transformers has for such a model, "mean" where it has none.
-            "mean": a norm and two linear layers on the mean over its tokens, beside the model.
+            "mean": a norm and two linear layers on the mean over its tokens, beside the model. "attention": the same on a mean that learns where
+            to look. One that is saved beside the model stays what it is.
         processor: what made the inputs, to be saved beside the model.
         options: more arguments of `HuggingFaceStack`.
 
@@ -127,7 +130,8 @@ def load_model(
         weights = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
         model, found = model_class.from_pretrained(folder, config=config, **OFFLINE, **weights)
     if saved_head.is_file() or beside:
-        options["head"] = _mean_head(model, config.num_labels)
+        attends = _attends(saved_head) if saved_head.is_file() else head == "attention"
+        options["head"] = _head_beside(model, config.num_labels, attends)
     if saved_head.is_file():
         options["head"].load_state_dict(read_weights(saved_head, options["head"].state_dict()))
     stack = HuggingFaceStack(model, **options)
@@ -165,12 +169,18 @@ def takes_token_types(config: Any) -> bool:
     return forward is not None and "token_type_ids" in inspect.signature(forward).parameters and getattr(config, "type_vocab_size", 2) > 1
 
 
-def _mean_head(model: nn.Module, classes: int) -> nn.Module:
+def _head_beside(model: nn.Module, classes: int, attends: bool) -> nn.Module:
     width = width_of(model, find_layers(model)[0])
     if width is None:
         raise UserError(f"{type(model).__name__} has no configuration with a hidden_size, so no head can be added to it; set --model to a classifier")
     dropout = configured(model, "hidden_dropout_prob") or configured(model, "hidden_dropout") or 0.0
-    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, classes))
+    return (AttentionHead if attends else mean_head)(width, classes, dropout)
+
+
+def _attends(saved: Path) -> bool:
+    """Whether a saved head is one that learns where to look, by the names of its weights."""
+    with checked_header(saved, SAVE_ANEW), safe_open(saved, framework="pt") as opened:
+        return "score.weight" in opened.keys()  # noqa: SIM118, it is no dictionary
 
 
 def _check_weights(folder: str) -> None:

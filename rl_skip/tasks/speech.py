@@ -20,7 +20,7 @@ from rl_skip.nets.blocks import FrameEmbedding
 from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks import DEFAULTS, BundledTask
 from rl_skip.tasks.folders import Notes
-from rl_skip.tasks.options import TaskOptions, model_defaults
+from rl_skip.tasks.options import TaskOptions, model_defaults, passes
 from rl_skip.tasks.reading import class_indices, class_names, divided, reading, repeats
 from rl_skip.tasks.recordings import NAME, Recordings, read_recordings
 from rl_skip.tasks.tokens import no_embedding
@@ -227,5 +227,4 @@ def mel_filters() -> Tensor:
     return torch.minimum((hertz - low) / (peak - low), (high - hertz) / (high - peak)).clamp(min=0)
 
 
-FROM_SCRATCH = {"warmup_epochs": 8, "epochs": 12}
-SPEECH = BundledTask(speech, lambda given: FROM_SCRATCH | model_defaults(given))
+SPEECH = BundledTask(speech, lambda given: passes(given, 8, 12) | model_defaults(given))

@@ -16,7 +16,7 @@ from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks import BundledTask
-from rl_skip.tasks.options import TaskOptions, model_defaults
+from rl_skip.tasks.options import TaskOptions, model_defaults, passes
 from rl_skip.tasks.tables import LabelledTexts, read_tables
 from rl_skip.tasks.tokens import no_embedding, padded, trained_tokenizer, vocabulary_for
 
@@ -138,6 +138,6 @@ def _fresh_network(size: NetworkConfig, tokenizer: Any, classes: tuple[str, ...]
     return stack
 
 
-FROM_SCRATCH = {"layers": 6, "width": 128, "dropout": 0.1, "warmup_epochs": 4, "epochs": 8, "eval_epochs": 2}
+FROM_SCRATCH = {"layers": 6, "width": 128, "dropout": 0.1, "eval_epochs": 2}
 READ = frozenset({"text_column", "pair_column", "label_column", "train_file", "validation_file", "test_file", "max_tokens"})
-TEXT = BundledTask(text, lambda given: FROM_SCRATCH | model_defaults(given), READ)
+TEXT = BundledTask(text, lambda given: FROM_SCRATCH | passes(given, 4, 8) | model_defaults(given), READ)

@@ -36,9 +36,9 @@ def _rows(run: Path, count: int = 12) -> rl_skip.Examples:
     return load_run(run)[1].load("test").take(slice(0, count))
 
 
-def _train_backbone(folder: Path, *flags: str) -> Path:
+def _train_backbone(folder: Path, *flags: str, head: str = "mean") -> Path:
     data, model = write_table(folder / "data.tsv", 160), save_bert(folder / "model")
-    options = ["--task", "text", "--data", str(data), "--model", str(model), "--head", "mean", "--price-range", "0.05", "0.5"]
+    options = ["--task", "text", "--data", str(data), "--model", str(model), "--head", head, "--price-range", "0.05", "0.5"]
     return _train(folder / "run", *options, *flags)
 
 
@@ -49,12 +49,18 @@ def leaving_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def attending_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a head that learns where to look."""
+    return _train_backbone(tmp_path_factory.mktemp("attending"), head="attention")
+
+
+@pytest.fixture(scope="module")
 def backbone_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a backbone without readouts, so that the model alone can be attached to."""
     return _train_backbone(tmp_path_factory.mktemp("backbone"), "--no-readouts")
 
 
-@pytest.fixture(params=["leaving_run", "backbone_run"])
+@pytest.fixture(params=["leaving_run", "attending_run", "backbone_run"])
 def either_run(request: pytest.FixtureRequest) -> Path:
     return Path(request.getfixturevalue(request.param))
 
@@ -96,9 +102,11 @@ def test_the_policy_knows_the_model_from_the_one_that_it_was_made_of(backbone_ru
     rl_skip.attach(transformers.AutoModel.from_pretrained(tmp_path / "another-name"), backbone_run / "policy")
 
 
+@pytest.mark.parametrize("name", ["leaving_run", "attending_run"])
 def test_with_readouts_of_a_head_beside_it_the_model_and_its_head_run_the_policy(
-    leaving_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    leaving_run = Path(request.getfixturevalue(name))
     with pytest.raises(UserError, match=r'the model alone cannot answer with them: rl_skip\.load\("RUN/policy", "RUN/model"\)'):
         rl_skip.attach(transformers.AutoModel.from_pretrained(leaving_run / "model"), leaving_run / "policy")
     _report(capsys, "export", str(leaving_run), str(tmp_path / "export"))
