@@ -40,7 +40,7 @@ STUDIES = {
     "hops-joint": ["--task", "hops", "--tune", "all"],
     "sst2": ["--task", "text", "--head", "mean"],
     "sick": [
-        *("--task", "text", "--head", "mean", "--text-column", "sentence_a", "--pair-column", "sentence_b"),
+        *("--task", "text", "--head", "attention", "--text-column", "sentence_a", "--pair-column", "sentence_b"),
         *("--warmup-epochs", "4", "--epochs", "8"),
     ],
     "banking77": [

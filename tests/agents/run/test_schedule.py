@@ -35,7 +35,7 @@ def test_small_data_and_passes_that_were_asked_for_stay_as_they_are(flags: list[
 
 
 @pytest.mark.parametrize("rows", [30_000, 60_000, 200_000, 5_000_000])
-@pytest.mark.parametrize("flags", [["--task", "images"], ["--task", "images", "--warmup-epochs", "10", "--epochs", "90", "--max-updates", "9000"]])
+@pytest.mark.parametrize("flags", [["--task", "images", "--jumps"], ["--task", "images", "--warmup-epochs", "10", "--epochs", "90", "--max-updates", "9000"]])
 def test_large_data_are_passed_fewer_times_in_the_same_proportion(flags: list[str], rows: int) -> None:
     schedule = train.read_options(flags).schedule
     suited = schedule.suited_to(rows)
@@ -44,6 +44,36 @@ def test_large_data_are_passed_fewer_times_in_the_same_proportion(flags: list[st
     assert replace(suited, warmup_epochs=schedule.warmup_epochs, epochs=schedule.epochs) == schedule
     share = schedule.warmup_epochs / schedule.epochs
     assert abs(suited.warmup_epochs - share * suited.epochs) <= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "passes"),
+    [
+        ([], (0, 40)),
+        (["--task", "images"], (0, 40)),
+        (["--task", "speech"], (0, 20)),
+        (["--task", "text"], (0, 12)),
+        (["--task", "speech", "--jumps"], (8, 12)),
+        (["--jumps"], (15, 25)),
+        (["--no-readouts"], (15, 25)),
+        (["--tune", "frozen"], (15, 25)),
+        (["--warmup-epochs", "3"], (3, 40)),
+        (["--epochs", "3"], (0, 3)),
+        (["--task", "text", "--model", "minilm"], (2, 4)),
+        (["--task", "hops"], (1, 2)),
+    ],
+)
+def test_a_network_that_is_made_anew_learns_together_with_a_policy_that_can_but_leave(flags: list[str], passes: tuple[int, int]) -> None:
+    schedule = train.read_options(flags).schedule
+    assert (schedule.warmup_epochs, schedule.epochs) == passes
+
+
+@pytest.mark.parametrize(("deep", "passes"), [("", (0, 40)), (", required_depth=len", (15, 25))])
+def test_layers_that_have_to_learn_first_how_many_a_row_needs_are_warmed_up(deep: str, passes: tuple[int, int], tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(f'from rl_skip import Task\n\n\ndef mine(path):\n    return Task("mine", ("no", "yes"), None, None, 5{deep})\n')
+    schedule = train.read_options(["--task", f"{file}:mine"]).schedule
+    assert (schedule.warmup_epochs, schedule.epochs) == passes
 
 
 def test_a_run_says_what_was_chosen_and_keeps_it(tmp_path: Path) -> None:
