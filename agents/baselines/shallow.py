@@ -35,15 +35,15 @@ class Shallow(Baseline):
     """The first layers of the freshly made network, as many as the budget allows, trained alone for all updates of a run.
 
     The other layers are never called and never change. Compute stays in units of the whole stack.
-    There is no warm-up: its updates go to the plain loss. In a run with readouts it begins where the warm-up ended, like all others, and
-    learns from the same teacher.
+    There is no warm-up, its updates go to the plain loss: layers that first learned to be followed by others are worse. Beside a run with
+    readouts it learns from that run's teacher.
     """
 
     warms_up = False
     record = BaselineRecord(
         "shallow",
         "shallower network",
-        about="the first layers alone, trained for as many updates as warm-up and policy took together; with readouts, as the policy's network was",
+        about="the first layers alone, trained for as many updates as warm-up and policy took together; with readouts, by the policy's teacher too",
         advice="train it with train.py --agent shallow",
         trained=True,
         per_budget=True,

@@ -120,8 +120,7 @@ class Learner:
         self.full_route = torch.ones(self.stack.depth, dtype=torch.bool, device=device)
         self.updates_per_epoch = max(len(self.train) // schedule.batch_size, 1)
         self.updates = (schedule.warmup_epochs + schedule.epochs) * self.updates_per_epoch
-        warms_up = config.agent_class.warms_up or config.policy.readouts  # whose teacher it makes
-        self.warmup_updates = schedule.warmup_epochs * self.updates_per_epoch if warms_up else 0
+        self.warmup_updates = schedule.warmup_epochs * self.updates_per_epoch if config.agent_class.warms_up else 0
         self.begins_untaught = made_anew and self.tunes and self.warmup_updates == 0
         """Whether what follows the warm-up begins with a network that has learned nothing."""
         if (least := min(schedule.batch_size, len(self.train))) < (count := together().count * schedule.accumulate):
@@ -264,7 +263,12 @@ class Learner:
             head = self.stack.make_readout(readouts.plan)
             readouts.begin_as((head if self.stack.split is None else whole_copy(head)).to(self.device))
             together().copy_first(readouts.parameters())  # of adapters a part is drawn at random
-        if self.warmup_updates > 0 and self.config.schedule.distillation_weight > 0 and self._outputs_fit():
+        if self.warmup_updates > 0:
+            self.make_teacher()
+
+    def make_teacher(self) -> None:
+        """Makes what the network says now of the training rows the teacher of all that follows, unless nothing learns from one or it is too much."""
+        if self.config.schedule.distillation_weight > 0 and self._outputs_fit():
             run = partial(_outputs, self.stack, self.full_route)
             (self.teacher,) = in_batches(run, self.train, TEACHER_BATCH, self.stack)
 

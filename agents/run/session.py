@@ -31,7 +31,7 @@ from agents.run.run_folder import begin, claim, end
 from agents.run.sharding import check_options
 from agents.run.split_tensors import gathered_state, scattered_state
 from agents.run.splits import try_splits
-from agents.run.start import START, load_start, save_start
+from agents.run.start import START, load_start, save_start, teach_from
 from agents.run.telemetry import Telemetry
 from agents.run.warmup import RandomRoutes, warm_up_for
 from rl_skip.core.devices import pick_device
@@ -155,12 +155,17 @@ class Session:
         """After how many updates the last report was."""
 
     def begin_at(self, start: Path) -> None:
-        """Goes to the end of the warm-up, from another run with the same options and seed; an agent without a warm-up begins as usual."""
+        """Goes to the end of the warm-up, from another run with the same options and seed.
+
+        An agent without a warm-up begins as usual; where the other run has readouts, its teacher is that run's.
+        """
         if self.learner.warmup_updates > 0:
             load_start(self.learner, start)
             if (said := weight_not_finite(self.learning)) is not None:
                 raise NotFinite(f"{start}: {said}; remove it, and the warm-up is repeated")
             self.done = self.reported = self.learner.warmup_updates
+        elif self.config.schedule.warmup_epochs > 0 and self.config.policy.readouts:
+            teach_from(self.learner, start)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on: plain tensors, numbers, strings, lists and dictionaries."""

@@ -16,7 +16,7 @@ from rl_skip.core.files import atomic_write
 from rl_skip.core.processes import together
 from rl_skip.core.seal import check_sealed, is_sealed
 
-__all__ = ["START", "load_start", "save_start"]
+__all__ = ["START", "load_start", "save_start", "teach_from"]
 
 START = "start.safetensors"
 
@@ -50,6 +50,22 @@ def load_start(learner: Learner, file: Path) -> None:
     cuda = [tensors[f"random.cuda.{n}"] for n in range(torch.cuda.device_count()) if f"random.cuda.{n}" in tensors]
     if learner.device.type == "cuda" and cuda:
         torch.cuda.set_rng_state_all(cuda)
+
+
+def teach_from(learner: Learner, file: Path) -> None:
+    """Makes the network that another run had after its warm-up the teacher of a learner that has not begun, which stays as it is otherwise.
+
+    Raises:
+        UserError: as `load_start`.
+    """
+    weights = {name: tensor.clone() for name, tensor in learner.stack.state_dict().items()}
+    optimizer, generator, random = learner.descent.network_optimizer.state_dict(), learner.generator.get_state(), learner.random_state()
+    load_start(learner, file)
+    learner.make_teacher()
+    learner.stack.load_state_dict(weights)
+    learner.descent.network_optimizer.load_state_dict(optimizer)
+    learner.generator.set_state(generator)
+    learner.load_random_state(random)
 
 
 def _moments(learner: Learner, tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:

@@ -21,7 +21,7 @@ from agents.baselines.exits import Exits
 from agents.baselines.shallow import Shallow
 from agents.baselines.static import Static
 from agents.baselines.training import TRAINED, train_baselines
-from agents.options.config import NetworkConfig, PriceConfig, ScheduleConfig, TrainConfig
+from agents.options.config import NetworkConfig, PolicyConfig, PriceConfig, ScheduleConfig, TrainConfig
 from agents.run.learner import Learner
 from agents.run.session import Session, train
 from agents.run.start import START
@@ -187,6 +187,48 @@ def test_a_baseline_that_begins_at_a_runs_start_ends_as_one_that_warmed_up(agent
     assert (warmed / "curve.safetensors").read_bytes() == (begun / "curve.safetensors").read_bytes()
     steps = [json.loads(line)["step"] for line in (begun / "metrics.jsonl").read_text().splitlines()]
     assert steps[0] > 16, "the 16 updates of the warm-up were not repeated"
+
+
+def test_a_shallower_network_begins_anew_and_learns_from_the_teacher_of_the_run(tmp_path: Path) -> None:
+    """Bit for bit as without the run's start, but for what the teacher says."""
+    leaving = {"policy": PolicyConfig(readouts=True, jumps=False)}
+    begun = replace(options("reinforce", tmp_path / "run"), **leaving)
+    start = train(begun, quiet()) / START
+    config, task, cpu = replace(options("shallow", tmp_path / "shallow"), **leaving), load_task("digits"), torch.device("cpu")
+    alone, taught = Session(config, task, cpu), Session(config, task, cpu)
+    before = torch.get_rng_state()
+    taught.begin_at(start)
+    assert torch.get_rng_state().equal(before)
+    learner, other = taught.learner, alone.learner
+    assert taught.done == 0 and learner.warmup_updates == 0 and learner.updates == 32
+    assert other.teacher is None and learner.teacher is not None
+    theirs = Session(begun, task, cpu)
+    theirs.begin_at(start)
+    theirs.learner.end_warm_up()
+    assert learner.teacher.equal(theirs.learner.teacher)
+    learner.end_warm_up()
+    kept, learner.teacher = learner.teacher, None
+    other.end_warm_up()
+    for session in (taught, alone):
+        torch.manual_seed(0)  # for dropout
+        for update in range(3):
+            session.update(update)
+    state, expected = flat(taught.state_dict()["learner"]), flat(alone.state_dict()["learner"])
+    assert state.keys() == expected.keys() and [name for name in expected if not same(expected[name], state[name])] == []
+    learner.teacher = kept
+    torch.manual_seed(0)
+    assert not taught.update(3)["train/supervised_loss"].equal(alone.update(3)["train/supervised_loss"])
+
+
+def test_beside_a_run_without_a_warm_up_there_is_no_teacher_and_no_route_to_train_again(tmp_path: Path) -> None:
+    run = replace(options("reinforce", tmp_path / "run"), policy=PolicyConfig(readouts=True, jumps=False))
+    run = replace(run, schedule=replace(run.schedule, warmup_epochs=0))
+    folder, said = train(run, quiet()), io.StringIO()
+    train_baselines(folder, budgets=[0.5], only=["shallow", "static", "exits"], as_exported=False, console=Console(file=said))
+    assert "static-0.5: left out: of layers that have learned nothing the first are as good as any" in said.getvalue()
+    for name in ("shallow-0.5", "exits"):
+        assert "teacher" not in torch.load(max((folder / "baselines" / name / "checkpoints").glob("update-*.pt")), weights_only=True)["learner"]
+    assert main(["compare", str(folder), "--rows", "20"]) == 0
 
 
 def test_a_start_of_another_network_or_none_at_all_is_one_line(start: Path, tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ def test_small_data_and_passes_that_were_asked_for_stay_as_they_are(flags: list[
 
 
 @pytest.mark.parametrize("rows", [30_000, 60_000, 200_000, 5_000_000])
-@pytest.mark.parametrize("flags", [["--task", "images", "--jumps"], ["--task", "images", "--warmup-epochs", "10", "--epochs", "90", "--max-updates", "9000"]])
+@pytest.mark.parametrize(
+    "flags", [["--task", "images", "--jumps"], ["--task", "images", "--warmup-epochs", "10", "--epochs", "90", "--max-updates", "9000"]]
+)
 def test_large_data_are_passed_fewer_times_in_the_same_proportion(flags: list[str], rows: int) -> None:
     schedule = train.read_options(flags).schedule
     suited = schedule.suited_to(rows)
