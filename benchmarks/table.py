@@ -63,7 +63,8 @@ def train(run: Path, flags: list[str], *, allow_code: bool = False) -> None:
     fresh = [*flags, "--out", str(run), "--overwrite"]
     if (run / "config.json").is_file():
         begun = TrainConfig.from_json(run, allow_code)
-        begun.refuse_changes(replace(read_options(fresh), out=begun.out))
+        wanted = replace(read_options(fresh), out=begun.out)
+        begun.refuse_changes(replace(wanted, network=begun.network) if begun.options.pretrained else wanted)  # whose size the model says
     if has_report(run):
         return
     print(f"training {run}", file=sys.stderr, flush=True)
