@@ -34,7 +34,7 @@ from train import read_options
 TRAIN = ROOT / "train.py"
 STUDIES = {
     "digits": ["--task", "digits"],
-    "speech": ["--task", "speech"],
+    "speech": ["--task", "speech", "--warmup-epochs", "8", "--epochs", "12"],
     "images": ["--task", "images", "--train-rows", "20000", "--batch-size", "128", "--warmup-epochs", "4", "--epochs", "5"],
     "hops": ["--task", "hops"],
     "hops-joint": ["--task", "hops", "--tune", "all"],
