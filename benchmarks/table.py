@@ -64,7 +64,12 @@ def train(run: Path, flags: list[str], *, allow_code: bool = False) -> None:
     if (run / "config.json").is_file():
         begun = TrainConfig.from_json(run, allow_code)
         wanted = replace(read_options(fresh), out=begun.out)
-        begun.refuse_changes(replace(wanted, network=begun.network) if begun.options.pretrained else wanted)  # whose size the model says
+        if begun.options.pretrained:  # whose size the model says
+            wanted = replace(wanted, network=begun.network)
+        fewer = replace(wanted.schedule, warmup_epochs=begun.schedule.warmup_epochs, epochs=begun.schedule.epochs)
+        if wanted.schedule.max_updates is not None and fewer == begun.schedule:  # as many passes as suited the data
+            wanted = replace(wanted, schedule=fewer)
+        begun.refuse_changes(wanted)
     if has_report(run):
         return
     print(f"training {run}", file=sys.stderr, flush=True)

@@ -28,10 +28,11 @@ import train
 from agents.options.config import PolicyConfig, TrainConfig
 from agents.policy.reinforce import Reinforce
 from agents.run.learner import Learner
+from rl_skip.attached.heads import answer
 from rl_skip.attached.huggingface import HuggingFaceStack
 from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs
-from rl_skip.core.stack import LayerStack, masked_mean
+from rl_skip.core.stack import LayerStack
 from rl_skip.nets.module_stack import ModuleStack
 from rl_skip.tasks import load_task
 
@@ -46,7 +47,7 @@ def plain_forward(stack: LayerStack, inputs: Inputs) -> Tensor:
     if isinstance(stack, HuggingFaceStack):
         assert isinstance(inputs, dict)
         outputs = stack.model(**inputs)
-        return outputs.logits if stack.head is None else stack.head(masked_mean(outputs.last_hidden_state, inputs["attention_mask"]))
+        return outputs.logits if stack.head is None else answer(stack.head, outputs.last_hidden_state, inputs["attention_mask"])
     assert isinstance(stack, ModuleStack) and stack.layers_take_mask
     embedded = stack.embed(inputs)
     hidden, mask = embedded if isinstance(embedded, tuple) else (embedded, None)

@@ -140,7 +140,8 @@ class Session:
 
     def __init__(self, config: TrainConfig, task: Task, device: torch.device, stack: LayerStack | None = None, built: bool = True) -> None:
         self.config, self.task, self.built = config, task, built
-        self.learner = Learner(config, task, device, stack, made_anew=built and not config.options.pretrained)
+        known = not is_own(config.network.stack) and (task.network is None or not is_own(config.task))  # one's own may have learned before
+        self.learner = Learner(config, task, device, stack, made_anew=built and known and not config.options.pretrained)
         self.agent = config.agent_class(self.learner)
         self.warm_up = warm_up_for(self.learner)
         if config.shard and not (self.agent.runs_all_layers and isinstance(self.warm_up, RandomRoutes)):
@@ -244,8 +245,16 @@ class Session:
             except NoRoom as error:
                 print_line(console, f"{error.reason}; the run goes on without, and baselines of it will repeat the warm-up")
         self.learner.end_warm_up()
+        if self._lacks_teacher():
+            print_line(console, "no start of a run is at hand, so it learns from the labels alone, not from a teacher too")
         if self.agent.warms_up and (shortfall := self.warm_up.shortfall()) is not None:
             print_line(console, shortfall)
+
+    def _lacks_teacher(self) -> bool:
+        """Whether an agent without a warm-up has not got the teacher that one makes."""
+        schedule = self.config.schedule
+        made = self.config.policy.readouts and schedule.warmup_epochs > 0 and schedule.distillation_weight > 0
+        return made and not self.agent.warms_up and self.learner.teacher is None
 
     def update(self, update: int) -> dict[str, Tensor]:
         """One update, of the warm-up or of the agent; returns its metrics as scalars on the device.

@@ -62,6 +62,8 @@ def teach_from(learner: Learner, file: Path) -> None:
     optimizer, generator, random = learner.descent.network_optimizer.state_dict(), learner.generator.get_state(), learner.random_state()
     load_start(learner, file)
     learner.make_teacher()
+    if learner.teacher is not None and not learner.teacher.isfinite().all():
+        raise UserError(f"what the network of {file} says is not finite; remove it, and train the run anew, with a lower --learning-rate")
     learner.stack.load_state_dict(weights)
     learner.descent.network_optimizer.load_state_dict(optimizer)
     learner.generator.set_state(generator)

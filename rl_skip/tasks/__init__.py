@@ -95,7 +95,7 @@ def defaults_of(name: str, data: str | None, given: Mapping[str, str]) -> Mappin
     made, place = _own_task(name, data), Path(name.rpartition(":")[0]).parent
     defaults = made.defaults
     own = {option: _from(place, value) for option, value in (defaults(given) if callable(defaults) else defaults).items()}
-    return leaving_defaults(given, own, warms_up=made.required_depth is not None) | own
+    return leaving_defaults(given, own, warms_up=made.required_depth is not None or made.network is not None) | own
 
 
 def _refuse_options(name: str, read: frozenset[str], options: TaskOptions) -> None:

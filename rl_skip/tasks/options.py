@@ -8,6 +8,7 @@ from typing import Any
 from rl_skip.attached.classes import Head
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields, read_dataclass
+from rl_skip.core.plugins import is_own
 
 __all__ = ["NO_MODEL", "TaskOptions", "leaves", "leaving_defaults", "model_defaults", "passes", "read_task_options"]
 
@@ -79,17 +80,18 @@ def leaving_defaults(given: Mapping[str, str], task: Mapping[str, Any] = Mapping
     Args:
         given: the options that are given, by their names with underscores.
         task: the defaults of the task, by the same names.
-        warms_up: whether a network that is made anew has something to learn first all the same, such as how many layers each row needs.
+        warms_up: whether the network has something to learn first all the same, such as how many layers each row needs, or may be no new one.
     """
     if not leaves(given) or _jumps(task):
         return {}
-    together = given.get("model", NO_MODEL) == NO_MODEL and not warms_up
-    return {"readouts": True, "jumps": False, "price_range": (0.003, 3.0), **(passes(given, 15, 25) if together else {})}
+    made_anew = given.get("model", NO_MODEL) == NO_MODEL and not is_own(given.get("stack", ""))
+    return {"readouts": True, "jumps": False, "price_range": (0.003, 3.0), **(passes(given, 15, 25) if made_anew and not warms_up else {})}
 
 
 def passes(given: Mapping[str, str], warmup_epochs: int, epochs: int) -> dict[str, int]:
-    """The passes of a network that is made anew: all of them with the policy where that can but leave, else a warm-up first."""
-    return {"warmup_epochs": 0, "epochs": warmup_epochs + epochs} if leaves(given) else {"warmup_epochs": warmup_epochs, "epochs": epochs}
+    """The passes of a network that is made anew: all with the policy where that can but leave and the network learns, else a warm-up first."""
+    together = leaves(given) and given.get("tune") != "frozen"
+    return {"warmup_epochs": 0, "epochs": warmup_epochs + epochs} if together else {"warmup_epochs": warmup_epochs, "epochs": epochs}
 
 
 def leaves(given: Mapping[str, str]) -> bool:

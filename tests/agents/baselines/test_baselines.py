@@ -220,6 +220,12 @@ def test_a_shallower_network_begins_anew_and_learns_from_the_teacher_of_the_run(
     assert not taught.update(3)["train/supervised_loss"].equal(alone.update(3)["train/supervised_loss"])
 
 
+def test_a_shallower_network_without_the_start_of_a_run_says_that_it_has_no_teacher(tmp_path: Path) -> None:
+    said = io.StringIO()
+    train(replace(options("shallow", tmp_path / "alone"), policy=PolicyConfig(readouts=True, jumps=False)), Console(file=said))
+    assert "no start of a run is at hand, so it learns from the labels alone" in " ".join(said.getvalue().split())
+
+
 def test_beside_a_run_without_a_warm_up_there_is_no_teacher_and_no_route_to_train_again(tmp_path: Path) -> None:
     run = replace(options("reinforce", tmp_path / "run"), policy=PolicyConfig(readouts=True, jumps=False))
     run = replace(run, schedule=replace(run.schedule, warmup_epochs=0))

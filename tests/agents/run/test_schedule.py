@@ -59,6 +59,9 @@ def test_large_data_are_passed_fewer_times_in_the_same_proportion(flags: list[st
         (["--jumps"], (15, 25)),
         (["--no-readouts"], (15, 25)),
         (["--tune", "frozen"], (15, 25)),
+        (["--tune", "frozen", "--readouts", "--no-jumps"], (15, 25)),
+        (["--task", "text", "--tune", "frozen", "--readouts", "--no-jumps"], (4, 8)),
+        (["--stack", "mine.py:stack"], (15, 25)),
         (["--warmup-epochs", "3"], (3, 40)),
         (["--epochs", "3"], (0, 3)),
         (["--task", "text", "--model", "minilm"], (2, 4)),
@@ -70,8 +73,8 @@ def test_a_network_that_is_made_anew_learns_together_with_a_policy_that_can_but_
     assert (schedule.warmup_epochs, schedule.epochs) == passes
 
 
-@pytest.mark.parametrize(("deep", "passes"), [("", (0, 40)), (", required_depth=len", (15, 25))])
-def test_layers_that_have_to_learn_first_how_many_a_row_needs_are_warmed_up(deep: str, passes: tuple[int, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("deep", "passes"), [("", (0, 40)), (", required_depth=len", (15, 25)), (", network=len", (15, 25))])
+def test_own_networks_and_layers_that_learn_how_many_a_row_needs_are_warmed_up(deep: str, passes: tuple[int, int], tmp_path: Path) -> None:
     file = tmp_path / "own.py"
     file.write_text(f'from rl_skip import Task\n\n\ndef mine(path):\n    return Task("mine", ("no", "yes"), None, None, 5{deep})\n')
     schedule = train.read_options(["--task", f"{file}:mine"]).schedule
