@@ -179,7 +179,8 @@ def options_of() -> Callable[..., TrainConfig]:
 
 
 def test_a_task_brings_its_options_and_flags_win(options_of: Callable[..., TrainConfig]) -> None:
-    leaving = TrainConfig(task="digits", policy=PolicyConfig(readouts=True, jumps=False), pricing=PriceConfig(price_range=(0.003, 3.0)))
+    leaves = {"policy": PolicyConfig(readouts=True, jumps=False), "schedule": ScheduleConfig(warmup_epochs=0, epochs=40)}
+    leaving = TrainConfig(task="digits", pricing=PriceConfig(price_range=(0.003, 3.0)), **leaves)  # type: ignore[arg-type]
     preset = options_of("--task", "hops", "--seed", "3")
     assert options_of("--task", "digits") == options_of() == options_of("--policy-scope", "state") == leaving
     assert not preset.policy.readouts and preset.policy.jumps
