@@ -1,11 +1,11 @@
 """One joint update of network, readouts and policy over one plain supervised update of the same batch at full depth.
 
 The plain update is what a training loop without any of this package does: the layers one after the other, cross-entropy, backward, clipping
-and AdamW on all parameters of a network without readouts. The joint update is the agent's whole update with the exact gradient: teacher, the losses
-of all exits, observations, policy, both optimisers and the metrics. Batches, batch size, rates and optimiser settings are the same. The two take
-turns in one process, and each pair has a ratio of its own: of the time that passed, and of the time on the processor, which a machine with
-other work disturbs less. Flags that are not its own go to train.py. With --sampled N the joint update is that of a policy that jumps instead, which
-learns from N sampled routes of each row.
+and AdamW on all parameters of a network without readouts. The joint update is the agent's whole update with the exact gradient: what a teacher
+said, or the network's own full depth where there was no warm-up, the losses of all exits, observations, policy, both optimisers and the metrics.
+Batches, batch size, rates and optimiser settings are the same. The two take turns in one process, and each pair has a ratio of its own: of the time
+that passed, and of the time on the processor, which a machine with other work disturbs less. Flags that are not its own go to train.py. With
+--sampled N the joint update is that of a policy that jumps instead, which learns from N sampled routes of each row.
 
     python benchmarks/updates.py
     python benchmarks/updates.py --sampled 2
@@ -71,15 +71,15 @@ def plain_update(learner: Learner, update: int) -> None:
 
 
 def learners(config: TrainConfig, exact: bool) -> tuple[Learner, Reinforce]:
-    """A network alone, and an agent that trains the same one with readouts and policy, once it has its teacher; by the exact gradient or not."""
+    """A network alone, and an agent that trains one with readouts and policy, with its teacher, if there is one; by the exact gradient or not."""
     task, device = load_task(config.task, config.data, config.options), torch.device("cpu")
     plain = Learner(replace(config, policy=PolicyConfig()), task, device)
     joint = Reinforce(Learner(config, task, device))
     if joint.exact != exact:
         raise SystemExit("without --sampled the joint update has the exact gradient; leave --gradient and --baseline out, or set --sampled")
     joint.learner.end_warm_up()
-    if joint.learner.teacher is None:
-        raise SystemExit("the joint update has a teacher; leave --warmup-epochs and --distillation-weight out")
+    if config.schedule.distillation_weight == 0:
+        raise SystemExit("the joint update distils, from a teacher or from its own full depth; leave --distillation-weight out")
     return plain, joint
 
 
