@@ -108,7 +108,7 @@ def new_readouts(
         one_token: whether they read one token of each row alone.
         channel_dim: where the D channels of the hidden state are.
     """
-    plan: dict[str, Any] = readout_plan(model, names, depth, fresh, one_token) if rank is None else {"rank": rank}
+    plan: dict[str, Any] = readout_plan(model, names, depth, width, fresh, one_token) if rank is None else {"rank": rank}
     first = Tail(model, plan["modules"]) if "modules" in plan else adapter_of(width, plan, channel_dim)
     device = next(model.parameters()).device
     return Readouts(first.to(device), depth, plan)

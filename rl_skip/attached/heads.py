@@ -3,15 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from rl_skip.core.stack import masked_mean
+from rl_skip.core.means import attended_mean, groups_of, masked_mean
 
 __all__ = ["AttentionHead", "answer", "mean_head"]
-
-GROUP = 32
-"""Channels that share the weights of their mean; as many as a head of attention has in small models."""
-FAR = -1e4
-"""The score of a token that is not real, within the numbers of half precision."""
-
 
 def mean_head(width: int, classes: int, dropout: float = 0.0) -> nn.Module:
     """A norm and two linear layers on the mean over the real tokens, (B, D) → (B, classes)."""
@@ -21,8 +15,8 @@ def mean_head(width: int, classes: int, dropout: float = 0.0) -> nn.Module:
 class AttentionHead(nn.Module):
     """Two linear layers on a mean over the real tokens that has learned where to look, (B, T, D) → (B, classes).
 
-    Each group of 32 channels is averaged with weights of its own, the softmax over the tokens of one linear score (Lin et al. 2017,
-    "A Structured Self-attentive Sentence Embedding"). All scores begin at zero, so that it begins with the plain mean.
+    Each group of 32 channels is averaged with weights of its own, the softmax over the tokens of one linear score, see `attended_mean`. All scores
+    begin at zero, so that it begins with the plain mean.
 
     Args:
         width: D.
@@ -32,7 +26,7 @@ class AttentionHead(nn.Module):
 
     def __init__(self, width: int, classes: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.norm, self.score = nn.LayerNorm(width), nn.Linear(width, max(width // GROUP, 1) if width % GROUP == 0 else 1)
+        self.norm, self.score = nn.LayerNorm(width), nn.Linear(width, groups_of(width))
         nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.score.bias)
         self.deep, self.dropout, self.out = nn.Linear(width, width), nn.Dropout(dropout), nn.Linear(width, classes)
@@ -40,11 +34,8 @@ class AttentionHead(nn.Module):
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """The outputs; `mask` (B, T) says which tokens are real, None: all."""
         tokens = self.norm(hidden)
-        scores = self.score(tokens)  # (B, T, G)
-        if mask is not None:
-            scores = scores.masked_fill(~mask.bool().unsqueeze(-1), FAR)
-        weighted = tokens.unflatten(-1, (scores.shape[-1], -1)) * scores.softmax(dim=1).unsqueeze(-1)  # (B, T, G, D / G)
-        outputs: Tensor = self.out(self.dropout(torch.tanh(self.deep(weighted.sum(dim=1).flatten(1)))))
+        pooled = attended_mean(tokens, self.score(tokens), mask)
+        outputs: Tensor = self.out(self.dropout(torch.tanh(self.deep(pooled))))
         return outputs
 
 

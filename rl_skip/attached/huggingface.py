@@ -305,7 +305,7 @@ class HuggingFaceStack(CalledStack):
             whole = partial(self._answered, carry, nn.Identity(), hooks=True)  # the model itself: what is looked for is how it calls its modules
             names = called_after(whole, self.routed[-1], self.beside)
             one_token = not self.speaks and reads_one_token(whole, self.routed[-1])
-        return readout_plan(self.model, names, self.depth, self.fresh, one_token)
+        return readout_plan(self.model, names, self.depth, self.width, self.fresh, one_token)
 
     def make_readout(self, plan: dict[str, Any]) -> nn.Module:
         return Tail(self.model, plan["modules"]) if "modules" in plan else super().make_readout(plan)

@@ -14,6 +14,7 @@ from rl_skip.attached.finding import configured
 from rl_skip.attached.rows import Places, rows_of
 from rl_skip.attached.standing import HOOKS, any_hooked
 from rl_skip.core.errors import UserError
+from rl_skip.core.means import groups_of
 from rl_skip.core.readouts import POOLING_RANK, RANK, too_large
 
 __all__ = [
@@ -141,20 +142,25 @@ def reads_one_token(call: Callable[[], Tensor], last: nn.Module) -> bool:
     return gradient is not None and int((gradient.abs().amax(dim=-1) > 0).sum(dim=1).max()) == 1
 
 
-def readout_plan(model: nn.Module, names: Sequence[str], depth: int, fresh: Sequence[str] = (), one_token: bool = False) -> dict[str, Any]:
-    """What readouts suit a model of L = `depth` layers that calls the modules `names` after them, whose weights `fresh` have yet to be learned.
+def readout_plan(
+    model: nn.Module, names: Sequence[str], depth: int, width: int, fresh: Sequence[str] = (), one_token: bool = False
+) -> dict[str, Any]:
+    """What readouts suit a model that calls the modules `names` after its layers, whose weights `fresh` have yet to be learned.
 
     Args:
+        depth: L.
+        width: D.
         one_token: whether its head reads one token of a row, see `reads_one_token`, which knows little of the others after the first layers.
 
     Returns:
         Copies of those modules, {"modules": …}. Or adapters before the model's own head: {"rank": …} where there are no such modules, they are
-        large, their weights are others' too, or they are a whole decoder; {"rank": …, "pools": True}, which know the mean over the tokens, where
-        the head reads one of them, or where the last of the modules is fresh: there is nothing to copy yet.
+        large, their weights are others' too, or they are a whole decoder; {"rank": …, "pools": True, "groups": …}, which know a mean over the
+        tokens that learns where to look, where the head reads one of them, or where the last of the modules is fresh: there is nothing to copy
+        yet.
     """
     decodes = configured(model, "is_encoder_decoder")  # what comes after the encoder is the whole decoder
     if names and not decodes and (one_token or any(weight.startswith(f"{names[-1]}.") for weight in fresh)):
-        return {"rank": POOLING_RANK, "pools": True}
+        return {"rank": POOLING_RANK, "pools": True, "groups": groups_of(width)}
     if not names or decodes or shares_weights(model, names) or too_large([model.get_submodule(name) for name in names], depth):
         return {"rank": RANK}
     return {"modules": list(names)}

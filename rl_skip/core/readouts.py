@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.core.costs import count_flops, counting
+from rl_skip.core.means import attended_mean, masked_mean
 
 __all__ = ["LARGEST", "POOLING_RANK", "RANK", "Adapter", "PoolingAdapter", "Readouts", "adapter_of", "too_large"]
 
@@ -41,32 +42,38 @@ class Adapter(nn.Module):
 
 
 class PoolingAdapter(Adapter):
-    """An adapter for a head that reads one token, such as BERT's first: every token gets to know the mean over all, hidden + f(mean).
+    """An adapter for a head that reads one token, such as BERT's first: every token gets to know a mean over all, hidden + f(mean).
 
     After the first layers the token that the head reads knows little of the others yet.
 
     Args:
         width, rank, channel_dim: as `Adapter` takes them.
+        groups: G, of channels whose mean has learned where to look, see `attended_mean`; it begins as the plain mean. 0: it stays that.
     """
 
-    def __init__(self, width: int, rank: int = POOLING_RANK, channel_dim: int = -1) -> None:
+    def __init__(self, width: int, rank: int = POOLING_RANK, channel_dim: int = -1, groups: int = 0) -> None:
         super().__init__(width, rank, channel_dim)
         self.norm, self.down = nn.LayerNorm(width), nn.Linear(width, rank)
+        self.groups, self.score = groups, nn.Linear(width, groups) if groups else None
+        if self.score is not None:
+            nn.init.zeros_(self.score.weight)
+            nn.init.zeros_(self.score.bias)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """A hidden state → one of the same shape; `mask` (B, T) says which tokens are real, None: all."""
-        tokens = hidden.movedim(self.channel_dim, -1)
-        weight = tokens.new_ones(tokens.shape[:-1]) if mask is None else mask.to(tokens.dtype)
-        real = weight.flatten(1).sum(dim=1, keepdim=True).clamp(min=1)  # (B, 1)
-        mean = (tokens * weight.unsqueeze(-1)).flatten(1, -2).sum(dim=1) / real  # (B, D)
+        channels_last = hidden.movedim(self.channel_dim, -1)
+        tokens, real = channels_last.flatten(1, -2), None if mask is None else mask.flatten(1)  # (B, T, D), (B, T)
+        mean = masked_mean(tokens, real) if self.score is None else attended_mean(tokens, self.score(self.norm(tokens)), real)
         moved: Tensor = self.up(torch.tanh(self.down(self.norm(mean))))
-        return hidden + moved.view(moved.shape[0], *(1,) * (tokens.dim() - 2), -1).movedim(-1, self.channel_dim)
+        return hidden + moved.view(moved.shape[0], *(1,) * (channels_last.dim() - 2), -1).movedim(-1, self.channel_dim)
 
 
 def adapter_of(width: int, plan: dict[str, Any], channel_dim: int = -1) -> Adapter:
-    """The adapter that a plan describes, {"rank": …}, and {"pools": True} for one that knows the mean over the tokens."""
-    kind = PoolingAdapter if plan.get("pools") else Adapter
-    return kind(width, plan["rank"], channel_dim)
+    """The adapter that a plan describes: {"rank": …}; with {"pools": True} one that knows the mean over the tokens, and with {"groups": G} besides
+    a mean that has learned where to look."""
+    if plan.get("pools"):
+        return PoolingAdapter(width, plan["rank"], channel_dim, plan.get("groups", 0))
+    return Adapter(width, plan["rank"], channel_dim)
 
 
 def too_large(copied: Sequence[nn.Module], depth: int) -> bool:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from rl_skip.core.costs import CostModel, counting
 from rl_skip.core.errors import UserError
 from rl_skip.core.inputs import Inputs
+from rl_skip.core.means import masked_mean
 from rl_skip.core.readouts import RANK, Adapter, Readouts, adapter_of, too_large
 
-__all__ = ["Carry", "LayerStack", "SplitWeights", "masked_mean"]
+__all__ = ["Carry", "LayerStack", "SplitWeights"]
 
 T = TypeVar("T")
 
@@ -87,14 +88,6 @@ class Carry:
 
     def _tensors(self) -> dict[str, Tensor]:
         return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)}
-
-
-def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the tokens of (B, T, D) that `mask` (B, T) calls real. Returns (B, D)."""
-    if mask is None:
-        return hidden.mean(dim=1)
-    weight = mask.to(hidden.dtype).unsqueeze(-1)  # (B, T, 1)
-    return (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
 
 
 class SplitWeights(Protocol):

@@ -22,7 +22,7 @@ from rl_skip.core.task import score_key
 from rl_skip.core.tuning import Tuned
 from rl_skip.core.version import __version__
 
-__all__ = ["FORMAT_VERSION", "Description"]
+__all__ = ["FORMAT_VERSION", "Description", "read_groups"]
 
 FORMAT_VERSION = 2
 """2: an observation is a list of features."""
@@ -141,7 +141,7 @@ class Description:
             trained_on=fields.object("trained_on").values,
             reward=fields.text("reward"),
             network=None if fields.get("network") is None else read_network(fields.object("network"), width, depth),
-            readouts=_read_plan(fields) if layout.readout_flops else None,
+            readouts=_read_plan(fields, width) if layout.readout_flops else None,
             versions={name: fields.object("versions").text(name) for name in _versions()},
             guarantee=_read_guarantee(fields),
             costs=None if fields.values.get("costs") is None else MeasuredCosts.read(fields.object("costs"), depth),
@@ -202,7 +202,7 @@ def _known(fields: Fields, names: Sequence[str], given: Sequence[Feature]) -> tu
     return find_features(names, given)
 
 
-def _read_plan(fields: Fields) -> dict[str, Any]:
+def _read_plan(fields: Fields, width: int) -> dict[str, Any]:
     """What readouts are; a file of before does not say, and its readouts are copies of the network's head."""
     if fields.values.get("readouts") is None:
         return {}
@@ -211,10 +211,19 @@ def _read_plan(fields: Fields) -> dict[str, Any]:
         plan.integer("rank")
         if "pools" in plan.values:
             plan.flag("pools")
+        if "groups" in plan.values:
+            read_groups(plan, "groups", width)
     modules = plan.values.get("modules", ["head"])
     if not isinstance(modules, list) or not modules or not all(isinstance(name, str) for name in modules):
         raise plan.wrong("modules", "a list of the modules that are copied")
     return plan.values
+
+
+def read_groups(fields: Fields, name: str, width: int) -> int:
+    """How many groups of channels the mean of an adapter weighs for itself."""
+    if width % (groups := fields.integer(name)) != 0:
+        raise fields.wrong(name, f"a divisor of the width {width}")
+    return groups
 
 
 def _read_costs(fields: Fields, depth: int) -> tuple[float, ...]:

@@ -16,6 +16,7 @@ from rl_skip.core.kinds import kind_of, read_network
 from rl_skip.core.readouts import adapter_of
 from rl_skip.core.seal import check_sealed
 from rl_skip.core.stack import LayerStack
+from rl_skip.export.description import read_groups
 from rl_skip.export.weights import build, read_weights
 
 __all__ = ["CARD", "DESCRIPTION", "FORMAT_VERSION", "WEIGHTS", "PrunedNetwork", "checked_layers", "load_pruned"]
@@ -97,12 +98,17 @@ def load_pruned(folder: Path | str, stack: LayerStack | None = None, *, device: 
     fields = Fields.read(folder / DESCRIPTION, FORMAT_VERSION)
     depth = fields.integer("depth")
     layers = _read_layers(fields, depth)
-    adapter = "adapter_rank" in fields.values
-    plan = {"rank": fields.integer("adapter_rank"), "pools": fields.values.get("adapter_pools") is True} if adapter else None
+    plan = _read_plan(fields) if "adapter_rank" in fields.values else None
     network = _built(fields, folder, stack, depth, layers, plan)
     refuse_not_finite(network, folder, "prune the run again")
     check_sealed(folder, DESCRIPTION, WEIGHTS, whole=True)
     return network.to(device).eval()
+
+
+def _read_plan(fields: Fields) -> dict[str, Any]:
+    """What the adapter before the head is; a file of before knows no groups."""
+    groups = read_groups(fields, "adapter_groups", fields.integer("width")) if "adapter_groups" in fields.values else 0
+    return {"rank": fields.integer("adapter_rank"), "pools": fields.values.get("adapter_pools") is True, "groups": groups}
 
 
 def _built(

@@ -90,7 +90,9 @@ def prune(
     weights = sum(parameter.numel() for parameter in pruned.parameters())
     if pruned.adapter is not None:
         description["adapter_rank"] = pruned.adapter.down.out_features
-        description["adapter_pools"] = isinstance(pruned.adapter, PoolingAdapter)
+        if isinstance(pruned.adapter, PoolingAdapter):
+            groups = pruned.adapter.groups
+            description |= {"adapter_pools": True, **({"adapter_groups": groups} if groups else {})}
 
     def fill(new: Path) -> None:
         (new / DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.core.inputs import Inputs
-from rl_skip.core.stack import masked_mean
+from rl_skip.core.means import masked_mean
 from rl_skip.core.task import Embedding
 
 __all__ = [

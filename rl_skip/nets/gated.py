@@ -11,7 +11,8 @@ from torch.nn.functional import normalize
 
 from rl_skip.core.costs import attention_block_flops, linear_flops
 from rl_skip.core.inputs import Inputs
-from rl_skip.core.stack import Carry, LayerStack, masked_mean
+from rl_skip.core.means import masked_mean
+from rl_skip.core.stack import Carry, LayerStack
 from rl_skip.nets.blocks import AttentionBlock
 
 __all__ = ["AdapterBody", "AttentionBody", "Body", "BodyName", "GatedStack", "HeadedStack", "MemoryGate", "straight_through"]

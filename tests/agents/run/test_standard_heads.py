@@ -12,6 +12,7 @@ from torch import Tensor
 import rl_skip
 import train
 from rl_skip.cli.main import main
+from rl_skip.export.description import Description
 from rl_skip.export.pruned import load_pruned
 from rl_skip.measure.evaluation import Evaluation, beside_full_depth
 from rl_skip.measure.runs import load_run
@@ -150,4 +151,14 @@ def test_a_run_is_pruned_to_one_of_its_exits(text_run: Path, tmp_path: Path) -> 
     with torch.no_grad():
         expected = rl_skip.routed_forward(ours.stack, torch.tensor([1, 1, 0, 0]).bool(), inputs).outputs
         torch.testing.assert_close(pruned(inputs), expected)
-    assert ours.stack.readouts is not None and ours.stack.readouts.plan == {"rank": 128, "pools": True}
+    assert ours.stack.readouts is not None and ours.stack.readouts.plan == {"rank": 128, "pools": True, "groups": 1}
+
+
+@pytest.mark.parametrize("groups", [0, 5, "2"])
+def test_groups_of_channels_that_the_width_does_not_have_are_refused(groups: object, text_run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "policy.json"
+    fields = json.loads((text_run / "policy" / "policy.json").read_text(encoding="utf-8"))
+    fields["readouts"]["groups"] = groups
+    file.write_text(json.dumps(fields), encoding="utf-8")
+    with pytest.raises(rl_skip.UserError, match="groups must be a"):
+        Description.read(file)

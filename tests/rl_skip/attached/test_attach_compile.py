@@ -372,7 +372,7 @@ def test_a_graph_recorded_as_a_whole_holds_one_route(whole: str) -> None:
             _ = handle.last_routes
 
 
-@pytest.mark.parametrize("kind", ["bert", "copies", "adapters", "pooling"])
+@pytest.mark.parametrize("kind", ["bert", "copies", "adapters", "pooling", "attending"])
 def test_a_model_is_exported_with_one_route(kind: str) -> None:
     if kind == "bert":
         model, inputs, _ = model_of("bert")

@@ -43,9 +43,16 @@ AFTER = {  # what each model calls after its layers, read from its source
 ONE_TOKEN = ("bert", "modernbert", "vit")
 """Whose heads read the first token, read from their source."""
 KINDS = ["copies", "adapters"]
-PLANS: dict[str, Any] = {"copies": None, "adapters": {"rank": 3}, "pooling": {"rank": 3, "pools": True}}
+POOLING = ("pooling", "attending")
+"""Adapters that know the plain mean over the tokens, as runs of before have, and one that has learned where to look."""
+PLANS: dict[str, Any] = {
+    "copies": None,
+    "adapters": {"rank": 3},
+    "pooling": {"rank": 3, "pools": True},
+    "attending": {"rank": 3, "pools": True, "groups": 2},
+}
 EXITS = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [1, 1, 1, 0, 0]], dtype=torch.bool)
-PARTS = [(family, kind) for family in LAYERS for kind in KINDS] + [(family, "pooling") for family in ONE_TOKEN]
+PARTS = [(family, kind) for family in LAYERS for kind in KINDS] + [(family, kind) for family in ONE_TOKEN for kind in POOLING]
 parts = pytest.mark.parametrize(("family", "kind"), PARTS)
 
 
@@ -56,7 +63,7 @@ def with_readouts(family: str, kind: str, seed: int = 0) -> tuple[nn.Module, Rea
     readouts = stack.add_readouts(batch(model), plan=PLANS[kind] or {"modules": AFTER[family]})
     torch.manual_seed(5)
     for parameter in readouts.parameters():
-        parameter.data.add_(torch.randn_like(parameter), alpha=1.0 if kind == "pooling" else 0.3)
+        parameter.data.add_(torch.randn_like(parameter), alpha=1.0 if kind in POOLING else 0.3)
     torch.manual_seed(seed)
     layout = ObservationLayout(WIDTH, DEPTH, features=CONFIDENCES, readout_flops=readouts.flops)
     policy = JumpPolicy(JumpRules.reaching(layout, allow_exit=True, jumps=False, hidden=16)).eval()
@@ -72,7 +79,13 @@ def cut(model: nn.Module, family: str, readouts: Readouts, i: int) -> nn.Module:
     weights = readouts.each[i].state_dict()
     if "norm.weight" in weights:
         norm, down, up = (partial(call, *(weights[f"{name}.{kind}"] for kind in ("weight", "bias"))) for name, call in POOLS)
-        of_mean = partial(torch.mean, dim=1, keepdim=True)
+
+        def of_mean(out: Tensor) -> Tensor:
+            if "score.weight" not in weights:
+                return out.mean(dim=1, keepdim=True)
+            scores = _linear(weights["score.weight"], weights["score.bias"], norm(out)).exp()  # (1, T, 2)
+            each = (scores / scores.sum(dim=1, keepdim=True)).split(1, dim=2)
+            return torch.cat([(half * weight).sum(dim=1, keepdim=True) for half, weight in zip(out.chunk(2, dim=2), each, strict=True)], dim=2)
         short.get_submodule(LAYERS[family])[-1].register_forward_hook(lambda _module, _args, out: out + up(down(norm(of_mean(out))).tanh()))
         return short
     if "down.weight" in weights:
@@ -103,7 +116,7 @@ def row_of(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
 
 def alone(inputs: dict[str, Tensor], row: int, kind: str) -> dict[str, Tensor]:
     """A row without its padding, which a model that is cut by hand would take into a mean."""
-    keep = inputs["attention_mask"][row].bool() if kind == "pooling" and "input_ids" in inputs else slice(None)
+    keep = inputs["attention_mask"][row].bool() if kind in POOLING and "input_ids" in inputs else slice(None)
     return {name: x[row : row + 1, keep] for name, x in inputs.items()}
 
 
@@ -118,7 +131,7 @@ def test_what_comes_after_the_layers_is_found(family: str) -> None:
     model = build(family)
     readouts = HuggingFaceStack(model).add_readouts(batch(model))
     assert len(readouts.each) == DEPTH - 1
-    assert readouts.plan == ({"rank": POOLING_RANK, "pools": True} if family in ONE_TOKEN else {"modules": AFTER[family]})
+    assert readouts.plan == ({"rank": POOLING_RANK, "pools": True, "groups": 1} if family in ONE_TOKEN else {"modules": AFTER[family]})
 
 
 @parts

@@ -47,7 +47,7 @@ def test_routes_and_answers_are_those_without(monkeypatch: pytest.MonkeyPatch, f
     assert all(layer._compiled_call_impl is not None for layer in handle.stack.routed)
 
 
-@pytest.mark.parametrize("plan", [None, {"rank": 3}, {"rank": 3, "pools": True}])
+@pytest.mark.parametrize("plan", [None, {"rank": 3}, {"rank": 3, "pools": True}, {"rank": 3, "pools": True, "groups": 2}])
 def test_a_look_is_a_part_of_what_is_compiled_once_the_model_has_shown_what_it_calls(
     monkeypatch: pytest.MonkeyPatch, plan: dict[str, object] | None
 ) -> None:

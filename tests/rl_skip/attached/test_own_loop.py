@@ -115,7 +115,7 @@ def test_readouts_begin_as_those_of_a_run_from_the_same_file(head: str, tmp_path
         model.resize_token_embeddings(config.vocab_size + 3)
     handle = rl_skip.attach(model, rl_skip.SkipConfig())
     readouts, theirs = handle.stack.readouts, run.add_readouts(inputs)
-    assert readouts is not None and readouts.plan == theirs.plan == {"rank": POOLING_RANK, "pools": True}
+    assert readouts is not None and readouts.plan == theirs.plan == {"rank": POOLING_RANK, "pools": True, "groups": 1}
     assert handle.part.readouts.state_dict().keys() == theirs.state_dict().keys()  # type: ignore[attr-defined, operator, union-attr]
     if "adapters" in head or head == "resized":
         return

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from rl_skip.core.errors import UserError
 from rl_skip.core.forward import routed_forward
+from rl_skip.core.means import masked_mean
 from rl_skip.core.policy import JumpPolicy, JumpRules, ObservationLayout
 from rl_skip.core.routers import PolicyRouter
-from rl_skip.core.stack import Carry, LayerStack, masked_mean
+from rl_skip.core.stack import Carry, LayerStack
 from rl_skip.nets.blocks import AttentionBlock, ClassifierHead
 from rl_skip.nets.module_stack import ModuleStack
 
