@@ -38,14 +38,14 @@ STUDIES = {
     "images": ["--task", "images", "--train-rows", "20000", "--batch-size", "128", "--warmup-epochs", "4", "--epochs", "5"],
     "hops": ["--task", "hops"],
     "hops-joint": ["--task", "hops", "--tune", "all"],
-    "sst2": ["--task", "text", "--head", "mean"],
+    "sst2": ["--task", "text", "--head", "attention"],
     "sick": [
         *("--task", "text", "--head", "attention", "--text-column", "sentence_a", "--pair-column", "sentence_b"),
-        *("--warmup-epochs", "4", "--epochs", "8"),
+        *("--warmup-epochs", "4", "--epochs", "12"),
     ],
     "banking77": [
-        *("--task", "text", "--head", "mean", "--data", "banking77", "--learning-rate", "1e-4"),
-        *("--warmup-epochs", "3", "--epochs", "4"),
+        *("--task", "text", "--head", "attention", "--data", "banking77", "--learning-rate", "1e-4"),
+        *("--warmup-epochs", "3", "--epochs", "5"),
     ],
 }
 SLACK = 0.03

@@ -32,10 +32,11 @@ class FirstLayers(Router):
 
 
 class Shallow(Baseline):
-    """The first layers of the freshly made network, as many as the budget allows, trained alone for all updates of a run.
+    """The first layers of the network as it was given, as many as the budget allows, trained alone for as many updates as the policy's network.
 
     The other layers are never called and never change. Compute stays in units of the whole stack.
-    There is no warm-up, its updates go to the plain loss: layers that first learned to be followed by others are worse. Beside a run with
+    There is no warm-up: layers that first learned to be followed by others are worse. Its updates go to the plain loss, unless the policy's network
+    begins again after its own. Beside a run with
     readouts it learns from that run's teacher.
     """
 
@@ -43,7 +44,7 @@ class Shallow(Baseline):
     record = BaselineRecord(
         "shallow",
         "shallower network",
-        about="the first layers alone, trained for as many updates as warm-up and policy took together; with readouts, by the policy's teacher too",
+        about="the first layers alone, trained for as many updates as the policy's network; with readouts, by the policy's teacher too",
         advice="train it with train.py --agent shallow",
         trained=True,
         per_budget=True,

@@ -37,7 +37,7 @@ class Static(Baseline):
     def __init__(self, learner: Learner) -> None:
         super().__init__(learner)
         if learner.begins_untaught:
-            raise Unsuited("of layers that have learned nothing the first are as good as any; set --agent shallow, or --warmup-epochs")
+            raise Unsuited("of layers that have learned nothing the first are as good as any; set --agent shallow, or a warm-up and --no-begin-again")
         self.route = learner.full_route
         """(L,) bool; every layer until it is searched."""
 

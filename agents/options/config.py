@@ -41,6 +41,8 @@ MOST_OF = {
     "policy_learning_rate": 100,
 }
 """Of numbers that decide how much memory is taken, or above which nothing is learned; of others `MOST`."""
+BEFORE, SCHEDULE_BEFORE = {"processes": 1, "shard": False}, {"max_updates": None, "accumulate": 1, "begin_again": False}
+"""Options that runs of before did not know, and what they did."""
 BUDGET_ALONE = ("budget_price", "budget_integral", "budget_proportional", "budget_penalty")
 
 
@@ -124,7 +126,11 @@ class TrainConfig:
         for idle, names, reason in (
             (not drawn, ("price_range",), "the price is not drawn beside --price or --budget"),
             (pricing.budget is None, BUDGET_ALONE, "the price is not controlled without --budget"),
-            (not policy.readouts, ("readout_rank", "exit_weight"), "there are no readouts"),
+            (not policy.readouts, ("readout_rank", "exit_weight", "begin_again"), "there are no readouts"),
+            (policy.jumps, ("begin_again",), "the warm-up teaches the network routes, too"),
+            (self.schedule.warmup_epochs == 0, ("begin_again",), "there is no warm-up"),
+            (self.schedule.distillation_weight == 0, ("begin_again",), "without --distillation-weight nothing learns from a teacher"),
+            (self.schedule.tune == "frozen", ("begin_again",), "with --tune frozen nothing learns after the warm-up"),
             (not policy.jumps, ("random_route_weight", "random_route_keep"), "there are no random routes without --jumps"),
             (self.network.stack == "blocks", ("body",), "a body is that of --stack skip-layer"),
             (self.resume is None, ("allow_code",), "it allows what a run names that --resume goes on with"),
@@ -149,6 +155,13 @@ class TrainConfig:
     def agent_class(self) -> type[Agent]:
         """The agent that is named."""
         return find_agent(self.agent)
+
+    @property
+    def begins_again(self) -> bool:
+        """Whether the network begins again as it was given where the warm-up ends, and its teacher is what it was then."""
+        schedule, policy = self.schedule, self.policy
+        taught = schedule.warmup_epochs > 0 and schedule.distillation_weight > 0 and schedule.tune != "frozen"
+        return schedule.begin_again and taught and policy.readouts and not policy.jumps
 
     @property
     def folder(self) -> Path:
@@ -231,8 +244,7 @@ class TrainConfig:
             raise UserError(f"{file}: {error}") from None
         agent_config = read_dataclass(config_class, fields.object("agent_config"))
         schedule = fields.object("schedule")
-        for group, name, value in ((schedule, "max_updates", None), (schedule, "accumulate", 1), (fields, "processes", 1), (fields, "shard", False)):
-            group.values.setdefault(name, value)  # which runs of before did not know
+        schedule.values, fields.values = SCHEDULE_BEFORE | schedule.values, BEFORE | fields.values
         pricing = fields.object("pricing")
         given = {
             "task": task.text("name"),

@@ -129,6 +129,9 @@ class ScheduleConfig:
     collapse."""
     epochs: int = 25
     """Passes over the data with network and policy trained together."""
+    begin_again: bool = False
+    """With readouts and without jumps: whether the network begins again as it was given once the warm-up has ended, and what it had become by then
+    is its teacher, and that of all baselines. The exits then learn for as long as the network does."""
     max_updates: int | None = 7_000
     """Updates that a run makes at most, if neither --epochs nor --warmup-epochs is given: where data are so large that the passes would take more,
     fewer are made, in the same proportion. More takes longer and learns better; 2,000 to 20,000."""

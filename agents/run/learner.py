@@ -119,10 +119,15 @@ class Learner:
         self.descent = Descent(self.stack, self.policy, self.critic, schedule, scaler, fused=config.options.pretrained)
         self.full_route = torch.ones(self.stack.depth, dtype=torch.bool, device=device)
         self.updates_per_epoch = max(len(self.train) // schedule.batch_size, 1)
-        self.updates = (schedule.warmup_epochs + schedule.epochs) * self.updates_per_epoch
         self.warmup_updates = schedule.warmup_epochs * self.updates_per_epoch if config.agent_class.warms_up else 0
-        self.begins_untaught = made_anew and self.tunes and self.warmup_updates == 0
+        self.begins_again = config.begins_again and self._outputs_fit()
+        """Whether the network that the warm-up makes is a teacher, and no more."""
+        unneeded = 0 if config.agent_class.warms_up or self.begins_again else schedule.warmup_epochs  # which train the network itself instead
+        self.updates = self.warmup_updates + (unneeded + schedule.epochs) * self.updates_per_epoch
+        self.begins_untaught = made_anew and self.tunes and (self.begins_again or self.warmup_updates == 0)
         """Whether what follows the warm-up begins with a network that has learned nothing."""
+        self.given: dict[str, Tensor] | None = self._learnable() if self.begins_again and self.warmup_updates > 0 else None
+        """What of the network learns, as it was given, by name, until the warm-up has ended; None where that is not to be undone."""
         if (least := min(schedule.batch_size, len(self.train))) < (count := together().count * schedule.accumulate):
             raise UserError(f"a batch of {least} rows does not divide into {count} parts, for each process and pass one; raise --batch-size")
 
@@ -177,9 +182,12 @@ class Learner:
 
     def set_learning_rates(self, update: int) -> float:
         """Sets both optimisers' rates for an update; returns the network's."""
-        schedule = self.config.schedule
-        cosine = 0.5 * (1 + math.cos(math.pi * min(update / max(self.updates if self.tunes else self.warmup_updates, 1), 1.0)))
-        rate = schedule.learning_rate * min(1.0, (update + 1) / RISE_UPDATES) * max(cosine, 0.01)
+        schedule, done, all_updates = self.config.schedule, update, self.updates if self.tunes else self.warmup_updates
+        if self.begins_again and self.warmup_updates > 0:  # it and what follows are two trainings
+            later = update >= self.warmup_updates
+            done, all_updates = (update - self.warmup_updates, self.updates - self.warmup_updates) if later else (update, self.warmup_updates)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(done / max(all_updates, 1), 1.0)))
+        rate = schedule.learning_rate * min(1.0, (done + 1) / RISE_UPDATES) * max(cosine, 0.01)
         self.descent.set_rates(rate, schedule.policy_learning_rate * (1 - 0.9 * self.joint_progress(update)))
         return rate
 
@@ -253,18 +261,37 @@ class Learner:
         """Called between warm-up and what follows.
 
         Readouts that have not learned yet begin as the head that the warm-up made. In a run with readouts what the network says now of the
-        training rows is the teacher of all that follows, of a policy's network and of the baselines alike.
+        training rows is the teacher of all that follows, of a policy's network and of the baselines alike. It may be no more than that, and begin
+        again as it was given.
         """
         readouts = self.stack.readouts
         if readouts is None:
             return
+        if self.warmup_updates > 0 and self.begins_again:
+            self.make_teacher()
+            self._begin_again()
         if self.new_readouts and not (self.rules.jumps and self.config.schedule.random_route_weight > 0):  # random routes have taught them
             self.descent.forget()  # which is no part of a copy
             head = self.stack.make_readout(readouts.plan)
             readouts.begin_as((head if self.stack.split is None else whole_copy(head)).to(self.device))
             together().copy_first(readouts.parameters())  # of adapters a part is drawn at random
-        if self.warmup_updates > 0:
+        if self.warmup_updates > 0 and not self.begins_again:
             self.make_teacher()
+
+    def _learnable(self) -> dict[str, Tensor]:
+        """Copies of all weights that learn, and of what the network counts besides."""
+        fixed = {name for name, parameter in self.stack.named_parameters() if not parameter.requires_grad}
+        return {name: value.detach().clone() for name, value in self.stack.state_dict().items() if name not in fixed}
+
+    def _begin_again(self) -> None:
+        """Gives the network back what it began with; its optimiser forgets."""
+        assert self.given is not None, "the warm-up ends once"
+        weights = self.stack.state_dict()
+        with torch.no_grad():
+            for name, value in self.given.items():
+                weights[name].copy_(value)
+        self.given = None
+        self.descent.network_optimizer.state.clear()
 
     def make_teacher(self) -> None:
         """Makes what the network says now of the training rows the teacher of all that follows, unless nothing learns from one or it is too much."""

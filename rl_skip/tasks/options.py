@@ -122,7 +122,8 @@ def model_defaults(given: Mapping[str, str]) -> dict[str, Any]:
     partly = given.get("tune") in ("head", "norms", "lora")
     return {
         "warmup_epochs": 2,
-        "epochs": 4,
+        "epochs": 6,
+        "begin_again": True,
         "max_updates": 2_500,
         "batch_size": 32,
         "learning_rate": 5e-4 if partly else 5e-5,
