@@ -220,6 +220,46 @@ def test_a_shallower_network_begins_anew_and_learns_from_the_teacher_of_the_run(
     assert not taught.update(3)["train/supervised_loss"].equal(alone.update(3)["train/supervised_loss"])
 
 
+def again(agent: str, folder: Path) -> TrainConfig:
+    """A run, or its baseline, whose network begins again after the warm-up."""
+    config = replace(options(agent, folder), policy=PolicyConfig(readouts=True, jumps=False))
+    return replace(config, schedule=replace(config.schedule, begin_again=True))
+
+
+@pytest.mark.parametrize("agent", ["gumbel", "exits"])
+def test_beside_a_network_that_begins_again_a_baseline_does_from_the_runs_start_as_after_a_warm_up_of_its_own(agent: str, tmp_path: Path) -> None:
+    start = train(again("reinforce", tmp_path / "run"), quiet()) / START
+    warmed, begun = train(again(agent, tmp_path / "warmed"), quiet()), train(again(agent, tmp_path / "begun"), quiet(), start=start)
+    expected, found = trained_weights(warmed), trained_weights(begun)
+    assert expected.keys() == found.keys() and len(expected) > 50
+    assert [name for name in expected if not same(expected[name], found[name])] == []
+
+
+@pytest.mark.parametrize("kept", [10, 16, 20])
+def test_a_network_that_begins_again_goes_on_bit_for_bit_before_then_and_after(kept: int, tmp_path: Path) -> None:
+    config, task, cpu = again("reinforce", tmp_path / "run"), load_task("digits"), torch.device("cpu")
+
+    def go(session: Session, first: int, last: int) -> dict[str, Any]:
+        for update in range(first, last):
+            if update == session.learner.warmup_updates:
+                session.learner.end_warm_up()
+            session.update(update)
+        return flat({name: value for name, value in session.state_dict().items() if name == "learner"})
+
+    whole = Session(config, task, cpu)
+    assert whole.learner.warmup_updates == 16
+    go(whole, 0, kept)
+    buffer = io.BytesIO()
+    torch.save(whole.state_dict(), buffer)
+    expected = go(whole, kept, 24)
+    resumed = Session(config, task, cpu)
+    torch.rand(7)
+    buffer.seek(0)
+    resumed.load_state_dict(torch.load(buffer, weights_only=True))
+    found = go(resumed, kept, 24)
+    assert expected.keys() == found.keys() and [name for name in expected if not same(expected[name], found[name])] == []
+
+
 def test_a_shallower_network_without_the_start_of_a_run_says_that_it_has_no_teacher(tmp_path: Path) -> None:
     said = io.StringIO()
     train(replace(options("shallow", tmp_path / "alone"), policy=PolicyConfig(readouts=True, jumps=False)), Console(file=said))

@@ -9,6 +9,7 @@ from agents.options.config import PolicyConfig, PriceConfig, ScheduleConfig
 from agents.policy.reinforce import Reinforce
 from agents.run.learner import Critic, Learner
 from agents.run.warmup import warm_up_for
+from rl_skip.core.batches import deployed
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.policy import legal_jumps
 from rl_skip.core.routers import PolicyRouter
@@ -71,6 +72,56 @@ def test_progress_counts_from_the_end_of_the_warm_up(tiny_learner):
     learner = tiny_learner()
     assert (learner.warmup_updates, learner.updates) == (8, 20)
     assert [learner.joint_progress(update) for update in (0, 8, 14, 20)] == [0.0, 0.0, 0.5, 1.0]
+
+
+LEAVING = PolicyConfig(readouts=True, jumps=False)
+
+
+def test_a_network_that_begins_again_is_as_it_was_given_and_taught_by_what_it_had_become(tiny_learner):
+    learner = tiny_learner(policy=LEAVING, schedule=ScheduleConfig(warmup_epochs=2, epochs=3, batch_size=32, begin_again=True))
+    given = {name: weight.clone() for name, weight in learner.stack.state_dict().items()}
+    warm_up = warm_up_for(learner)
+    for update in range(learner.warmup_updates):
+        warm_up.update(update)
+    with torch.no_grad(), deployed(learner.stack):
+        said = routed_forward(learner.stack, learner.full_route, learner.train.inputs).outputs
+    learner.end_warm_up()
+    weights = learner.stack.state_dict()
+    assert [name for name in given if not torch.equal(given[name], weights[name])] == []
+    assert not learner.descent.network_optimizer.state and learner.given is None
+    torch.testing.assert_close(learner.teacher, said)
+
+
+def test_a_network_that_begins_again_has_two_trainings_with_a_cosine_each(tiny_learner):
+    schedule = ScheduleConfig(warmup_epochs=50, epochs=100, batch_size=32, learning_rate=0.02, begin_again=True)
+    learner = tiny_learner(policy=LEAVING, schedule=schedule)
+    rates = [learner.set_learning_rates(update) for update in range(learner.updates)]
+    assert (learner.warmup_updates, learner.updates) == (200, 600)
+    assert (rates[0], rates[200]) == pytest.approx((0.02 / 50, 0.02 / 50))
+    assert (rates[100], rates[400]) == pytest.approx((0.01, 0.01))
+    assert max(rates[199], rates[599]) < 0.0003
+
+
+@pytest.mark.parametrize(("agent", "updates"), [("reinforce", 20), ("exits", 20), ("shallow", 12)])
+def test_beside_a_network_that_begins_again_all_have_as_many_updates_after_the_teachers(tiny_learner, agent, updates):
+    schedule = ScheduleConfig(warmup_epochs=2, epochs=3, batch_size=32, begin_again=True)
+    learner = tiny_learner(agent=agent, policy=LEAVING, schedule=schedule, pricing=PriceConfig(budget=0.5 if agent == "shallow" else None))
+    assert learner.updates == updates and learner.updates - learner.warmup_updates == 12
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"policy": PolicyConfig()},
+        {"schedule": ScheduleConfig(warmup_epochs=0, epochs=3, batch_size=32, begin_again=True)},
+        {"schedule": ScheduleConfig(warmup_epochs=2, epochs=3, batch_size=32, begin_again=True, distillation_weight=0.0)},
+    ],
+    ids=["jumps", "no warm-up", "no teacher"],
+)
+def test_without_a_teacher_nothing_begins_again(tiny_learner, options):
+    schedule = ScheduleConfig(warmup_epochs=2, epochs=3, batch_size=32, begin_again=True)
+    learner = tiny_learner(**{"policy": LEAVING, "schedule": schedule} | options)
+    assert not learner.begins_again and learner.given is None
 
 
 @pytest.mark.parametrize("allow_exit", [False, True])
