@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 DEMO := $(VENV)/.demo
 LOWEST := .venv-lowest
 PAGES := .venv-docs
-DEMO_OPTIONS := --task text --data banking77 --head mean --learning-rate 1e-4 --warmup-epochs 3 --epochs 4 --precision auto
+DEMO_OPTIONS := --task text --data banking77 --head attention --learning-rate 1e-4 --warmup-epochs 3 --epochs 5 --precision auto
 
 .PHONY: train demo test test-lowest check docs clean
 

@@ -203,6 +203,9 @@ class Agent(ABC):
             UserError: in one line, if it fails.
         """
 
+    def see_taught(self) -> None:  # noqa: B027, most wait for what follows
+        """Called where the warm-up has ended, before a network that begins again as it was given does."""
+
     @abstractmethod
     def update(self, update: int) -> dict[str, Tensor]:
         """One update, with its number in the run; returns its metrics as scalars on the device."""

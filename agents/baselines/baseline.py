@@ -47,7 +47,7 @@ class Setting:
 
 
 class Baseline(Agent):
-    """Base of the agents that train no policy, and leave a curve: as many updates as a policy has, from the start that its warm-up gave.
+    """Base of the agents that train no policy, and leave a curve: as many updates as a policy has, from where its training began.
 
     Args:
         learner: the network and its optimiser; policy and critic are left as they are.

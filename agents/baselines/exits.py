@@ -81,7 +81,7 @@ class Exits(Baseline):
     def __init__(self, learner: Learner) -> None:
         with deployed(learner.stack):
             example = learner.validation.take(slice(0, 2)).inputs
-            self.heads = learner.stack.new_readouts(example, plan=learner.config.policy.readout_plan)
+            self.heads = learner.stack.new_readouts(example, plan=learner.readout_plan(example))
         super().__init__(learner, self.heads)
         self.thresholds: list[float] = []
 

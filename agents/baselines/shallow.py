@@ -36,8 +36,7 @@ class Shallow(Baseline):
 
     The other layers are never called and never change. Compute stays in units of the whole stack.
     There is no warm-up: layers that first learned to be followed by others are worse. Its updates go to the plain loss, unless the policy's network
-    begins again after its own. Beside a run with
-    readouts it learns from that run's teacher.
+    begins again too. Beside a run with readouts it learns from that run's teacher.
     """
 
     warms_up = False

@@ -37,7 +37,7 @@ class Static(Baseline):
     def __init__(self, learner: Learner) -> None:
         super().__init__(learner)
         if learner.begins_untaught:
-            raise Unsuited("of layers that have learned nothing the first are as good as any; set --agent shallow, or a warm-up and --no-begin-again")
+            raise Unsuited("of layers that have learned nothing the first are as good as any; set --agent shallow, or --warmup-epochs")
         self.route = learner.full_route
         """(L,) bool; every layer until it is searched."""
 
@@ -49,9 +49,12 @@ class Static(Baseline):
         route = best_fixed_route(learner.stack, learner.task, rows, max_compute=self.budget, allow_exit=exits, spends=learner.tunes)
         return route.to(learner.device)
 
+    def see_taught(self) -> None:
+        self.route = self.search()
+
     def update(self, update: int) -> dict[str, Tensor]:
         """One supervised update on the route."""
-        if update == self.learner.warmup_updates:
+        if update == self.learner.warmup_updates and not self.learner.begins_again:
             self.route = self.search()
         return self.learn_from_labels(update, self.router())
 

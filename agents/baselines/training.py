@@ -116,7 +116,7 @@ def _say_how_long(folder: Path, baselines: Iterable[tuple[BaselineRecord, TrainC
     report = read_json(folder / REPORT, f"remove it, and go on with --resume {folder}") if (folder / REPORT).is_file() else {}
     if left and "seconds" in report:
         each, whole = duration(report["seconds"]), duration(left * report["seconds"])
-        console.print(f"{left} baselines to train, about {whole}: the run itself took {each}, and each has as many updates", soft_wrap=True)
+        console.print(f"{left} baselines to train, about {whole}: the run itself took {each}, and each has as many updates, or fewer", soft_wrap=True)
 
 
 def _spent(folder: Path, data: str | None, allow_code: bool) -> float:

@@ -126,8 +126,8 @@ class TrainConfig:
         for idle, names, reason in (
             (not drawn, ("price_range",), "the price is not drawn beside --price or --budget"),
             (pricing.budget is None, BUDGET_ALONE, "the price is not controlled without --budget"),
-            (not policy.readouts, ("readout_rank", "exit_weight", "begin_again"), "there are no readouts"),
             (policy.jumps, ("begin_again",), "the warm-up teaches the network routes, too"),
+            (not policy.readouts, ("readout_rank", "readout_attention", "exit_weight", "begin_again"), "there are no readouts"),
             (self.schedule.warmup_epochs == 0, ("begin_again",), "there is no warm-up"),
             (self.schedule.distillation_weight == 0, ("begin_again",), "without --distillation-weight nothing learns from a teacher"),
             (self.schedule.tune == "frozen", ("begin_again",), "with --tune frozen nothing learns after the warm-up"),
@@ -245,6 +245,7 @@ class TrainConfig:
         agent_config = read_dataclass(config_class, fields.object("agent_config"))
         schedule = fields.object("schedule")
         schedule.values, fields.values = SCHEDULE_BEFORE | schedule.values, BEFORE | fields.values
+        fields.object("policy").values.setdefault("readout_attention", False)
         pricing = fields.object("pricing")
         given = {
             "task": task.text("name"),

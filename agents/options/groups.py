@@ -32,6 +32,8 @@ class PolicyConfig:
     readout_rank: int | None = None
     """Makes the readouts adapters of this rank before the network's own head. Default: copies of the head, where they are small, or else adapters of
     rank 16. More answers better and costs more; 4 to 64."""
+    readout_attention: bool = True
+    """Lets exits of a head that reads one token, or is new, learn where to look; without, they know the plain mean over the tokens."""
     jumps: bool = True
     """Lets the policy jump over layers in the middle; without, a row goes on to the next layer or leaves, which takes --readouts or --allow-exit."""
     policy_scope: PolicyScope = "state"

@@ -1,8 +1,9 @@
 """Network, policy and critic with their optimisers, and the updates that every agent shares."""
 
+import hashlib
 import math
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -22,11 +23,12 @@ from rl_skip.core.devices import multiplies_bfloat16
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.core.forward import routed_forward
-from rl_skip.core.inputs import lengths
+from rl_skip.core.inputs import Inputs, lengths
 from rl_skip.core.measured_costs import MeasuredCosts
 from rl_skip.core.policy import JumpPolicy, JumpRules
 from rl_skip.core.processes import together
 from rl_skip.core.random_routes import random_routes
+from rl_skip.core.readouts import Readouts
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Split, Task
 from rl_skip.learning.prices import seen_range
@@ -124,7 +126,7 @@ class Learner:
         """Whether the network that the warm-up makes is a teacher, and no more."""
         unneeded = 0 if config.agent_class.warms_up or self.begins_again else schedule.warmup_epochs  # which train the network itself instead
         self.updates = self.warmup_updates + (unneeded + schedule.epochs) * self.updates_per_epoch
-        self.begins_untaught = made_anew and self.tunes and (self.begins_again or self.warmup_updates == 0)
+        self.begins_untaught = made_anew and self.tunes and self.warmup_updates == 0
         """Whether what follows the warm-up begins with a network that has learned nothing."""
         self.given: dict[str, Tensor] | None = self._learnable() if self.begins_again and self.warmup_updates > 0 else None
         """What of the network learns, as it was given, by name, until the warm-up has ended; None where that is not to be undone."""
@@ -140,8 +142,15 @@ class Learner:
         example = self.validation.take(slice(0, 2)).to(self.stack.layer_flops.device).inputs
         with deployed(self.stack):
             if self.stack.readouts is None:
-                self.stack.add_readouts(example, plan=self.config.policy.readout_plan)
+                self.stack.add_readouts(example, plan=self.readout_plan(example))
             self.stack.know_readouts(example)
+
+    def readout_plan(self, example: Inputs) -> dict[str, Any] | None:
+        """What readouts are to be, as `LayerStack.make_readout` takes it, found on a few rows; None: as suits the stack."""
+        policy = self.config.policy
+        if policy.readout_plan is not None or policy.readout_attention:
+            return policy.readout_plan
+        return {name: value for name, value in self.stack.plan_readouts(example).items() if name != "groups"}
 
     def _examples(self, split: Split) -> Examples:
         examples = self.task.load(split)
@@ -257,31 +266,54 @@ class Learner:
         """(B, ...), what the teacher said of these training rows; None without one."""
         return None if self.teacher is None else self.teacher[rows.to(self.teacher.device)].to(self.device)
 
-    def end_warm_up(self) -> None:
+    def end_warm_up(self, taught: Callable[[], None] = lambda: None) -> None:
         """Called between warm-up and what follows.
 
         Readouts that have not learned yet begin as the head that the warm-up made. In a run with readouts what the network says now of the
         training rows is the teacher of all that follows, of a policy's network and of the baselines alike. It may be no more than that, and begin
         again as it was given.
+
+        Args:
+            taught: is called before it begins again, its readouts begun as the head that the warm-up made.
         """
-        readouts = self.stack.readouts
-        if readouts is None:
+        if self.stack.readouts is None:
             return
         if self.warmup_updates > 0 and self.begins_again:
+            self._begin_readouts(self.stack.readouts)
             self.make_teacher()
+            taught()
             self._begin_again()
+        self._begin_readouts(self.stack.readouts)
+        if self.warmup_updates > 0 and not self.begins_again:
+            self.make_teacher()
+
+    def _begin_readouts(self, readouts: Readouts) -> None:
         if self.new_readouts and not (self.rules.jumps and self.config.schedule.random_route_weight > 0):  # random routes have taught them
             self.descent.forget()  # which is no part of a copy
             head = self.stack.make_readout(readouts.plan)
             readouts.begin_as((head if self.stack.split is None else whole_copy(head)).to(self.device))
             together().copy_first(readouts.parameters())  # of adapters a part is drawn at random
-        if self.warmup_updates > 0 and not self.begins_again:
-            self.make_teacher()
 
     def _learnable(self) -> dict[str, Tensor]:
         """Copies of all weights that learn, and of what the network counts besides."""
         fixed = {name for name, parameter in self.stack.named_parameters() if not parameter.requires_grad}
         return {name: value.detach().clone() for name, value in self.stack.state_dict().items() if name not in fixed}
+
+    @cached_property
+    def given_digest(self) -> str:
+        """SHA-256, in hexadecimal, of the weights that the network will begin again with; empty where it does not, or is split over processes."""
+        if self.given is None or self.stack.split is not None:
+            return ""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.given.items()):
+            digest.update(name.encode())
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def check_given(self, digest: str) -> None:
+        """Refuses, by a `ValueError`, another network to begin again with than the one of that digest."""
+        if digest and self.given_digest and digest != self.given_digest:
+            raise ValueError("the model that was given has changed since the run began, and the network begins again as that")
 
     def _begin_again(self) -> None:
         """Gives the network back what it began with; its optimiser forgets."""
@@ -357,6 +389,7 @@ class Learner:
             "critic": self.critic.state_dict(),
             **self.descent.state_dict(),
             **({} if self.teacher is None else {"teacher": self.teacher}),
+            **({} if self.given is None else {"given": self.given_digest}),
             **({"costs": self.stack.costs.to_json()} if isinstance(self.stack.costs, MeasuredCosts) else {}),
             "generator": self.generator.get_state(),
             **self.random_state(),
@@ -364,6 +397,7 @@ class Learner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to where `state_dict` was taken."""
+        self.check_given(state.get("given", ""))
         self.stack.load_state_dict(split_state(state["stack"], self.stack))
         for name in ("policy", "critic"):
             getattr(self, name).load_state_dict(state[name])
@@ -402,5 +436,7 @@ class Learner:
         processes = together()
         for module in (self.policy, self.critic, *([self.stack] if self.stack.split is None else [])):
             processes.copy_first(chain(module.parameters(), module.buffers()))
+        if self.given is not None and processes.several and self.stack.split is None:
+            self.given = self._learnable()
         if not processes.first:
             torch.manual_seed(self.config.seed + (processes.rank << 32))

@@ -184,6 +184,8 @@ class Session:
             self.seconds = float(state["seconds"])
             for name in STATEFUL:
                 getattr(self, name).load_state_dict(state[name])
+            if self.done > self.learner.warmup_updates:
+                self.learner.given = None  # it has begun again
             load_random_states(state["random"])
             if not together().first:
                 self.learner.load_random_state(state["others"][together().rank - 1])
@@ -244,7 +246,9 @@ class Session:
                 save_start(self.learner, folder / START)
             except NoRoom as error:
                 print_line(console, f"{error.reason}; the run goes on without, and baselines of it will repeat the warm-up")
-        self.learner.end_warm_up()
+        self.learner.end_warm_up(self.agent.see_taught)
+        if self.config.begins_again and not self.learner.begins_again:
+            print_line(console, "there are too many outputs of training rows to keep a teacher's, so the network does not begin again")
         if self._lacks_teacher():
             print_line(console, "no start of a run is at hand, so it learns from the labels alone, not from a teacher too")
         if self.agent.warms_up and (shortfall := self.warm_up.shortfall()) is not None:

@@ -43,6 +43,7 @@ def load_start(learner: Learner, file: Path) -> None:
         learner.stack.load_state_dict(weights)
         moments = _moments(learner, tensors)
         load_moments(learner.descent.network_optimizer, {**learner.descent.network_optimizer.state_dict(), "state": moments})
+        learner.check_given(bytes(tensors["given"].tolist()).hex() if "given" in tensors else "")
         learner.generator.set_state(tensors["random.learner"])
         torch.set_rng_state(tensors["random.torch"])
     except (RuntimeError, KeyError, ValueError, IndexError, TypeError) as error:
@@ -92,6 +93,8 @@ def _state(learner: Learner) -> dict[str, Tensor]:
     tensors = {f"stack.{name}": tensor for name, tensor in learner.stack.state_dict().items()}
     for number, moments in learner.descent.network_optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+    if learner.given_digest:
+        tensors["given"] = torch.frombuffer(bytearray.fromhex(learner.given_digest), dtype=torch.uint8)
     tensors |= {"random.learner": learner.generator.get_state(), "random.torch": torch.get_rng_state()}
     if learner.device.type == "cuda":
         tensors |= {f"random.cuda.{n}": state for n, state in enumerate(torch.cuda.get_rng_state_all())}

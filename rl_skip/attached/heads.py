@@ -7,6 +7,7 @@ from rl_skip.core.means import attended_mean, groups_of, masked_mean
 
 __all__ = ["AttentionHead", "answer", "mean_head"]
 
+
 def mean_head(width: int, classes: int, dropout: float = 0.0) -> nn.Module:
     """A norm and two linear layers on the mean over the real tokens, (B, D) → (B, classes)."""
     return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, classes))

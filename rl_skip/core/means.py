@@ -33,12 +33,15 @@ def attended_mean(hidden: Tensor, scores: Tensor, mask: Tensor | None) -> Tensor
     Args:
         hidden: (B, T, D).
         scores: (B, T, G), of G groups of D / G channels each.
-        mask: (B, T), which tokens are real; None: all.
+        mask: (B, T), which tokens are real; None: all. A row without any has a mean of 0.
 
     Returns:
         (B, D).
     """
-    if mask is not None:
-        scores = scores.masked_fill(~mask.bool().unsqueeze(-1), FAR)
-    weighted = hidden.unflatten(-1, (scores.shape[-1], -1)) * scores.softmax(dim=1).unsqueeze(-1)  # (B, T, G, D / G)
+    if mask is None:
+        weights = scores.softmax(dim=1)
+    else:
+        padding = ~mask.bool().unsqueeze(-1)  # (B, T, 1)
+        weights = scores.masked_fill(padding, FAR).softmax(dim=1).masked_fill(padding, 0.0)  # the latter for rows without a real token
+    weighted = hidden.unflatten(-1, (scores.shape[-1], -1)) * weights.unsqueeze(-1)  # (B, T, G, D / G)
     return torch.flatten(weighted.sum(dim=1), 1)

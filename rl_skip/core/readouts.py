@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from rl_skip.core.costs import count_flops, counting
+from rl_skip.core.fields import Fields
 from rl_skip.core.means import attended_mean, masked_mean
 
-__all__ = ["LARGEST", "POOLING_RANK", "RANK", "Adapter", "PoolingAdapter", "Readouts", "adapter_of", "too_large"]
+__all__ = ["LARGEST", "POOLING_RANK", "RANK", "Adapter", "PoolingAdapter", "Readouts", "adapter_of", "read_groups", "too_large"]
 
 RANK, POOLING_RANK = 16, 128
 LARGEST = 4_000_000
@@ -74,6 +75,13 @@ def adapter_of(width: int, plan: dict[str, Any], channel_dim: int = -1) -> Adapt
     if plan.get("pools"):
         return PoolingAdapter(width, plan["rank"], channel_dim, plan.get("groups", 0))
     return Adapter(width, plan["rank"], channel_dim)
+
+
+def read_groups(fields: Fields, name: str, width: int) -> int:
+    """How many groups of channels the mean of an adapter weighs for itself, of a file; a `UserError` where the width does not divide."""
+    if width % (groups := fields.integer(name)) != 0:
+        raise fields.wrong(name, f"a divisor of the width {width}")
+    return groups
 
 
 def too_large(copied: Sequence[nn.Module], depth: int) -> bool:

@@ -17,12 +17,13 @@ from rl_skip.core.fields import Fields
 from rl_skip.core.kinds import kind_of, read_network
 from rl_skip.core.measured_costs import MeasuredCosts
 from rl_skip.core.policy import JumpRules, ObservationLayout, PolicyScope, longest_jump
+from rl_skip.core.readouts import read_groups
 from rl_skip.core.reward import LINEAR
 from rl_skip.core.task import score_key
 from rl_skip.core.tuning import Tuned
 from rl_skip.core.version import __version__
 
-__all__ = ["FORMAT_VERSION", "Description", "read_groups"]
+__all__ = ["FORMAT_VERSION", "Description"]
 
 FORMAT_VERSION = 2
 """2: an observation is a list of features."""
@@ -217,13 +218,6 @@ def _read_plan(fields: Fields, width: int) -> dict[str, Any]:
     if not isinstance(modules, list) or not modules or not all(isinstance(name, str) for name in modules):
         raise plan.wrong("modules", "a list of the modules that are copied")
     return plan.values
-
-
-def read_groups(fields: Fields, name: str, width: int) -> int:
-    """How many groups of channels the mean of an adapter weighs for itself."""
-    if width % (groups := fields.integer(name)) != 0:
-        raise fields.wrong(name, f"a divisor of the width {width}")
-    return groups
 
 
 def _read_costs(fields: Fields, depth: int) -> tuple[float, ...]:

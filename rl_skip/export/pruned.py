@@ -13,10 +13,9 @@ from rl_skip.core.fields import Fields
 from rl_skip.core.finite import refuse_not_finite
 from rl_skip.core.inputs import Inputs
 from rl_skip.core.kinds import kind_of, read_network
-from rl_skip.core.readouts import adapter_of
+from rl_skip.core.readouts import adapter_of, read_groups
 from rl_skip.core.seal import check_sealed
 from rl_skip.core.stack import LayerStack
-from rl_skip.export.description import read_groups
 from rl_skip.export.weights import build, read_weights
 
 __all__ = ["CARD", "DESCRIPTION", "FORMAT_VERSION", "WEIGHTS", "PrunedNetwork", "checked_layers", "load_pruned"]

@@ -120,10 +120,11 @@ def model_defaults(given: Mapping[str, str]) -> dict[str, Any]:
     if given.get("model", NO_MODEL) == NO_MODEL:
         return {}
     partly = given.get("tune") in ("head", "norms", "lora")
+    again = leaves(given) and "no_begin_again" not in given
     return {
         "warmup_epochs": 2,
-        "epochs": 6,
-        "begin_again": True,
+        "epochs": 6 if again else 4,
+        "begin_again": again,
         "max_updates": 2_500,
         "batch_size": 32,
         "learning_rate": 5e-4 if partly else 5e-5,

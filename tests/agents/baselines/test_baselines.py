@@ -244,6 +244,7 @@ def test_a_network_that_begins_again_goes_on_bit_for_bit_before_then_and_after(k
             if update == session.learner.warmup_updates:
                 session.learner.end_warm_up()
             session.update(update)
+        session.done = last
         return flat({name: value for name, value in session.state_dict().items() if name == "learner"})
 
     whole = Session(config, task, cpu)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.baselines.static import Static
 from agents.options.config import PolicyConfig, PriceConfig, ScheduleConfig
 from agents.policy.reinforce import Reinforce
 from agents.run.learner import Critic, Learner
@@ -90,6 +91,29 @@ def test_a_network_that_begins_again_is_as_it_was_given_and_taught_by_what_it_ha
     assert [name for name in given if not torch.equal(given[name], weights[name])] == []
     assert not learner.descent.network_optimizer.state and learner.given is None
     torch.testing.assert_close(learner.teacher, said)
+
+
+def test_a_network_that_begins_again_does_so_as_the_model_that_it_was_and_no_other(tiny_learner):
+    schedule = ScheduleConfig(warmup_epochs=2, epochs=3, batch_size=32, begin_again=True)
+    learner, same, other = (tiny_learner(policy=LEAVING, schedule=schedule, seed=seed) for seed in (1, 1, 2))
+    warm_up_for(learner).update(0)
+    same.load_state_dict(learner.state_dict())
+    with pytest.raises(ValueError, match="the model that was given has changed since the run began"):
+        other.load_state_dict(learner.state_dict())
+
+
+def test_a_route_that_is_trained_again_is_searched_on_the_teacher(tiny_learner, monkeypatch):
+    schedule = ScheduleConfig(warmup_epochs=2, epochs=3, batch_size=32, begin_again=True)
+    learner = tiny_learner(agent="static", policy=LEAVING, schedule=schedule, pricing=PriceConfig(budget=0.5))
+    static, found = Static(learner), torch.tensor([True, True, False, False])
+    warm_up_for(learner).update(0)
+    warm = _parameters(learner.stack.head)
+    seen: list[Tensor] = []
+    monkeypatch.setattr(static, "search", lambda: seen.append(_parameters(learner.stack.head)) or found)
+    learner.end_warm_up(static.see_taught)
+    static.update(learner.warmup_updates)
+    assert len(seen) == 1 and seen[0].equal(warm) and static.route is found
+    assert not _parameters(tiny_learner(agent="static", policy=LEAVING, schedule=schedule, pricing=PriceConfig(budget=0.5)).stack.head).equal(warm)
 
 
 def test_a_network_that_begins_again_has_two_trainings_with_a_cosine_each(tiny_learner):

@@ -12,6 +12,7 @@ from rich.console import Console
 import train
 from agents.options.config import NetworkConfig, ScheduleConfig, TrainConfig
 from agents.run.session import train as run_training
+from rl_skip.core.errors import UserError
 from rl_skip.core.task import Examples, Split, Task
 
 
@@ -64,13 +65,47 @@ def test_large_data_are_passed_fewer_times_in_the_same_proportion(flags: list[st
         (["--stack", "mine.py:stack"], (15, 25)),
         (["--warmup-epochs", "3"], (3, 40)),
         (["--epochs", "3"], (0, 3)),
-        (["--task", "text", "--model", "minilm"], (2, 4)),
+        (["--task", "text", "--model", "minilm"], (2, 6)),
+        (["--task", "text", "--model", "minilm", "--no-begin-again"], (2, 4)),
+        (["--task", "text", "--model", "minilm", "--jumps"], (2, 4)),
         (["--task", "hops"], (1, 2)),
     ],
 )
 def test_a_network_that_is_made_anew_learns_together_with_a_policy_that_can_but_leave(flags: list[str], passes: tuple[int, int]) -> None:
     schedule = train.read_options(flags).schedule
     assert (schedule.warmup_epochs, schedule.epochs) == passes
+
+
+@pytest.mark.parametrize(
+    ("flags", "again"),
+    [
+        ([], True),
+        (["--tune", "lora"], True),
+        (["--no-begin-again"], False),
+        (["--jumps"], False),
+        (["--no-readouts"], False),
+        (["--tune", "frozen", "--readouts", "--no-jumps"], False),
+        (["--warmup-epochs", "0"], False),
+        (["--distillation-weight", "0"], False),
+    ],
+)
+def test_a_model_that_is_given_begins_again_where_it_can_be_its_own_teacher(flags: list[str], again: bool) -> None:
+    assert train.read_options(["--task", "text", "--model", "minilm", *flags]).begins_again == again
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--jumps"], "the warm-up teaches the network routes, too"),
+        (["--no-readouts", "--no-jumps", "--allow-exit"], "there are no readouts"),
+        ([], "there is no warm-up"),
+        (["--warmup-epochs", "2", "--distillation-weight", "0"], "without --distillation-weight nothing learns from a teacher"),
+        (["--warmup-epochs", "2", "--tune", "frozen", "--readouts", "--no-jumps"], "with --tune frozen nothing learns after the warm-up"),
+    ],
+)
+def test_beginning_again_where_it_does_nothing_is_one_line(flags: list[str], reason: str) -> None:
+    with pytest.raises(UserError, match=f"--begin-again does nothing here: {reason}; leave it out"):
+        train.read_options(["--begin-again", *flags])
 
 
 @pytest.mark.parametrize(("deep", "passes"), [("", (0, 40)), (", required_depth=len", (15, 25)), (", network=len", (15, 25))])

@@ -11,18 +11,21 @@ from torch import Tensor
 
 import rl_skip
 import train
+from agents.options.config import TrainConfig
+from agents.run.learner import Learner
 from rl_skip.cli.main import main
 from rl_skip.export.description import Description
 from rl_skip.export.pruned import load_pruned
 from rl_skip.measure.evaluation import Evaluation, beside_full_depth
 from rl_skip.measure.runs import load_run
+from rl_skip.tasks import load_task
 from rl_skip.tasks.options import TaskOptions
 from rl_skip.tasks.tables import read_tables
 from tests.rl_skip.pretrained_folders import save_bert, save_vit, save_wav2vec2, write_recordings, write_table
 
 transformers = pytest.importorskip("transformers")
 FEW = ["--warmup-epochs", "1", "--epochs", "1", "--policy-epochs", "1", "--threads", "1"]
-MANY = ["--warmup-epochs", "6", "--batch-size", "8", "--learning-rate", "1e-3", "--price-range", "0.01", "0.1"]
+MANY = ["--warmup-epochs", "6", "--no-begin-again", "--batch-size", "8", "--learning-rate", "1e-3", "--price-range", "0.01", "0.1"]
 
 
 def _run(folder: Path, *flags: str) -> Path:
@@ -162,3 +165,16 @@ def test_groups_of_channels_that_the_width_does_not_have_are_refused(groups: obj
     file.write_text(json.dumps(fields), encoding="utf-8")
     with pytest.raises(rl_skip.UserError, match="groups must be a"):
         Description.read(file)
+
+
+def test_a_run_may_keep_the_plain_mean_as_runs_of_before_do(text_run: Path) -> None:
+    fields = json.loads((text_run / "config.json").read_text(encoding="utf-8"))
+    assert fields["policy"].pop("readout_attention") is True
+    before = text_run.parent / "before"
+    before.mkdir()
+    (before / "config.json").write_text(json.dumps(fields), encoding="utf-8")
+    config = TrainConfig.from_json(before)
+    assert not config.policy.readout_attention
+    task = load_task(config.task, config.data, config.options)
+    learner = Learner(config, task, torch.device("cpu"), task.network(config.network))  # type: ignore[misc]
+    assert learner.stack.readouts is not None and learner.stack.readouts.plan == {"rank": 128, "pools": True}

@@ -18,6 +18,11 @@ def test_scores_that_are_alike_give_the_plain_mean(groups: int) -> None:
         torch.testing.assert_close(attended_mean(hidden, torch.full((2, 5, groups), 0.3), real), masked_mean(hidden, real))
 
 
+def test_a_row_without_a_real_token_has_a_mean_of_zero() -> None:
+    mean = attended_mean(torch.randn(2, 3, 4), torch.randn(2, 3, 2), torch.tensor([[0, 0, 0], [1, 0, 0]]))
+    assert mean[0].eq(0).all() and mean[1].ne(0).all()
+
+
 def test_each_group_looks_where_its_score_is_high() -> None:
     hidden, scores = torch.randn(1, 3, 4), torch.zeros(1, 3, 2)
     scores[0, 2, 0], scores[0, 0, 1] = 50.0, 50.0
