@@ -4,8 +4,8 @@ Each run's dial is measured on all test rows. Of the first, prices over its whol
 the second, for each, the one of the least compute, in its own unit, whose accuracy is no more than `--within` lower. All these are timed on the same
 rows in the same batches, taking turns on each. The runs are trained alike but for the cost:
 
-    python train.py --task text --model MODEL --data DATA --out runs/operations
-    python train.py --task text --model MODEL --data DATA --cost latency --cost-batch 1 --out runs/latency
+    python train.py --task text --model MODEL --data DATA --no-begin-again --out runs/operations
+    python train.py --task text --model MODEL --data DATA --no-begin-again --cost latency --cost-batch 1 --out runs/latency
     python benchmarks/latency.py runs/operations runs/latency [--batch 1] [--threads 1]
 """
 

@@ -165,7 +165,7 @@ def main() -> None:
         read = json.loads((folder / RESULT).read_text())
         results[name] = read["accuracy"], read["compute"], read["seconds"]
         print(f"{name}: {results[name][0]:.1%} at a compute of {results[name][1]:.3f}", flush=True)
-    flags = ["--task", "text", "--data", given.data, "--model", str(begin), "--epochs", str(max(given.epochs - 2, 1))]
+    flags = ["--task", "text", "--data", given.data, "--model", str(begin), "--no-begin-again", "--epochs", str(max(given.epochs - 2, 1))]
     flags += ["--budget", str(given.budget)] if given.steered else []
     flags += [] if given.train_rows is None else ["--train-rows", str(given.train_rows)]
     run = trained(given.out / f"train-py{'-steered' if given.steered else ''}", *flags)

@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, nargs="*", default=[2, 3], help="how many first layers each baseline has")
     parser.add_argument("--budgets", type=float, nargs="*", default=[0.5, 0.55])
     arguments, more_flags = parser.parse_known_args()
-    flags = ["--task", "text", "--data", arguments.data, *more_flags]
+    flags = ["--task", "text", "--data", arguments.data, "--no-begin-again", *more_flags]
     config = train.read_options([*flags, "--model", arguments.model])
     if config.threads is not None:
         torch.set_num_threads(config.threads)
