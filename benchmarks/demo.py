@@ -1,4 +1,4 @@
-"""What `make demo` ends with: a run with readouts in a table and a picture, beside what needs no policy and the fine-tuned model that it began as.
+"""What `make demo` ends with: a run with readouts in a table and a picture, beside what needs no policy and the fine-tuned model, its teacher.
 
     python benchmarks/demo.py RUN
 
@@ -52,7 +52,7 @@ def shown(folder: Path) -> list[Curve]:
     by_name = {curve.record.name: curve for curve in curves_of(folder)}
     if BEGAN.name not in by_name:
         raise UserError(f"the network in {folder / START} has adapters, which this one has no more; show a run without --tune lora")
-    by_name[BEGAN.name] = replace(by_name[BEGAN.name], record=replace(BEGAN, title="fine-tuned model, as it began"))
+    by_name[BEGAN.name] = replace(by_name[BEGAN.name], record=replace(BEGAN, title="fine-tuned model, all layers"))
     return [by_name[name] for name in (THE_POLICY.name, THRESHOLD, LAYER.name, FULL_DEPTH, BEGAN.name)]
 
 

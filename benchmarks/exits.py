@@ -48,7 +48,7 @@ SLACK = 0.005
 """How much more may be spent, so that two layers of six are within 0.33."""
 SPLITS = ("validation", "test")
 LAYER = BaselineRecord("layer", "all rows leave after the same layer", colour=ORANGE, marker="s", line="--")
-BEGAN = BaselineRecord("began", "the network as the policy's training began", colour=VERMILLION, marker="P", line="")
+BEGAN = BaselineRecord("began", "the network at the end of the warm-up", colour=VERMILLION, marker="P", line="")
 
 
 def passed(folder: Path, data: str | None, allow_code: bool = False) -> tuple[dict[str, Tensor], Rows]:
@@ -176,7 +176,7 @@ def print_tables(
     policy = THE_POLICY.name
     bootstrap = Bootstrap(*reversed(stacked([seed[policy].test[0].correct for seed in seeds]).shape))
     depth = len(seeds[0][LAYER.name].test) + 1
-    print("| test rows that all leave after layer |", " | ".join(str(k + 1) for k in range(depth)), "| as it began |")
+    print("| test rows that all leave after layer |", " | ".join(str(k + 1) for k in range(depth)), "| end of warm-up |")
     print("| --- |" + " ---: |" * (depth + 1))
     for folder, seed in zip(folders, seeds, strict=True):
         points = [point for name in (LAYER.name, FULL_DEPTH, BEGAN.name) if name in seed for point in seed[name].test]

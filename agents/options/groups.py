@@ -33,7 +33,8 @@ class PolicyConfig:
     """Makes the readouts adapters of this rank before the network's own head. Default: copies of the head, where they are small, or else adapters of
     rank 16. More answers better and costs more; 4 to 64."""
     readout_attention: bool = True
-    """Lets exits of a head that reads one token, or is new, learn where to look; without, they know the plain mean over the tokens."""
+    """For exits before a head of transformers that is new or reads one token: their mean over the tokens learns where to look; without, it is the
+    plain mean. Others, as with --head mean or attention, are as they are."""
     jumps: bool = True
     """Lets the policy jump over layers in the middle; without, a row goes on to the next layer or leaves, which takes --readouts or --allow-exit."""
     policy_scope: PolicyScope = "state"
@@ -127,13 +128,13 @@ class ScheduleConfig:
     """How long and how fast."""
 
     warmup_epochs: int = 15
-    """Passes over the data before the policy starts: supervised, at full depth and, with jumps, on random routes. Without any, runs that jump
-    collapse."""
+    """Passes over the data before exits and policy learn: at full depth and, with jumps, on random routes. What the network is then is the teacher of
+    what follows. Without any, runs that jump collapse."""
     epochs: int = 25
     """Passes over the data with network and policy trained together."""
     begin_again: bool = False
-    """With readouts and without jumps: whether the network begins again as it was given once the warm-up has ended, and what it had become by then
-    is its teacher, and that of all baselines. The exits then learn for as long as the network does."""
+    """Sets the network back to what it was given as when the warm-up has ended. What it had become is the teacher, of all baselines too. With
+    readouts and without jumps; the learning rate rises and falls once for each part."""
     max_updates: int | None = 7_000
     """Updates that a run makes at most, if neither --epochs nor --warmup-epochs is given: where data are so large that the passes would take more,
     fewer are made, in the same proportion. More takes longer and learns better; 2,000 to 20,000."""
