@@ -32,7 +32,7 @@ OTHERS = {".", "curl", "export", "pytest", "mypy", "python3", "ruff", "tensorboa
 """Programs that are not ours."""
 RUN = {"eval", "info", "export", "prune"}
 """Commands of rl-skip that are carried out where their run is there; the others are read alone."""
-OPTIONS = {f"--{path.rpartition('/')[2].replace('_', '-')}" for path in flat(TrainConfig().to_json())}
+OPTIONS = {f"--{no}{path.rpartition('/')[2].replace('_', '-')}" for path in flat(TrainConfig().to_json()) for no in ("", "no-")}
 """The flags of train.py."""
 TEXTS = [("a great film", 1), ("a dull plot", 0), ("some great music", 1), ("the actors and a poor plot", 0)] * 12
 

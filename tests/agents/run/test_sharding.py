@@ -77,7 +77,9 @@ def test_two_processes_have_the_losses_and_the_export_of_one(runs: dict[str, Pat
     for alone, halves in zip(one, split, strict=True):
         assert halves == pytest.approx(alone, rel=0, abs=1e-4)
     for name in EXPORTS:
-        torch.testing.assert_close(load_file(runs["split"] / name), load_file(runs["one"] / name), rtol=0, atol=1e-5)
+        found, expected = (load_file(runs[run] / name) for run in ("split", "one"))
+        expected.pop("given", None)  # the digest of what the network began as, which no process of several has as a whole
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     for name in ("policy/policy.json", "model/config.json"):
         here, there = (json.loads((runs[run] / name).read_text()) for run in ("split", "one"))
         assert here.keys() == there.keys()
