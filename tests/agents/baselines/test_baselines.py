@@ -235,6 +235,14 @@ def test_beside_a_network_that_begins_again_a_baseline_does_from_the_runs_start_
     assert [name for name in expected if not same(expected[name], found[name])] == []
 
 
+def test_a_baseline_of_a_network_that_begins_again_does_so_as_no_other_model(tmp_path: Path) -> None:
+    start = train(again("reinforce", tmp_path / "run"), quiet()) / START
+    other = replace(again("exits", tmp_path / "other"), seed=1)  # whose network is made otherwise, as a model's folder that has changed
+    with pytest.raises(UserError, match="the model that was given has changed since the run began"):
+        train(other, quiet(), start=start)
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize("kept", [10, 16, 20])
 def test_a_network_that_begins_again_goes_on_bit_for_bit_before_then_and_after(kept: int, tmp_path: Path) -> None:
     config, task, cpu = again("reinforce", tmp_path / "run"), load_task("digits"), torch.device("cpu")
