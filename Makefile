@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 DEMO := $(VENV)/.demo
 LOWEST := .venv-lowest
 PAGES := .venv-docs
-DEMO_OPTIONS := --task text --data banking77 --head attention --learning-rate 1e-4 --warmup-epochs 3 --epochs 5 --precision auto
+DEMO_OPTIONS := --task text --data banking77 --head attention --learning-rate 1e-4 --warmup-epochs 2 --epochs 4 --precision auto
 
 .PHONY: train demo test test-lowest check docs clean
 
@@ -45,11 +45,11 @@ define new_enough
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}; name another with make PYTHON=...")'
 endef
 
-# Made with $(call environment,FOLDER,CONSTRAINTS).
+# Made with $(call environment,FOLDER,CONSTRAINTS). Python compiles what it imports; pip would compile everything, which takes as long as the rest.
 define environment
 $(call new_enough)
 $(PYTHON) -m venv $(1)
-$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) -e '.[dev]'
+$(1)/bin/python -m pip install --no-compile --quiet --disable-pip-version-check -c $(2) -e '.[dev]'
 touch $(1)/.ready
 endef
 
@@ -65,11 +65,11 @@ $(PAGES)/.ready: pyproject.toml constraints.txt
 	$(call new_enough)
 	$(PYTHON) -m venv $(PAGES)
 	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > $(PAGES)/extra.txt
-	$(PAGES)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $(PAGES)/extra.txt
+	$(PAGES)/bin/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt -r $(PAGES)/extra.txt
 	touch $@
 
 $(DEMO): $(READY)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	$(VENV)/bin/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
 	touch $@
 
 clean:

@@ -49,7 +49,7 @@ def shown(folder: Path) -> list[Curve]:
     """
     if not (folder / START).is_file():
         raise UserError(f"there is no {folder / START}, in which a run leaves the fine-tuned model; name the folder of a finished run")
-    by_name = {curve.record.name: curve for curve in curves_of(folder)}
+    by_name = {curve.record.name: curve for curve in curves_of(folder, sought=False)}
     if BEGAN.name not in by_name:
         raise UserError(f"the network in {folder / START} has adapters, which this one has no more; show a run without --tune lora")
     by_name[BEGAN.name] = replace(by_name[BEGAN.name], record=replace(BEGAN, title="fine-tuned model, all layers"))

@@ -26,7 +26,7 @@ from rl_skip.core.exits import left_at
 from rl_skip.core.features import MOST_CLASSES
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.curves import Curve, Point, price_label
-from rl_skip.measure.compare.leaving import ExitTable, agreed, exit_table, one_threshold, threshold_for_each_class, threshold_for_each_exit
+from rl_skip.measure.compare.leaving import ExitTable, agreed, exits_seen, one_threshold, threshold_for_each_class, threshold_for_each_exit
 from rl_skip.measure.compare.measure import THE_POLICY
 from rl_skip.measure.compare.measured import BASELINES, CLASS_THRESHOLD, EACH_THRESHOLD, PATIENCE, THRESHOLD
 from rl_skip.measure.compare.result import FULL_DEPTH
@@ -35,7 +35,7 @@ from rl_skip.measure.compare.statistics import Bootstrap, p_value
 from rl_skip.measure.compare.style import ORANGE, VERMILLION
 from rl_skip.measure.compare.trained import baseline_folders, read_baselines, seed_of
 from rl_skip.measure.evaluation import evaluate
-from rl_skip.measure.every_price import ExitOutcomes, exit_outcomes
+from rl_skip.measure.every_price import ExitOutcomes, shown_by_one_pass
 from rl_skip.measure.runs import load_run, read_run
 
 PRICES = [*prices_below(0.003, 200), *(0.002 * 1.03**n for n in range(285))]
@@ -67,10 +67,9 @@ def passed(folder: Path, data: str | None, allow_code: bool = False) -> tuple[di
     model, task = load_run(folder, data=data, allow_code=allow_code)
     kept: dict[str, Tensor] = {}
     for split, examples in zip(SPLITS, rows.both(), strict=True):
-        outcomes = exit_outcomes(model.stack, model.policy, task, examples)
-        if outcomes is None:
+        if not shown_by_one_pass(model.stack, model.policy):
             raise UserError(f"the policy of {folder} does more than leaving; set it beside others with python -m rl_skip compare {folder}")
-        table = exit_table(model.stack, task, examples)
+        table, outcomes = exits_seen(model.stack, model.policy, task, examples)
         kept |= {f"{split}.{field.name}": getattr(table, field.name).contiguous() for field in fields(table)}
         kept |= {f"{split}.policy.{name}": column.contiguous() for name, column in vars(outcomes).items()}
     if (folder / START).is_file():
@@ -84,12 +83,13 @@ def passed(folder: Path, data: str | None, allow_code: bool = False) -> tuple[di
     return kept, rows
 
 
-def curves_of(folder: Path, data: str | None = None, *, allow_code: bool = False) -> list[Curve]:
+def curves_of(folder: Path, data: str | None = None, *, sought: bool = True, allow_code: bool = False) -> list[Curve]:
     """Every way to run a run's network, the policy first, then what needs no training, then its trained baselines.
 
     Args:
         folder: the run.
         data: where the data are, if not where the run read them.
+        sought: whether a threshold for each exit, and for each class, is sought, which takes longer than all the rest.
         allow_code: whether the Python files that the run names may be run.
 
     Raises:
@@ -120,23 +120,23 @@ def curves_of(folder: Path, data: str | None = None, *, allow_code: bool = False
         return Curve(record, seed, tuple(way[0] for way in ways), tuple(way[1] for way in ways))
 
     limits = [(f"threshold {limit:.4g}", [limit] * (depth - 1)) for limit in one_threshold(tables[0].entropy, len(PRICES))]
-    each = [(price_label(price), threshold_for_each_exit(tables[0], price)) for price in BASELINE_PRICES]
+    each = [(price_label(price), threshold_for_each_exit(tables[0], price)) for price in (BASELINE_PRICES if sought else ())]
     after = {k: [torch.full((len(t.score),), k) for t in tables] for k in range(depth)}
     curves = [
         curve(THE_POLICY, [by_policy(price) for price in PRICES]),
         curve(BASELINES.find(THRESHOLD).record, [below(*way) for way in limits]),
-        curve(BASELINES.find(EACH_THRESHOLD).record, [below(*way) for way in each]),
+        *([curve(BASELINES.find(EACH_THRESHOLD).record, [below(*way) for way in each])] if sought else ()),
         curve(LAYER, [leaving(f"layer {k + 1}", after[k], alone) for k in range(depth - 1)]),
         curve(BASELINES.find(FULL_DEPTH).record, [leaving("every layer", after[depth - 1], alone)]),
     ]
     about_classes = rows.validation.labels.dim() == 1
-    if about_classes and (classes := int(tables[0].answer.max()) + 1) <= MOST_CLASSES:
+    if sought and about_classes and (classes := int(tables[0].answer.max()) + 1) <= MOST_CLASSES:
         found = [(price_label(price), torch.tensor(threshold_for_each_class(tables[0], classes, price))) for price in BASELINE_PRICES]
         ways = [leaving(label, [left_at(t.entropy < each[t.answer[:, :-1].clamp(max=classes - 1)]) for t in tables], asked) for label, each in found]
-        curves.insert(3, curve(BASELINES.find(CLASS_THRESHOLD).record, ways))
+        curves.insert(-2, curve(BASELINES.find(CLASS_THRESHOLD).record, ways))
     if depth > 2 and about_classes:
         patient = [leaving(f"patience {n}", [left_at(agreed(t.answer)[:, :-1] >= n) for t in tables], asked) for n in range(1, depth - 1)]
-        curves.insert(3, curve(BASELINES.find(PATIENCE).record, patient))
+        curves.insert(3 if sought else 2, curve(BASELINES.find(PATIENCE).record, patient))
     if "test.began" in kept:
         points = [Point("every layer", None, None, kept[f"{split}.began"], torch.ones(len(kept[f"{split}.began"]))) for split in SPLITS]
         curves.append(curve(BEGAN, [points]))

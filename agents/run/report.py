@@ -25,11 +25,11 @@ from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routing import Router
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, score_key
-from rl_skip.measure.compare.leaving import EntropyExits, exit_table, one_threshold
+from rl_skip.measure.compare.leaving import EntropyExits, ExitTable, exit_table, exits_seen, one_threshold
 from rl_skip.measure.compare.statistics import Bootstrap
 from rl_skip.measure.costs import BATCH_SIZES, measure_costs
 from rl_skip.measure.evaluation import BEAM, EXHAUSTIVE_DEPTH, Evaluation, best_fixed_route, evaluate
-from rl_skip.measure.every_price import at_any_price, leaves_only
+from rl_skip.measure.every_price import at_any_price, leaves_only, shown_by_one_pass
 from rl_skip.measure.runs import MODEL
 
 __all__ = ["AT_EVAL_PRICE", "TABLE", "TIMED_ROWS", "TIMING", "TIMINGS", "final_report", "print_next", "print_report", "rows_of_report"]
@@ -78,10 +78,10 @@ def final_report(
     with run.part(TABLE):
         test = task.load("test").to(learner.device)
         report |= {"price": price, "seconds": run.seconds, "rows": len(test), "split": "test"}
-        measured = at_any_price(stack, learner.policy, task, test, reward=reward)
+        measured, tested = _on_test(learner, test, reward)
         policy = measured(price)
         report["policy"] = _row(learner, policy) | {"distinct_routes": policy.distinct_routes}
-        ways = _leaving(learner, test, policy, reward) if leaves_only(stack, learner.policy) else _on_routes(learner, test, policy, reward)
+        ways = _on_routes(learner, test, policy, reward) if tested is None else _leaving(learner, tested, policy, reward)
         validated = replace(measured(price if eval_price is None else eval_price), objective=eval_reward or reward)
         report[AT_EVAL_PRICE] = {"price": validated.price, **_row(learner, validated)}
         report |= {way.name: _row(learner, way.on_test) for way in ways}
@@ -136,7 +136,7 @@ def rows_of_report(learner: Learner) -> int:
     """About how many rows the table and the dial run through the network, there being as many test rows as validation rows."""
     rows, depth = len(learner.validation), learner.stack.depth
     if leaves_only(learner.stack, learner.policy):
-        return 3 * rows
+        return 2 * rows if shown_by_one_pass(learner.stack, learner.policy) else 3 * rows
     layers = 2 ** (depth - 1) if depth <= EXHAUSTIVE_DEPTH else BEAM * depth**2 // 2  # of the routes searched, those that begin alike sharing theirs
     return (4 + GRID_POINTS // 2) * rows + min(rows, SEARCH_ROWS) * layers // depth
 
@@ -165,10 +165,20 @@ def _on_routes(learner: Learner, test: Examples, policy: Evaluation, reward: Rew
     return found
 
 
-def _leaving(learner: Learner, test: Examples, policy: Evaluation, reward: Reward) -> list[_Way]:
-    """The same from one pass of each split, where every route ends with an exit; and one threshold for all exits."""
+def _on_test(learner: Learner, test: Examples, reward: Reward) -> tuple[Callable[[float], Evaluation], ExitTable | None]:
+    """What tells how the policy does on test data at a price, and what leaving after each layer would give, where that is all it may do."""
+    stack, task, policy = learner.stack, learner.task, learner.policy
+    if shown_by_one_pass(stack, policy):
+        tested, outcomes = exits_seen(stack, policy, task, test)
+        return lambda price: outcomes.evaluation(policy, price, reward), tested
+    measured = at_any_price(stack, policy, task, test, reward=reward)
+    return measured, exit_table(stack, task, test) if leaves_only(stack, policy) else None
+
+
+def _leaving(learner: Learner, tested: ExitTable, policy: Evaluation, reward: Reward) -> list[_Way]:
+    """The same where every route ends with an exit, from one pass of each split; and one threshold for all exits."""
     stack, depth = learner.stack, learner.stack.depth
-    validation, tested = (exit_table(stack, learner.task, examples) for examples in (learner.validation, test))
+    validation = exit_table(stack, learner.task, learner.validation)
 
     def way(name: str, layer: Tensor, compute: Tensor, router: Router | Tensor | None = None, in_its_place: bool = True) -> _Way:
         at = tested.evaluation(layer, compute, policy.price, reward)
@@ -181,8 +191,8 @@ def _leaving(learner: Learner, test: Examples, policy: Evaluation, reward: Rewar
     spent = {limit: float(validation.asked.gather(1, layer.unsqueeze(1)).double().mean()) for limit, layer in limits.items()}
     limit = max((limit for limit in limits if spent[limit] <= policy.compute), key=lambda limit: spent[limit], default=max(limits))
     layers = policy.compute - float(tested.unlooked.double().mean())  # what is left of it for them
-    random = random_routes_at(layers, len(test), stack.layer_costs, learner.rules).sum(dim=1) - 1  # (N,)
-    rows = torch.ones(len(test), dtype=torch.long)
+    random = random_routes_at(layers, policy.rows, stack.layer_costs, learner.rules).sum(dim=1) - 1  # (N,)
+    rows = torch.ones(policy.rows, dtype=torch.long)
     return [
         way(FULL, (depth - 1) * rows, tested.alone, learner.full_route, in_its_place=False),
         way(FIXED, best * rows, tested.alone, (torch.arange(depth) <= best).to(learner.device)),

@@ -15,7 +15,7 @@ from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.core.stack import LayerStack
 
-__all__ = ["EveryExit", "ExitPass", "exit_pass", "left_at"]
+__all__ = ["EveryExit", "ExitPass", "exit_pass", "left_at", "passed_by"]
 
 
 class _Looks(View):
@@ -148,7 +148,11 @@ def exit_pass(stack: LayerStack, policy: JumpPolicy, inputs: Inputs, price: Tens
         inputs: of the rows.
         price: (B,), which the observations show.
     """
-    router = EveryExit(policy)
+    return passed_by(EveryExit(policy), stack, inputs, price)
+
+
+def passed_by(router: EveryExit, stack: LayerStack, inputs: Inputs, price: Tensor) -> ExitPass:
+    """The same where `router` takes the rows through the layers."""
     rollout = routed_forward(stack, router, inputs, price=price)
     return ExitPass(torch.stack([*router.answers, rollout.outputs]), router.observations(), router.compute(rollout.spent))
 

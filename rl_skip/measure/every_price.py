@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rl_skip.core.batches import in_batches
-from rl_skip.core.exits import exit_pass
+from rl_skip.core.exits import ExitPass, exit_pass
 from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.stack import LayerStack
@@ -15,7 +15,7 @@ from rl_skip.core.task import Examples, Task
 from rl_skip.learning.outcomes import SeenExits
 from rl_skip.measure.evaluation import Evaluation, evaluate
 
-__all__ = ["ExitOutcomes", "at_any_price", "evaluate_prices", "exit_outcomes", "leaves_only"]
+__all__ = ["ExitOutcomes", "at_any_price", "evaluate_prices", "exit_outcomes", "leaves_only", "outcome_columns", "shown_by_one_pass"]
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,28 @@ def leaves_only(stack: LayerStack, policy: JumpPolicy) -> bool:
     return stack.readouts is not None and not policy.rules.jumps
 
 
-def exit_outcomes(stack: LayerStack, policy: JumpPolicy, task: Task, examples: Examples, batch_size: int = 256) -> ExitOutcomes | None:
-    """One pass of all examples through all layers; None where it does not show what the policy does at every price: where it jumps, looks at the
-    input alone, or sees more of the price than the price."""
+def shown_by_one_pass(stack: LayerStack, policy: JumpPolicy) -> bool:
+    """Whether one pass through all layers shows what the policy does at every price: not where it jumps, looks at the input alone, or sees more of
+    the price than the price."""
     rules = policy.rules
-    if not leaves_only(stack, policy) or rules.scope == "input" or not all(feature.at_once for feature in rules.layout.parts):
+    return leaves_only(stack, policy) and rules.scope != "input" and all(feature.at_once for feature in rules.layout.parts)
+
+
+def exit_outcomes(stack: LayerStack, policy: JumpPolicy, task: Task, examples: Examples, batch_size: int = 256) -> ExitOutcomes | None:
+    """One pass of all examples through all layers; None where it does not show what the policy does at every price."""
+    if not shown_by_one_pass(stack, policy):
         return None
 
     def run(batch: Examples, _rows: Tensor) -> tuple[Tensor, ...]:
-        exits = exit_pass(stack, policy, batch.inputs, torch.ones(len(batch), device=batch.labels.device))
-        predictions = torch.stack([task.prediction(outputs) for outputs in exits.answers], dim=1)
-        return exits.observations, exits.scores(task.score, batch.labels), exits.compute, predictions
+        return outcome_columns(exit_pass(stack, policy, batch.inputs, torch.ones(len(batch), device=batch.labels.device)), task, batch)
 
     return ExitOutcomes(*in_batches(run, examples, batch_size, stack, policy))
+
+
+def outcome_columns(exits: ExitPass, task: Task, batch: Examples) -> tuple[Tensor, ...]:
+    """What an `ExitOutcomes` has of a batch, in the order of its fields."""
+    predictions = torch.stack([task.prediction(outputs) for outputs in exits.answers], dim=1)
+    return exits.observations, exits.scores(task.score, batch.labels), exits.compute, predictions
 
 
 def at_any_price(

@@ -1,19 +1,21 @@
 """Leaving without a policy: thresholds on the entropies of the readouts, one, or one for each exit or each class, and patience."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from rl_skip.core.batches import in_batches
-from rl_skip.core.exits import left_at
+from rl_skip.core.exits import EveryExit, left_at, passed_by
 from rl_skip.core.forward import routed_forward
+from rl_skip.core.policy import JumpPolicy
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.routing import Decision, Router, RoutingState
 from rl_skip.core.stack import LayerStack
 from rl_skip.core.task import Examples, Task
 from rl_skip.measure.evaluation import Evaluation
+from rl_skip.measure.every_price import ExitOutcomes, outcome_columns
 
 __all__ = [
     "EntropyExits",
@@ -22,6 +24,7 @@ __all__ = [
     "agreed",
     "entropy",
     "exit_table",
+    "exits_seen",
     "one_threshold",
     "threshold_for_each_class",
     "threshold_for_each_exit",
@@ -131,25 +134,62 @@ class ExitTable:
         return Evaluation(price, route, score, spent, self.answer[everyone, layer], reward)
 
 
+class _Kept:
+    """Of a batch whose rows run all layers: what each cost, and of what its readout says how sure that is."""
+
+    def __init__(self) -> None:
+        self.layers: list[Tensor] = []
+        """(B,) each, relative compute of the layer."""
+        self.entropies: list[Tensor] = []
+        """(B,) each, after all layers but the last."""
+        self.parts: list[Tensor] = []
+        """(B, 1) of looking, of being answered after a look, and without one."""
+
+    def keep(self, state: RoutingState, i: int, rows: Tensor) -> None:
+        """What there is after layer `i`, before anyone is charged for a decision."""
+        stack, readouts = state.stack, state.stack.readouts
+        assert readouts is not None
+        self.layers.append(state.spent[:, i].clone())
+        if i < stack.depth - 1:
+            self.entropies.append(entropy(state.said(rows)))
+        else:
+            flops = (readouts.flops, *(stack.answer_flops(readouts, state.carry, rows, looked) for looked in (True, False)))
+            self.parts = [stack.costs.part("readout", part / state.carry.full_flops).unsqueeze(1) for part in flops]
+
+    def columns(self, answers: Sequence[Tensor], task: Task, batch: Examples) -> tuple[Tensor, ...]:
+        """What an `ExitTable` has of the batch, in the order of its fields.
+
+        Args:
+            answers: (B, ...) after each layer.
+        """
+        scores = torch.stack([task.score(outputs, batch.labels) for outputs in answers], dim=1)
+        predictions = torch.stack([task.prediction(outputs) for outputs in answers], dim=1)
+        return scores, torch.stack(self.entropies, dim=1), predictions, torch.stack(self.layers, dim=1).cumsum(dim=1), *self.parts
+
+
 class _EveryReadout(Router):
     """All rows run all layers, and what every readout says is kept."""
 
     def __init__(self) -> None:
-        self.entropies: list[Tensor] = []
-        self.answers: list[Tensor] = []
-        self.compute: list[Tensor] = []
-        """(B, 1) of looking, of being answered after a look, and without one."""
+        self.kept, self.answers = _Kept(), list[Tensor]()
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
-        stack, readouts = state.stack, state.stack.readouts
-        assert readouts is not None
-        if i < stack.depth - 1:
-            self.entropies.append(entropy(state.said(rows)))
+        self.kept.keep(state, i, rows)
+        if i < state.stack.depth - 1:
             self.answers.append(state.answer(rows))
-        else:
-            flops = (readouts.flops, *(stack.answer_flops(readouts, state.carry, rows, looked) for looked in (True, False)))
-            self.compute = [stack.costs.part("readout", part / state.carry.full_flops).unsqueeze(1) for part in flops]
         return Decision(torch.full_like(rows, i + 1))
+
+
+class _EveryReadoutSeen(EveryExit):
+    """The same, and what a policy would see after each layer."""
+
+    def __init__(self, policy: JumpPolicy) -> None:
+        super().__init__(policy)
+        self.kept = _Kept()
+
+    def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
+        self.kept.keep(state, i, rows)
+        return super().decide(state, i, rows)
 
 
 def exit_table(stack: LayerStack, task: Task, examples: Examples) -> ExitTable:
@@ -158,12 +198,25 @@ def exit_table(stack: LayerStack, task: Task, examples: Examples) -> ExitTable:
     def run(batch: Examples, _rows: Tensor) -> tuple[Tensor, ...]:
         router = _EveryReadout()
         rollout = routed_forward(stack, router, batch.inputs)
-        said = [*router.answers, rollout.outputs]
-        scores = torch.stack([task.score(outputs, batch.labels) for outputs in said], dim=1)
-        answers = torch.stack([task.prediction(outputs) for outputs in said], dim=1)
-        return scores, torch.stack(router.entropies, dim=1), answers, rollout.spent.cumsum(dim=1), *router.compute
+        return router.kept.columns([*router.answers, rollout.outputs], task, batch)
 
     return ExitTable(*in_batches(run, examples, BATCH, stack))
+
+
+def exits_seen(stack: LayerStack, policy: JumpPolicy, task: Task, examples: Examples) -> tuple[ExitTable, ExitOutcomes]:
+    """What `exit_table` and `exit_outcomes` find, from one pass for both.
+
+    Args:
+        policy: which a pass shows at every price, see `shown_by_one_pass`.
+    """
+
+    def run(batch: Examples, _rows: Tensor) -> tuple[Tensor, ...]:
+        router = _EveryReadoutSeen(policy)
+        exits = passed_by(router, stack, batch.inputs, torch.ones(len(batch), device=batch.labels.device))
+        return *router.kept.columns([*exits.answers], task, batch), *outcome_columns(exits, task, batch)
+
+    columns, own = in_batches(run, examples, BATCH, stack, policy), len(fields(ExitTable))
+    return ExitTable(*columns[:own]), ExitOutcomes(*columns[own:])
 
 
 def one_threshold(entropies: Tensor, count: int = CANDIDATES) -> list[float]:

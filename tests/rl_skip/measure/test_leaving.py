@@ -1,11 +1,14 @@
 """Baselines that leave by their readouts: against obvious loops over rows, and what they cost."""
 
 import itertools
+from dataclasses import fields
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
+from rl_skip.core.features import CONFIDENCES
 from rl_skip.core.forward import routed_forward
 from rl_skip.measure.compare.leaving import (
     EntropyExits,
@@ -14,12 +17,14 @@ from rl_skip.measure.compare.leaving import (
     agreed,
     entropy,
     exit_table,
+    exits_seen,
     one_threshold,
     threshold_for_each_class,
     threshold_for_each_exit,
 )
 from rl_skip.measure.evaluation import evaluate
-from tests.rl_skip.measure.leaving_stack import DEPTH, ROWS, make_stack, make_task
+from rl_skip.measure.every_price import exit_outcomes
+from tests.rl_skip.measure.leaving_stack import DEPTH, ROWS, make_policy, make_stack, make_task
 
 
 def every_logit() -> Tensor:
@@ -88,6 +93,20 @@ def test_the_table_is_what_the_exits_say_and_cost() -> None:
     torch.testing.assert_close(table.asked[:, -1], never.compute)
     always = routed_forward(stack, EntropyExits(float("inf")), examples.inputs)
     torch.testing.assert_close(table.asked[:, 0], always.compute)
+
+
+def test_one_pass_for_both_finds_what_a_pass_for_each_finds() -> None:
+    stack, task = make_stack(), make_task()
+    policy, examples = make_policy(stack, *CONFIDENCES), task.load("test")
+    table, outcomes = exits_seen(stack, policy, task, examples)
+    with patch.object(type(stack), "run", autospec=True, side_effect=type(stack).run) as run:
+        exits_seen(stack, policy, task, examples)
+    assert run.call_count == DEPTH
+    alone = exit_outcomes(stack, policy, task, examples)
+    assert alone is not None
+    for found, expected in ((table, exit_table(stack, task, examples)), (outcomes, alone)):
+        for field in fields(expected):
+            assert torch.equal(getattr(found, field.name), getattr(expected, field.name)), field.name
 
 
 def test_thresholds_for_each_exit_earn_what_the_best_of_all_earn_where_they_can_be_tried() -> None:
