@@ -35,7 +35,7 @@ TRAIN = ROOT / "train.py"
 STUDIES = {
     "digits": ["--task", "digits"],
     "speech": ["--task", "speech", "--warmup-epochs", "8", "--epochs", "12"],
-    "images": ["--task", "images", "--train-rows", "20000", "--batch-size", "128", "--warmup-epochs", "4", "--epochs", "5"],
+    "images": ["--task", "images", "--train-rows", "20000", "--batch-size", "128", "--warmup-epochs", "0", "--epochs", "9"],
     "hops": ["--task", "hops"],
     "hops-joint": ["--task", "hops", "--tune", "all"],
     "sst2": ["--task", "text", "--head", "attention"],

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,7 +20,15 @@ from rl_skip.export.policy_folder import SkipModel
 from rl_skip.measure.compare.baseline import BaselineRecord
 from rl_skip.measure.compare.book import RouteBook
 from rl_skip.measure.compare.curves import Curve, Point, price_label
-from rl_skip.measure.compare.leaving import EntropyExits, Patience, exit_table, one_threshold, threshold_for_each_class, threshold_for_each_exit
+from rl_skip.measure.compare.leaving import (
+    EntropyExits,
+    ExitTable,
+    Patience,
+    exit_table,
+    one_threshold,
+    threshold_for_each_class,
+    threshold_for_each_exit,
+)
 from rl_skip.measure.compare.result import BEST_FIXED, FULL_DEPTH, ORACLE, RANDOM, SHUFFLED
 from rl_skip.measure.compare.rows import Rows
 from rl_skip.measure.compare.style import GREEN, GREY, INK, OLIVE, ORANGE, PURPLE, SKY, VERMILLION, WINE
@@ -55,6 +64,11 @@ class Bench:
     def stack(self) -> LayerStack:
         """The network."""
         return self.model.stack
+
+    @cached_property
+    def exits(self) -> ExitTable:
+        """What leaving after each layer gives each validation row, of a stack with readouts."""
+        return exit_table(self.stack, self.task, self.rows.validation)
 
 
 Way = Router | JumpPolicy | Tensor
@@ -189,15 +203,13 @@ def _beside_policy(bench: Bench, run: Callable[[RouteBook, Evaluation], tuple[Te
 def _one_threshold(bench: Bench) -> dict[str, Way] | None:
     if bench.stack.readouts is None:
         return None
-    table = exit_table(bench.stack, bench.task, bench.rows.validation)
-    return {f"threshold {threshold:.4g}": EntropyExits(threshold) for threshold in one_threshold(table.entropy)}
+    return {f"threshold {threshold:.4g}": EntropyExits(threshold) for threshold in one_threshold(bench.exits.entropy)}
 
 
 def _threshold_for_each(bench: Bench) -> dict[str, Way] | None:
     if bench.stack.readouts is None:
         return None
-    table = exit_table(bench.stack, bench.task, bench.rows.validation)
-    found = {f"price {price:.4g}": threshold_for_each_exit(table, price) for price in ORACLE_PRICES}
+    found = {f"price {price:.4g}": threshold_for_each_exit(bench.exits, price) for price in ORACLE_PRICES}
     return {label: EntropyExits(thresholds) for label, thresholds in found.items()}
 
 
@@ -205,8 +217,7 @@ def _threshold_for_each_class(bench: Bench) -> dict[str, Way] | None:
     classes = len(bench.task.classes)
     if bench.stack.readouts is None or not 2 <= classes <= MOST_CLASSES or bench.rows.validation.labels.dim() != 1:
         return None
-    table = exit_table(bench.stack, bench.task, bench.rows.validation)
-    found = {f"price {price:.4g}": threshold_for_each_class(table, classes, price) for price in ORACLE_PRICES}
+    found = {f"price {price:.4g}": threshold_for_each_class(bench.exits, classes, price) for price in ORACLE_PRICES}
     return {label: EntropyExits(thresholds, by_class=True) for label, thresholds in found.items()}
 
 

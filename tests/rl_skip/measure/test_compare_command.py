@@ -42,7 +42,8 @@ def save_baseline(folder: Path, name: str, compute: float, right: float = 1.0, s
 def complaint(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert main(["compare", *map(str, words)]) == 2
     captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1
+    told = [line for line in captured.err.splitlines() if not line.endswith(" s")]  # besides how far a slow machine has come
+    assert captured.out == "" and len(told) == 1
     return captured.err
 
 
