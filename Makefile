@@ -20,7 +20,7 @@ DEMO_OPTIONS := --task text --data banking77 --head attention --learning-rate 1e
 train: $(READY)
 	$(VENV)/bin/python train.py $(ARGS)
 
-# A demo that was stopped goes on where it stood; one with another MODEL or SEED needs another OUT, and says so.
+# A demo that was stopped goes on where it stood; one with another MODEL or SEED, or of another version, needs another OUT, and says so.
 demo: $(READY) $(if $(filter minilm,$(MODEL)),$(DEMO))
 	$(VENV)/bin/python train.py $(DEMO_OPTIONS) --model '$(MODEL)' --seed $(SEED) $$(test -e '$(OUT)' && echo --resume || echo --out) '$(OUT)' $(ARGS)
 	$(VENV)/bin/python benchmarks/demo.py '$(OUT)'

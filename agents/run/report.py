@@ -136,7 +136,7 @@ def rows_of_report(learner: Learner) -> int:
     """About how many rows the table and the dial run through the network, there being as many test rows as validation rows."""
     rows, depth = len(learner.validation), learner.stack.depth
     if leaves_only(learner.stack, learner.policy):
-        return 2 * rows if shown_by_one_pass(learner.stack, learner.policy) else 3 * rows
+        return (2 if shown_by_one_pass(learner.stack, learner.policy) else 4 + GRID_POINTS // 2) * rows
     layers = 2 ** (depth - 1) if depth <= EXHAUSTIVE_DEPTH else BEAM * depth**2 // 2  # of the routes searched, those that begin alike sharing theirs
     return (4 + GRID_POINTS // 2) * rows + min(rows, SEARCH_ROWS) * layers // depth
 

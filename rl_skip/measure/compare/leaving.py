@@ -183,9 +183,9 @@ class _EveryReadout(Router):
 class _EveryReadoutSeen(EveryExit):
     """The same, and what a policy would see after each layer."""
 
-    def __init__(self, policy: JumpPolicy) -> None:
+    def __init__(self, policy: JumpPolicy, kept: _Kept) -> None:
         super().__init__(policy)
-        self.kept = _Kept()
+        self.kept = kept
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
         self.kept.keep(state, i, rows)
@@ -211,9 +211,9 @@ def exits_seen(stack: LayerStack, policy: JumpPolicy, task: Task, examples: Exam
     """
 
     def run(batch: Examples, _rows: Tensor) -> tuple[Tensor, ...]:
-        router = _EveryReadoutSeen(policy)
-        exits = passed_by(router, stack, batch.inputs, torch.ones(len(batch), device=batch.labels.device))
-        return *router.kept.columns([*exits.answers], task, batch), *outcome_columns(exits, task, batch)
+        kept = _Kept()  # apart from the router, which holds every output a second time and is not needed on
+        exits = passed_by(_EveryReadoutSeen(policy, kept), stack, batch.inputs, torch.ones(len(batch), device=batch.labels.device))
+        return *kept.columns([*exits.answers], task, batch), *outcome_columns(exits, task, batch)
 
     columns, own = in_batches(run, examples, BATCH, stack, policy), len(fields(ExitTable))
     return ExitTable(*columns[:own]), ExitOutcomes(*columns[own:])
