@@ -130,13 +130,13 @@ def curves_of(folder: Path, data: str | None = None, *, sought: bool = True, all
         curve(BASELINES.find(FULL_DEPTH).record, [leaving("every layer", after[depth - 1], alone)]),
     ]
     about_classes = rows.validation.labels.dim() == 1
+    if depth > 2 and about_classes:
+        patient = [leaving(f"patience {n}", [left_at(agreed(t.answer)[:, :-1] >= n) for t in tables], asked) for n in range(1, depth - 1)]
+        curves.insert(-2, curve(BASELINES.find(PATIENCE).record, patient))
     if sought and about_classes and (classes := int(tables[0].answer.max()) + 1) <= MOST_CLASSES:
         found = [(price_label(price), torch.tensor(threshold_for_each_class(tables[0], classes, price))) for price in BASELINE_PRICES]
         ways = [leaving(label, [left_at(t.entropy < each[t.answer[:, :-1].clamp(max=classes - 1)]) for t in tables], asked) for label, each in found]
         curves.insert(-2, curve(BASELINES.find(CLASS_THRESHOLD).record, ways))
-    if depth > 2 and about_classes:
-        patient = [leaving(f"patience {n}", [left_at(agreed(t.answer)[:, :-1] >= n) for t in tables], asked) for n in range(1, depth - 1)]
-        curves.insert(3 if sought else 2, curve(BASELINES.find(PATIENCE).record, patient))
     if "test.began" in kept:
         points = [Point("every layer", None, None, kept[f"{split}.began"], torch.ones(len(kept[f"{split}.began"]))) for split in SPLITS]
         curves.append(curve(BEGAN, [points]))
