@@ -205,6 +205,14 @@ def print_tables(
         print(f"\n| {title} |", " | ".join(f"{compute:g}" for compute in computes), "|")
         print("| --- |" + " ---: |" * len(computes))
         print(*lines, sep="\n")
+    task = read_run(folders[0], allow_code=allow_code).load_task(data)
+    for measure in task.measures(seeds[0][policy].test[0].correct):
+        print(f"\n| {measure.replace('_', ' ')}, mean over seeds |", " | ".join(f"{compute:g}" for compute in computes), "|")
+        print("| --- |" + " ---: |" * len(computes))
+        for name, title in titles.items():
+            found = [chosen(seeds, name, 1.0 if name in (FULL_DEPTH, BEGAN.name) else compute) for compute in computes]
+            means = [None if points is None else sum(task.measures(point.correct)[measure] for point in points) / len(points) for points in found]
+            print(f"| {title} |", " | ".join("" if mean is None else f"{mean:.3f}" for mean in means), "|")
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from rl_skip.core.task import Examples, Split, Task
 from rl_skip.nets.network import NetworkConfig
 from rl_skip.tasks import BundledTask
 from rl_skip.tasks.decoding import decoded
-from rl_skip.tasks.options import TaskOptions, model_defaults
+from rl_skip.tasks.options import TaskOptions, model_defaults, passes
 from rl_skip.tasks.reading import reading
 from rl_skip.tasks.tokens import character_tokenizer, no_embedding, trained_tokenizer, vocabulary_for
 
@@ -175,21 +175,17 @@ def _fresh_network(size: NetworkConfig, tokenizer: Any, prompt: int) -> LayerSta
 
 
 FROM_SCRATCH = {
-    "readouts": False,
-    "jumps": True,
     "layers": 8,
     "width": 128,
     "max_tokens": 128,
     "prompt_tokens": 32,
     "price_range": (0.003, 0.3),
     "score": "probability",
-    "warmup_epochs": 4,
-    "epochs": 6,
     "batch_size": 32,
     "eval_epochs": 2,
 }
 LANGUAGE = BundledTask(
     language,
-    lambda given: FROM_SCRATCH | model_defaults(given if "no_jumps" in given else {**given, "jumps": ""}),
+    lambda given: FROM_SCRATCH | passes(given, 4, 6) | model_defaults(given),
     frozenset({"max_tokens", "prompt_tokens"}),
 )
