@@ -72,7 +72,7 @@ class TrainConfig:
     """Seeds everything: same seed, same machine, same result."""
     shard: bool = False
     """In several processes: splits the weights of the network, and what its optimiser keeps of them, over all (FSDP2), for a model that one device
-    does not hold. For --task text and language, with --readouts --no-jumps."""
+    does not hold. For --task text and language, of a policy that can but leave, the default."""
     processes: Annotated[int, tyro.conf.Suppress] = 1
     """That train together; the launcher says how many."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
