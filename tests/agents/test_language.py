@@ -148,3 +148,10 @@ def test_a_text_of_many_characters_is_cut_in_pairs_of_bytes(tmp_path: Path) -> N
     task = load_task("language", str(tmp_path / "many.txt"), TaskOptions(max_tokens=ROW, prompt_tokens=PROMPT))
     whole = task.in_words(task.load("validation").take(slice(0, 1)))[0]  # type: ignore[misc]
     assert set(whole) <= {chr(0x4E00 + n) for n in range(500)} | {"�"}
+
+
+def test_it_leaves_early_without_a_warm_up_unless_it_is_asked_to_jump() -> None:
+    leaving, asked = (train.read_options(["--task", "language", *flags]) for flags in ([], ["--jumps"]))
+    assert leaving.policy.readouts and not leaving.policy.jumps and leaving.schedule.warmup_epochs == 0
+    assert asked.policy.jumps and not asked.policy.readouts and asked.schedule.warmup_epochs > 0
+    assert leaving.schedule.epochs == asked.schedule.warmup_epochs + asked.schedule.epochs
