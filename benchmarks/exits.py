@@ -8,6 +8,7 @@ needed; it is kept in the run's folder. Trained baselines are those in RUN/basel
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -36,7 +37,7 @@ from rl_skip.measure.compare.style import ORANGE, VERMILLION
 from rl_skip.measure.compare.trained import baseline_folders, read_baselines, seed_of
 from rl_skip.measure.evaluation import evaluate
 from rl_skip.measure.every_price import ExitOutcomes, shown_by_one_pass
-from rl_skip.measure.runs import load_run, read_run
+from rl_skip.measure.runs import CONFIG, load_run, read_run
 
 PRICES = [*prices_below(0.003, 200), *(0.002 * 1.03**n for n in range(285))]
 """Of the dial; 0.002 to 9, and where the policy is ever surer to skip."""
@@ -49,6 +50,11 @@ SLACK = 0.005
 SPLITS = ("validation", "test")
 LAYER = BaselineRecord("layer", "all rows leave after the same layer", colour=ORANGE, marker="s", line="--")
 BEGAN = BaselineRecord("began", "the network at the end of the warm-up", colour=VERMILLION, marker="P", line="")
+
+
+def warmed_up(folder: Path) -> bool:
+    """Whether a run had a warm-up, whose end is one way to run its network."""
+    return json.loads((folder / CONFIG).read_text())["schedule"]["warmup_epochs"] > 0
 
 
 def passed(folder: Path, data: str | None, allow_code: bool = False) -> tuple[dict[str, Tensor], Rows]:
@@ -72,7 +78,7 @@ def passed(folder: Path, data: str | None, allow_code: bool = False) -> tuple[di
         table, outcomes = exits_seen(model.stack, model.policy, task, examples)
         kept |= {f"{split}.{field.name}": getattr(table, field.name).contiguous() for field in fields(table)}
         kept |= {f"{split}.policy.{name}": column.contiguous() for name, column in vars(outcomes).items()}
-    if (folder / START).is_file():
+    if (folder / START).is_file() and warmed_up(folder):
         weights = {name.removeprefix("stack."): tensor for name, tensor in load_file(folder / START).items() if name.startswith("stack.")}
         if weights.keys() == model.stack.state_dict().keys():  # a network that began with adapters has other weights now
             model.stack.load_state_dict(weights)
@@ -137,7 +143,7 @@ def curves_of(folder: Path, data: str | None = None, *, sought: bool = True, all
         found = [(price_label(price), torch.tensor(threshold_for_each_class(tables[0], classes, price))) for price in BASELINE_PRICES]
         ways = [leaving(label, [left_at(t.entropy < each[t.answer[:, :-1].clamp(max=classes - 1)]) for t in tables], asked) for label, each in found]
         curves.insert(-2, curve(BASELINES.find(CLASS_THRESHOLD).record, ways))
-    if "test.began" in kept:
+    if "test.began" in kept and warmed_up(folder):
         points = [Point("every layer", None, None, kept[f"{split}.began"], torch.ones(len(kept[f"{split}.began"]))) for split in SPLITS]
         curves.append(curve(BEGAN, [points]))
     folders = [baseline for baseline in baseline_folders(folder) if (baseline / "curve.json").is_file()]
@@ -176,10 +182,12 @@ def print_tables(
     policy = THE_POLICY.name
     bootstrap = Bootstrap(*reversed(stacked([seed[policy].test[0].correct for seed in seeds]).shape))
     depth = len(seeds[0][LAYER.name].test) + 1
-    print("| test rows that all leave after layer |", " | ".join(str(k + 1) for k in range(depth)), "| end of warm-up |")
-    print("| --- |" + " ---: |" * (depth + 1))
+    began = [BEGAN.name] if all(BEGAN.name in seed for seed in seeds) else []
+    columns = [*map(str, range(1, depth + 1)), *(["end of warm-up"] if began else [])]
+    print("| test rows that all leave after layer |", " | ".join(columns), "|")
+    print("| --- |" + " ---: |" * len(columns))
     for folder, seed in zip(folders, seeds, strict=True):
-        points = [point for name in (LAYER.name, FULL_DEPTH, BEGAN.name) if name in seed for point in seed[name].test]
+        points = [point for name in (LAYER.name, FULL_DEPTH, *began) for point in seed[name].test]
         print(f"| {folder.name} |", " | ".join(f"{point.score:.1%}" for point in points), "|")
     rows, leads = [], []
     for name, title in titles.items():

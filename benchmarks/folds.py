@@ -42,7 +42,7 @@ def fold(number: str | None) -> Task:
     def load(split: Split) -> Examples:
         return Examples(inputs[rows[split]], labels[rows[split]])
 
-    return replace(whole, name=f"digits, fold {name}", load=load)
+    return replace(whole, name=f"digits, fold {name}", load=load, labels=lambda split: labels[rows[split]])
 
 
 def main() -> None:

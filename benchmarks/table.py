@@ -7,7 +7,7 @@ Of policies that can but leave, benchmarks/exits.py prints the tables; the other
     python benchmarks/table.py speech images --data speech=recordings.tar.gz images=fashion-mnist --each-budget speech
     python benchmarks/table.py sst2 --data sst2=sentences --model minilm --precision bf16
     python benchmarks/table.py banking77 --model minilm --computes 0.2 0.27 0.33 0.5 --baselines shallow
-    python benchmarks/table.py language --data language=input.txt --seeds 0 --computes 0.51 0.68 --baselines static
+    python benchmarks/table.py language --data language=input.txt --seeds 0 --computes 0.51 0.68 --baselines shallow
 """
 
 import argparse

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from torch import Tensor
 
 from rl_skip.core.errors import UserError
@@ -150,6 +151,9 @@ class DataReport:
             self._add("test", SplitReport.of(task, "test", task.labels("test")))
 
     def _see(self, split: Split, examples: Examples) -> None:
+        if self._of.labels is not None and not torch.equal(self._of.labels(split).cpu(), examples.labels.cpu()):
+            told = f"the task {self._of.name} has other {split} labels where it is asked for them alone than those that it loads"
+            raise UserError(f"{told}; mend its labels, or leave them out")
         self._add(split, SplitReport.of(self._of, split, examples.labels, examples))
         if self._of.remarks_on is not None:
             self._remarks += self._of.remarks_on(split)

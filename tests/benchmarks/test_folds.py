@@ -18,6 +18,7 @@ def test_every_row_is_tested_on_once_and_never_learned_from_where_it_is() -> Non
         task = fold(str(number))
         parts = [task.load(split) for split in ("train", "validation", "test")]
         assert sum(map(len, parts)) == whole
+        assert all(torch.equal(task.labels(split), task.load(split).labels) for split in ("train", "validation", "test"))  # type: ignore[misc]
         assert len(torch.cat([part.inputs.flatten(1) for part in parts]).unique(dim=0)) == whole  # so no row is in two parts
         tested.append(parts[2].inputs.flatten(1))
     assert len(torch.cat(tested).unique(dim=0)) == whole

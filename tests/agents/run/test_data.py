@@ -146,6 +146,16 @@ def test_rows_that_cannot_be_learnt_from_are_refused_in_one_line(
     assert told in said and said.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
+def test_labels_that_are_not_those_of_the_loaded_rows_are_refused() -> None:
+    rows = Examples(torch.zeros(4, 3), torch.tensor([0, 1, 1, 1]))
+    whole = Task("signs", ("minus", "plus"), lambda split: rows, lambda width: torch.nn.Linear(3, width), 4)
+    report = DataReport(replace(whole, labels=lambda split: torch.tensor([0, 1, 1, 1])))
+    assert len(report.task.load("test")) == 4
+    report = DataReport(replace(whole, labels=lambda split: torch.tensor([0, 0, 1, 1])))
+    with pytest.raises(UserError, match="the task signs has other test labels where it is asked for them alone than those that it loads; mend"):
+        report.task.load("test")
+
+
 # -------------------------------------------------------------------------------------------------------------- the same
 
 
