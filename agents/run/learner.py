@@ -126,6 +126,8 @@ class Learner:
         """Whether the network that the warm-up makes is a teacher, and no more."""
         unneeded = 0 if config.agent_class.warms_up or self.begins_again else schedule.warmup_epochs  # which train the network itself instead
         self.updates = self.warmup_updates + (unneeded + schedule.epochs) * self.updates_per_epoch
+        self.stays_as_drawn = made_anew and schedule.tune not in ("all", "frozen")
+        """Whether the weights of a new network's layers never learn; of adapters, and norms, more may."""
         self.begins_untaught = made_anew and self.tunes and self.warmup_updates == 0
         """Whether what follows the warm-up begins with a network that has learned nothing."""
         self.given: dict[str, Tensor] | None = self._learnable() if self.begins_again and self.warmup_updates > 0 else None

@@ -146,7 +146,7 @@ def _tokenizer(text: str) -> Any:
 def _ids(tokenizer: Any, text: str, rows: int, path: Path) -> Tensor:
     ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
     if len(ids) < 2 * rows:
-        raise UserError(f"a split of {path} has {len(ids)} tokens, too few for rows of {rows}; set --data to a longer text, or --max-tokens")
+        raise UserError(f"a split of {path} has {len(ids)} tokens, too few for rows of {rows}; set --data to a longer text, or --max-tokens to fewer")
     return ids
 
 

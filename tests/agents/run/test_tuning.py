@@ -103,3 +103,12 @@ def test_batches_hold_rows_of_like_length_and_an_epoch_each_row_once(tmp_path: P
     real = sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)  # type: ignore[index, call-overload]
     assert real / padded > 0.85
     assert learner.batch(1).inputs["input_ids"].equal(batches[1].inputs["input_ids"])  # type: ignore[index, call-overload]
+
+
+def test_layers_that_stay_as_they_were_drawn_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--task", "text", "--data", str(write_table(tmp_path / "data.tsv", 40))]
+    small = ["--layers", "2", "--width", "16", "--heads", "2", "--epochs", "1", "--batch-size", "16", "--threads", "1"]
+    for tune in ("head", "all"):
+        assert train.main([*data, *small, "--tune", tune, "--out", str(tmp_path / tune)]) == 0
+        said = capsys.readouterr().out
+        assert ("--tune head leaves the layers of a new network as they were drawn at random; set --tune all" in said) == (tune == "head")
