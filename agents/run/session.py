@@ -207,7 +207,7 @@ class Session:
                 print_line(console, f"this takes {forecast.in_words()}")
             if self.learner.stays_as_drawn:
                 advice = "set --tune all, or --model to one that has learned"
-                print_line(console, f"--tune {self.config.schedule.tune} leaves the layers of a new network as they were drawn at random; {advice}")
+                print_line(console, f"--tune {self.config.schedule.tune} leaves the weight matrices of a new network's layers random; {advice}")
             if telemetry is not None:
                 telemetry.settings(self.config, self.task.score_name)
             watch = CurveWatch(self.learner, () if telemetry is None else telemetry.earlier)

@@ -111,4 +111,4 @@ def test_layers_that_stay_as_they_were_drawn_are_told(tmp_path: Path, capsys: py
     for tune in ("head", "all"):
         assert train.main([*data, *small, "--tune", tune, "--out", str(tmp_path / tune)]) == 0
         said = capsys.readouterr().out
-        assert ("--tune head leaves the layers of a new network as they were drawn at random; set --tune all" in said) == (tune == "head")
+        assert ("--tune head leaves the weight matrices of a new network's layers random; set --tune all" in said) == (tune == "head")
