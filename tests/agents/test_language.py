@@ -9,6 +9,7 @@ import torch
 
 import rl_skip
 import train
+from benchmarks.exits import print_tables
 from rl_skip.cli.generate import generate
 from rl_skip.cli.main import main
 from rl_skip.measure.runs import load_run
@@ -69,6 +70,15 @@ def test_a_run_learns_and_tells_bits_per_character(run: Path, capsys: pytest.Cap
     assert json.loads(capsys.readouterr().out)["guarantee_kind"] == "expectation"
     assert main(["compare", str(run), "--rows", "6", "--json", "--threads", "1"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 6
+
+
+def test_the_table_of_exits_has_bits_per_character_and_the_end_of_the_warm_up(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    print_tables([run], [1.0])
+    said = capsys.readouterr().out
+    bits = said.partition("| bits per character, mean over seeds | 1 |")[2]
+    whole = json.loads((run / "report.json").read_text())["full depth"]["bits_per_character"]
+    assert f"| full depth | {whole:.3f} |" in bits and "| end of warm-up |" in said
 
 
 def test_its_score_is_called_token_likelihood_everywhere(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
