@@ -4,7 +4,8 @@
 
 Of each way the setting that spends the most within a compute on validation data is chosen, for each seed, and looked up on test data; of settings
 that spend the same the one of the best score there. A pass through all layers of each split says what every exit answers, so no other pass is
-needed; it is kept in the run's folder. Trained baselines are those in RUN/baselines.
+needed; it is kept in the run's folder. Trained baselines are those in RUN/baselines. The best exit of each row is a bound: it knows the labels of the
+test rows.
 """
 
 import argparse
@@ -30,10 +31,10 @@ from rl_skip.measure.compare.curves import Curve, Point, price_label
 from rl_skip.measure.compare.leaving import ExitTable, agreed, exits_seen, one_threshold, threshold_for_each_class, threshold_for_each_exit
 from rl_skip.measure.compare.measure import THE_POLICY
 from rl_skip.measure.compare.measured import BASELINES, CLASS_THRESHOLD, EACH_THRESHOLD, PATIENCE, THRESHOLD
-from rl_skip.measure.compare.result import FULL_DEPTH
+from rl_skip.measure.compare.result import FULL_DEPTH, ORACLE
 from rl_skip.measure.compare.rows import Rows
 from rl_skip.measure.compare.statistics import Bootstrap, p_value
-from rl_skip.measure.compare.style import ORANGE, VERMILLION
+from rl_skip.measure.compare.style import GREEN, ORANGE, VERMILLION
 from rl_skip.measure.compare.trained import baseline_folders, read_baselines, seed_of
 from rl_skip.measure.evaluation import evaluate
 from rl_skip.measure.every_price import ExitOutcomes, shown_by_one_pass
@@ -49,6 +50,7 @@ SLACK = 0.005
 """How much more may be spent, so that two layers of six are within 0.33."""
 SPLITS = ("validation", "test")
 LAYER = BaselineRecord("layer", "all rows leave after the same layer", colour=ORANGE, marker="s", line="--")
+KNOWN = BaselineRecord(ORACLE, "the best exit of each row, its label known", control=True, colour=GREEN, marker="^", line=":")
 BEGAN = BaselineRecord("began", "the network at the end of the warm-up", colour=VERMILLION, marker="P", line="")
 
 
@@ -143,6 +145,9 @@ def curves_of(folder: Path, data: str | None = None, *, sought: bool = True, all
         found = [(price_label(price), torch.tensor(threshold_for_each_class(tables[0], classes, price))) for price in BASELINE_PRICES]
         ways = [leaving(label, [left_at(t.entropy < each[t.answer[:, :-1].clamp(max=classes - 1)]) for t in tables], asked) for label, each in found]
         curves.insert(-2, curve(BASELINES.find(CLASS_THRESHOLD).record, ways))
+    best = [(price_label(price), [(t.score - price * t.alone).argmax(1) for t in tables]) for price in PRICES]
+    bound = tuple(leaving(label, exits, alone)[1] for label, exits in best)
+    curves.append(Curve(KNOWN, seed, bound, bound))  # it need not choose on other rows
     if "test.began" in kept and warmed_up(folder):
         points = [Point("every layer", None, None, kept[f"{split}.began"], torch.ones(len(kept[f"{split}.began"]))) for split in SPLITS]
         curves.append(curve(BEGAN, [points]))

@@ -1,14 +1,18 @@
-"""`python -m rl_skip generate`: a run of the task language continues a prompt, on the route that its policy chooses for it."""
+"""`python -m rl_skip generate`: a language model continues a prompt, on the route that a run's policy chooses for it, or pruned to a fixed one."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from rl_skip.attached.attaching import attach
+from rl_skip.attached.huggingface import HuggingFaceStack
 from rl_skip.attached.pretrained import load_model, read_tokenizer
 from rl_skip.core.dial import checked_price
 from rl_skip.core.errors import UserError
+from rl_skip.core.fields import Fields
+from rl_skip.export.pruned import DESCRIPTION, FORMAT_VERSION, PrunedNetwork, load_pruned
 from rl_skip.measure.runs import MODEL, read_run
 
 __all__ = ["generate"]
@@ -26,47 +30,98 @@ def generate(
     device: torch.device | str = "cpu",
     allow_code: bool = False,
 ) -> dict[str, Any]:
-    """The continuation of a prompt by the model of a finished run, with its policy attached.
+    """The continuation of a prompt by the model of a finished run, with its policy attached, or by what `prune` made of one.
 
     Args:
-        run: the folder of the run.
+        run: the folder of the run, or of the pruned network.
         prompt: at least a token; the route is chosen on it.
         tokens: how many follow.
         temperature: 0 takes the likeliest token each time; 1 draws from the model's own distribution.
-        price, budget: what compute may cost; the policy's operating price by default.
+        price, budget: what compute may cost; the policy's operating price by default. A pruned network has but one route.
         seed: of the drawing.
         device: where to run.
         allow_code: whether the Python files that the run names may be run, those of its own features.
 
     Returns:
-        The text with its prompt, the layers of the route, and its compute.
+        The text with its prompt, the layers of the route, and its compute; of a pruned network what was measured on test rows.
 
     Raises:
-        UserError: if the run has no language model, or the prompt no token.
+        UserError: if there is no language model, the prompt has no token, or a pruned network is given a price or a budget.
     """
+    drawing: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
+    drawing["max_new_tokens"] = tokens
+    if (run / DESCRIPTION).is_file():
+        if price is not None or budget is not None:
+            raise UserError(f"{run} is a pruned network, which has one route; leave --price and --budget out, or name the run")
+        return _on_one_route(run, prompt, drawing, seed, device)
     finished = read_run(run, allow_code=allow_code)
     folder = run / MODEL
     if not folder.is_dir():
         raise UserError(f"the run {run} has no language model; name one that was trained with --task language")
     model: Any = load_model(str(folder)).model.to(device).eval()
-    if not model.can_generate():
-        raise UserError(f"the {type(model).__name__} of the run {run} generates no text; name a run that was trained with --task language")
-    tokenizer = read_tokenizer(str(folder))
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False).to(device)
-    if inputs["input_ids"].shape[1] == 0:
-        raise UserError("the prompt is empty; give a word to begin with")
+    tokenizer, inputs = _read(model, folder, prompt)
     handle = attach(model, finished.policy, features=finished.features)
     if price is not None:
         handle.price = checked_price(price)
     if budget is not None:
         handle.budget = budget
-    drawing = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        ids = model.generate(**inputs, max_new_tokens=tokens, **drawing)
+    text = _continued(model, tokenizer, inputs, drawing, seed)
     return {
         "layers": handle.last_routes[0].nonzero().squeeze(1).tolist(),
         "compute": float(handle.last_routes[0].float() @ torch.tensor(handle.flops.shares())) if handle.flops is not None else None,
         "price": handle.price,
-        "text": tokenizer.decode(ids[0]),
+        "text": text,
     }
+
+
+def _on_one_route(folder: Path, prompt: str, drawing: dict[str, Any], seed: int, device: torch.device | str) -> dict[str, Any]:
+    """What `generate` returns, of a pruned network."""
+    network = load_pruned(folder, device=device)
+    stack = network.stack
+    if not isinstance(stack, HuggingFaceStack):
+        raise UserError(f"the pruned network {folder} has no language model; name one that was trained with --task language")
+    tokenizer, inputs = _read(stack.model, folder / MODEL, prompt)
+    if network.adapter is not None:
+        stack.routed[-1].register_forward_hook(_adapted(network))
+    description = Fields.read(folder / DESCRIPTION, FORMAT_VERSION)
+    return {
+        "layers": list(network.layers),
+        "compute": description.object("measured").number("compute"),
+        "text": _continued(stack.model, tokenizer, inputs, drawing, seed),
+    }
+
+
+def _adapted(network: PrunedNetwork) -> Any:
+    """A hook of the last layer: what the network's adapter makes of the hidden state that it hands on, (B, T, D), alone or first of a tuple."""
+
+    def hook(_module: nn.Module, _args: Any, returned: Any) -> Any:
+        assert network.adapter is not None
+        if isinstance(returned, Tensor):
+            return network.adapter(returned, None)
+        return (network.adapter(returned[0], None), *returned[1:])
+
+    return hook
+
+
+def _read(model: Any, folder: Path, prompt: str) -> tuple[Any, Any]:
+    """The tokenizer in a model's folder, and the prompt as tensors.
+
+    Raises:
+        UserError: if the model generates no text, or the prompt has no token.
+    """
+    if not model.can_generate():
+        raise UserError(f"the {type(model).__name__} in {folder} generates no text; name a run that was trained with --task language")
+    tokenizer = read_tokenizer(str(folder))
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False).to(model.device)
+    if inputs["input_ids"].shape[1] == 0:
+        raise UserError("the prompt is empty; give a word to begin with")
+    return tokenizer, inputs
+
+
+def _continued(model: Any, tokenizer: Any, inputs: Any, drawing: dict[str, Any], seed: int) -> str:
+    """The prompt and what follows."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        ids = model.generate(**inputs, **drawing)
+    text: str = tokenizer.decode(ids[0])
+    return text

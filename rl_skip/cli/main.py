@@ -153,7 +153,7 @@ def _parser() -> Parser:
     cut.add_argument("--data", help="where the data are, if not where the run read them")
     cut.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to search and measure (default: %(default)s)")
 
-    continuing = _command(commands, "generate", _generate, "continue a prompt with a run of the task language")
+    continuing = _command(commands, "generate", _generate, "continue a prompt with a run of the task language, or its pruned network")
     _add_run(continuing)
     continuing.add_argument("prompt", metavar="PROMPT", help="the text to continue")
     continuing.add_argument("--tokens", type=count, default=200, help="how many follow (default: %(default)s)")

@@ -198,6 +198,7 @@ def _card(description: dict[str, Any], removed: list[int], takes_stack: bool, sc
         ),
         "## Use",
         f"```python\n{use}\n```",
+        "`python -m rl_skip generate path/to/this/folder PROMPT` continues a prompt." if description["trained_on"].get("task") == "language" else "",
         "Before its head it has an adapter, which the folder `model` alone does not." if "adapter_rank" in description else "",
         "`network` is an ordinary `torch.nn.Module`." + (argument and " `stack` is the whole network that it was cut from, a `rl_skip.LayerStack`."),
         "Written with " + ", ".join(f"{name} {version}" for name, version in description["versions"].items()) + ".",

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -72,13 +73,15 @@ def test_a_run_learns_and_tells_bits_per_character(run: Path, capsys: pytest.Cap
     assert json.loads(capsys.readouterr().out)["rows"] == 6
 
 
-def test_the_table_of_exits_has_bits_per_character_and_the_end_of_the_warm_up(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_exits_has_bits_per_character_a_bound_and_the_end_of_the_warm_up(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     print_tables([run], [1.0])
     said = capsys.readouterr().out
     bits = said.partition("| bits per character, mean over seeds | 1 |")[2]
     whole = json.loads((run / "report.json").read_text())["full depth"]["bits_per_character"]
     assert f"| full depth | {whole:.3f} |" in bits and "| end of warm-up |" in said
+    best = re.search(r"\| the best exit of each row, its label known \| ([\d.]+) \|", bits)
+    assert best is not None and float(best[1]) <= whole
 
 
 def test_its_score_is_called_token_likelihood_everywhere(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,7 +135,7 @@ def test_the_model_with_its_policy_generates_what_its_pruned_model_does(run: Pat
     assert said["text"] == tokenizer.decode(generated[0]) and said["layers"] == [i for i, ran in enumerate(route) if ran]
 
 
-def test_generate_from_the_command_line(run: Path, capsys: pytest.CaptureFixture[str], finished_run) -> None:
+def test_generate_from_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], finished_run) -> None:
     capsys.readouterr()
     words = ["--tokens", "12", "--seed", "3", "--json"]
     assert main(["generate", str(run), "the dog", *words]) == 0
@@ -140,7 +143,14 @@ def test_generate_from_the_command_line(run: Path, capsys: pytest.CaptureFixture
     assert main(["generate", str(run), "the dog", *words]) == 0
     assert json.loads(capsys.readouterr().out) == first
     assert first["text"].startswith("the dog") and len(first["text"]) == len("the dog") + 12
-    for words, message in (([str(run), ""], "the prompt is empty"), ([str(finished_run.folder), "a"], "has no language model; name one")):
+    pruned_digits = tmp_path / "pruned"
+    assert main(["prune", str(finished_run.folder), str(pruned_digits), "--layers", "0,1"]) == 0
+    no_language = "has no language model; name one"
+    for words, message in (
+        ([str(run), ""], "the prompt is empty"),
+        ([str(finished_run.folder), "a"], no_language),
+        ([str(pruned_digits), "a"], no_language),
+    ):
         assert main(["generate", *words]) == 2
         assert message in capsys.readouterr().err
 

@@ -113,7 +113,18 @@ def test_a_route_that_leaves_early_is_pruned_to_the_cut_model(run: Path, tmp_pat
         expected = cut(bare(run), run, 1)(input_ids=ids).logits
         torch.testing.assert_close(rl_skip.load_pruned(tmp_path / "pruned")({"input_ids": ids}), expected, atol=1e-5, rtol=1e-5)
     adapters = "--readout-rank" in KINDS[run.parent.name.rstrip("0123456789")]
-    assert ("has an adapter" in (tmp_path / "pruned" / "README.md").read_text()) == adapters
+    card = (tmp_path / "pruned" / "README.md").read_text()
+    assert ("has an adapter" in card) == adapters and "generate path/to/this/folder PROMPT" in card
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run / "model")
+    inputs = tokenizer("the cat sat", return_tensors="pt", return_token_type_ids=False)
+    generated = cut(bare(run), run, 1).generate(**inputs, max_new_tokens=20, do_sample=False)
+    capsys.readouterr()
+    words = ["generate", str(tmp_path / "pruned"), "the cat sat", "--tokens", "20", "--temperature", "0"]
+    assert main([*words, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["text"] == tokenizer.decode(generated[0]) and said["layers"] == [0, 1] and said["compute"] < 0.6
+    assert main([*words, "--price", "1"]) == 2
+    assert "is a pruned network, which has one route" in capsys.readouterr().err
 
 
 def test_thresholds_on_the_readouts_are_set_beside_the_policy(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
