@@ -35,7 +35,7 @@ from train import read_options
 TRAIN = ROOT / "train.py"
 STUDIES = {
     "digits": ["--task", "digits"],
-    "speech": ["--task", "speech", "--warmup-epochs", "8", "--epochs", "12"],
+    "speech": ["--task", "speech"],
     "images": ["--task", "images", "--train-rows", "20000", "--batch-size", "128", "--warmup-epochs", "0", "--epochs", "9"],
     "hops": ["--task", "hops"],
     "hops-joint": ["--task", "hops", "--tune", "all"],
