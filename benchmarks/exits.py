@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -91,6 +91,52 @@ def passed(folder: Path, data: str | None, allow_code: bool = False) -> tuple[di
     return kept, rows
 
 
+@dataclass(frozen=True)
+class Passed:
+    """What one pass over validation and test rows shows of a run's exits, and what is read off it."""
+
+    tables: tuple[ExitTable, ExitTable]
+    seed: int
+
+    @property
+    def depth(self) -> int:
+        return self.tables[0].score.shape[1]
+
+    def leaving(self, label: str, layers: list[Tensor], *, asked: bool) -> list[Point]:
+        """Points of validation and test rows that leave after `layers`, (N,) each, having asked every readout on the way or the last alone."""
+        points = []
+        for table, at in zip(self.tables, layers, strict=True):
+            score, spent = (column.gather(1, at.unsqueeze(1)).squeeze(1) for column in (table.score, table.asked if asked else table.alone))
+            points.append(Point(label, None, None, score, spent))
+        return points
+
+    def below(self, label: str, limits: list[float]) -> list[Point]:
+        """Where a row leaves after the first layer whose entropy is below its limit, of L - 1."""
+        return self.leaving(label, [left_at(table.entropy < torch.tensor(limits)) for table in self.tables], asked=True)
+
+    def after(self, layer: int, label: str) -> list[Point]:
+        """Where all rows leave after the same layer."""
+        return self.leaving(label, [torch.full((len(table.score),), layer) for table in self.tables], asked=False)
+
+    def patient(self, layers: int) -> list[Point]:
+        """Where a row leaves once its answer has been the same for so many layers more."""
+        return self.leaving(f"patience {layers}", [left_at(agreed(table.answer)[:, :-1] >= layers) for table in self.tables], asked=True)
+
+    def below_of_class(self, label: str, limits: Tensor) -> list[Point]:
+        """Where a row leaves after the first layer whose entropy is below the limit of the class that it answers, (C,)."""
+        last = len(limits) - 1
+        leaves = [table.entropy < limits[table.answer[:, :-1].clamp(max=last)] for table in self.tables]
+        return self.leaving(label, [left_at(each) for each in leaves], asked=True)
+
+    def best(self, price: float) -> Point:
+        """Of test rows, each after the layer that is best for it, its label known."""
+        layers = [(table.score - price * table.alone).argmax(1) for table in self.tables]
+        return self.leaving(price_label(price), layers, asked=False)[1]
+
+    def curve(self, record: BaselineRecord, ways: list[list[Point]]) -> Curve:
+        return Curve(record, self.seed, tuple(way[0] for way in ways), tuple(way[1] for way in ways))
+
+
 def curves_of(folder: Path, data: str | None = None, *, sought: bool = True, allow_code: bool = False) -> list[Curve]:
     """Every way to run a run's network, the policy first, then what needs no training, then its trained baselines.
 
@@ -104,55 +150,54 @@ def curves_of(folder: Path, data: str | None = None, *, sought: bool = True, all
         UserError: if the run's policy does more than leaving, or its network has no readouts.
     """
     kept, rows = passed(folder, data, allow_code)
-    tables = [ExitTable(*(kept[f"{split}.{field.name}"] for field in fields(ExitTable))) for split in SPLITS]
-    seen = [ExitOutcomes(*(kept[f"{split}.policy.{field.name}"] for field in fields(ExitOutcomes))) for split in SPLITS]
-    seed, (model, _), depth = seed_of(folder), load_run(folder, data=data, allow_code=allow_code), tables[0].score.shape[1]
-    asked, alone = [t.asked for t in tables], [t.alone for t in tables]
-
-    def by_policy(price: float) -> list[Point]:
-        measured = [outcomes.evaluation(model.policy, price) for outcomes in seen]
-        return [Point(price_label(price), price, None, at.correct, at.compute_by_row) for at in measured]
-
-    def leaving(label: str, layers: list[Tensor], compute: list[Tensor]) -> list[Point]:
-        """Points of validation and test rows that leave after `layers`, (N,) each."""
-        each = zip(tables, layers, compute, strict=True)
-        return [
-            Point(label, None, None, t.score.gather(1, at.unsqueeze(1)).squeeze(1), spent.gather(1, at.unsqueeze(1)).squeeze(1))
-            for t, at, spent in each
-        ]
-
-    def below(label: str, limits: list[float]) -> list[Point]:
-        return leaving(label, [left_at(t.entropy < torch.tensor(limits)) for t in tables], asked)
-
-    def curve(record: BaselineRecord, ways: list[list[Point]]) -> Curve:
-        return Curve(record, seed, tuple(way[0] for way in ways), tuple(way[1] for way in ways))
-
-    limits = [(f"threshold {limit:.4g}", [limit] * (depth - 1)) for limit in one_threshold(tables[0].entropy, len(PRICES))]
-    each = [(price_label(price), threshold_for_each_exit(tables[0], price)) for price in (BASELINE_PRICES if sought else ())]
-    after = {k: [torch.full((len(t.score),), k) for t in tables] for k in range(depth)}
-    curves = [
-        curve(THE_POLICY, [by_policy(price) for price in PRICES]),
-        curve(BASELINES.find(THRESHOLD).record, [below(*way) for way in limits]),
-        *([curve(BASELINES.find(EACH_THRESHOLD).record, [below(*way) for way in each])] if sought else ()),
-        curve(LAYER, [leaving(f"layer {k + 1}", after[k], alone) for k in range(depth - 1)]),
-        curve(BASELINES.find(FULL_DEPTH).record, [leaving("every layer", after[depth - 1], alone)]),
-    ]
-    about_classes = rows.validation.labels.dim() == 1
-    if depth > 2 and about_classes:
-        patient = [leaving(f"patience {n}", [left_at(agreed(t.answer)[:, :-1] >= n) for t in tables], asked) for n in range(1, depth - 1)]
-        curves.insert(-2, curve(BASELINES.find(PATIENCE).record, patient))
-    if sought and about_classes and (classes := int(tables[0].answer.max()) + 1) <= MOST_CLASSES:
-        found = [(price_label(price), torch.tensor(threshold_for_each_class(tables[0], classes, price))) for price in BASELINE_PRICES]
-        ways = [leaving(label, [left_at(t.entropy < each[t.answer[:, :-1].clamp(max=classes - 1)]) for t in tables], asked) for label, each in found]
-        curves.insert(-2, curve(BASELINES.find(CLASS_THRESHOLD).record, ways))
-    best = [(price_label(price), [(t.score - price * t.alone).argmax(1) for t in tables]) for price in PRICES]
-    bound = tuple(leaving(label, exits, alone)[1] for label, exits in best)
-    curves.append(Curve(KNOWN, seed, bound, bound))  # it need not choose on other rows
-    if "test.began" in kept and warmed_up(folder):
-        points = [Point("every layer", None, None, kept[f"{split}.began"], torch.ones(len(kept[f"{split}.began"]))) for split in SPLITS]
-        curves.append(curve(BEGAN, [points]))
+    validation, test = (ExitTable(*(kept[f"{split}.{field.name}"] for field in fields(ExitTable))) for split in SPLITS)
+    seen = Passed((validation, test), seed_of(folder))
     folders = [baseline for baseline in baseline_folders(folder) if (baseline / "curve.json").is_file()]
-    return [*curves, *read_baselines(folders, read_run(folder, allow_code=allow_code).task, rows, data, "cpu", allow_code)[0]]
+    return [
+        _policy_curve(folder, kept, seen, data, allow_code),
+        *_untrained_curves(seen, rows.validation.labels.dim() == 1, sought),
+        *([_began(kept, seen)] if "test.began" in kept and warmed_up(folder) else []),
+        *read_baselines(folders, read_run(folder, allow_code=allow_code).task, rows, data, "cpu", allow_code)[0],
+    ]
+
+
+def _policy_curve(folder: Path, kept: dict[str, Tensor], seen: Passed, data: str | None, allow_code: bool) -> Curve:
+    outcomes = [ExitOutcomes(*(kept[f"{split}.policy.{field.name}"] for field in fields(ExitOutcomes))) for split in SPLITS]
+    model, _ = load_run(folder, data=data, allow_code=allow_code)
+
+    def at(price: float) -> list[Point]:
+        measured = [split.evaluation(model.policy, price) for split in outcomes]
+        return [Point(price_label(price), price, None, each.correct, each.compute_by_row) for each in measured]
+
+    return seen.curve(THE_POLICY, [at(price) for price in PRICES])
+
+
+def _untrained_curves(seen: Passed, about_classes: bool, sought: bool) -> list[Curve]:
+    """Thresholds, patience, all rows after one layer, full depth, and the bound."""
+    validation, depth = seen.tables[0], seen.depth
+    limits = [(f"threshold {limit:.4g}", [limit] * (depth - 1)) for limit in one_threshold(validation.entropy, len(PRICES))]
+    curves = [seen.curve(BASELINES.find(THRESHOLD).record, [seen.below(*way) for way in limits])]
+    if sought:
+        each = [(price_label(price), threshold_for_each_exit(validation, price)) for price in BASELINE_PRICES]
+        curves.append(seen.curve(BASELINES.find(EACH_THRESHOLD).record, [seen.below(*way) for way in each]))
+    if depth > 2 and about_classes:
+        curves.append(seen.curve(BASELINES.find(PATIENCE).record, [seen.patient(layers) for layers in range(1, depth - 1)]))
+    if sought and about_classes and (classes := int(validation.answer.max()) + 1) <= MOST_CLASSES:
+        of_class = [(price_label(price), torch.tensor(threshold_for_each_class(validation, classes, price))) for price in BASELINE_PRICES]
+        curves.append(seen.curve(BASELINES.find(CLASS_THRESHOLD).record, [seen.below_of_class(*way) for way in of_class]))
+    bound = tuple(seen.best(price) for price in PRICES)
+    return [
+        *curves,
+        seen.curve(LAYER, [seen.after(layer, f"layer {layer + 1}") for layer in range(depth - 1)]),
+        seen.curve(BASELINES.find(FULL_DEPTH).record, [seen.after(depth - 1, "every layer")]),
+        Curve(KNOWN, seen.seed, bound, bound),  # it need not choose on other rows
+    ]
+
+
+def _began(kept: dict[str, Tensor], seen: Passed) -> Curve:
+    """The network at the end of the warm-up, every layer of it."""
+    points = [Point("every layer", None, None, kept[f"{split}.began"], torch.ones(len(kept[f"{split}.began"]))) for split in SPLITS]
+    return seen.curve(BEGAN, [points])
 
 
 def within(curve: Curve, compute: float) -> Point | None:

@@ -1,6 +1,7 @@
 """`python -m rl_skip prune`: the best fixed route of a run as a network of its own, for inputs that do not need a policy."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rl_skip.core.fields import Fields
 from rl_skip.core.files import atomic_replace
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.progress import begin_stage
-from rl_skip.core.readouts import PoolingAdapter
+from rl_skip.core.readouts import Adapter, PoolingAdapter
 from rl_skip.core.seal import seal
 from rl_skip.core.task import Task, score_key
 from rl_skip.core.version import __version__
@@ -74,6 +75,8 @@ def prune(
     begin_stage("pruned network")
     measured = _measure(model, task, layers, batch_size)
     origin = read_description(run / "policy", read_run(run, allow_code=allow_code).features)
+    all_weights = sum(parameter.numel() for parameter in model.stack.parameters())
+    removed = sorted(set(range(model.stack.depth)) - set(layers))
     description = {
         "format_version": FORMAT_VERSION,
         "depth": model.stack.depth,
@@ -84,15 +87,30 @@ def prune(
         "measured": measured,
         "versions": {"rl_skip": __version__, "torch": torch.__version__},
     }
-    all_weights = sum(parameter.numel() for parameter in model.stack.parameters())
-    removed = sorted(set(range(model.stack.depth)) - set(layers))
     pruned = _pruned(model, task, layers)
     weights = sum(parameter.numel() for parameter in pruned.parameters())
-    if pruned.adapter is not None:
-        description["adapter_rank"] = pruned.adapter.down.out_features
-        if isinstance(pruned.adapter, PoolingAdapter):
-            groups = pruned.adapter.groups
-            description |= {"adapter_pools": True, **({"adapter_groups": groups} if groups else {})}
+    description |= _adapter_plan(pruned.adapter)
+    alone = origin.missing is None
+    _write(folder, pruned, description, lambda wrote_model: _card(description, removed, not alone and not wrote_model, task.score_name))
+    return {"folder": str(folder), "layers": list(layers), "removed": removed, **measured, "weights": weights, "full_depth_weights": all_weights}
+
+
+def _adapter_plan(adapter: Adapter | None) -> dict[str, Any]:
+    """What `load_pruned` needs to know of the adapter before the head."""
+    if adapter is None:
+        return {}
+    plan: dict[str, Any] = {"adapter_rank": adapter.down.out_features}
+    if isinstance(adapter, PoolingAdapter):
+        plan |= {"adapter_pools": True, **({"adapter_groups": adapter.groups} if adapter.groups else {})}
+    return plan
+
+
+def _write(folder: Path, pruned: PrunedNetwork, description: dict[str, Any], card: Callable[[bool], str]) -> None:
+    """Makes the folder, whole or not at all.
+
+    Args:
+        card: its README.md, where told whether the model is written in a form of its own.
+    """
 
     def fill(new: Path) -> None:
         (new / DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -100,12 +118,10 @@ def prune(
         beside_model = pruned.adapter if wrote_model else pruned
         if beside_model is not None:
             save_weights(new / WEIGHTS, beside_model.state_dict())
-        takes_stack = origin.missing is not None and not wrote_model
-        (new / CARD).write_text(_card(description, removed, takes_stack, task.score_name), encoding="utf-8")
+        (new / CARD).write_text(card(wrote_model), encoding="utf-8")
         seal(new, [name for name in (DESCRIPTION, WEIGHTS, CARD) if (new / name).is_file()])  # the model has its own
 
     atomic_replace(folder, fill)
-    return {"folder": str(folder), "layers": list(layers), "removed": removed, **measured, "weights": weights, "full_depth_weights": all_weights}
 
 
 def _pruned(model: SkipModel, task: Task, layers: tuple[int, ...]) -> PrunedNetwork:
