@@ -191,6 +191,17 @@ class SkipCore:
     def reward(self, reward: Reward | type[Reward] | str) -> None:
         self._reward = as_reward(reward)
 
+    def _gain(self, scores: Tensor) -> Tensor:
+        """(R,), what answers of these scores are worth.
+
+        Raises:
+            UserError: if that is not finite.
+        """
+        gain = self.reward.gain(scores)
+        if not gain.isfinite().all():
+            raise UserError(f"an answer of score {scores.tolist()} earns {gain.tolist()}, which is not finite; mend score, reward or network")
+        return gain
+
     @property
     def score(self) -> Score:
         """The quality of a prediction."""
@@ -214,6 +225,7 @@ class SkipCore:
 
         Raises:
             ResetNeeded: if only some begin and the others never have.
+            UserError: if a feature is not finite.
         """
         beginning = beginning or Beginning()
         everyone = np.arange(self.num_envs)
@@ -230,7 +242,12 @@ class SkipCore:
             self.over[:] = False
         else:
             self._begin(rows, beginning)
-        return self._begun().observe(self.everyone)
+        observations, layout = self._begun().observe(self.everyone), self.rules.layout
+        if not observations.isfinite().all():
+            seen = zip(layout.parts, observations.split(layout.sizes, dim=1), strict=True)
+            names = ", ".join(repr(feature.name) for feature, numbers in seen if not numbers.isfinite().all())
+            raise UserError(f"what an agent sees is not finite in {names}; mend that feature, or the network, whose weights may have diverged")
+        return observations
 
     @torch.no_grad()
     def step(self, jumps: Tensor) -> Step:
@@ -256,7 +273,7 @@ class SkipCore:
         ended, ends = terminated.nonzero()[0], None
         if len(ended) > 0:
             ends = self._end(ended, compute)
-            rewards[ends.rows] += self.reward.gain(ends.scores)
+            rewards[ends.rows] += self._gain(ends.scores)
             self.over[ended] = True
         begins = ended if self.autoreset_mode == AutoresetMode.SAME_STEP else resting
         if len(begins) > 0:

@@ -1,7 +1,7 @@
 """An agent from anywhere, measured on every row of a split, beside what a person could run in its place."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,7 +30,7 @@ SEARCH_ROWS = 1000
 
 
 class Predictor(Protocol):
-    """An agent of Stable-Baselines3 or sb3-contrib, or one that is asked like it; one that takes `action_masks` is given the legal jumps."""
+    """An agent of Stable-Baselines3 or sb3-contrib, or one that is asked like it; where it takes `action_masks`, they are the legal jumps."""
 
     def predict(self, observation: NDArray[np.float32], /, *, deterministic: bool) -> tuple[Any, Any]:
         """Observations (R, S) → jumps (R,), and None, which is the memory of an agent that has one."""
@@ -38,7 +38,8 @@ class Predictor(Protocol):
 
 
 Agent = Predictor | Callable[[NDArray[np.float32]], Any]
-"""With a method `predict`, as Stable-Baselines3's agents have; or a function, observations (R, S) → jumps (R,)."""
+"""With a method `predict`, as Stable-Baselines3's agents have; or a function, observations (R, S) → jumps (R,). Either may take `action_masks`,
+the legal jumps (R, J + 1)."""
 
 
 class AgentRouter(Router):
@@ -55,8 +56,13 @@ class AgentRouter(Router):
         for name, own in (("observation_space", observation_space(rules)), ("action_space", action_space(rules))):
             its = getattr(agent, name, own)
             if its != own:
-                raise UserError(f"the agent's {name} is {_brief(its)}, the run's {_brief(own)}; train it in an environment of the run, run=…")
-        self.masked = hasattr(agent, "predict") and "action_masks" in inspect.signature(agent.predict).parameters
+                raise UserError(
+                    f"the agent's {name} is {_brief(its)}, the run's {_brief(own)}; train it in an environment of the run, run=…, and where a "
+                    "wrapper changed that, give a function that does the same: lambda observations: agent.predict(changed(observations))[0]"
+                )
+        self.masked = "action_masks" in _parameters(agent.predict if hasattr(agent, "predict") else agent)
+        statistics = getattr(agent, "get_vec_normalize_env", lambda: None)()
+        self.normalized: Callable[[Any], Any] | None = statistics.normalize_obs if statistics is not None and statistics.norm_obs else None
         self.flops = self._counted() if flops is None else flops
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
@@ -71,13 +77,15 @@ class AgentRouter(Router):
     def _asked(self, observations: NDArray[np.float32], i: int) -> NDArray[np.int64]:
         """(R,), the jumps that the agent chooses after layer `i`."""
         assert self.rules is not None
+        masks = {"action_masks": self.rules.legal[i].expand(len(observations), -1).numpy().copy()} if self.masked else {}
+        if self.normalized is not None:
+            observations = self.normalized(observations)
         if hasattr(self.agent, "predict"):
-            masks = {"action_masks": self.rules.legal[i].expand(len(observations), -1).numpy().copy()} if self.masked else {}
             jumps, memory = self.agent.predict(observations, deterministic=True, **masks)
             if memory is not None:
                 raise UserError("the agent remembers earlier observations, and is asked for each decision by itself here; play it in the environment")
         else:
-            jumps = self.agent(observations)
+            jumps = self.agent(observations, **masks)
         jumps, expected = np.asarray(jumps), observations.shape[:1]
         if jumps.shape != expected or jumps.dtype.kind not in "iu":
             raise UserError(f"an agent gives a whole number for each of {expected[0]} observations, got shape {jumps.shape} of {jumps.dtype}")
@@ -94,7 +102,17 @@ class AgentRouter(Router):
 
 
 def _brief(space: spaces.Space[Any]) -> str:
-    return f"{space}" if isinstance(space, spaces.Discrete) else f"{type(space).__name__} of shape {space.shape} with its bounds"
+    if isinstance(space, spaces.Box):
+        return f"Box of shape {space.shape} from {space.low.min():g} to {space.high.max():g}"
+    return f"{space}" if isinstance(space, spaces.Discrete) else f"{type(space).__name__} of shape {space.shape}"
+
+
+def _parameters(function: Callable[..., Any]) -> Collection[str]:
+    """The names of a function's parameters; none where it does not tell."""
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return ()
 
 
 @dataclass(frozen=True)
@@ -130,7 +148,8 @@ def evaluate(
     An agent that was trained on `run=` can be measured so. To be exported it would have to be a `JumpPolicy`, whose network is fixed.
 
     Args:
-        agent: one of Stable-Baselines3's or sb3-contrib's, or a function, observations (R, S) float32 → jumps (R,).
+        agent: one of Stable-Baselines3's or sb3-contrib's, or a function, observations (R, S) float32 → jumps (R,). What a `VecNormalize` around its
+            environment has counted is applied; an agent that was loaded has it no more, and must be loaded with that environment.
         run: the folder of a finished run, whose network it decides for; "hops-v0": that of `rl_skip/Hops-v0`.
         split: whose rows.
         price: what compute costs, and what is shown; None: the run's.

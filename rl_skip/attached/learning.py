@@ -23,7 +23,7 @@ from rl_skip.attached.skip_config import SkipConfig
 from rl_skip.attached.stand_in import StandIn
 from rl_skip.attached.tail import head_modules, modules_beside
 from rl_skip.core.batches import deployed
-from rl_skip.core.dial import PriceTable, checked_price
+from rl_skip.core.dial import PriceTable, checked_price, refuse_below
 from rl_skip.core.errors import UserError
 from rl_skip.core.exits import EveryExit, ExitPass
 from rl_skip.core.inputs import Inputs
@@ -33,7 +33,7 @@ from rl_skip.core.routing import Router, RoutingState
 from rl_skip.core.task import Classification
 from rl_skip.learning.alone import learn_alone
 from rl_skip.learning.averages import Averages
-from rl_skip.learning.calibration import Measure, calibrate
+from rl_skip.learning.calibration import SLACK, Measure, calibrate
 from rl_skip.learning.exact import Leaving, entropy_weight, exact_loss, exit_metrics, leaving
 from rl_skip.learning.outcomes import SeenExits
 from rl_skip.learning.prices import price_source
@@ -196,8 +196,8 @@ class LearningHandle(Handle):
             progress: how much of the training has passed, 0 to 1, which says how large the entropy bonus is. None: as `SkipConfig.updates` tells.
 
         Raises:
-            UserError: if there is no such call, it was made in evaluation mode or without gradients, it was learned from already, or labels or
-                teacher do not fit it.
+            UserError: if there is no such call, it was made in evaluation mode or without gradients, it was learned from already, labels or
+                teacher do not fit it, or, at the first call, if even leaving after the first layer spends more than the budget.
         """
         seen, logits = self._taken(), logits_of(outputs, self.model)
         if len(logits) != len(seen.price):
@@ -221,6 +221,8 @@ class LearningHandle(Handle):
         assert seen.leaves is not None
         leaves = Leaving(seen.leaves.probability[rows], seen.leaves.entropy[rows], seen.leaves.decisions[rows])
         scores, accuracy = exits.scores(self._score, labels), exits.scores(TASK.score, labels)  # (R, L) each
+        if self._averages is None and config.budget is not None and config.budget + SLACK < (smallest := float(exits.compute[:, 0].mean())):
+            refuse_below(config.budget, smallest)
         earned = prices.reward.total(scores, exits.compute, price.unsqueeze(1))  # (R, L)
         policy_loss, expected = exact_loss(leaves, earned, self._entropy_weight(progress))
         weights = {"exit_weight": config.exit_weight, "distillation_weight": config.distillation_weight}
@@ -254,7 +256,7 @@ class LearningHandle(Handle):
             The table, as `handle.table`; empty for a policy of one price.
 
         Raises:
-            UserError: if there are no batches, or they are not such.
+            UserError: if there are no batches, they are not such, or what the model says of them is not finite.
         """
         config, policy, prices = self.config, self.policy, self.deciding.prices
         assert policy is not None
@@ -340,6 +342,7 @@ class LearningHandle(Handle):
         """What the model as it is shows of all rows of a loader, on the CPU."""
         assert self.policy is not None
         parts: list[tuple[Tensor, ...]] = []
+        numbers = True
         with deployed(self.model):
             for batch in loader:
                 inputs, labels = split_batch(batch)
@@ -351,11 +354,15 @@ class LearningHandle(Handle):
                 labels = checked_labels(labels.to(logits.device), logits)
                 rows = (labels != IGNORED).nonzero().squeeze(1)
                 answers = torch.stack([answer.float() for answer in (*seen.answers, logits)])
+                numbers = numbers and not bool(answers[:, rows].isnan().any())
                 exits = ExitPass(answers[:, rows], seen.observations[rows], seen.compute[rows])
                 parts.append((exits.observations.cpu(), exits.scores(self._score, labels[rows]).cpu(), exits.compute.cpu()))
         if not parts:
             raise UserError("there are no batches to learn from or to calibrate on; give a loader that can be gone through again")
-        return SeenExits(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        seen_rows = SeenExits(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        if not numbers or not seen_rows.observations.isfinite().all():
+            raise UserError(f"what the {type(self.model).__name__} answers is not finite: its weights have diverged; train it anew, at a lower rate")
+        return seen_rows
 
     def _count_readout(self, batch: Inputs) -> None:
         with deployed(self.model), self._all_by(CountsReadout(self.model)):

@@ -41,7 +41,7 @@ class SkipTraining(Base):
     `load_best_model_at_end`. All arguments are the Trainer's.
 
     Raises:
-        UserError: if no `SkipConfig` is attached to the model, or the parameters are sharded.
+        UserError: if no `SkipConfig` is attached to the model, the parameters are sharded, or another loss is asked for.
     """
 
     handle: LearningHandle
@@ -53,6 +53,11 @@ class SkipTraining(Base):
         self.handle = handle_of(self.model)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UserError("the policy is trained with whole parameters on each device, not with those that FSDP or DeepSpeed shards: use DDP")
+        if self.args.label_smoothing_factor > 0 or self.compute_loss_func is not None:
+            raise UserError(
+                "model and policy learn from handle.loss, where label_smoothing_factor and compute_loss_func count for nothing: leave them out, "
+                "or make the loss in a compute_loss of your own"
+            )
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = False  # the loss is a mean over its batch: accumulation divides it
         self._computes: list[Tensor] = []
 

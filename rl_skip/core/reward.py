@@ -1,10 +1,11 @@
 """The reward: what an episode earns, for agents, environment, evaluation, oracle, telemetry and card alike."""
 
+import torch
 from torch import Tensor
 
-from rl_skip.core.plugins import Registry, made
+from rl_skip.core.plugins import Registry, made, own_code
 
-__all__ = ["REWARDS", "LINEAR", "BudgetReward", "Reward", "as_reward", "find_reward"]
+__all__ = ["REWARDS", "LINEAR", "BudgetReward", "Reward", "as_reward", "check_reward", "find_reward"]
 
 
 class Reward:
@@ -85,16 +86,48 @@ REWARDS.register("linear", LINEAR)
 
 
 def as_reward(given: "Reward | type[Reward] | str") -> Reward:
-    """A reward as it is, one of a class that needs no arguments, or the one of a name."""
+    """A reward as it is, one of a class that needs no arguments, or the one of a name.
+
+    Raises:
+        UserError: if it is none, or not one that a route can earn, as `check_reward` says.
+    """
     if isinstance(given, str):
         return find_reward(given)
-    return made(given, Reward, REWARDS.kind, REWARDS.flag, getattr(given, "__name__", repr(given)))
+    name = getattr(given, "__name__", repr(given))
+    reward = made(given, Reward, REWARDS.kind, REWARDS.flag, name)
+    check_reward(reward, name)
+    return reward
 
 
 def find_reward(reference: str) -> Reward:
     """The reward that is registered as `reference`, or that `file.py:name` names: a `Reward`, or a class of one.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is none, or it is not one that a route can earn.
     """
-    return made(REWARDS.find(reference), Reward, REWARDS.kind, REWARDS.flag, reference)
+    reward = made(REWARDS.find(reference), Reward, REWARDS.kind, REWARDS.flag, reference)
+    check_reward(reward, reference)
+    return reward
+
+
+def check_reward(reward: Reward, name: str) -> None:
+    """Refuses a reward that is not a finite number of each row, the same each time and whichever rows stand beside it.
+
+    Args:
+        name: the reward's, for the message.
+
+    Raises:
+        UserError: in one line, also where the reward fails.
+    """
+    score, compute, price = torch.tensor([[0.25, 1.0, 0.5, 0.9], [0.1, 1.0, 0.4, 1.2], [0.01, 1.0, 0.1, 3.0]])
+
+    def earned(rows: slice) -> Tensor:
+        return reward.gain(score[rows]) - torch.as_tensor(reward.penalty(compute[rows], price[rows])).expand(score[rows].shape)
+
+    with own_code(f"the reward {name}"), torch.random.fork_rng(devices=[]):
+        together, again = earned(slice(None)), earned(slice(None))
+        if together.shape != score.shape or not together.isfinite().all():
+            raise ValueError(f"{len(score)} rows must earn a finite number each, got {together.tolist()}")
+        alone = torch.cat([earned(slice(i, i + 1)) for i in range(len(score))])
+        if not torch.allclose(together, again) or not torch.allclose(together, alone):
+            raise ValueError("what a row earns must not differ from call to call, nor with the rows beside it")

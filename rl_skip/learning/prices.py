@@ -194,7 +194,10 @@ class BudgetPrice:
         return _log_uniform(*self.range, rows, generator)
 
     def observe(self, compute: Tensor) -> None:
-        self._violation = 0.9 * self._violation + 0.1 * (float(compute) - self.budget)
+        spent = float(compute)
+        if not math.isfinite(spent):  # of a batch that a loop of one's own leaves out, as a scaler of the loss does
+            return
+        self._violation = 0.9 * self._violation + 0.1 * (spent - self.budget)
         low, high = math.log(PRICE_BOUNDS[0]), math.log(PRICE_BOUNDS[1])
         self._log_price = min(max(self._log_price + self.integral * self._violation, low), high)
 

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers import RescaleObservation
 from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.vec_env import VecNormalize
 
 import envs
 import rl_skip
@@ -70,3 +72,37 @@ def test_what_does_not_fit_is_told_in_one_line(run: Path, tmp_path: Path) -> Non
         envs.evaluate(lambda observations: np.full(len(observations), 99), run)
     with pytest.raises(UserError, match=r"DQN; measure another agent with envs\.evaluate"):
         rl_skip.save(tmp_path / "policy", other, price=0.1)
+
+
+def test_an_agent_sees_what_its_normalising_environment_showed_it(run: Path) -> None:
+    env = VecNormalize(envs.make_sb3_env(num_envs=8, run=str(run), split="validation"))
+    agent = PPO("MlpPolicy", env, n_steps=16, batch_size=16, n_epochs=1, seed=0, device="cpu").learn(128)
+    torch.nn.init.normal_(agent.policy.action_net.weight)  # so that rows differ
+
+    def same(observations: np.ndarray[Any, Any]) -> Any:
+        return agent.predict(env.normalize_obs(observations), deterministic=True)[0]
+
+    expected = envs.evaluate(same, run, "validation", flops=1.0).ways["agent"].route
+    assert torch.equal(envs.evaluate(agent, run, "validation", flops=1.0).ways["agent"].route, expected)
+    env.norm_obs = False
+    assert not torch.equal(envs.evaluate(agent, run, "validation", flops=1.0).ways["agent"].route, expected)
+
+
+def test_a_function_is_given_the_legal_jumps_where_it_takes_them(run: Path) -> None:
+    rules = load_run(run)[0].rules
+    shapes = []
+
+    def longest(observations: np.ndarray[Any, Any], action_masks: np.ndarray[Any, Any]) -> Any:
+        shapes.append((len(observations), action_masks.shape))
+        return action_masks.shape[1] - 1 - action_masks[:, ::-1].argmax(axis=1)
+
+    found = envs.evaluate(longest, run, "validation").ways["agent"]
+    assert found.distinct_routes == 1 and found.route[0].tolist() == [True] + [False] * (rules.layout.depth - 1)
+    assert all(shape == (rows, rules.max_jump + 1) for rows, shape in shapes)
+
+
+def test_a_wrapper_that_changes_what_is_seen_is_named_by_its_bounds(run: Path) -> None:
+    env = RescaleObservation(envs.LayerSkipEnv(run=run), np.float32(-1), np.float32(1))
+    agent = PPO("MlpPolicy", env, n_steps=16, batch_size=16, n_epochs=1, device="cpu")
+    with pytest.raises(UserError, match=r"is Box of shape .* from -1 to 1, the run's Box of shape .* from -\d.*give a function that does the same"):
+        envs.evaluate(agent, run)

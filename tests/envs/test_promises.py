@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import envs
 from envs import LayerSkipEnv, LayerSkipVectorEnv
-from rl_skip import Examples, JumpRules, ModuleStack, Reward, UserError
+from rl_skip import Examples, Feature, JumpRules, ModuleStack, Reward, UserError, View
 from tests.envs.test_gymnasium import ID, assert_same
 
 
@@ -302,3 +302,26 @@ def test_bounds_are_of_use_to_a_wrapper_that_rescales(small: dict[str, Any]) -> 
     observation, _ = env.reset(seed=0)
     assert np.isfinite(observation).all() and env.observation_space.contains(observation)
     assert isinstance(env.unwrapped.core.rules, JumpRules)  # type: ignore[attr-defined]
+
+
+class Broken(Feature):
+    name = "broken"
+
+    def read(self, view: View) -> torch.Tensor:
+        return view.compute.unsqueeze(1) * torch.nan
+
+
+class Steep(Reward):
+    """Finite but for answers that are worth nothing."""
+
+    def gain(self, score: torch.Tensor) -> torch.Tensor:
+        return score.log()
+
+
+def test_what_is_seen_and_earned_is_finite() -> None:
+    with pytest.raises(UserError, match="what an agent sees is not finite in 'broken'; mend that feature"):
+        LayerSkipEnv(task="digits", layers=4, width=8, features=["hidden", Broken]).reset(seed=0)
+    env = LayerSkipVectorEnv(num_envs=64, task="digits", layers=4, width=8, reward=Steep)
+    env.reset(seed=0)
+    with pytest.raises(UserError, match="which is not finite; mend score, reward or network"):
+        env.step(np.full(64, env.single_action_space.n - 1))

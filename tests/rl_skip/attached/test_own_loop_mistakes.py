@@ -161,3 +161,38 @@ def test_a_head_that_changes_the_hidden_state_in_place_is_refused() -> None:
     with torch.no_grad(), pytest.raises(UserError, match="set inplace=False"):
         rl_skip.attach(model, rl_skip.SkipConfig(), layers="layers", example=x)
         model.eval()(x)
+
+
+def test_a_batch_of_nan_that_is_left_out_leaves_no_trace() -> None:
+    model, handle, inputs = attached(price=None, budget=0.5)
+    handle.loss(model(**inputs), LABELS)
+    expected = handle.price
+    with torch.no_grad():
+        weight = model.classifier.weight  # type: ignore[union-attr]
+        kept = weight.clone()  # type: ignore[operator]
+        broken = [parameter for parameter in model.bert.encoder.layer[0].parameters()]  # type: ignore[union-attr, index]
+        whole = [parameter.clone() for parameter in broken]
+        weight.fill_(torch.nan)  # type: ignore[operator]
+        for parameter in broken:
+            parameter.fill_(torch.nan)
+    assert handle.loss(model(**inputs), LABELS).isnan()
+    with torch.no_grad():
+        weight.copy_(kept)  # type: ignore[operator]
+        for parameter, value in zip(broken, whole, strict=True):
+            parameter.copy_(value)
+    assert handle.price == expected
+    handle.metrics()
+    assert handle.loss(model(**inputs), LABELS).isfinite() and torch.tensor(list(handle.metrics().values())).isfinite().all()
+
+
+def test_answers_that_are_not_finite_are_not_calibrated_on() -> None:
+    model, handle, inputs = attached(price=None)
+    torch.nn.init.constant_(model.classifier.weight, torch.nan)  # type: ignore[union-attr, arg-type]
+    with pytest.raises(UserError, match="not finite: its weights have diverged"):
+        handle.calibrate([(inputs, LABELS)])
+
+
+def test_a_budget_below_the_first_exit_is_refused_at_the_first_loss() -> None:
+    model, handle, inputs = attached(price=None, budget=0.05)
+    with pytest.raises(UserError, match=r"a budget of 0\.05 is below the smallest compute of this policy, 0\.\d+; raise"):
+        handle.loss(model(**inputs), LABELS)

@@ -123,6 +123,8 @@ def test_adapters_of_peft_go_into_checkpoints_with_the_policy(tmp_path: Path) ->
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(rl_skip.UserError, match="SkipConfig"):
         trainer_of(build("bert"), tmp_path)
+    with pytest.raises(rl_skip.UserError, match="label_smoothing_factor and compute_loss_func count for nothing"):
+        trainer_of(learning(), tmp_path, label_smoothing_factor=0.1)
     trainer = trainer_of(learning(), tmp_path, save_strategy="no")
     trainer.train_dataset = [{name: value for name, value in row.items() if name != "labels"} for row in rows(8)]
     with pytest.raises(rl_skip.UserError, match="no 'labels'"):

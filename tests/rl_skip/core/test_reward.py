@@ -63,3 +63,34 @@ def test_what_is_no_reward_or_feature_is_refused_in_one_line(given: Any) -> None
     with pytest.raises(UserError, match="not a rl_skip.Feature; set --feature"):
         as_feature(given)
     assert as_reward("linear") is as_reward(LINEAR) is LINEAR
+
+
+class Leaking(Reward):
+    def penalty(self, compute: Tensor, price: Tensor | float) -> Tensor:
+        return (price * compute).mean()
+
+
+class Relative(Reward):
+    def penalty(self, compute: Tensor, price: Tensor | float) -> Tensor:
+        return price * (compute - compute.mean())
+
+
+class Chance(Reward):
+    def gain(self, score: Tensor) -> Tensor:
+        return score + torch.rand_like(score)
+
+
+class Undefined(Reward):
+    def penalty(self, compute: Tensor, price: Tensor | float) -> Tensor:
+        return price * compute * torch.nan
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(Leaking, "with the rows beside it"), (Relative, "with the rows beside it"), (Chance, "from call to call"), (Undefined, "a finite number each")],
+)
+def test_what_a_row_earns_is_its_own_and_finite(given: type[Reward], message: str) -> None:
+    state = torch.get_rng_state()
+    with pytest.raises(UserError, match=f"the reward {given.__name__} failed: .*{message}"):
+        as_reward(given)
+    assert state.equal(torch.get_rng_state())
