@@ -4,8 +4,8 @@
 
 Of each way the setting that spends the most within a compute on validation data is chosen, for each seed, and looked up on test data; of settings
 that spend the same the one of the best score there. A pass through all layers of each split says what every exit answers, so no other pass is
-needed; it is kept in the run's folder. Trained baselines are those in RUN/baselines. The best exit of each row is a bound: it knows the labels of the
-test rows.
+needed; it is kept in the run's folder. Trained baselines are those in RUN/baselines. The best exit of each row, by its
+score and at its own compute, is a bound for whoever chooses among the exits of this network: it knows the labels of the test rows.
 """
 
 import argparse
@@ -151,11 +151,11 @@ def curves_of(folder: Path, data: str | None = None, *, sought: bool = True, all
     """
     kept, rows = passed(folder, data, allow_code)
     validation, test = (ExitTable(*(kept[f"{split}.{field.name}"] for field in fields(ExitTable))) for split in SPLITS)
-    seen = Passed((validation, test), seed_of(folder))
+    seen, labels = Passed((validation, test), seed_of(folder)), rows.validation.labels
     folders = [baseline for baseline in baseline_folders(folder) if (baseline / "curve.json").is_file()]
     return [
         _policy_curve(folder, kept, seen, data, allow_code),
-        *_untrained_curves(seen, rows.validation.labels.dim() == 1, sought),
+        *_untrained_curves(seen, labels.dim() == 1 and not labels.is_floating_point(), sought),
         *([_began(kept, seen)] if "test.began" in kept and warmed_up(folder) else []),
         *read_baselines(folders, read_run(folder, allow_code=allow_code).task, rows, data, "cpu", allow_code)[0],
     ]
@@ -279,9 +279,10 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--data")
     parser.add_argument("--computes", type=float, nargs="+", default=COMPUTES)
+    parser.add_argument("--allow-code", action="store_true", help="run the Python files that the runs name")
     options = parser.parse_args()
     try:
-        print_tables(options.runs, options.computes, options.data)
+        print_tables(options.runs, options.computes, options.data, allow_code=options.allow_code)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -1,7 +1,7 @@
 """A feature of one's own: by how much the last layer changed the hidden state, seen beside the state itself.
 
-    python train.py --feature hidden --feature examples/own_feature.py:ChangeNorm
-    python -m rl_skip eval runs/digits-reinforce-0
+    python train.py --feature hidden --feature examples/own_feature.py:ChangeNorm --out runs/change-norm
+    python -m rl_skip eval runs/change-norm --allow-code
 
 Where layers change little, the rest may not be worth running. Whoever has the exported folder alone gives the feature:
 rl_skip.load(folder, features=[ChangeNorm()]).

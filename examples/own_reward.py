@@ -1,7 +1,7 @@
 """A reward of one's own, a price of energy in place of one of compute.
 
-    python train.py --reward examples/own_reward.py:Energy
-    python -m rl_skip eval runs/digits-reinforce-0
+    python train.py --reward examples/own_reward.py:Energy --out runs/energy
+    python -m rl_skip eval runs/energy --allow-code
 
 A device that is woken for an input takes a fixed energy, and then the more for each layer the warmer it gets. A full pass
 takes 1, so that a price means at full depth what it meant before: at 0.1, a full pass is worth ten points of accuracy.

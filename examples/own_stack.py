@@ -1,8 +1,8 @@
 """A stack of your own: the layers of an MLP-Mixer (Tolstikhin et al. 2021) in place of transformer blocks.
 
-    python train.py --task digits --stack examples/own_stack.py:mixer
-    python -m rl_skip eval runs/digits-reinforce-0
-    python -m rl_skip prune runs/digits-reinforce-0 pruned
+    python train.py --task digits --stack examples/own_stack.py:mixer --out runs/mixer
+    python -m rl_skip eval runs/mixer --allow-code
+    python -m rl_skip prune runs/mixer pruned --allow-code
 
 Whoever has the exported folder alone gives the stack: rl_skip.load(folder, stack).
 """

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 LARGEST_BATCH = 32
 LONGEST = 128
-"""Tokens after which a text is cut off, as `--max-tokens` in training."""
+"""Tokens after which a text is cut off where `tokenizer.json` names no number; it names that of the training."""
 
 
 class Batcher:
@@ -32,7 +32,8 @@ class Batcher:
         spec.loader.exec_module(runner)
         self.pack = runner.Pack(folder)
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.enable_truncation(LONGEST)
+        if self.tokenizer.truncation is None:
+            self.tokenizer.enable_truncation(LONGEST)
         self.tokenizer.no_padding()
         self.waiting = queue.Queue()
         threading.Thread(target=self.work, daemon=True).start()
@@ -87,8 +88,10 @@ def serve(folder: Path, port: int) -> ThreadingHTTPServer:
         def do_POST(self) -> None:
             try:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if not isinstance(asked, dict) or not isinstance(asked.get("text"), str) or not asked.keys() <= {"text", "budget"}:
+                    raise ValueError('a request is {"text": a text}, with "budget" where another than the usual compute is allowed')
                 code, said = 200, batcher.ask(asked["text"], asked.get("budget"))
-            except (KeyError, TypeError, ValueError) as error:
+            except (TypeError, ValueError) as error:
                 code, said = 400, {"error": str(error)}
             except Exception as error:  # of the runtime
                 code, said = 500, {"error": str(error)}

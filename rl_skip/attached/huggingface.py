@@ -80,6 +80,26 @@ class _ModelCarry(CalledCarry):
         self.before = {name: put_rows(outputs, other.before[name], rows, B, name, places) for name, outputs in before.items()}
 
 
+OF_EACH_LAYER = ("layer_types", "no_rope_layers", "attention_layers")
+"""What a configuration says of each layer, a list as long as there are layers."""
+OF_SOME_LAYERS = ("mlp_only_layers", "moe_layers", "full_attn_idxs")
+"""Lists of the numbers of those layers that are of some kind."""
+
+
+def _keep_configured(config: Any, layers: Sequence[int], depth: int) -> None:
+    """Says in a configuration of `depth` layers that these alone are left. What it derives from a layer's number, such as by "every second one", is
+    not mended: whoever writes such a model sees that it is another."""
+    said = {name: value for name in (*OF_EACH_LAYER, *OF_SOME_LAYERS) if isinstance(value := vars(config).get(name), list)}
+    config.num_hidden_layers = len(layers)
+    for name, value in said.items():
+        if name in OF_SOME_LAYERS:
+            setattr(config, name, [layers.index(i) for i in value if i in layers])
+        elif len(value) == depth:
+            setattr(config, name, [value[i] for i in layers])
+    if "attention_layers" in said and hasattr(config, "attention_types"):  # of which GPT-Neo makes the former
+        config.attention_types = [[list(config.attention_layers), 1]]
+
+
 class HuggingFaceStack(CalledStack):
     """Any model from transformers whose layers rows may skip: captured, stepped and finished through its own forward.
 
@@ -330,12 +350,9 @@ class HuggingFaceStack(CalledStack):
     def keep(self, layers: Sequence[int]) -> "HuggingFaceStack":
         model, config = self.model, self._config
         kept = [self.routed[i] for i in layers]
-        types = getattr(config, "layer_types", None)
         parent, _, name = self.path.rpartition(".")
         setattr(model.get_submodule(parent), name, nn.ModuleList(kept))
-        config.num_hidden_layers = len(kept)
-        if types is not None:
-            config.layer_types = [types[i] for i in layers]
+        _keep_configured(config, layers, self.depth)
         for i, layer in enumerate(kept):
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):

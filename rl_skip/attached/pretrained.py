@@ -259,7 +259,10 @@ def read_described(folder: Path, described: dict[str, Any]) -> HuggingFaceStack:
     """The model in a folder that a policy was saved for, or that was pruned; one that was trained here must be as it was written."""
     if DIGEST in (described.get("config") or {}):
         require_seal(folder)
-    return load_model(str(folder), layers=described["layers"], prompt_tokens=described.get("prompt_tokens"))
+    stack = load_model(str(folder), layers=described["layers"], prompt_tokens=described.get("prompt_tokens"))
+    if drawn := [name for name in stack.fresh if name.startswith(f"{stack.path}.")]:
+        raise UserError(f"{folder} lacks weights of its layers, {drawn[0]} among them, so that it is another model; write it anew")
+    return stack
 
 
 def _check_model(description: "Description", stack: LayerStack, file: Path) -> None:

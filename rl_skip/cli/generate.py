@@ -1,5 +1,6 @@
 """`python -m rl_skip generate`: a language model continues a prompt, on the route that a run's policy chooses for it, or pruned to a fixed one."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,17 @@ from torch import Tensor, nn
 from rl_skip.attached.attaching import attach
 from rl_skip.attached.huggingface import HuggingFaceStack
 from rl_skip.attached.pretrained import load_model, read_tokenizer
+from rl_skip.attached.vocabulary import most_tokens
 from rl_skip.core.dial import checked_price
 from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
+from rl_skip.core.readouts import PoolingAdapter
 from rl_skip.export.pruned import DESCRIPTION, FORMAT_VERSION, PrunedNetwork, load_pruned
-from rl_skip.measure.runs import MODEL, read_run
+from rl_skip.measure.runs import CONFIG, MODEL, read_run
 
 __all__ = ["generate"]
+
+NAME_ONE = "name a run that was trained with --task language, or what rl-skip prune made of one"
 
 
 def generate(
@@ -27,6 +32,7 @@ def generate(
     price: float | None = None,
     budget: float | None = None,
     seed: int = 0,
+    cache: bool = True,
     device: torch.device | str = "cpu",
     allow_code: bool = False,
 ) -> dict[str, Any]:
@@ -39,6 +45,7 @@ def generate(
         temperature: 0 takes the likeliest token each time; 1 draws from the model's own distribution.
         price, budget: what compute may cost; the policy's operating price by default. A pruned network has but one route.
         seed: of the drawing.
+        cache: whether what was made of earlier tokens is kept; without, the whole text is gone through for each one.
         device: where to run.
         allow_code: whether the Python files that the run names may be run, those of its own features.
 
@@ -46,20 +53,27 @@ def generate(
         The text with its prompt, the layers of the route, and its compute; of a pruned network what was measured on test rows.
 
     Raises:
-        UserError: if there is no language model, the prompt has no token, or a pruned network is given a price or a budget.
+        UserError: if there is no language model, it has no room for so many tokens, the prompt has none, or a pruned network is given a price or a
+            budget.
     """
+    if tokens < 1:
+        raise UserError(f"at least 1 token follows, got {tokens}; set --tokens, or tokens=")
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"a temperature is a number of at least 0, got {temperature}; set --temperature, or temperature=")
     drawing: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
-    drawing["max_new_tokens"] = tokens
+    drawing |= {"max_new_tokens": tokens, "use_cache": cache}
     if (run / DESCRIPTION).is_file():
         if price is not None or budget is not None:
             raise UserError(f"{run} is a pruned network, which has one route; leave --price and --budget out, or name the run")
         return _on_one_route(run, prompt, drawing, seed, device)
+    if run.is_dir() and not (run / CONFIG).exists():
+        raise UserError(f"{run} is neither a run nor a pruned network; name a folder that train.py or rl-skip prune wrote")
     finished = read_run(run, allow_code=allow_code)
     folder = run / MODEL
     if not folder.is_dir():
-        raise UserError(f"the run {run} has no language model; name one that was trained with --task language")
+        raise UserError(f"the run {run} has no language model; {NAME_ONE}")
     model: Any = load_model(str(folder)).model.to(device).eval()
-    tokenizer, inputs = _read(model, folder, prompt)
+    tokenizer, inputs = _read(model, folder, prompt, tokens)
     handle = attach(model, finished.policy, features=finished.features)
     if price is not None:
         handle.price = checked_price(price)
@@ -79,8 +93,10 @@ def _on_one_route(folder: Path, prompt: str, drawing: dict[str, Any], seed: int,
     network = load_pruned(folder, device=device)
     stack = network.stack
     if not isinstance(stack, HuggingFaceStack):
-        raise UserError(f"the pruned network {folder} has no language model; name one that was trained with --task language")
-    tokenizer, inputs = _read(stack.model, folder / MODEL, prompt)
+        raise UserError(f"the pruned network {folder} has no language model; {NAME_ONE}")
+    tokenizer, inputs = _read(stack.model, folder / MODEL, prompt, drawing["max_new_tokens"])
+    if isinstance(network.adapter, PoolingAdapter):
+        raise UserError(f"{folder} answers by a mean over all tokens, and here one follows the other; name the run that it was cut from")
     if network.adapter is not None:
         stack.routed[-1].register_forward_hook(_adapted(network))
     description = Fields.read(folder / DESCRIPTION, FORMAT_VERSION)
@@ -103,25 +119,35 @@ def _adapted(network: PrunedNetwork) -> Any:
     return hook
 
 
-def _read(model: Any, folder: Path, prompt: str) -> tuple[Any, Any]:
-    """The tokenizer in a model's folder, and the prompt as tensors.
+def _read(model: Any, folder: Path, prompt: str, tokens: int) -> tuple[Any, Any]:
+    """The tokenizer in a model's folder, and the prompt as tensors, which `tokens` will follow.
 
     Raises:
-        UserError: if the model generates no text, or the prompt has no token.
+        UserError: if the model generates no text, the prompt has no token, or the model has fewer positions.
     """
     if not model.can_generate():
-        raise UserError(f"the {type(model).__name__} in {folder} generates no text; name a run that was trained with --task language")
+        raise UserError(f"the {type(model).__name__} in {folder} generates no text; {NAME_ONE}")
     tokenizer = read_tokenizer(str(folder))
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False).to(model.device)
     if inputs["input_ids"].shape[1] == 0:
         raise UserError("the prompt is empty; give a word to begin with")
+    room, given = most_tokens(tokenizer, model.config, str(folder)), inputs["input_ids"].shape[1]
+    if room is not None and given + tokens > room:
+        cure = f"set --tokens, or tokens=, to {room - given} at most" if given < room else "give a shorter prompt"
+        raise UserError(f"the model has room for {room} tokens, the prompt has {given}, and {tokens} are to follow; {cure}")
     return tokenizer, inputs
 
 
 def _continued(model: Any, tokenizer: Any, inputs: Any, drawing: dict[str, Any], seed: int) -> str:
     """The prompt and what follows."""
     torch.manual_seed(seed)
-    with torch.no_grad():
-        ids = model.generate(**inputs, **drawing)
+    try:
+        with torch.no_grad():
+            ids = model.generate(**inputs, **drawing)
+    except UserError:
+        raise
+    except Exception as error:  # caches of some models cannot do without some layers
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"the {type(model).__name__} does not generate on this route ({reason}); try --no-cache, or cache=False") from error
     text: str = tokenizer.decode(ids[0])
     return text

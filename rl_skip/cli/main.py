@@ -160,6 +160,8 @@ def _parser() -> Parser:
     text = "0 takes the likeliest token each time, 1 draws from the model's distribution (default: %(default)s)"
     continuing.add_argument("--temperature", type=price, default=0.8, help=text)
     continuing.add_argument("--seed", type=seed, default=0, help="of the drawing (default: %(default)s)")
+    text = "go through the whole text for each token, for models whose cache cannot do without some layers"
+    continuing.add_argument("--no-cache", action="store_true", help=text)
     turned = continuing.add_mutually_exclusive_group()
     text = "the price λ, in score per unit of relative compute (default: the policy's operating price)"
     turned.add_argument("--price", type=price, help=text)
@@ -306,6 +308,7 @@ def _generate(arguments: argparse.Namespace) -> Report:
         price=arguments.price,
         budget=arguments.budget,
         seed=arguments.seed,
+        cache=not arguments.no_cache,
         device=pick_device(arguments.device),
         allow_code=arguments.allow_code,
     )

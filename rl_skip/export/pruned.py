@@ -124,7 +124,11 @@ def _built(
     described = read_network(fields.object("network"), fields.integer("width"), depth)
     kind = kind_of(described)
     if kind.read_model is not None:
+        if not (folder / MODEL).is_dir():
+            raise UserError(f"{folder} has no folder {MODEL}, in which its model was; prune the run again")
         whole = kind.read_model(folder / MODEL, described)
+        if whole.depth != len(layers):
+            raise fields.wrong("layers", f"the {whole.depth} layers of the model beside it")
         network = PrunedNetwork(whole, range(whole.depth), plan)
         network.layers = layers
         if network.adapter is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from rl_skip.core.batches import deployed
@@ -13,13 +14,14 @@ from rl_skip.core.errors import UserError
 from rl_skip.core.fields import Fields
 from rl_skip.core.files import atomic_replace
 from rl_skip.core.forward import routed_forward
+from rl_skip.core.inputs import Inputs
 from rl_skip.core.progress import begin_stage
 from rl_skip.core.readouts import Adapter, PoolingAdapter
 from rl_skip.core.seal import seal
 from rl_skip.core.task import Task, score_key
 from rl_skip.core.version import __version__
 from rl_skip.export.policy_folder import SkipModel, read_description
-from rl_skip.export.pruned import CARD, DESCRIPTION, FORMAT_VERSION, MODEL, WEIGHTS, PrunedNetwork, checked_layers
+from rl_skip.export.pruned import CARD, DESCRIPTION, FORMAT_VERSION, MODEL, WEIGHTS, PrunedNetwork, checked_layers, load_pruned
 from rl_skip.export.weights import save_weights
 from rl_skip.measure.compare.result import BEST_FIXED
 from rl_skip.measure.compare.result import FORMAT_VERSION as COMPARISON_VERSION
@@ -87,11 +89,16 @@ def prune(
         "measured": measured,
         "versions": {"rl_skip": __version__, "torch": torch.__version__},
     }
-    pruned = _pruned(model, task, layers)
+    rows = task.load("validation").take(slice(0, 2)).to(next(model.parameters()).device).inputs
+    pruned = _pruned(model, rows, layers)
     weights = sum(parameter.numel() for parameter in pruned.parameters())
     description |= _adapter_plan(pruned.adapter)
-    alone = origin.missing is None
-    _write(folder, pruned, description, lambda wrote_model: _card(description, removed, not alone and not wrote_model, task.score_name))
+
+    def card(wrote_model: bool) -> str:
+        takes_stack = origin.missing is not None and not wrote_model
+        return _card(description, removed, takes_stack, task.score_name, speaks=getattr(pruned.stack, "speaks", False))
+
+    _write(folder, pruned, description, rows, card)
     return {"folder": str(folder), "layers": list(layers), "removed": removed, **measured, "weights": weights, "full_depth_weights": all_weights}
 
 
@@ -105,28 +112,33 @@ def _adapter_plan(adapter: Adapter | None) -> dict[str, Any]:
     return plan
 
 
-def _write(folder: Path, pruned: PrunedNetwork, description: dict[str, Any], card: Callable[[bool], str]) -> None:
+def _write(folder: Path, pruned: PrunedNetwork, description: dict[str, Any], rows: Inputs, card: Callable[[bool], str]) -> None:
     """Makes the folder, whole or not at all.
 
     Args:
+        rows: on which what was written answers as `pruned` does.
         card: its README.md, where told whether the model is written in a form of its own.
+
+    Raises:
+        UserError: if the model cannot be written with fewer layers.
     """
 
     def fill(new: Path) -> None:
         (new / DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        wrote_model = pruned.stack.write_model(new / MODEL)
+        wrote_model = _wrote_model(new / MODEL, pruned)
         beside_model = pruned.adapter if wrote_model else pruned
         if beside_model is not None:
             save_weights(new / WEIGHTS, beside_model.state_dict())
         (new / CARD).write_text(card(wrote_model), encoding="utf-8")
         seal(new, [name for name in (DESCRIPTION, WEIGHTS, CARD) if (new / name).is_file()])  # the model has its own
+        if wrote_model:
+            _check_written(new, pruned, rows)
 
     atomic_replace(folder, fill)
 
 
-def _pruned(model: SkipModel, task: Task, layers: tuple[int, ...]) -> PrunedNetwork:
-    """The network of those layers, once two validation rows have shown that it answers as the route does."""
-    rows = task.load("validation").take(slice(0, 2)).to(next(model.parameters()).device).inputs
+def _pruned(model: SkipModel, rows: Inputs, layers: tuple[int, ...]) -> PrunedNetwork:
+    """The network of those layers, once a few rows have shown that it answers as the route does."""
     with deployed(model.stack):
         expected = routed_forward(model.stack, _route(layers, model.stack.depth), rows).outputs
         pruned = PrunedNetwork(model.stack, layers)
@@ -134,6 +146,35 @@ def _pruned(model: SkipModel, task: Task, layers: tuple[int, ...]) -> PrunedNetw
     if not same:
         raise UserError("the model does more after its layers than a readout does, so it is not pruned to a route that leaves early; set --layers")
     return pruned
+
+
+def _wrote_model(folder: Path, pruned: PrunedNetwork) -> bool:
+    """Whether the network is a model that has a form of its own, in which it is written then."""
+    try:
+        return pruned.stack.write_model(folder)
+    except (UserError, OSError, SafetensorError):
+        raise
+    except Exception as error:  # a configuration may check itself in any way
+        raise UserError(_not_alone(pruned, f"cannot be written ({type(error).__name__})")) from error
+
+
+@torch.no_grad()
+def _check_written(folder: Path, pruned: PrunedNetwork, rows: Inputs) -> None:
+    """Refuses a model that is another once it is read again: of some the configuration says by a layer's number what the layer is."""
+    device = next(pruned.parameters()).device
+    expected = pruned.eval()(rows)
+    try:
+        found = load_pruned(folder, device=device)(rows)
+    except Exception as error:  # whatever a model's own code makes of fewer layers
+        raise UserError(_not_alone(pruned, "cannot be read again")) from error
+    if not torch.allclose(found, expected, atol=1e-4, rtol=1e-4):
+        raise UserError(_not_alone(pruned, "answers otherwise when it is read again"))
+
+
+def _not_alone(pruned: PrunedNetwork, what: str) -> str:
+    kept = ",".join(map(str, pruned.layers))
+    model = type(getattr(pruned.stack, "model", pruned.stack)).__name__
+    return f"the {model} with layers {kept} alone {what}: its configuration tells kinds of layers by their number; set --layers to the first ones"
 
 
 def _compared_layers(run: Path) -> tuple[int, ...] | None:
@@ -188,7 +229,7 @@ def _measure(model: SkipModel, task: Task, layers: tuple[int, ...], batch_size: 
     }
 
 
-def _card(description: dict[str, Any], removed: list[int], takes_stack: bool, score_name: str) -> str:
+def _card(description: dict[str, Any], removed: list[int], takes_stack: bool, score_name: str, *, speaks: bool) -> str:
     """`README.md` of a pruned network, which is loaded with the whole network at hand or without."""
     measured, key = description["measured"], score_key(score_name)
     argument = ", stack" if takes_stack else ""
@@ -214,7 +255,7 @@ def _card(description: dict[str, Any], removed: list[int], takes_stack: bool, sc
         ),
         "## Use",
         f"```python\n{use}\n```",
-        "`python -m rl_skip generate path/to/this/folder PROMPT` continues a prompt." if description["trained_on"].get("task") == "language" else "",
+        "`python -m rl_skip generate path/to/this/folder PROMPT` continues a prompt." if speaks else "",
         "Before its head it has an adapter, which the folder `model` alone does not." if "adapter_rank" in description else "",
         "`network` is an ordinary `torch.nn.Module`." + (argument and " `stack` is the whole network that it was cut from, a `rl_skip.LayerStack`."),
         "Written with " + ", ".join(f"{name} {version}" for name, version in description["versions"].items()) + ".",

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class Pack:
 
     def arrays(self, inputs: Any) -> tuple[dict[str, Any], int]:
         """What the network is given, by name, and how many rows it is."""
-        given, kinds = inputs if isinstance(inputs, dict) else {"inputs": inputs}, self.about["inputs"]
+        given, kinds = inputs if isinstance(inputs, Mapping) else {"inputs": inputs}, self.about["inputs"]
         if missing := kinds.keys() - given.keys():
             raise ValueError(f"the network takes {', '.join(kinds)}, and {', '.join(sorted(missing))} was not given")
         arrays = {name: np.asarray(given[name], dtype=kind) for name, kind in kinds.items()}
