@@ -13,7 +13,7 @@ from torch import Tensor
 
 from envs.draws import Streams
 from envs.episodes import Episodes, on_device
-from rl_skip.core.errors import UserError
+from rl_skip.core.errors import UserError, as_number
 from rl_skip.core.inputs import Inputs, take_rows
 from rl_skip.core.policy import JumpRules
 from rl_skip.core.reward import LINEAR, Reward, as_reward
@@ -157,12 +157,12 @@ class SkipCore:
 
     @price.setter
     def price(self, price: Price) -> None:
-        low, high = price if isinstance(price, tuple) else (price, price)
+        low, high = (as_number(end) for end in (price if isinstance(price, tuple) else (price, price)))
         if isinstance(price, tuple) and not 0 < low <= high < math.inf:
-            raise UserError(f"a price range must be 0 < low <= high, got {low} to {high}; set price_range")
+            raise UserError(f"a price range must be 0 < low <= high, got {price[0]} to {price[1]}; set price_range")
         if not 0 <= low < math.inf:
             raise UserError(f"a price must be a number of at least 0, got {price}; set price")
-        self._price = price
+        self._price: Price = (low, high) if isinstance(price, tuple) else low
 
     def check_price(self, price: Price) -> None:
         """Raises `UserError` for a price that the observation cannot show, and would show as another; 0 is shown as the lowest."""

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import torch
@@ -160,6 +160,8 @@ def evaluate(
     Raises:
         UserError: if there is no such run, or the agent does not fit it.
     """
+    if split not in get_args(Split):
+        raise UserError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")
     model, task = load_run(run, data=data, allow_code=allow_code)
     stack, rules, reward = model.stack, model.rules, read_run(run, allow_code=allow_code).reward
     price = model.price if price is None else price

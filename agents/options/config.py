@@ -230,7 +230,7 @@ class TrainConfig:
         """
         file = Path(folder) / CONFIG
         if not file.is_file():
-            raise UserError(f"{folder} is no run folder, it has no {CONFIG}; name one that train.py wrote with --resume")
+            raise UserError(f"{str(folder) or 'an empty name'} is no run folder, it has no {CONFIG}; name one that train.py wrote with --resume")
         fields = Fields.read(file, FORMAT_VERSION, oldest=FORMAT_VERSION, anew=TRAIN_ANEW)
         if is_sealed(file.parent):
             check_sealed(file.parent, CONFIG)

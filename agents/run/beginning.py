@@ -57,7 +57,7 @@ def suited(config: TrainConfig, task: Task, console: Console) -> TrainConfig:
     begun, fitting = config.schedule, config.schedule.suited_to(rows)
     if fitting == begun:
         return config
-    passes = f"{fitting.epochs} passes in place of {begun.epochs}"
+    passes = f"{fitting.epochs} pass{'es' * (fitting.epochs > 1)} in place of {begun.epochs}"
     if begun.warmup_epochs > 0:
         passes = f"{fitting.warmup_epochs} + {fitting.epochs} passes, warm-up and policy, in place of {begun.warmup_epochs} + {begun.epochs}"
     limit = f"{begun.updates(rows):,} updates would be more than {begun.max_updates:,}, and these are {fitting.updates(rows):,}"

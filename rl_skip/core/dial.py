@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from rl_skip.core.errors import UserError
+from rl_skip.core.errors import UserError, as_number
 
 __all__ = [
     "CONFIDENCE",
@@ -40,10 +40,7 @@ def checked_price(price: float) -> float:
     Raises:
         UserError: unless it is finite and at least 0.
     """
-    try:
-        number = float(price)
-    except (TypeError, ValueError):
-        number = math.nan
+    number = as_number(price)
     if not (math.isfinite(number) and number >= 0):
         raise UserError(f"a price is a finite number of at least 0, got {price}; set --price, or price=")
     return number
@@ -171,8 +168,9 @@ class PriceTable:
             UserError: if the budget does not lie in (0, 1], or up to the table's largest compute where that is more, no point costs so
                 little, or the table is empty.
         """
+        asked, budget = budget, as_number(budget)
         if not 0 < budget <= max([1.0, *(point.compute for point in self.points)]):
-            raise UserError(f"a budget is a mean compute in (0, 1], got {budget}; set --budget, or budget=")
+            raise UserError(f"a budget is a mean compute in (0, 1], got {asked}; set --budget, or budget=")
         if not self.points:
             why = "it was trained for one price, or not calibrated"
             raise UserError(f"this policy has no table of budgets, {why}: set --price, or price=, or call handle.calibrate(loader)")

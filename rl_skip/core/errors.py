@@ -1,8 +1,9 @@
 """The exception for a user's mistakes."""
 
 import math
+import numbers
 
-__all__ = ["UserError", "positive"]
+__all__ = ["UserError", "as_number", "positive"]
 
 
 class UserError(Exception):
@@ -11,7 +12,15 @@ class UserError(Exception):
     exit_code = 2
 
 
+def as_number(value: object) -> float:
+    """The number itself, of a tensor or array the one in it; nan, which no comparison accepts, of what is none."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
+
+
 def positive(name: str, value: float, flag: str, zero: bool = False) -> None:
     """Raises `UserError` unless a number is finite and above 0, or `zero`."""
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+    if not isinstance(value, numbers.Real) or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
         raise UserError(f"{name} must be a finite number {'of at least' if zero else 'above'} 0, got {value}; set {flag}")

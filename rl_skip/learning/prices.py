@@ -1,6 +1,7 @@
 """Where the price of compute comes from: fixed, drawn for every row, or controlled by a budget."""
 
 import math
+import numbers
 from typing import Any, Protocol
 
 import torch
@@ -63,7 +64,7 @@ def check_pricing(pricing: Pricing) -> None:
     """
     if pricing.price is not None and pricing.budget is not None:
         raise UserError("a price and a budget exclude each other; set one of --price and --budget, or of price= and budget=")
-    if pricing.budget is not None and not LEAST_BUDGET <= pricing.budget <= 1:
+    if pricing.budget is not None and not (isinstance(pricing.budget, numbers.Real) and LEAST_BUDGET <= pricing.budget <= 1):
         raise UserError(f"a budget is a mean compute in (0, 1], {LEAST_BUDGET} at the least, got {pricing.budget}; set --budget, or budget=")
     positive("the price a budget starts from", pricing.budget_price, "--budget-price, or budget_price=")
     positive("budget_integral", pricing.budget_integral, "--budget-integral, or budget_integral=")
