@@ -11,6 +11,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections import UserDict
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
@@ -339,7 +340,7 @@ def test_the_lines_of_the_page(bert, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     batch = mixed_lengths(9)
-    names = {"ids": batch["input_ids"].numpy(), "mask": batch["attention_mask"].numpy()}
+    names = {"inputs": UserDict({name: tensor.numpy() for name, tensor in batch.items()})}  # as a tokenizer gives it, which is no dict
     exec(compile(block.code, str(block), "exec"), names)
     price = bert.model.table.price_for(0.5)
     check_rows(names["answers"], names["routes"], names["compute"], bert.expected(batch, price))
@@ -456,8 +457,9 @@ def test_the_server_answers_texts_each_at_its_own_budget(bert, tmp_path):
             assert said["class"] == "ab"[int(rollout.outputs.argmax())]
             assert said["probability"] == pytest.approx(float(rollout.outputs.softmax(dim=1).max()), abs=1e-4)
             assert said["compute"] == pytest.approx(float(rollout.compute), abs=1e-5)
-        with pytest.raises(urllib.error.HTTPError, match="400"):
-            ask(text="word3", budget=0.01)
+        for wrong in ({"text": "word3", "budget": 0.01}, {"txt": "word3"}, {"text": "word3", "price": 0.1}):
+            with pytest.raises(urllib.error.HTTPError, match="400"):
+                ask(**wrong)
         with futures.ThreadPoolExecutor(40) as clients:  # one of them longer than the network has positions for
             texts = ["word3 " * (30 if n == 7 else 4) for n in range(80)]
             said = [clients.submit(ask, text=text, budget=0.9) for text in texts]
