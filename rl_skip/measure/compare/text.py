@@ -138,7 +138,7 @@ def _policy_table(comparison: Comparison) -> Table:
     ]
     rows += [[f"reward, {titles[name]}", *(f"{point.rewards[name]:.4f}" for point in shown)] for name in shown[0].rewards]
     if any(point.gap_closed for point in shown):
-        rows.append(["share of the oracle's gap", *("" if point.gap_closed is None else _percent(point.gap_closed) for point in shown)])
+        rows.append(["share of the oracle's gap", *(_share(point.gap_closed) for point in shown)])
     return rows
 
 
@@ -152,6 +152,13 @@ def _time_table(comparison: Comparison) -> Table:
 
 def _budget_label(point: Operating) -> str:
     return "as exported" if point.budget is None else f"budget {point.budget:g}"
+
+
+def _share(gap: Interval | None) -> str:
+    """Of a gap; of one that is hardly there no share can be told."""
+    if gap is None:
+        return ""
+    return _percent(gap) if gap.half_width <= 1 else "gap too small"
 
 
 def _percent(interval: Interval) -> str:
