@@ -91,6 +91,8 @@ def attach(
         policy = load_policy(policy, features)
     elif isinstance(policy, JumpRules):
         policy = JumpPolicy(policy).eval()
+    if policy is not None and not isinstance(policy, JumpPolicy | SkipConfig):
+        raise UserError(f"a policy is a folder, a JumpPolicy, a SkipConfig, JumpRules, or None, got {type(policy).__name__}")
     path, routed, standard = _find(model, layers, identity.get("layers"))
     returns = identity.get("returns") if returns is None else returns
     form = None if returns is None else check_form(returns)

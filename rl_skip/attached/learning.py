@@ -202,6 +202,8 @@ class LearningHandle(Handle):
         seen, logits = self._taken(), logits_of(outputs, self.model)
         if len(logits) != len(seen.price):
             raise UserError(f"these outputs are of {len(logits)} rows, the last call was of {len(seen.price)}: give what that call returned")
+        if not isinstance(labels, Tensor):
+            raise UserError(f"labels are a tensor of {len(logits)} class numbers, got {type(labels).__name__}")
         labels = checked_labels(labels.to(logits.device), logits)
         if teacher_logits is not None and teacher_logits.shape != logits.shape:
             raise UserError(f"teacher_logits have shape {tuple(teacher_logits.shape)}, the outputs {tuple(logits.shape)}; give a row for each")

@@ -103,6 +103,8 @@ class SkipModel(Dial, nn.Module):
 
     def forward(self, inputs: Inputs | Mapping[str, Tensor]) -> Tensor:
         rows = as_inputs(inputs)
+        if row_count(rows) == 0:
+            raise UserError("a batch holds at least one row, and these inputs have none")
         rollout = routed_forward(self.stack, router_for(self.policy, self.tuned, row_count(rows)), rows, price=self.price)
         self.last = rollout.kept()
         return rollout.outputs

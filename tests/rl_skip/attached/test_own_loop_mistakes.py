@@ -56,6 +56,7 @@ MISTAKES: dict[str, tuple[Callable[..., Any], str]] = {
     "forced": (forced, "forced route"),
     "late": (late, "evaluation mode.*model.train"),
     "labels of another length": (lambda model, handle, inputs: handle.loss(model(**inputs), LABELS[:3]), r"\(3,\).*each of 4 rows"),
+    "no labels": (lambda model, handle, inputs: handle.loss(model(**inputs), None), "a tensor of 4 class numbers, got NoneType"),
     "labels of tokens": (lambda model, handle, inputs: handle.loss(model(**inputs), LABELS.unsqueeze(1)), r"\(4, 1\)"),
     "labels with a fraction": (lambda model, handle, inputs: handle.loss(model(**inputs), LABELS + 0.5), "of integers"),
     "a class too many": (lambda model, handle, inputs: handle.loss(model(**inputs), LABELS + 1), "a label is 2, and the model has 2 classes"),
@@ -115,6 +116,7 @@ def test_models_that_speak_are_refused(family: str) -> None:
         (lambda: rl_skip.attach(Mlp(), rl_skip.SkipConfig(), layers="blocks"), "example=batch"),
         (lambda: rl_skip.attach(nn.Sequential(nn.Linear(3, 3)), rl_skip.SkipConfig(), layers="", example=torch.zeros(2, 3)), "of your own"),
         (lambda: rl_skip.attach(build("bert").bert, rl_skip.SkipConfig()), "without logits|classifier"),
+        (lambda: rl_skip.attach(build("bert"), 5), "a policy is a folder, .* got int"),  # type: ignore[arg-type]
     ],
 )
 def test_a_model_that_cannot_be_tried_stays_as_it_was(make: Callable[[], Any], message: str) -> None:

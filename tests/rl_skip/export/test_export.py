@@ -132,6 +132,16 @@ def test_round_trip_gives_the_same_outputs_and_routes_bit_for_bit(tmp_path, kind
     assert model.price == PRICE
 
 
+def test_an_empty_batch_and_a_budget_that_is_no_number_are_refused_in_a_line(export):
+    model = rl_skip.load(export)
+    with pytest.raises(UserError, match="a batch holds at least one row"):
+        model(torch.randn(0, 8, 8))
+    with pytest.raises(UserError, match="a budget is a mean compute in .*, got half"):
+        model.budget = "half"
+    model.budget = torch.tensor(0.6)
+    assert model.budget == pytest.approx(0.6)
+
+
 def test_a_process_without_the_training_libraries_gives_the_same(tmp_path):
     expected = {}
     for kind in KINDS:
