@@ -167,8 +167,8 @@ class SkipCore:
     def check_price(self, price: Price) -> None:
         """Raises `UserError` for a price that the observation cannot show, and would show as another; 0 is shown as the lowest."""
         layout = self.rules.layout
-        for end in price if isinstance(price, tuple) else (price,):
-            if end != 0 and not layout.price_low <= end <= layout.price_high:
+        for end in map(as_number, price if isinstance(price, tuple) else (price,)):
+            if not math.isnan(end) and end != 0 and not layout.price_low <= end <= layout.price_high:
                 shown = f"the observation shows prices from {layout.price_low:g} to {layout.price_high:g}"
                 raise UserError(f"{shown}, got {end:g}; set price within them, or train a run with another --price-range")
 
@@ -190,17 +190,6 @@ class SkipCore:
     @reward.setter
     def reward(self, reward: Reward | type[Reward] | str) -> None:
         self._reward = as_reward(reward)
-
-    def _gain(self, scores: Tensor) -> Tensor:
-        """(R,), what answers of these scores are worth.
-
-        Raises:
-            UserError: if that is not finite.
-        """
-        gain = self.reward.gain(scores)
-        if not gain.isfinite().all():
-            raise UserError(f"an answer of score {scores.tolist()} earns {gain.tolist()}, which is not finite; mend score, reward or network")
-        return gain
 
     @property
     def score(self) -> Score:
@@ -273,8 +262,14 @@ class SkipCore:
         ended, ends = terminated.nonzero()[0], None
         if len(ended) > 0:
             ends = self._end(ended, compute)
-            rewards[ends.rows] += self._gain(ends.scores)
+            rewards[ends.rows] += self.reward.gain(ends.scores)
             self.over[ended] = True
+        if not rewards.isfinite().all():
+            wrong = int((~rewards.isfinite()).nonzero()[0])
+            raise UserError(
+                f"environment {wrong} earns {float(rewards[wrong])} at a compute of {float(compute[wrong]):.4f}, which is not finite; "
+                "mend score, reward or network"
+            )
         begins = ended if self.autoreset_mode == AutoresetMode.SAME_STEP else resting
         if len(begins) > 0:
             self._begin(begins, Beginning())

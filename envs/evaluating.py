@@ -1,8 +1,9 @@
 """An agent from anywhere, measured on every row of a split, beside what a person could run in its place."""
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
@@ -60,9 +61,10 @@ class AgentRouter(Router):
                     f"the agent's {name} is {_brief(its)}, the run's {_brief(own)}; train it in an environment of the run, run=…, and where a "
                     "wrapper changed that, give a function that does the same: lambda observations: agent.predict(changed(observations))[0]"
                 )
-        self.masked = "action_masks" in _parameters(agent.predict if hasattr(agent, "predict") else agent)
-        statistics = getattr(agent, "get_vec_normalize_env", lambda: None)()
-        self.normalized: Callable[[Any], Any] | None = statistics.normalize_obs if statistics is not None and statistics.norm_obs else None
+        self.masked = _takes_masks(agent.predict if hasattr(agent, "predict") else agent)
+        find = getattr(agent, "get_vec_normalize_env", None)
+        statistics = find() if callable(find) else None
+        self.normalized: Callable[[Any], Any] | None = getattr(statistics, "normalize_obs", None) if getattr(statistics, "norm_obs", False) else None
         self.flops = self._counted() if flops is None else flops
 
     def decide(self, state: RoutingState, i: int, rows: Tensor) -> Decision:
@@ -107,12 +109,14 @@ def _brief(space: spaces.Space[Any]) -> str:
     return f"{space}" if isinstance(space, spaces.Discrete) else f"{type(space).__name__} of shape {space.shape}"
 
 
-def _parameters(function: Callable[..., Any]) -> Collection[str]:
-    """The names of a function's parameters; none where it does not tell."""
+def _takes_masks(function: Callable[..., Any]) -> bool:
+    """Whether a function has a parameter `action_masks` that can be named and is not given yet."""
     try:
-        return inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return ()
+        found = inspect.signature(function).parameters.get("action_masks")
+    except (TypeError, ValueError):  # it does not tell
+        return False
+    given = isinstance(function, partial) and "action_masks" in function.keywords
+    return found is not None and found.kind is not inspect.Parameter.POSITIONAL_ONLY and not given
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from rl_skip.core.errors import UserError, positive
 from rl_skip.core.forward import routed_forward
 from rl_skip.core.plugins import label_of, own_code
 from rl_skip.core.processes import together
-from rl_skip.core.reward import find_reward
+from rl_skip.core.reward import check_reward, find_reward
 from rl_skip.core.routers import PolicyRouter
 from rl_skip.core.task import Examples, score_key
 from rl_skip.export.policy_folder import save
@@ -126,6 +126,7 @@ class PolicyAgent(Agent):
             router = PolicyRouter(learner.policy, sample=True, generator=torch.Generator(learner.device).manual_seed(0))
             with finite_observations(learner.policy):
                 rollout = routed_forward(learner.stack, router, rows.inputs, price=price)
+            check_reward(self.prices.reward, str(learner.config.pricing.reward))
             with own_code(f"the reward {learner.config.pricing.reward}"):
                 prices = torch.full_like(rollout.compute, price)
                 reward = self.prices.reward.to_go(self.score(rollout.outputs, rows.labels), rollout.spent, prices)

@@ -88,8 +88,8 @@ def serve(folder: Path, port: int) -> ThreadingHTTPServer:
         def do_POST(self) -> None:
             try:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if not isinstance(asked, dict) or not isinstance(asked.get("text"), str) or not asked.keys() <= {"text", "budget"}:
-                    raise ValueError('a request is {"text": a text}, with "budget" where another than the usual compute is allowed')
+                if not isinstance(asked, dict) or not isinstance(asked.get("text"), str) or isinstance(asked.get("budget"), str):
+                    raise ValueError('a request is {"text": a text}, with "budget", a number, where another than the usual compute is allowed')
                 code, said = 200, batcher.ask(asked["text"], asked.get("budget"))
             except (TypeError, ValueError) as error:
                 code, said = 400, {"error": str(error)}

@@ -89,13 +89,17 @@ OF_SOME_LAYERS = ("mlp_only_layers", "moe_layers", "full_attn_idxs")
 def _keep_configured(config: Any, layers: Sequence[int], depth: int) -> None:
     """Says in a configuration of `depth` layers that these alone are left. What it derives from a layer's number, such as by "every second one", is
     not mended: whoever writes such a model sees that it is another."""
-    said = {name: value for name in (*OF_EACH_LAYER, *OF_SOME_LAYERS) if isinstance(value := vars(config).get(name), list)}
+    said = {name: value for name in (*OF_EACH_LAYER, *OF_SOME_LAYERS) if isinstance(value := getattr(config, name, None), list)}
     config.num_hidden_layers = len(layers)
     for name, value in said.items():
         if name in OF_SOME_LAYERS:
-            setattr(config, name, [layers.index(i) for i in value if i in layers])
+            kept = [layers.index(i) for i in value if i in layers]
         elif len(value) == depth:
-            setattr(config, name, [value[i] for i in layers])
+            kept = [value[i] for i in layers]
+        else:
+            continue
+        with suppress(AttributeError):  # where it follows from other fields
+            setattr(config, name, kept)
     if "attention_layers" in said and hasattr(config, "attention_types"):  # of which GPT-Neo makes the former
         config.attention_types = [[list(config.attention_layers), 1]]
 

@@ -4,6 +4,7 @@ In training mode a call runs all layers on all rows, each readout answers after 
 What that pass shows is what `LearningHandle.loss` learns from. In evaluation mode rows leave where the policy says.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from rl_skip.attached.skip_config import SkipConfig
 from rl_skip.attached.stand_in import StandIn
 from rl_skip.attached.tail import head_modules, modules_beside
 from rl_skip.core.batches import deployed
-from rl_skip.core.dial import PriceTable, checked_price, refuse_below
+from rl_skip.core.dial import PriceTable, checked_price
 from rl_skip.core.errors import UserError
 from rl_skip.core.exits import EveryExit, ExitPass
 from rl_skip.core.inputs import Inputs
@@ -197,7 +198,7 @@ class LearningHandle(Handle):
 
         Raises:
             UserError: if there is no such call, it was made in evaluation mode or without gradients, it was learned from already, labels or
-                teacher do not fit it, or, at the first call, if even leaving after the first layer spends more than the budget.
+                teacher do not fit it.
         """
         seen, logits = self._taken(), logits_of(outputs, self.model)
         if len(logits) != len(seen.price):
@@ -224,7 +225,8 @@ class LearningHandle(Handle):
         leaves = Leaving(seen.leaves.probability[rows], seen.leaves.entropy[rows], seen.leaves.decisions[rows])
         scores, accuracy = exits.scores(self._score, labels), exits.scores(TASK.score, labels)  # (R, L) each
         if self._averages is None and config.budget is not None and config.budget + SLACK < (smallest := float(exits.compute[:, 0].mean())):
-            refuse_below(config.budget, smallest)
+            least = f"leaving after the first layer spends {smallest:.4f} in this batch"
+            warnings.warn(f"{least}, more than the budget of {config.budget:g}", stacklevel=3)
         earned = prices.reward.total(scores, exits.compute, price.unsqueeze(1))  # (R, L)
         policy_loss, expected = exact_loss(leaves, earned, self._entropy_weight(progress))
         weights = {"exit_weight": config.exit_weight, "distillation_weight": config.distillation_weight}

@@ -53,7 +53,8 @@ class SkipTraining(Base):
         self.handle = handle_of(self.model)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UserError("the policy is trained with whole parameters on each device, not with those that FSDP or DeepSpeed shards: use DDP")
-        if self.args.label_smoothing_factor > 0 or self.compute_loss_func is not None:
+        other_loss = self.args.label_smoothing_factor > 0 or self.compute_loss_func is not None
+        if other_loss and type(self).compute_loss is SkipTraining.compute_loss:
             raise UserError(
                 "model and policy learn from handle.loss, where label_smoothing_factor and compute_loss_func count for nothing: leave them out, "
                 "or make the loss in a compute_loss of your own"

@@ -53,7 +53,7 @@ def generate(
         The text with its prompt, the layers of the route, and its compute; of a pruned network what was measured on test rows.
 
     Raises:
-        UserError: if there is no language model, it has no room for so many tokens, the prompt has none, or a pruned network is given a price or a
+        UserError: if there is no language model, it does not generate so many tokens, the prompt has none, or a pruned network is given a price or a
             budget.
     """
     if tokens < 1:
@@ -73,7 +73,7 @@ def generate(
     if not folder.is_dir():
         raise UserError(f"the run {run} has no language model; {NAME_ONE}")
     model: Any = load_model(str(folder)).model.to(device).eval()
-    tokenizer, inputs = _read(model, folder, prompt, tokens)
+    tokenizer, inputs = _read(model, folder, prompt)
     handle = attach(model, finished.policy, features=finished.features)
     if price is not None:
         handle.price = checked_price(price)
@@ -94,7 +94,7 @@ def _on_one_route(folder: Path, prompt: str, drawing: dict[str, Any], seed: int,
     stack = network.stack
     if not isinstance(stack, HuggingFaceStack):
         raise UserError(f"the pruned network {folder} has no language model; {NAME_ONE}")
-    tokenizer, inputs = _read(stack.model, folder / MODEL, prompt, drawing["max_new_tokens"])
+    tokenizer, inputs = _read(stack.model, folder / MODEL, prompt)
     if isinstance(network.adapter, PoolingAdapter):
         raise UserError(f"{folder} answers by a mean over all tokens, and here one follows the other; name the run that it was cut from")
     if network.adapter is not None:
@@ -119,11 +119,11 @@ def _adapted(network: PrunedNetwork) -> Any:
     return hook
 
 
-def _read(model: Any, folder: Path, prompt: str, tokens: int) -> tuple[Any, Any]:
-    """The tokenizer in a model's folder, and the prompt as tensors, which `tokens` will follow.
+def _read(model: Any, folder: Path, prompt: str) -> tuple[Any, Any]:
+    """The tokenizer in a model's folder, and the prompt as tensors.
 
     Raises:
-        UserError: if the model generates no text, the prompt has no token, or the model has fewer positions.
+        UserError: if the model generates no text, or the prompt has no token.
     """
     if not model.can_generate():
         raise UserError(f"the {type(model).__name__} in {folder} generates no text; {NAME_ONE}")
@@ -131,10 +131,6 @@ def _read(model: Any, folder: Path, prompt: str, tokens: int) -> tuple[Any, Any]
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False).to(model.device)
     if inputs["input_ids"].shape[1] == 0:
         raise UserError("the prompt is empty; give a word to begin with")
-    room, given = most_tokens(tokenizer, model.config, str(folder)), inputs["input_ids"].shape[1]
-    if room is not None and given + tokens > room:
-        cure = f"set --tokens, or tokens=, to {room - given} at most" if given < room else "give a shorter prompt"
-        raise UserError(f"the model has room for {room} tokens, the prompt has {given}, and {tokens} are to follow; {cure}")
     return tokenizer, inputs
 
 
@@ -144,10 +140,19 @@ def _continued(model: Any, tokenizer: Any, inputs: Any, drawing: dict[str, Any],
     try:
         with torch.no_grad():
             ids = model.generate(**inputs, **drawing)
-    except UserError:
-        raise
-    except Exception as error:  # caches of some models cannot do without some layers
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(f"the {type(model).__name__} does not generate on this route ({reason}); try --no-cache, or cache=False") from error
+    except UserError as error:
+        raise UserError(f"{error}, on the command line --no-cache" if "use_cache" in str(error) else str(error)) from error
+    except Exception as error:  # of models there are many
+        raise UserError(_why_not(model, tokenizer, inputs["input_ids"].shape[1], drawing["max_new_tokens"], error)) from error
     text: str = tokenizer.decode(ids[0])
     return text
+
+
+def _why_not(model: Any, tokenizer: Any, given: int, tokens: int, error: Exception) -> str:
+    room = most_tokens(tokenizer, model.config, "the model")
+    if room is not None and given + tokens - 1 > room:  # the last one is not read
+        most = room + 1 - given
+        cure = f"set --tokens, or tokens=, to {most} at most" if most > 0 else "give a shorter prompt"
+        return f"the model has room for {room} tokens, the prompt has {given}, and {tokens} are to follow; {cure}"
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"the {type(model).__name__} does not generate on this route ({reason}); try fewer --tokens, or --no-cache (cache=False)"

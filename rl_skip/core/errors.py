@@ -15,8 +15,8 @@ class UserError(Exception):
 def as_number(value: object) -> float:
     """The number itself, of a tensor or array the one in it; nan, which no comparison accepts, of what is none."""
     try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):
+        return float(value.item() if hasattr(value, "item") else value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         return math.nan
 
 

@@ -164,17 +164,21 @@ def _check_written(folder: Path, pruned: PrunedNetwork, rows: Inputs) -> None:
     device = next(pruned.parameters()).device
     expected = pruned.eval()(rows)
     try:
-        found = load_pruned(folder, device=device)(rows)
+        again = load_pruned(folder, device=device)
+        if hasattr(pruned.stack, "prepare"):  # the task's own, which is not written
+            again.stack.prepare = pruned.stack.prepare
+        found = again(rows)
     except Exception as error:  # whatever a model's own code makes of fewer layers
-        raise UserError(_not_alone(pruned, "cannot be read again")) from error
-    if not torch.allclose(found, expected, atol=1e-4, rtol=1e-4):
-        raise UserError(_not_alone(pruned, "answers otherwise when it is read again"))
+        reason = " ".join(str(error).replace(f"{folder}/", "").split())[:200]
+        raise UserError(_not_alone(pruned, f"cannot be read again ({type(error).__name__}: {reason})")) from error
+    if found.shape != expected.shape or not torch.allclose(found, expected, atol=1e-4, rtol=1e-4):
+        raise UserError(_not_alone(pruned, "answers otherwise when it is read again") + "; its configuration tells kinds of layers by their number")
 
 
 def _not_alone(pruned: PrunedNetwork, what: str) -> str:
     kept = ",".join(map(str, pruned.layers))
     model = type(getattr(pruned.stack, "model", pruned.stack)).__name__
-    return f"the {model} with layers {kept} alone {what}: its configuration tells kinds of layers by their number; set --layers to the first ones"
+    return f"the {model} with layers {kept} alone {what}, so it is not written; set --layers to others, such as the first ones"
 
 
 def _compared_layers(run: Path) -> tuple[int, ...] | None:

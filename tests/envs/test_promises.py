@@ -323,5 +323,5 @@ def test_what_is_seen_and_earned_is_finite() -> None:
         LayerSkipEnv(task="digits", layers=4, width=8, features=["hidden", Broken]).reset(seed=0)
     env = LayerSkipVectorEnv(num_envs=64, task="digits", layers=4, width=8, reward=Steep)
     env.reset(seed=0)
-    with pytest.raises(UserError, match="which is not finite; mend score, reward or network"):
+    with pytest.raises(UserError, match=r"environment \d+ earns -inf at a compute of 0\.\d+, which is not finite; mend score, reward or network"):
         env.step(np.full(64, env.single_action_space.n - 1))

@@ -80,17 +80,32 @@ class Chance(Reward):
         return score + torch.rand_like(score)
 
 
-class Undefined(Reward):
+class Narrow(Reward):
+    """Defined at low prices alone."""
+
     def penalty(self, compute: Tensor, price: Tensor | float) -> Tensor:
-        return price * compute * torch.nan
+        return -torch.log(1 - 3 * price * compute)
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [(Leaking, "with the rows beside it"), (Relative, "with the rows beside it"), (Chance, "from call to call"), (Undefined, "a finite number each")],
-)
-def test_what_a_row_earns_is_its_own_and_finite(given: type[Reward], message: str) -> None:
+class Table(Reward):
+    def penalty(self, compute: Tensor, price: Tensor | float) -> Tensor:
+        return torch.tensor([0.0, 0.1, 0.4])[(compute * 4).round().long()]
+
+
+class Cheapest(Reward):
+    def gain(self, score: Tensor) -> float:  # type: ignore[override]
+        return 0.0
+
+
+@pytest.mark.parametrize("given", [Leaking, Relative])
+def test_what_a_row_earns_does_not_depend_on_the_rows_beside_it(given: type[Reward], tmp_path: Path) -> None:
     state = torch.get_rng_state()
-    with pytest.raises(UserError, match=f"the reward {given.__name__} failed: .*{message}"):
+    with pytest.raises(UserError, match=f"the reward {given.__name__} gives rows another reward for the rows beside them: .* together, .* alone"):
         as_reward(given)
+    as_reward(Chance)
     assert state.equal(torch.get_rng_state())
+
+
+@pytest.mark.parametrize("given", [Chance, Narrow, Table, Cheapest])
+def test_what_cannot_be_told_beforehand_is_left_to_those_that_use_it(given: type[Reward]) -> None:
+    assert isinstance(as_reward(given), given)

@@ -457,7 +457,7 @@ def test_the_server_answers_texts_each_at_its_own_budget(bert, tmp_path):
             assert said["class"] == "ab"[int(rollout.outputs.argmax())]
             assert said["probability"] == pytest.approx(float(rollout.outputs.softmax(dim=1).max()), abs=1e-4)
             assert said["compute"] == pytest.approx(float(rollout.compute), abs=1e-5)
-        for wrong in ({"text": "word3", "budget": 0.01}, {"txt": "word3"}, {"text": "word3", "price": 0.1}):
+        for wrong in ({"text": "word3", "budget": 0.01}, {"txt": "word3"}, {"text": "word3", "budget": "0.5"}):
             with pytest.raises(urllib.error.HTTPError, match="400"):
                 ask(**wrong)
         with futures.ThreadPoolExecutor(40) as clients:  # one of them longer than the network has positions for
