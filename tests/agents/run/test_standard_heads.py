@@ -157,6 +157,17 @@ def test_a_run_is_pruned_to_one_of_its_exits(text_run: Path, tmp_path: Path) -> 
     assert ours.stack.readouts is not None and ours.stack.readouts.plan == {"rank": 128, "pools": True, "groups": 1}
 
 
+@pytest.mark.parametrize("layers", ["0,1", "0,2,3"])
+def test_a_model_of_images_is_pruned_and_answers_prepared_pictures(image_run: Path, layers: str, tmp_path: Path) -> None:
+    assert main(["prune", str(image_run), str(tmp_path / "pruned"), "--layers", layers, "--threads", "1"]) == 0
+    (ours, task), pruned = load_run(image_run), load_pruned(tmp_path / "pruned")
+    inputs = task.load("test").inputs
+    pruned.stack.prepare = ours.stack.prepare  # type: ignore[assignment]
+    with torch.no_grad():
+        expected = rl_skip.routed_forward(ours.stack, torch.tensor([str(i) in layers for i in range(ours.stack.depth)]), inputs).outputs
+        torch.testing.assert_close(pruned(inputs), expected)
+
+
 @pytest.mark.parametrize("groups", [0, 5, "2"])
 def test_groups_of_channels_that_the_width_does_not_have_are_refused(groups: object, text_run: Path, tmp_path: Path) -> None:
     file = tmp_path / "policy.json"
