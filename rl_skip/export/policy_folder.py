@@ -26,6 +26,7 @@ from rl_skip.core.policy import JumpPolicy, JumpRules
 from rl_skip.core.reward import LINEAR, Reward
 from rl_skip.core.seal import SEAL, check_sealed, seal
 from rl_skip.core.stack import LayerStack
+from rl_skip.core.tracing import tracing
 from rl_skip.core.tuning import Tuned, retuned, router_for, tune
 from rl_skip.export.card import model_card
 from rl_skip.export.description import Description
@@ -103,7 +104,7 @@ class SkipModel(Dial, nn.Module):
 
     def forward(self, inputs: Inputs | Mapping[str, Tensor]) -> Tensor:
         rows = as_inputs(inputs)
-        if row_count(rows) == 0:
+        if not tracing() and row_count(rows) == 0:
             raise UserError("a batch holds at least one row, and these inputs have none")
         rollout = routed_forward(self.stack, router_for(self.policy, self.tuned, row_count(rows)), rows, price=self.price)
         self.last = rollout.kept()

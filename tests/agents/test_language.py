@@ -145,7 +145,7 @@ def test_generate_from_the_command_line(run: Path, tmp_path: Path, capsys: pytes
     assert first["text"].startswith("the dog") and len(first["text"]) == len("the dog") + 12
     pruned_digits = tmp_path / "pruned"
     assert main(["prune", str(finished_run.folder), str(pruned_digits), "--layers", "0,1"]) == 0
-    no_language = "has no language model; name one"
+    no_language = "has no language model; name a run that was trained with --task language, or what rl-skip prune made of one"
     for words, message in (
         ([str(run), ""], "the prompt is empty"),
         ([str(finished_run.folder), "a"], no_language),
